@@ -1,0 +1,82 @@
+"""What every command shares: one-line errors, exit codes, and the options that choose a space.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from spaces.errors import InputError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse whose errors are one line, and whose help ends with an example."""
+
+    def __init__(self, **arguments: object) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **arguments)  # type: ignore[arg-type]
+        self.add_argument("--debug", action="store_true", help="show the whole trace of an error")
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}. See --help.", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def add_space_arguments(parser: argparse.ArgumentParser) -> None:
+    """SPACE and `--set`."""
+    parser.add_argument(
+        "space",
+        nargs="?",
+        default="quickstart",
+        metavar="SPACE",
+        help="a YAML file, an experiment's folder, or a shipped name (default: quickstart)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override one value of the file, written as in YAML; may be repeated",
+    )
+
+
+def run_command(
+    parser: CommandParser, action: Callable[[argparse.Namespace], int], arguments: list[str] | None = None
+) -> int:
+    """Parse, act, and turn what the user can mend into lines on standard error.
+
+    Args:
+        parser: the command's own.
+        action: does the work and gives the exit code.
+        arguments: instead of the process's own.
+
+    Returns:
+        The exit code: 2 for bad input, 1 for what the machine refused, 130 after Ctrl-C.
+    """
+    options = parser.parse_args(arguments)
+    try:
+        return action(options)
+    except InputError as error:
+        if options.debug:
+            traceback.print_exc()
+        for line in error.lines:
+            print(line, file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:
+        # The reader (head, less) has had enough; nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"{error.filename or parser.prog}: {error.strerror or error}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED

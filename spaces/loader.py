@@ -1,0 +1,352 @@
+"""From a file name and `--set` options to a validated `Space`, or to every error at once."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from spaces.errors import InputError
+from spaces.parameters import (
+    HYPERPARAMETER_NAMES,
+    LIMITS,
+    Fixed,
+    Hyperparameters,
+    Number,
+    Parameter,
+    ParameterError,
+    looks_like_exponent,
+    out_of_limits,
+    parse_parameter,
+    shorten,
+)
+from spaces.schema import SECTIONS, Section, Space
+from spaces.yaml_lines import Document, parse
+
+SHIPPED_FOLDER = Path(__file__).parent
+
+TOP_LEVEL = (*SECTIONS, "space", "baseline")
+
+_TYPE_NAMES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "model_type": "a section of its own, one `key: value` a line",
+}
+
+
+def shipped_spaces() -> tuple[str, ...]:
+    """Names of the spaces that come with the project."""
+    return tuple(sorted(path.stem for path in SHIPPED_FOLDER.glob("*.yaml")))
+
+
+def load_space(space: str, overrides: Iterable[str] = ()) -> Space:
+    """Read and check a space.
+
+    Args:
+        space: a path, or the name of a shipped file such as `quickstart`.
+        overrides: `section.key=value` each, the value written as in YAML; they win over the file.
+
+    Raises:
+        InputError: every finding, each with the line of the file or the `--set` that it is about.
+    """
+    path = find_space(space)
+    document = parse(_read(path), path.name)
+    finder = _Overridden(document, path.name)
+    finder.apply(overrides)
+    return _Validation(finder).run(_space_name(path))
+
+
+def find_space(space: str) -> Path:
+    """The file that `space` names: a path, or else a shipped name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if space in shipped_spaces():
+        return SHIPPED_FOLDER / f"{space}.yaml"
+    path = Path(space).expanduser()
+    if path.is_dir():
+        path = path / "experiment.yaml"
+    if path.is_file():
+        return path
+    names = ", ".join(shipped_spaces())
+    hint = _nearest(space, shipped_spaces())
+    raise InputError(f"`{space}` is not a space: give a path to a YAML file, or one of {names}.{hint}")
+
+
+def dump_space(space: Space) -> str:
+    """YAML text that `load_space` reads back to an equal space (but for its name)."""
+    return yaml.safe_dump(space.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _space_name(path: Path) -> str:
+    # results/NAME/experiment.yaml is the space of NAME, not a space called "experiment".
+    return path.resolve().parent.name if path.stem == "experiment" else path.stem
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text, but a space must be a YAML file.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
+    return f" Did you mean `{matches[0]}`?" if matches else ""
+
+
+class _Overridden:
+    """A document with `--set` options laid over it, which still knows where each value came from."""
+
+    def __init__(self, document: Document, source: str) -> None:
+        self.content = document.content
+        self._document = document
+        self._source = source
+        self._option_of: dict[tuple[str | int, ...], str] = {}
+
+    def apply(self, overrides: Iterable[str]) -> None:
+        problems = [problem for option in overrides if (problem := self._apply_one(option))]
+        if problems:
+            raise InputError(problems)
+
+    def where(self, path: tuple[str | int, ...]) -> str:
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._option_of:
+                return f"--set {self._option_of[path[:length]]}"
+        return f"{self._source}:{self._document.line_of(path)}"
+
+    def _apply_one(self, option: str) -> str | None:
+        key, equals, text = option.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or len(path) != 2 or not all(path):
+            return f"--set {option}: must have the form section.key=value, such as search.trials=32."
+        section, name = path
+        if section not in TOP_LEVEL:
+            return f"--set {option}: has no section `{section}`: there are {', '.join(TOP_LEVEL)}." + _nearest(
+                section, TOP_LEVEL
+            )
+        try:
+            value = parse(f"value: {text}", f"--set {option}").content["value"]
+        except InputError:
+            return f"--set {option}: has a value that is not valid YAML: {shorten(text)}."
+        holder = self.content.setdefault(section, {})
+        if holder is None:
+            holder = self.content[section] = {}
+        if isinstance(holder, dict):
+            holder[name] = value
+            self._option_of[path] = option
+        return None
+
+
+class _Validation:
+    """Collects every finding of one file before it gives up."""
+
+    def __init__(self, source: _Overridden) -> None:
+        self._source = source
+        self._content = source.content
+        self._findings: list[tuple[str, str]] = []
+
+    def run(self, name: str) -> Space:
+        self._check_top_level()
+        sections = {key: self._section(key, model) for key, model in SECTIONS.items()}
+        parameters = self._parameters()
+        self._check_epochs(sections)
+        baseline = self._baseline(sections["training"], parameters)
+        if self._findings:
+            raise InputError(f"{where}: {sentence}" for where, sentence in sorted(self._findings, key=_by_line))
+        return Space(name=name, parameters=MappingProxyType(parameters), baseline=baseline, **sections)  # type: ignore[arg-type]
+
+    def _find(self, path: tuple[str | int, ...], sentence: str) -> None:
+        self._findings.append((self._source.where(path), sentence))
+
+    def _check_top_level(self) -> None:
+        for key in self._content:
+            if key not in TOP_LEVEL:
+                self._find((key,), f"`{key}` is not a section: there are {', '.join(TOP_LEVEL)}." + _nearest(key, TOP_LEVEL))
+        for key in ("dataset", "training", "search", "space"):
+            if key not in self._content:
+                self._find((), f"`{key}` is missing, but every space must have that section.")
+
+    def _section(self, key: str, model: type[Section]) -> Section | None:
+        raw = self._content.get(key)
+        if raw is None and key != "resources":
+            if key in self._content:
+                self._find((key,), f"`{key}` is empty, but must have {', '.join(model.model_fields)}.")
+            return None
+        try:
+            section = model.model_validate({} if raw is None else raw)
+        except ValidationError as error:
+            for location, several in _by_key(error.errors()).items():
+                self._find((key, *location), _sentence(key, location, model, several))
+            return None
+        if key == "dataset" and section.name == "folder" and section.root is None:  # type: ignore[attr-defined]
+            self._find((key,), "`dataset.root` is missing, but a folder data set must say where its images are.")
+            return None
+        return section
+
+    def _parameters(self) -> dict[str, Parameter]:
+        raw = self._content.get("space")
+        if not isinstance(raw, dict):
+            if "space" in self._content:
+                self._find(("space",), "`space` must have one hyperparameter a line, such as `lr: {loguniform: [0.01, 0.5]}`.")
+            return {}
+        parameters = {}
+        for name, value in raw.items():
+            if name not in LIMITS:
+                known = ", ".join(HYPERPARAMETER_NAMES)
+                self._find(("space", name), f"`space.{name}` is not a hyperparameter: there are {known}." + _nearest(name, LIMITS))
+                continue
+            try:
+                parameters[name] = parse_parameter(name, value)
+            except ParameterError as error:
+                self._find(("space", name), f"`space.{name}` {error}")
+        return parameters
+
+    def _check_epochs(self, sections: Mapping[str, Section | None]) -> None:
+        training, search = sections["training"], sections["search"]
+        if training is None or search is None:
+            return
+        grace, reduction, epochs = search.grace_epochs, search.reduction_factor, training.max_epochs  # type: ignore[attr-defined]
+        if grace > epochs:
+            self._find(
+                ("search", "grace_epochs"),
+                f"`search.grace_epochs` is {grace}, but must be between 1 and `training.max_epochs` ({epochs}). "
+                f"Lower it or raise `training.max_epochs`.",
+            )
+            return
+        below = grace
+        while below * reduction <= epochs:
+            below *= reduction
+        if below != epochs:
+            self._find(
+                ("training", "max_epochs"),
+                f"`training.max_epochs` is {epochs}, but must be `search.grace_epochs` ({grace}) × "
+                f"`search.reduction_factor` ({reduction})^k: the nearest are {below} and {below * reduction}.",
+            )
+
+    def _baseline(self, training: Section | None, parameters: Mapping[str, Parameter]) -> Hyperparameters:
+        values: dict[str, Number] = {}
+        for name in ("batch_size", "dropout", "weight_decay"):
+            if training is None:
+                continue
+            if name in parameters and name in training.model_fields_set:
+                self._find(("training", name), f"`{name}` stands in `training` and in `space`. Remove it from one of them.")
+            values[name] = getattr(training, name)
+        values.update({name: p.value for name, p in parameters.items() if isinstance(p, Fixed)})
+        for name, value in self._baseline_section().items():
+            if self._baseline_value_fits(name, value, values, parameters):
+                values[name] = value if LIMITS[name].whole else float(value)
+        self._check_defaults_in_range(values, parameters)
+        return Hyperparameters() if self._findings else Hyperparameters(**values)  # type: ignore[arg-type]
+
+    def _baseline_section(self) -> dict[str, Any]:
+        raw = self._content.get("baseline")
+        if raw is None:
+            return {}
+        if not isinstance(raw, dict):
+            self._find(("baseline",), "`baseline` must have one hyperparameter a line, such as `lr: 0.05`.")
+            return {}
+        return raw
+
+    def _baseline_value_fits(
+        self, name: str, value: Any, fixed: Mapping[str, Number], parameters: Mapping[str, Parameter]
+    ) -> bool:
+        path = ("baseline", name)
+        if name not in LIMITS:
+            known = ", ".join(HYPERPARAMETER_NAMES)
+            self._find(path, f"`baseline.{name}` is not a hyperparameter: there are {known}." + _nearest(name, LIMITS))
+            return False
+        problem = out_of_limits(name, value)
+        if problem:
+            self._find(path, problem.replace(f"`{name}`", f"`baseline.{name}`", 1))
+            return False
+        parameter = parameters.get(name)
+        if parameter is None and name in fixed and value != fixed[name]:
+            self._find(path, f"`baseline.{name}` is {value}, but `training.{name}` is {fixed[name]} for all trials. Make them equal.")
+            return False
+        if parameter is not None and not parameter.contains(value):
+            self._find(path, f"`baseline.{name}` is {value}, but must lie in the searched {_described(parameter)}. Change one of them.")
+            return False
+        return True
+
+    def _check_defaults_in_range(self, values: Mapping[str, Number], parameters: Mapping[str, Parameter]) -> None:
+        defaults = Hyperparameters()
+        given = self._baseline_section()
+        for name, parameter in parameters.items():
+            value = values.get(name, getattr(defaults, name))
+            if name not in given and not parameter.contains(value):
+                self._find(
+                    ("space", name),
+                    f"`baseline.{name}` is missing, and its default {value} is not in the searched "
+                    f"{_described(parameter)}. Give the baseline a value.",
+                )
+
+
+def _by_line(finding: tuple[str, str]) -> tuple[int, str]:
+    where = finding[0]
+    line = where.rpartition(":")[2]
+    return (int(line) if line.isdigit() and not where.startswith("--set") else 0, where)
+
+
+def _described(parameter: Parameter) -> str:
+    match parameter.as_yaml():
+        case dict() as mapping:
+            kind, values = next(iter(mapping.items()))
+            return f"{kind} {values}"
+        case value:
+            return f"value {value}"
+
+
+def _by_key(errors: Iterable[ErrorDetails]) -> dict[tuple[str | int, ...], list[ErrorDetails]]:
+    # A value that fits no member of a union is reported once a member; a reader wants it once.
+    grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
+    for details in errors:
+        grouped.setdefault(details["loc"][:1], []).append(details)
+    return grouped
+
+
+def _sentence(
+    section: str, location: tuple[str | int, ...], model: type[Section], errors: list[ErrorDetails]
+) -> str:
+    key = ".".join([section, *map(str, location)])
+    kind, value = errors[0]["type"], errors[0].get("input")
+    if kind == "extra_forbidden":
+        known = ", ".join(model.model_fields)
+        return f"`{key}` is not a key: `{section}` has {known}." + _nearest(str(location[-1]), model.model_fields)
+    if kind == "missing":
+        return f"`{key}` is missing, but must be given."
+    rules = " or ".join(_rule(details["type"], details.get("ctx", {})) for details in errors)
+    return f"`{key}` is {shorten(value)}, but must be {rules}.{_exponent_hint(value)}"
+
+
+def _exponent_hint(value: Any) -> str:
+    if isinstance(value, str) and looks_like_exponent(value):
+        return f" YAML reads an exponent without a decimal point as text: write {float(value):.10g}."
+    return ""
+
+
+def _rule(kind: str, context: Mapping[str, Any]) -> str:
+    if kind in _TYPE_NAMES:
+        return _TYPE_NAMES[kind]
+    if kind == "literal_error":
+        expected = str(context["expected"])
+        return f"one of {expected}" if " or " in expected else expected
+    if kind == "value_error":
+        return "a duration such as 30m, 1h30m or 90s"
+    bounds = {
+        "greater_than": "greater than {gt}",
+        "greater_than_equal": "at least {ge}",
+        "less_than": "less than {lt}",
+        "less_than_equal": "at most {le}",
+    }
+    return bounds[kind].format(**context) if kind in bounds else kind.replace("_", " ")

@@ -1,0 +1,290 @@
+"""What may be searched: hyperparameters, their limits, and the five ways to give one in a space."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+Number = int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The values that a hyperparameter can take at all, whatever a space says.
+
+    Attributes:
+        low, high: the ends, in the parameter's own unit.
+        includes_low, includes_high: whether an end itself is allowed.
+        whole: True for counts, which are `int`.
+    """
+
+    low: float
+    high: float
+    includes_low: bool = True
+    includes_high: bool = True
+    whole: bool = False
+
+    def allow(self, value: Number) -> bool:
+        above = value >= self.low if self.includes_low else value > self.low
+        below = value <= self.high if self.includes_high else value < self.high
+        return above and below
+
+    def __str__(self) -> str:
+        low = f"at least {self.low:g}" if self.includes_low else f"greater than {self.low:g}"
+        high = f"at most {self.high:g}" if self.includes_high else f"less than {self.high:g}"
+        return f"a whole number, {low} and {high}" if self.whole else f"{low} and {high}"
+
+
+LIMITS: Mapping[str, Limits] = {
+    "lr": Limits(0, 10, includes_low=False),
+    "momentum": Limits(0, 1, includes_high=False),
+    "gamma": Limits(0, 1, includes_low=False),
+    "step_size": Limits(1, 100_000, whole=True),
+    "flip_p": Limits(0, 1),
+    "shift_scale_rotate_p": Limits(0, 1),
+    "coarse_dropout_p": Limits(0, 1),
+    "batch_size": Limits(2, 65_536, whole=True),
+    "dropout": Limits(0, 1, includes_high=False),
+    "weight_decay": Limits(0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """One complete configuration; the defaults are the original hand-picked ones.
+
+    Attributes:
+        lr: SGD's learning rate in the first epoch.
+        momentum: SGD's momentum.
+        gamma: factor by which StepLR multiplies the learning rate.
+        step_size: epochs between two such multiplications.
+        flip_p, shift_scale_rotate_p, coarse_dropout_p: probability of each augmentation, per image.
+        batch_size: images a step.
+        dropout: probability that `Dropout` zeroes a unit.
+        weight_decay: SGD's L2 penalty.
+    """
+
+    lr: float = 0.05
+    momentum: float = 0.9
+    gamma: float = 0.6
+    step_size: int = 5
+    flip_p: float = 0.5
+    shift_scale_rotate_p: float = 0.2
+    coarse_dropout_p: float = 0.2
+    batch_size: int = 64
+    dropout: float = 0.1
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, limits in LIMITS.items():
+            problem = out_of_limits(name, getattr(self, name), limits)
+            if problem:
+                raise ValueError(problem)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Hyperparameters":
+        """Make one from a dict that came from outside (YAML, JSON, Ray).
+
+        Raises:
+            ValueError: a name is unknown, or a value is not allowed.
+        """
+        unknown = set(values) - set(LIMITS)
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are not hyperparameters: {', '.join(LIMITS)} are.")
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Number]:
+        return asdict(self)
+
+
+HYPERPARAMETER_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Hyperparameters))
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Any number between `low` and `high`, all equally likely."""
+
+    low: float
+    high: float
+
+    def contains(self, value: Number) -> bool:
+        return self.low <= value <= self.high
+
+    def as_yaml(self) -> dict[str, list[float]]:
+        return {"uniform": [self.low, self.high]}
+
+
+@dataclass(frozen=True, slots=True)
+class LogUniform:
+    """Any number between `low` and `high`, all orders of magnitude equally likely."""
+
+    low: float
+    high: float
+
+    def contains(self, value: Number) -> bool:
+        return self.low <= value <= self.high
+
+    def as_yaml(self) -> dict[str, list[float]]:
+        return {"loguniform": [self.low, self.high]}
+
+
+@dataclass(frozen=True, slots=True)
+class RandInt:
+    """A whole number from `low` to `high`; both ends are included."""
+
+    low: int
+    high: int
+
+    def contains(self, value: Number) -> bool:
+        return self.low <= value <= self.high
+
+    def as_yaml(self) -> dict[str, list[int]]:
+        return {"randint": [self.low, self.high]}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of `options`, without an order between them."""
+
+    options: tuple[Number, ...]
+
+    def contains(self, value: Number) -> bool:
+        return value in self.options
+
+    def as_yaml(self) -> dict[str, list[Number]]:
+        return {"choice": list(self.options)}
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Always `value`."""
+
+    value: Number
+
+    def contains(self, value: Number) -> bool:
+        return value == self.value
+
+    def as_yaml(self) -> Number:
+        return self.value
+
+
+Searched = Uniform | LogUniform | RandInt | Choice
+Parameter = Searched | Fixed
+
+KINDS = ("uniform", "loguniform", "randint", "choice")
+
+
+class ParameterError(ValueError):
+    """The text after the parameter's name in a message about it."""
+
+
+def parse_parameter(name: str, raw: Any) -> Parameter:
+    """Turn what a space says of the hyperparameter `name` into its typed form.
+
+    Args:
+        name: one of `LIMITS`.
+        raw: as YAML gives it: a number, or a mapping of one of `KINDS` to a list.
+
+    Raises:
+        ParameterError: what is wrong, and what to do.
+    """
+    if not isinstance(raw, dict):
+        return Fixed(_checked(name, raw))
+    if len(raw) != 1 or next(iter(raw)) not in KINDS:
+        given = ", ".join(map(str, raw)) or "nothing"
+        raise ParameterError(f"has {given} inside, but must have exactly one of {', '.join(KINDS)}.")
+    kind, ends = next(iter(raw.items()))
+    if not isinstance(ends, list):
+        raise ParameterError(f"has {ends!r} after `{kind}`, but must have a list in square brackets.")
+    return _parse_choice(name, ends) if kind == "choice" else _parse_range(name, kind, ends)
+
+
+def out_of_limits(name: str, value: Any, limits: Limits | None = None) -> str | None:
+    """The complete sentence against `value` for the hyperparameter `name`, or None if it is allowed."""
+    try:
+        _checked(name, value, limits)
+    except ParameterError as error:
+        return f"`{name}` {error}"
+    return None
+
+
+def _parse_choice(name: str, options: list[Any]) -> Choice:
+    if not options:
+        raise ParameterError("is a choice of nothing, but must have at least one option.")
+    checked = tuple(_checked(name, option) for option in options)
+    if len(set(checked)) < len(checked):
+        raise ParameterError(f"offers {options}, but must name each option once. Remove the repeated one.")
+    return Choice(checked)
+
+
+def _parse_range(name: str, kind: str, ends: list[Any]) -> Searched:
+    if len(ends) != 2:
+        raise ParameterError(f"has {len(ends)} values in `{kind}`, but must have two: [lowest, highest].")
+    low, high = (_checked(name, end) for end in ends)
+    if low >= high:
+        raise ParameterError(
+            f"goes from {low:g} to {high:g}, but the first must be less than the second. "
+            f"Swap them, or write a plain value to fix it."
+        )
+    if kind == "randint":
+        return _whole_range(name, low, high)
+    if LIMITS[name].whole:
+        raise ParameterError(f"counts whole things, but `{kind}` gives fractions. Use randint or choice.")
+    if kind == "loguniform" and low <= 0:
+        raise ParameterError(f"starts at {low:g}, but loguniform must start above 0. Raise it, or use uniform.")
+    return Uniform(float(low), float(high)) if kind == "uniform" else LogUniform(float(low), float(high))
+
+
+def _whole_range(name: str, low: Number, high: Number) -> RandInt:
+    if not LIMITS[name].whole:
+        raise ParameterError("takes fractions, but randint gives whole numbers. Use uniform or loguniform.")
+    return RandInt(int(low), int(high))
+
+
+def _checked(name: str, value: Any, limits: Limits | None = None) -> Number:
+    limits = limits or LIMITS[name]
+    number = as_number(value)
+    if limits.whole and not isinstance(number, int):
+        raise ParameterError(f"is {number!r}, but must be {limits}.")
+    if not limits.allow(number):
+        raise ParameterError(f"is {number!r}, but must be {limits}.")
+    return number if limits.whole else float(number)
+
+
+def as_number(value: Any) -> Number:
+    """`value` itself if it is a finite number.
+
+    Raises:
+        ParameterError: it is not; says so for the exponents that YAML 1.1 reads as text.
+    """
+    if isinstance(value, str) and looks_like_exponent(value):
+        raise ParameterError(
+            f"is the text {value!r}: YAML reads a number with an exponent as text unless it has a decimal "
+            f"point and a signed exponent. Write {float(value):.10g}" + _decimal_hint(value) + "."
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ParameterError(f"is {shorten(value)}, but must be a number.")
+    if not math.isfinite(value):
+        raise ParameterError(f"is {value}, but must be a finite number.")
+    return value
+
+
+def looks_like_exponent(text: str) -> bool:
+    """Whether `text` is a number to a person (`1e-3`), though YAML 1.1 makes it a string."""
+    try:
+        return "e" in text.lower() and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """`repr` for a message on one line: printable, and cut to `limit` characters."""
+    text = ascii(value) if not str(value).isprintable() else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _decimal_hint(text: str) -> str:
+    mantissa, _, exponent = text.lower().partition("e")
+    mantissa = mantissa if "." in mantissa else mantissa + ".0"
+    sign = "" if exponent[:1] in "+-" else "+"
+    return f" or {mantissa}e{sign}{exponent}"

@@ -1,0 +1,194 @@
+"""The sections of a space file as frozen, validated objects."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from spaces.parameters import Fixed, Hyperparameters, Number, Parameter, Searched
+
+# The network shrinks an image by 16 pixels; a test holds this number against the network itself.
+SMALLEST_IMAGE_PX = 17
+
+_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
+
+
+class Section(BaseModel):
+    """Refuses unknown keys and silent conversions (no `"3"` or `true` for 3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Dataset(Section):
+    """Which images, and how they are split.
+
+    Attributes:
+        name: `digits` (embedded), `cifar10` (torchvision's) or `folder` (`train/<class>/*`, `test/<class>/*`).
+        root: where the images are; `~` is expanded. Not used by `digits`.
+        download: whether `cifar10` may be fetched from the network when it is not under `root`.
+        image_size: side of the square that every image is resized to, in pixels.
+        train_limit: take a stratified subset of this many training images (validation included); None: all.
+        validation_fraction: part of those that is held out for validation, per class.
+        split_seed: fixes the subset and the split, for every trial alike.
+    """
+
+    name: Literal["digits", "cifar10", "folder"]
+    root: str | None = None
+    download: bool = False
+    image_size: int = Field(default=32, ge=SMALLEST_IMAGE_PX, le=1024)
+    train_limit: int | None = Field(default=None, ge=10)
+    validation_fraction: float = Field(default=0.2, gt=0, le=0.5)
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class Training(Section):
+    """How one configuration is trained.
+
+    Attributes:
+        max_epochs: epochs of a trial that nothing stops; `grace_epochs × reduction_factor^k`.
+        batch_size, dropout, weight_decay: for all trials, unless they stand in `space`.
+    """
+
+    max_epochs: int = Field(ge=1, le=100_000)
+    batch_size: int = Field(default=64, ge=2, le=65_536)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+
+
+class Search(Section):
+    """How many configurations are tried, and how early weak ones are stopped.
+
+    Attributes:
+        trials: configurations to try, the baseline among them.
+        grace_epochs: ASHA's grace period: epochs that every trial gets, and the first rung.
+        reduction_factor: each further rung lies this many times higher; about one in so many trials passes it.
+        seed: of proposals, weights, order of the images, dropout and augmentation.
+        time_budget: stop after this long, such as `30m`, `1h30m` or `90s`; None: no limit.
+    """
+
+    trials: int = Field(ge=1, le=1_000_000)
+    grace_epochs: int = Field(default=1, ge=1)
+    reduction_factor: int = Field(default=3, ge=2)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    time_budget: str | None = None
+
+    @field_validator("time_budget", mode="before")
+    @classmethod
+    def _must_be_a_duration(cls, text: Any) -> Any:
+        if text is not None:
+            duration_s(str(text))
+        return text
+
+    @property
+    def time_budget_s(self) -> float | None:
+        return None if self.time_budget is None else duration_s(self.time_budget)
+
+
+class Resources(Section):
+    """What the search may use.
+
+    Attributes:
+        device: `auto` takes CUDA where there is one.
+        trials_at_once: on a CPU; `auto` is one a core.
+        trials_per_gpu: trials that share one GPU.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    trials_per_gpu: int = Field(default=4, ge=1, le=64)
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "dataset": Dataset,
+    "training": Training,
+    "search": Search,
+    "resources": Resources,
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """A whole space file, validated.
+
+    Attributes:
+        name: the file's name without its ending; for names of experiments and messages only.
+        parameters: for each hyperparameter that the file gives, what is searched.
+        baseline: the hand-picked configuration that runs first and to the end.
+    """
+
+    name: str
+    dataset: Dataset
+    training: Training
+    search: Search
+    resources: Resources
+    parameters: Mapping[str, Parameter]
+    baseline: Hyperparameters
+
+    @property
+    def searched(self) -> dict[str, Searched]:
+        """The parameters that a sampler decides, in the file's order."""
+        return {name: p for name, p in self.parameters.items() if not isinstance(p, Fixed)}
+
+    @property
+    def rung_epochs(self) -> tuple[int, ...]:
+        """Epochs at which ASHA compares trials, ascending; the last is `max_epochs`."""
+        return rung_epochs(self.search.grace_epochs, self.search.reduction_factor, self.training.max_epochs)
+
+    def complete(self, suggested: Mapping[str, Number]) -> Hyperparameters:
+        """The whole configuration for what a sampler suggested.
+
+        Args:
+            suggested: a value for each of `searched`.
+
+        Raises:
+            ValueError: a name is missing or not searched, or a value is not in its range.
+        """
+        if set(suggested) != set(self.searched):
+            raise ValueError(f"suggested {sorted(suggested)}, but {sorted(self.searched)} are searched.")
+        for name, value in suggested.items():
+            if not self.searched[name].contains(value):
+                raise ValueError(f"suggested {name} {value!r}, but the space is {self.searched[name]}.")
+        return Hyperparameters.from_mapping({**self.baseline.as_dict(), **suggested})
+
+    def baseline_suggestion(self) -> dict[str, Number]:
+        """The baseline's values of the searched parameters."""
+        return {name: getattr(self.baseline, name) for name in self.searched}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The file's content with every default written out, ready for YAML."""
+        sections = {name: getattr(self, name).model_dump() for name in SECTIONS}
+        for name in self.parameters:
+            sections["training"].pop(name, None)
+        return {
+            **sections,
+            "space": {name: parameter.as_yaml() for name, parameter in self.parameters.items()},
+            "baseline": {
+                name: getattr(self.baseline, name)
+                for name in self.parameters
+                if name in self.searched
+            },
+        }
+
+
+def rung_epochs(grace_epochs: int, reduction_factor: int, max_epochs: int) -> tuple[int, ...]:
+    """grace, grace × reduction, grace × reduction² … up to and including `max_epochs`."""
+    rungs = [grace_epochs]
+    while rungs[-1] * reduction_factor <= max_epochs:
+        rungs.append(rungs[-1] * reduction_factor)
+    return tuple(rungs)
+
+
+def duration_s(text: str) -> float:
+    """Seconds in a duration such as `1h30m`, `30m` or `90s`.
+
+    Raises:
+        ValueError: the text is not of that form.
+    """
+    match = _DURATION.fullmatch(text)
+    hours, minutes, seconds = (int(group or 0) for group in match.groups()) if match else (0, 0, 0)
+    total_s = 3600.0 * hours + 60.0 * minutes + seconds
+    if not total_s:
+        raise ValueError(f"{text!r} is not a duration such as 30m, 1h30m or 90s.")
+    return total_s

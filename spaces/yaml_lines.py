@@ -1,0 +1,110 @@
+"""YAML read safely, with the line of every key."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from spaces.errors import InputError
+
+# Far above any real space; they keep hostile files from taking time or stack.
+MAX_BYTES = 64 * 1024
+MAX_DEPTH = 8
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML mapping and where its parts stand.
+
+    Attributes:
+        content: plain dicts, lists and scalars.
+        lines: for the path of each key or list item, its line, counted from 1.
+    """
+
+    content: dict[str, Any]
+    lines: dict[Path, int]
+
+    def line_of(self, path: Path) -> int:
+        """The line of `path`, or of the nearest part around it that the file has."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 1)
+
+
+def parse(text: str, source: str) -> Document:
+    """Read one YAML mapping; aliases, repeated keys and deep nesting are refused.
+
+    Args:
+        text: the file's content.
+        source: the file's name, for messages.
+
+    Raises:
+        InputError: one line a finding.
+    """
+    if len(text.encode()) > MAX_BYTES:
+        raise InputError(f"{source}: is over {MAX_BYTES // 1024} KiB, but a space file must be smaller.")
+    try:
+        _refuse_hostile(text, source)
+        loader = yaml.SafeLoader(text)
+        try:
+            return _document(loader, loader.get_single_node(), source)
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise InputError(f"{where}: is not valid YAML: {error.problem or error.context}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: is not valid YAML: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: has a value that YAML cannot read: {error}.") from None
+
+
+def _refuse_hostile(text: str, source: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError(f"{source}:{line}: uses an alias (*{event.anchor}), but must spell values out.")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise InputError(f"{source}:{line}: is nested over {MAX_DEPTH} deep; no space file needs that.")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _document(loader: yaml.SafeLoader, root: yaml.Node | None, source: str) -> Document:
+    if not isinstance(root, yaml.MappingNode):
+        raise InputError(f"{source}: must hold sections (dataset:, training:, search:, space:), but holds none.")
+    lines: dict[Path, int] = {}
+    problems: list[str] = []
+
+    def build(node: yaml.Node, path: Path) -> Any:
+        lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [build(item, (*path, i)) for i, item in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        content: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None:
+                problems.append(f"{source}:{line}: has a list or mapping as a key, but keys must be words.")
+                continue
+            if key in content:
+                problems.append(f"{source}:{line}: repeats `{key}`, first on line {lines[(*path, key)]}.")
+                continue
+            lines[(*path, key)] = line
+            content[key] = build(value_node, (*path, key))
+        return content
+
+    content = build(root, ())
+    if problems:
+        raise InputError(problems)
+    return Document(content, lines)

@@ -1,0 +1,119 @@
+"""A training run on disk: `tensors.safetensors` and `state.json`, nothing that is unpickled."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from spaces import Hyperparameters, InputError
+from trainable.files import replacing, write_json
+from trainable.seeding import Purpose, RunSeed
+
+FORMAT_VERSION = 1
+TENSORS_FILE = "tensors.safetensors"
+STATE_FILE = "state.json"
+
+StateDict = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint holds beside tensors.
+
+    Attributes:
+        hyperparameters: the configuration that was trained.
+        seed: of its random streams, which with `epoch` are all the generators' state there is.
+        epoch: epochs that are done.
+        scheduler: StepLR's state.
+    """
+
+    hyperparameters: Hyperparameters
+    seed: RunSeed
+    epoch: int
+    scheduler: StateDict
+
+    def must_belong_to(self, hyperparameters: Hyperparameters, seed: RunSeed, folder: Path) -> None:
+        """Raise InputError unless the checkpoint is of this configuration and seed."""
+        if self.hyperparameters != hyperparameters or self.seed != seed:
+            raise InputError(
+                f"{folder}: was saved by {self.hyperparameters} with {self.seed}, "
+                f"but is to be restored into {hyperparameters} with {seed}."
+            )
+
+
+def write_checkpoint(folder: Path, state: TrainingState, network: StateDict, optimizer: StateDict) -> None:
+    """Write both files, each atomically; the JSON names the tensors' hash, so that a mixed pair is noticed.
+
+    Args:
+        folder: made if it is not there.
+        network, optimizer: as torch's `state_dict()` gives them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"network.{name}": _plain(tensor) for name, tensor in network.items()}
+    for index, slots in optimizer["state"].items():
+        for name, value in slots.items():
+            if value is not None:
+                tensors[f"optimizer.{index}.{name}"] = _plain(value)
+    packed = save(tensors)
+    with replacing(folder / TENSORS_FILE) as temporary:
+        temporary.write_bytes(packed)
+    content = {
+        "format": FORMAT_VERSION,
+        "tensors_sha256": hashlib.sha256(packed).hexdigest(),
+        "hyperparameters": state.hyperparameters.as_dict(),
+        "seed": [state.seed.experiment, state.seed.number, int(state.seed.purpose)],
+        "epoch": state.epoch,
+        "scheduler": state.scheduler,
+        "optimizer_groups": optimizer["param_groups"],
+    }
+    write_json(folder / STATE_FILE, content)
+
+
+def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
+    """Read what `write_checkpoint` wrote.
+
+    Returns:
+        The state, and the state dicts of network and optimizer.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    try:
+        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        packed = (folder / TENSORS_FILE).read_bytes()
+        if content["format"] != FORMAT_VERSION or hashlib.sha256(packed).hexdigest() != content["tensors_sha256"]:
+            raise ValueError("its two files do not belong together")
+        tensors = load_file(folder / TENSORS_FILE)
+        experiment, number, purpose = content["seed"]
+        state = TrainingState(
+            hyperparameters=Hyperparameters.from_mapping(content["hyperparameters"]),
+            seed=RunSeed(experiment, number, Purpose(purpose)),
+            epoch=content["epoch"],
+            scheduler=content["scheduler"],
+        )
+        network = {
+            name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")
+        }
+        return state, network, _optimizer_state(tensors, content["optimizer_groups"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{folder}: is a damaged checkpoint ({error}). Remove it to go on from an earlier one.") from None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    # safetensors stores row-major tensors only; the memory format is restored by load_state_dict's copy.
+    return torch.as_tensor(tensor).detach().cpu().contiguous()
+
+
+def _optimizer_state(tensors: dict[str, Tensor], groups: list[StateDict]) -> StateDict:
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            slots.setdefault(int(index), {})[name] = tensor
+    return {"state": slots, "param_groups": groups}

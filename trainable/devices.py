@@ -1,0 +1,25 @@
+"""Which device a run computes on."""
+
+import torch
+
+from spaces import InputError
+
+
+def choose_device(wanted: str) -> str:
+    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`.
+
+    Raises:
+        InputError: CUDA is asked for and not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda, but torch finds no CUDA device here. Use --device cpu or auto.")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def describe_device(device: str) -> str:
+    """What the device is called, for manifests and plans."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name(0))
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()})"

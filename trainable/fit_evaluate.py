@@ -1,0 +1,284 @@
+"""`FitEvaluate`: trains and evaluates one configuration, and can be saved and restored between epochs."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+
+from spaces import Hyperparameters
+from trainable.augmentation import AugmentationPolicy, Augmenter
+from trainable.checkpoint import TrainingState, read_checkpoint, write_checkpoint
+from trainable.datasets import ImageSet
+from trainable.model import DepthwiseSeparableNet
+from trainable.normalisation import Normalise
+from trainable.seeding import RunSeed, Stream
+
+# Small batches stay in a CPU core's cache; a GPU wants large ones.
+EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Mean negative log-likelihood and share of right answers (0 to 1) over some images."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """One epoch.
+
+    Attributes:
+        epoch: counted from 1.
+        lr: learning rate of this epoch.
+        train_loss, train_accuracy: over the epoch's own steps, with augmentation and dropout.
+        validation_loss, validation_accuracy: after the epoch; NaN without a validation set.
+        train_s, validation_s: seconds.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    train_s: float
+    validation_s: float
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training has left the finite numbers, from which it does not come back."""
+        return not math.isfinite(self.train_loss)
+
+
+class FitEvaluate:
+    """The training loop of one configuration.
+
+    SGD on the negative log-likelihood, StepLR stepped once an epoch. All randomness comes from `seed` and
+    the epoch's number, so a run restored from a checkpoint goes on exactly as one that never stopped
+    (bit for bit on a CPU with the same number of threads).
+
+    Args:
+        train: images that weights are fitted to.
+        validation: images that `epoch_training` evaluates on after each epoch; None to leave that out.
+        hyperparameters: the configuration.
+        seed: names the run's random streams.
+        device: `cpu`, `cuda` or `cuda:N`.
+    """
+
+    def __init__(
+        self,
+        train: ImageSet,
+        validation: ImageSet | None,
+        hyperparameters: Hyperparameters,
+        seed: RunSeed,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.hyperparameters = hyperparameters
+        self.seed = seed
+        self.device = torch.device(device)
+        self.epoch = 0
+        self._train_set = train
+        self._validation_set = validation
+        decoded = train.decoded
+        weights_generator = torch.Generator().manual_seed(seed.stream(Stream.WEIGHTS))
+        network = DepthwiseSeparableNet(len(decoded.class_names), hyperparameters.dropout, weights_generator)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self._normalise = Normalise(decoded.mean, decoded.std).to(self.device)
+        self._augmenter = Augmenter(
+            AugmentationPolicy.from_hyperparameters(hyperparameters, decoded.image_size, decoded.mean),
+            decoded.image_size,
+        )
+        self.optimizer = SGD(
+            self.network.parameters(),
+            lr=hyperparameters.lr,
+            momentum=hyperparameters.momentum,
+            weight_decay=hyperparameters.weight_decay,
+        )
+        self.scheduler = StepLR(self.optimizer, hyperparameters.step_size, hyperparameters.gamma)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(batch_bounds(len(self._train_set), self.hyperparameters.batch_size))
+
+    def train(self, on_step: Callable[[], None] | None = None) -> Evaluation:
+        """Train for one epoch; does not touch the learning rate or the epoch's number.
+
+        Args:
+            on_step: called after each step.
+
+        Returns:
+            Loss and accuracy over the epoch's steps, as they went by.
+        """
+        self.network.train()
+        totals = _Totals(self.device)
+        with self._seeded_dropout():
+            for images, labels in self._training_batches():
+                log_probabilities = self.network(images)
+                loss = F.nll_loss(log_probabilities, labels)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                self.optimizer.step()
+                totals.add(loss.detach(), log_probabilities.detach(), labels)
+                if on_step:
+                    on_step()
+        return totals.evaluation()
+
+    @torch.inference_mode()
+    def test(self, images: ImageSet) -> Evaluation:
+        """Loss and accuracy over `images`, without augmentation or dropout."""
+        totals = _Totals(self.device)
+        for log_probabilities, labels in self._predicted_batches(images):
+            totals.add(F.nll_loss(log_probabilities, labels), log_probabilities, labels)
+        return totals.evaluation()
+
+    @torch.inference_mode()
+    def predict(self, images: ImageSet) -> NDArray[np.float32]:
+        """(N, classes) log-probabilities of `images`, in their order."""
+        batches = [log_probabilities.float().cpu() for log_probabilities, _ in self._predicted_batches(images)]
+        return torch.cat(batches).numpy()
+
+    def run_epoch(self, on_step: Callable[[], None] | None = None) -> EpochResult:
+        """Train for one epoch, step the learning rate, and evaluate on the validation set."""
+        lr = self.scheduler.get_last_lr()[0]
+        started_s = time.perf_counter()
+        fitted = self.train(on_step)
+        trained_s = time.perf_counter()
+        self.scheduler.step()
+        self.epoch += 1
+        held_out = self.test(self._validation_set) if self._validation_set else Evaluation(math.nan, math.nan)
+        return EpochResult(
+            epoch=self.epoch,
+            lr=lr,
+            train_loss=fitted.loss,
+            train_accuracy=fitted.accuracy,
+            validation_loss=held_out.loss,
+            validation_accuracy=held_out.accuracy,
+            train_s=trained_s - started_s,
+            validation_s=time.perf_counter() - trained_s,
+        )
+
+    def epoch_training(
+        self,
+        n_epochs: int,
+        on_epoch: Callable[[EpochResult], None] | None = None,
+        console: Console | None = None,
+    ) -> list[EpochResult]:
+        """Train and evaluate for `n_epochs` more epochs; ends early when training diverges.
+
+        Args:
+            n_epochs: how many.
+            on_epoch: called after each epoch with its result.
+            console: where a progress bar is drawn; None for none.
+        """
+        results = []
+        with _progress_bar(console, n_epochs * self.steps_per_epoch) as advance:
+            for _ in range(n_epochs):
+                results.append(self.run_epoch(advance))
+                if on_epoch:
+                    on_epoch(results[-1])
+                if results[-1].diverged:
+                    break
+        return results
+
+    def save(self, folder: Path) -> None:
+        """Write everything that training goes on from into `folder` (safetensors and JSON)."""
+        state = TrainingState(
+            hyperparameters=self.hyperparameters,
+            seed=self.seed,
+            epoch=self.epoch,
+            scheduler=self.scheduler.state_dict(),
+        )
+        write_checkpoint(folder, state, self.network.state_dict(), self.optimizer.state_dict())
+
+    def restore(self, folder: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            InputError: the checkpoint is damaged, or belongs to another configuration or seed.
+        """
+        state, network_state, optimizer_state = read_checkpoint(folder)
+        state.must_belong_to(self.hyperparameters, self.seed, folder)
+        self.network.load_state_dict(network_state)
+        self.optimizer.load_state_dict(optimizer_state)
+        self.scheduler.load_state_dict(state.scheduler)
+        self.epoch = state.epoch
+
+    def _training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order_generator = torch.Generator().manual_seed(self.seed.stream(Stream.ORDER, self.epoch))
+        order = torch.randperm(len(self._train_set), generator=order_generator).numpy()
+        self._augmenter.reseed(self.seed.stream(Stream.AUGMENTATION, self.epoch))
+        for start, stop in batch_bounds(len(order), self.hyperparameters.batch_size):
+            images, labels = self._train_set.gather(order[start:stop])
+            yield self._to_device(self._augmenter(images), labels)
+
+    def _predicted_batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+        self.network.eval()
+        size = EVALUATION_BATCH[self.device.type]
+        for start in range(0, len(images), size):
+            pixels, labels = self._to_device(*images.gather(slice(start, start + size)))
+            yield self.network(pixels), labels
+
+    def _to_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        pixels = torch.from_numpy(images).to(self.device, non_blocking=True)
+        return self._normalise(pixels), torch.from_numpy(labels).to(self.device, non_blocking=True)
+
+    @contextmanager
+    def _seeded_dropout(self) -> Iterator[None]:
+        # nn.Dropout draws from the global generator of its device and from no other: borrow it for the epoch.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.seed.stream(Stream.DROPOUT, self.epoch))
+            yield
+
+
+def batch_bounds(n_images: int, batch_size: int) -> list[tuple[int, int]]:
+    """Where each batch starts and stops; a last image alone joins the batch before it.
+
+    Batch norm has no variance to divide by where one image has shrunk to one pixel.
+    """
+    starts = list(range(0, n_images, batch_size))
+    if len(starts) > 1 and n_images - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], n_images], strict=True))
+
+
+class _Totals:
+    """Sums on the device, so that a GPU is not waited for at each step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._n_right = torch.zeros((), dtype=torch.int64, device=device)
+        self._n_images = 0
+
+    def add(self, mean_loss: Tensor, log_probabilities: Tensor, labels: Tensor) -> None:
+        self._loss += mean_loss.double() * len(labels)
+        self._n_right += (log_probabilities.argmax(dim=1) == labels).sum()
+        self._n_images += len(labels)
+
+    def evaluation(self) -> Evaluation:
+        return Evaluation(self._loss.item() / self._n_images, self._n_right.item() / self._n_images)
+
+
+@contextmanager
+def _progress_bar(console: Console | None, n_steps: int) -> Iterator[Callable[[], None] | None]:
+    if console is None:
+        yield None
+        return
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("training", total=n_steps)
+        yield lambda: progress.advance(task)

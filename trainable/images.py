@@ -1,0 +1,50 @@
+"""Image files to arrays, the same way for training folders and for prediction. Needs Pillow and numpy only."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+
+
+class UnreadableImageError(ValueError):
+    """An image file that cannot be decoded; the message says why, without the path."""
+
+
+def read_image(path: Path, image_size: int) -> NDArray[np.uint8]:
+    """Decode one image file.
+
+    Args:
+        path: PNG or JPEG; grey, palette, CMYK and 16-bit images become RGB, a camera's rotation is applied.
+        image_size: side in pixels.
+
+    Returns:
+        (image_size, image_size, 3) uint8 RGB.
+
+    Raises:
+        UnreadableImageError: it is not an image, is truncated, or cannot be opened.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_square(ImageOps.exif_transpose(image), image_size)
+    except UnidentifiedImageError:
+        raise UnreadableImageError("is not an image") from None
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"is too large to decode ({error})") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImageError(f"cannot be decoded ({error})") from None
+
+
+def to_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """RGB, stretched to `image_size` × `image_size` with antialiased bilinear interpolation.
+
+    The whole image is kept: one that is not square changes its proportions.
+    """
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips instead of scaling
+        image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGB")
+    if image.size != (image_size, image_size):
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8)

@@ -1,0 +1,29 @@
+"""From uint8 images to what the network takes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalise(nn.Module):
+    """Scales 0-255 images to zero mean and unit deviation per channel, and puts the channels first.
+
+    Args:
+        mean, std: per channel, RGB, for pixels scaled to 0 to 1.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        deviation = torch.tensor(std, dtype=torch.float64)
+        scale = 1 / (255 * deviation)
+        shift = -torch.tensor(mean, dtype=torch.float64) / deviation
+        self.register_buffer("scale", scale.float(), persistent=False)
+        self.register_buffer("shift", shift.float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 → (N, 3, H, W) float32, in channels_last memory order."""
+        return (images.float() * self.scale + self.shift).permute(0, 3, 1, 2)

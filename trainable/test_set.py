@@ -1,0 +1,17 @@
+"""The test split. Only retraining imports this module: nothing that a search runs can reach it."""
+
+import numpy as np
+
+from spaces import Dataset
+from trainable.cache import decode_once
+from trainable.datasets import ImageSet
+
+
+def open_test_set(dataset: Dataset, show_progress: bool = False) -> ImageSet:
+    """All images of the test split.
+
+    Raises:
+        InputError: it is not there or not usable.
+    """
+    decoded = decode_once(dataset, "test", show_progress)
+    return ImageSet(decoded, np.arange(len(decoded.labels), dtype=np.int64))

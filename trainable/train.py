@@ -1,0 +1,63 @@
+"""Train one configuration without Ray: `python -m trainable.train`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from spaces.command import CommandParser, add_space_arguments, run_command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = CommandParser(
+        prog="python -m trainable.train",
+        description="Train the baseline of a space on its training images and evaluate it on its validation images.",
+        epilog="example: python -m trainable.train quickstart --set baseline.lr=0.02 --epochs 3",
+    )
+    add_space_arguments(parser)
+    parser.add_argument("--epochs", type=int, help="epochs to train (default: the space's training.max_epochs)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the space's resources.device")
+    return run_command(parser, _train, arguments)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from spaces import InputError, load_space
+    from trainable.datasets import prepare_training_data
+    from trainable.devices import choose_device
+    from trainable.fit_evaluate import EpochResult, FitEvaluate
+    from trainable.model import summary
+    from trainable.seeding import RunSeed
+
+    space = load_space(options.space, options.set)
+    n_epochs = space.training.max_epochs if options.epochs is None else options.epochs
+    if n_epochs < 1:
+        raise InputError(f"--epochs is {n_epochs}, but must be at least 1.")
+    device = choose_device(options.device or space.resources.device)
+    errors = Console(stderr=True)
+    data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
+    run = FitEvaluate(data.train, data.validation, space.baseline, RunSeed(space.search.seed), device)
+
+    print(summary(run.network, data.decoded.image_size))
+    print(f"\n{len(data.train):,} training and {len(data.validation):,} validation images, on {device}")
+    print(", ".join(f"{name} {value:g}" for name, value in space.baseline.as_dict().items()), flush=True)
+
+    def report(result: EpochResult) -> None:
+        print(
+            f"epoch {result.epoch:>3}/{n_epochs}  lr {result.lr:<9.4g}"
+            f"training loss {result.train_loss:<8.4f}accuracy {result.train_accuracy:7.2%}   "
+            f"validation loss {result.validation_loss:<8.4f}accuracy {result.validation_accuracy:7.2%}   "
+            f"{result.train_s + result.validation_s:.1f} s",
+            flush=True,
+        )
+
+    results = run.epoch_training(n_epochs, report, errors if errors.is_terminal else None)
+    if results[-1].diverged:
+        print(f"Training diverged in epoch {results[-1].epoch}: the loss is not finite. Lower lr.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
