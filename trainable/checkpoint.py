@@ -105,6 +105,15 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
         raise InputError(f"{folder}: is a damaged checkpoint ({error}). Remove it to go on from an earlier one.") from None
 
 
+def checkpoint_epoch(folder: Path) -> int | None:
+    """How many epochs an intact checkpoint holds; None for a damaged one."""
+    try:
+        state, _, _ = read_checkpoint(folder)
+    except InputError:
+        return None
+    return state.epoch
+
+
 def _plain(tensor: Tensor) -> Tensor:
     # safetensors stores row-major tensors only; the memory format is restored by load_state_dict's copy.
     return torch.as_tensor(tensor).detach().cpu().contiguous()

@@ -1,10 +1,12 @@
 """`FitEvaluate`: trains and evaluates one configuration, and can be saved and restored between epochs."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -127,12 +129,8 @@ class FitEvaluate:
         totals = _Totals(self.device)
         with self._seeded_dropout():
             for images, labels in self._training_batches():
-                log_probabilities = self.network(images)
-                loss = F.nll_loss(log_probabilities, labels)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                self.optimizer.step()
-                totals.add(loss.detach(), log_probabilities.detach(), labels)
+                loss, log_probabilities = self._step(images, labels)
+                totals.add(loss, log_probabilities, labels)
                 if on_step:
                     on_step()
         return totals.evaluation()
@@ -194,6 +192,19 @@ class FitEvaluate:
                     break
         return results
 
+    def median_step_s(self, n_steps: int) -> float:
+        """Median seconds of a training step, input included, over `n_steps` after one to warm up.
+
+        Trains for real: for a run that is thrown away.
+        """
+        self.network.train()
+        clock_s = []
+        for images, labels in islice(cycle(self._training_batches()), n_steps + 1):
+            loss, _ = self._step(images, labels)
+            loss.item()  # waits for the device
+            clock_s.append(time.perf_counter())
+        return statistics.median(later - earlier for earlier, later in pairwise(clock_s))
+
     def save(self, folder: Path) -> None:
         """Write everything that training goes on from into `folder` (safetensors and JSON)."""
         state = TrainingState(
@@ -216,6 +227,14 @@ class FitEvaluate:
         self.optimizer.load_state_dict(optimizer_state)
         self.scheduler.load_state_dict(state.scheduler)
         self.epoch = state.epoch
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        log_probabilities = self.network(images)
+        loss = F.nll_loss(log_probabilities, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), log_probabilities.detach()
 
     def _training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         order_generator = torch.Generator().manual_seed(self.seed.stream(Stream.ORDER, self.epoch))

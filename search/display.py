@@ -1,0 +1,129 @@
+"""What a running search shows: one line a trial that ends, and in a terminal a status line below."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from search.estimates import duration_text
+from search.ranking import best_accuracy
+from search.records import EpochDone, Event, History, Trial, TrialEnded, TrialStarted
+from spaces.parameters import Number
+from spaces.schema import Space
+
+REFRESH_S = 0.5
+_STYLES = {"completed": "green", "stopped": "dim", "failed": "red"}
+
+
+class SearchDisplay:
+    """Prints the events of a search; a context manager.
+
+    Args:
+        space: what is searched.
+        console: where to; a status line is kept at the bottom if it is a terminal.
+        trials_at_once: for the time left.
+        epochs_expected: in the whole search.
+        quiet: print nothing but failures.
+    """
+
+    def __init__(
+        self, space: Space, console: Console, trials_at_once: int, epochs_expected: float, quiet: bool = False
+    ) -> None:
+        self._space = space
+        self._console = console
+        self._trials_at_once = trials_at_once
+        self._epochs_expected = epochs_expected
+        self._quiet = quiet
+        self._history = History()
+        self._epoch_s: list[float] = []
+        self._live = Live(console=console, refresh_per_second=2, transient=True) if self._shows_status else None
+        self._refreshed_at = 0.0
+
+    def __enter__(self) -> "SearchDisplay":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def observe(self, event: Event, history: History) -> None:
+        """Take in an event of the search."""
+        self._history = history
+        match event:
+            case EpochDone():
+                self._epoch_s.append(event.seconds)
+            case TrialEnded():
+                if event.status == "failed" or not self._quiet:
+                    self._print(self._end_line(history.trials[event.trial]), _STYLES[event.status])
+            case TrialStarted():
+                pass
+        self.refresh()
+
+    def note(self, message: str) -> None:
+        """Print a line that is not a trial's end."""
+        if not self._quiet:
+            self._print(message, "yellow")
+
+    def refresh(self) -> None:
+        """Bring the status line up to date, at most twice a second."""
+        if self._live and time.monotonic() - self._refreshed_at >= REFRESH_S:
+            self._refreshed_at = time.monotonic()
+            self._live.update(Text(self._status(), overflow="ellipsis", no_wrap=True))
+
+    @property
+    def _shows_status(self) -> bool:
+        return self._console.is_terminal and not self._quiet
+
+    def _print(self, line: str, style: str) -> None:
+        self._console.print(Text(line, style=style), soft_wrap=True)
+
+    def _end_line(self, trial: Trial) -> str:
+        accuracy = f"{trial.last.validation_accuracy:7.2%}" if trial.last and not trial.last.diverged else "      -"
+        name = "baseline" if trial.baseline else f"trial {trial.number}"
+        values = self._space.baseline_suggestion() if trial.baseline else trial.suggested
+        line = f"{name:<10} {trial.status:<9} epoch {trial.n_epochs:>3}  {accuracy}  {compact(values)}"
+        if trial.end and trial.status == "failed":
+            line += f"  ({trial.end.reason})"
+        return line if self._shows_status else f"{line}  [{self._status()}]"
+
+    def _status(self) -> str:
+        n_running = sum(1 for trial in self._history.unfinished)
+        parts = [f"{self._history.n_ended}/{self._space.search.trials} trials", f"{self._history.n_epochs} epochs"]
+        if self._shows_status:
+            parts.append(f"{n_running} running")
+        best = best_accuracy(self._history.trials.values())
+        if best:
+            parts.append(f"best {best[1]:.2%} (trial {best[0]})")
+        left_s = self._left_s()
+        if left_s is not None:
+            parts.append(f"about {duration_text(left_s)} left")
+        return ", ".join(parts)
+
+    def _left_s(self) -> float | None:
+        if not self._epoch_s:
+            return None
+        # The first epochs of each worker are slow; the latest ones say more of what is to come.
+        recent = self._epoch_s[-20:]
+        epochs_left = max(self._epochs_expected - self._history.n_epochs, self._epochs_at_least())
+        return epochs_left * sum(recent) / len(recent) / self._trials_at_once
+
+    def _epochs_at_least(self) -> float:
+        n_unstarted = self._space.search.trials - len(self._history.trials)
+        grace = self._space.search.grace_epochs
+        return n_unstarted * grace + sum(max(grace - trial.n_epochs, 0) for trial in self._history.unfinished)
+
+
+def compact(values: object) -> str:
+    """Hyperparameters on one line, three significant digits each."""
+    assert isinstance(values, dict)
+    return " ".join(f"{name}={_short(value)}" for name, value in values.items())
+
+
+def _short(value: Number) -> str:
+    return f"{value:.3g}"

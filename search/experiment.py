@@ -1,0 +1,233 @@
+"""An experiment's folder: where its files are, who may write to it, and what its manifest says."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from search.journal import Journal, read_history
+from search.ranking import rank
+from search.records import History
+from spaces.errors import InputError
+from spaces.loader import dump_space, load_space
+from spaces.parameters import HYPERPARAMETER_NAMES
+from spaces.schema import Space
+from trainable.files import write_json, write_text
+
+DEFAULT_RESULTS = Path("results")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+_CURVE_COLUMNS = (
+    "trial",
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "train_s",
+    "validation_s",
+)
+
+
+class Experiment:
+    """One folder under `results/`. Reading needs neither Ray nor torch, and executes nothing from it.
+
+    Args:
+        folder: exists and holds `experiment.yaml`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def ray_folder(self) -> Path:
+        return self.folder / "ray"
+
+    @property
+    def final_folder(self) -> Path:
+        return self.folder / "final"
+
+    @property
+    def space(self) -> Space:
+        """The resolved space.
+
+        Raises:
+            InputError: the file is missing or not valid.
+        """
+        return load_space(str(self.folder / "experiment.yaml"))
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Versions, device, data and sessions, as JSON.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        path = self.folder / "manifest.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: cannot be read ({error}). Restore it from a copy.") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: is not a JSON object. Restore it from a copy.")
+        return content
+
+    def history(self) -> History:
+        """All trials so far; safe to call while the search runs."""
+        return read_history(self.folder / "journal.jsonl")
+
+    def journal(self) -> Journal:
+        return Journal(self.folder / "journal.jsonl")
+
+    def write_manifest(self, content: Mapping[str, Any]) -> None:
+        write_json(self.folder / "manifest.json", content)
+
+    def write_tables(self, history: History) -> None:
+        """Write `trials.csv` and `curves.csv`, each atomically."""
+        write_text(self.folder / "trials.csv", trials_csv(history))
+        write_text(self.folder / "curves.csv", curves_csv(history))
+
+    def is_live(self) -> bool:
+        """Whether a process is searching in this folder now."""
+        lock = self.folder / ".lock"
+        if not lock.exists():
+            return False
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the folder for writing; the lock goes with the process, however that ends.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        with (self.folder / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise InputError(
+                    f"{self.folder}: is in use by process {holder}. Wait until it ends, or stop it first."
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def create_experiment(results: Path, name: str, space: Space) -> Experiment:
+    """Make the folder of a new experiment.
+
+    Raises:
+        InputError: the name is taken or not usable.
+    """
+    must_be_a_name(name)
+    folder = results / name
+    if folder.exists():
+        raise InputError(
+            f"--name is {name}, but {folder} exists. Choose another name, or go on with it: --resume {name}."
+        )
+    results.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    write_text(folder / "experiment.yaml", dump_space(space))
+    return Experiment(folder)
+
+
+def open_experiment(given: str | None, results: Path = DEFAULT_RESULTS) -> Experiment:
+    """Find an experiment by its path or its name under `results`; None is the newest.
+
+    Raises:
+        InputError: there is none; names those that there are.
+    """
+    if given is None:
+        return _newest(results)
+    candidates = [Path(given).expanduser()] if os.sep in given else [results / given, Path(given)]
+    for folder in candidates:
+        if (folder / "experiment.yaml").is_file():
+            return Experiment(folder)
+    names = ", ".join(experiment.name for experiment in list_experiments(results)[:10]) or "none yet"
+    raise InputError(f"`{given}` is not an experiment: {results}/ has {names}. Give a name or a path to its folder.")
+
+
+def list_experiments(results: Path) -> list[Experiment]:
+    """All experiments under `results`, the newest first."""
+    if not results.is_dir():
+        return []
+    folders = [path.parent for path in results.glob("*/experiment.yaml")]
+    return [Experiment(folder) for folder in sorted(folders, key=_started, reverse=True)]
+
+
+def must_be_a_name(name: str) -> None:
+    """Raise InputError unless `name` can be a folder's name anywhere."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"--name is {ascii(name)}, but must be 1 to 100 letters, digits, dots, dashes or underscores, "
+            f"and start with a letter or digit."
+        )
+
+
+def trials_csv(history: History) -> str:
+    """One row a trial, best first."""
+    columns = ("rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds", "baseline")
+    rows = []
+    for row in rank(history):
+        content = row.as_dict()
+        rows.append([*(content[column] for column in columns), *content["config"].values(), row.reason])
+    return csv_text([*columns, *HYPERPARAMETER_NAMES, "reason"], rows)
+
+
+def curves_csv(history: History) -> str:
+    """One row a trial and epoch."""
+    trials = history.trials.values()
+    rows = [[asdict(epoch)[column] for column in _CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
+    return csv_text(_CURVE_COLUMNS, rows)
+
+
+def csv_text(header: tuple[str, ...] | list[str], rows: list[list[Any]]) -> str:
+    """CSV with `\\n` line ends; None is an empty field, booleans are true and false."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([str(value).lower() if isinstance(value, bool) else value for value in row])
+    return buffer.getvalue()
+
+
+def timestamp() -> str:
+    """Now, in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _newest(results: Path) -> Experiment:
+    experiments = list_experiments(results)
+    if not experiments:
+        raise InputError(f"{results}/ holds no experiment. Start one with: python -m search.run")
+    return experiments[0]
+
+
+def _started(folder: Path) -> tuple[str, float]:
+    try:
+        created = str(json.loads((folder / "manifest.json").read_text()).get("created_at", ""))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        created = ""
+    return (created, (folder / "experiment.yaml").stat().st_mtime)

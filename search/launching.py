@@ -1,0 +1,218 @@
+"""Launches a search on Ray, or goes on with one, and leaves its folder complete."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from ray import tune
+
+from search.cluster import local_cluster
+from search.display import SearchDisplay
+from search.experiment import Experiment, timestamp
+from search.plan import Placement
+from search.ray_adapters import EndWhen, Housekeeping, Shared, StateScheduler, StateSearcher, trial_folder_name
+from search.records import Event, History, TrialEnded
+from search.state import Assignment, SearchState
+from search.study import write_study
+from spaces.schema import Space
+from trainable.checkpoint import checkpoint_epoch
+from trainable.datasets import TrainingData
+from trainable.ray_trainable import TrialConfig, TrialTrainable
+
+SearchEnd = Literal["finished", "interrupted", "time budget used"]
+
+MAX_RETRIES = 2
+# Files derived from the journal are brought up to date this often while a search runs.
+TABLES_EVERY_S = 5.0
+STUDY_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One session of a search.
+
+    Attributes:
+        experiment: its folder, held exclusively by the caller.
+        space: of the experiment.
+        data: prepared on this machine.
+        placement: where trials run.
+        time_left_s: of the time budget; None without one.
+    """
+
+    experiment: Experiment
+    space: Space
+    data: TrainingData
+    placement: Placement
+    time_left_s: float | None
+
+
+def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
+    """Search until all trials have ended, the time is up, or somebody presses Ctrl-C.
+
+    Args:
+        launch: what to run.
+        display: shows it; entered by the caller.
+
+    Returns:
+        Why it ended. The folder's files are up to date whatever happened.
+    """
+    experiment = launch.experiment
+    keeper = _FileKeeper(launch)
+    state = SearchState(
+        launch.space, experiment.history(), experiment.journal(), _both(keeper.observe, display.observe)
+    )
+    session = _open_session(experiment)
+    started_s = time.monotonic()
+    end: SearchEnd = "interrupted"
+    try:
+        with _interruptions() as interrupted, _cluster(launch.placement):
+            deadline = None if launch.time_left_s is None else time.monotonic() + launch.time_left_s
+
+            def reached() -> bool:
+                return interrupted() or (deadline is not None and time.monotonic() >= deadline)
+
+            if state.n_left and not reached():
+                _tune(launch, state, display, reached, session)
+            if not state.history.unfinished and not state.n_left:
+                end = "finished"
+            elif not interrupted() and reached():
+                end = "time budget used"
+    finally:
+        keeper.write(state.history)
+        _close_session(experiment, end, time.monotonic() - started_s)
+    return end
+
+
+def _cluster(placement: Placement) -> AbstractContextManager[None]:
+    return local_cluster(placement.n_cpus, placement.n_gpus, placement.trials_at_once)
+
+
+def _tune(
+    launch: Launch, state: SearchState, display: SearchDisplay, reached: Callable[[], bool], session: int
+) -> None:
+    shared = Shared(state, lambda assignment: _ray_config(launch, assignment))
+
+    def on_retry(number: int, reason: str) -> None:
+        display.note(f"trial {number} lost its worker and is tried again ({reason})")
+
+    tuner = tune.Tuner(
+        tune.with_resources(TrialTrainable, launch.placement.resources_per_trial),
+        tune_config=tune.TuneConfig(
+            search_alg=StateSearcher(shared, launch.placement.trials_at_once),
+            scheduler=StateScheduler(shared),
+            num_samples=state.n_left,
+            reuse_actors=True,
+            trial_dirname_creator=trial_folder_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"session_{session}",
+            storage_path=str(launch.experiment.ray_folder.resolve()),
+            stop=EndWhen(reached),
+            verbose=0,
+            callbacks=[Housekeeping(shared, on_retry, display.refresh)],
+            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=False
+            ),
+        ),
+    )
+    tuner.fit()
+
+
+def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
+    resume_from = None
+    if assignment.n_epochs_known:
+        resume_from = newest_checkpoint(launch.experiment, assignment.trial, assignment.n_epochs_known)
+    return TrialConfig(
+        trial=assignment.trial,
+        hyperparameters=assignment.config,
+        decoded_folder=launch.data.decoded.folder,
+        dataset=launch.space.dataset,
+        experiment_seed=launch.space.search.seed,
+        device=launch.placement.device,
+        resume_from=resume_from,
+    ).as_ray_config()
+
+
+def newest_checkpoint(experiment: Experiment, trial: int, n_epochs_known: int) -> Path | None:
+    """The intact checkpoint of a trial with the most epochs, but no more than the journal knows; or None."""
+    best: tuple[int, Path] | None = None
+    for folder in experiment.ray_folder.resolve().glob(f"session_*/trial_{trial:04d}/checkpoint_*"):
+        epoch = checkpoint_epoch(folder)
+        if epoch is not None and epoch <= n_epochs_known and (best is None or epoch > best[0]):
+            best = (epoch, folder)
+    return best[1] if best else None
+
+
+class _FileKeeper:
+    """Keeps the derived files of an experiment near its journal."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._experiment = launch.experiment
+        self._space = launch.space
+        self._tables_at = self._study_at = time.monotonic()
+
+    def observe(self, event: Event, history: History) -> None:
+        now = time.monotonic()
+        if isinstance(event, TrialEnded) and now - self._tables_at >= TABLES_EVERY_S:
+            self._tables_at = now
+            self._experiment.write_tables(history)
+        if isinstance(event, TrialEnded) and now - self._study_at >= STUDY_EVERY_S:
+            self._study_at = now
+            self._write_study(history)
+
+    def write(self, history: History) -> None:
+        self._experiment.write_tables(history)
+        self._write_study(history)
+
+    def _write_study(self, history: History) -> None:
+        write_study(self._experiment.folder / "study.db", self._space, history)
+
+
+def _both(
+    first: Callable[[Event, History], None], second: Callable[[Event, History], None]
+) -> Callable[[Event, History], None]:
+    def observe(event: Event, history: History) -> None:
+        first(event, history)
+        second(event, history)
+
+    return observe
+
+
+def _open_session(experiment: Experiment) -> int:
+    manifest = experiment.manifest
+    manifest["state"] = "running"
+    manifest["sessions"].append({"started_at": timestamp(), "ended_at": None, "seconds": None, "end": None})
+    experiment.write_manifest(manifest)
+    return len(manifest["sessions"])
+
+
+def _close_session(experiment: Experiment, end: SearchEnd, seconds: float) -> None:
+    manifest = experiment.manifest
+    manifest["state"] = end
+    manifest["sessions"][-1].update(ended_at=timestamp(), seconds=round(seconds, 3), end=end)
+    experiment.write_manifest(manifest)
+
+
+@contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Take Ctrl-C and `kill` as a wish to end cleanly; a second Ctrl-C ends at once."""
+    wished = False
+
+    def wish(signal_number: int, frame: FrameType | None) -> None:
+        nonlocal wished
+        if wished:
+            raise KeyboardInterrupt
+        wished = True
+
+    before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: wished
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

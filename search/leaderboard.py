@@ -1,0 +1,64 @@
+"""Review the trials of an experiment: `python -m search.leaderboard`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+
+from search.options import add_experiment_arguments
+from spaces.command import CommandParser, run_command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = CommandParser(
+        prog="python -m search.leaderboard",
+        description=(
+            "Rank the trials of an experiment: completed ones by validation accuracy, then stopped and running "
+            "ones by epochs reached, then failed ones. Works while the search runs."
+        ),
+        epilog="example: python -m search.leaderboard --top 5 --sort validation_loss --format markdown",
+    )
+    add_experiment_arguments(parser)
+    parser.add_argument("--top", type=int, metavar="N", help="show the first N trials only")
+    parser.add_argument("--sort", default="rank", metavar="KEY", help="a column or a hyperparameter (default: rank)")
+    parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
+    return run_command(parser, _show, arguments)
+
+
+def _show(options: argparse.Namespace) -> int:
+    from search import tables
+    from search.experiment import open_experiment
+    from search.ranking import SORT_KEYS, lead_sentence, rank, sort_by
+    from spaces import InputError
+    from spaces.parameters import HYPERPARAMETER_NAMES
+
+    if options.top is not None and options.top < 1:
+        raise InputError(f"--top is {options.top}, but must be at least 1.")
+    keys = (*SORT_KEYS, *HYPERPARAMETER_NAMES)
+    if options.sort not in keys:
+        raise InputError(f"--sort is {options.sort}, but must be one of {', '.join(keys)}.")
+    experiment = open_experiment(options.experiment, options.results)
+    history = experiment.history()
+    ranked = rank(history)
+    shown = sort_by(ranked, options.sort)[: options.top]
+    parameters = tuple(experiment.space.searched)
+
+    match options.format:
+        case "json":
+            print(tables.as_json(experiment.name, shown))
+        case "csv":
+            print(tables.as_csv(shown, parameters))
+        case "markdown":
+            print(tables.as_markdown(shown, parameters))
+        case _:
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            live = ", running now" if experiment.is_live() else ""
+            print(f"{experiment.name}: {history.n_ended} of {experiment.space.search.trials} trials ended{live}\n")
+            print(tables.as_table(shown, parameters, width))
+            print(f"\n{lead_sentence(ranked)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The order of trials, and the sentences about it. Pure functions of the history."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search.records import History, Status, Trial
+from spaces.parameters import Hyperparameters
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A row of the leaderboard.
+
+    Attributes:
+        rank: from 1.
+        trial: its number.
+        status: `completed`, `stopped` by ASHA, `failed`, or `running` (it can still go on).
+        epochs: how many it trained.
+        validation_accuracy: 0 to 1, after its last epoch; None before the first, or when it diverged.
+        validation_loss: likewise.
+        seconds: spent in training and validation.
+        baseline: whether it is the hand-picked configuration.
+        config: all hyperparameters.
+        reason: why it stopped or failed; empty otherwise.
+    """
+
+    rank: int
+    trial: int
+    status: Status
+    epochs: int
+    validation_accuracy: float | None
+    validation_loss: float | None
+    seconds: float
+    baseline: bool
+    config: Hyperparameters
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "rank": self.rank,
+            "trial": self.trial,
+            "status": self.status,
+            "epochs": self.epochs,
+            "validation_accuracy": self.validation_accuracy,
+            "validation_loss": self.validation_loss,
+            "seconds": round(self.seconds, 3),
+            "baseline": self.baseline,
+            "reason": self.reason,
+            "config": self.config.as_dict(),
+        }
+
+
+# Lower sorts first. A stopped trial may look better than a completed one, but only up to where it stopped.
+_STATUS_ORDER = {"completed": 0, "stopped": 1, "running": 1, "failed": 2}
+
+
+def rank(history: History) -> list[Ranked]:
+    """All trials, best first.
+
+    Completed trials by validation accuracy after their last epoch; then stopped and running ones by epochs
+    reached and accuracy; then failed ones. Equal accuracies are ordered by loss, then by number.
+    """
+    ordered = sorted(history.trials.values(), key=_sort_key)
+    return [_row(position, trial) for position, trial in enumerate(ordered, 1)]
+
+
+def winner(ranked: Sequence[Ranked]) -> Ranked | None:
+    """The best completed trial; None while there is none."""
+    return next((row for row in ranked if row.status == "completed"), None)
+
+
+def lead_sentence(ranked: Sequence[Ranked]) -> str:
+    """How far the winner is ahead of the baseline, in words."""
+    best = winner(ranked)
+    if best is None or best.validation_accuracy is None:
+        return "No trial has completed yet."
+    claim = f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy"
+    if best.baseline:
+        return f"{claim}. It is the baseline: no searched configuration beat it."
+    baseline = next((row for row in ranked if row.baseline), None)
+    if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
+        return f"{claim}. The baseline has not completed."
+    lead = 100 * (best.validation_accuracy - baseline.validation_accuracy)
+    return (
+        f"{claim}, {lead:.2f} points above the baseline (trial {baseline.trial}, "
+        f"{baseline.validation_accuracy:.2%}); one seed each, on the images that chose it."
+    )
+
+
+def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
+    """Rows ordered by a column or a hyperparameter: best first for results, ascending for the rest.
+
+    Raises:
+        KeyError: there is no such column.
+    """
+
+    def value(row: Ranked) -> tuple[bool, Any]:
+        columns = row.as_dict()
+        config = columns.pop("config")
+        found = columns[key] if key in columns else config[key]
+        return (found is None, found if found is not None else 0)
+
+    if key in ("validation_accuracy", "epochs"):
+        known = [row for row in ranked if not value(row)[0]]
+        return sorted(known, key=lambda row: value(row)[1], reverse=True) + [row for row in ranked if value(row)[0]]
+    return sorted(ranked, key=value)
+
+
+SORT_KEYS = ("rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds")
+
+
+def _sort_key(trial: Trial) -> tuple[float, ...]:
+    accuracy, loss = _last_scores(trial)
+    epochs_first = 0 if trial.status == "completed" else -trial.n_epochs
+    return (
+        _STATUS_ORDER[trial.status],
+        epochs_first,
+        -(accuracy if accuracy is not None else -1.0),
+        loss if loss is not None else math.inf,
+        trial.number,
+    )
+
+
+def _last_scores(trial: Trial) -> tuple[float | None, float | None]:
+    if trial.last is None or trial.last.diverged:
+        return None, None
+    loss = trial.last.validation_loss
+    return trial.last.validation_accuracy, loss if math.isfinite(loss) else None
+
+
+def _row(position: int, trial: Trial) -> Ranked:
+    accuracy, loss = _last_scores(trial)
+    return Ranked(
+        rank=position,
+        trial=trial.number,
+        status=trial.status,
+        epochs=trial.n_epochs,
+        validation_accuracy=accuracy,
+        validation_loss=loss,
+        seconds=trial.seconds,
+        baseline=trial.baseline,
+        config=trial.config,
+        reason=trial.end.reason if trial.end else "",
+    )
+
+
+def best_accuracy(trials: Iterable[Trial]) -> tuple[int, float] | None:
+    """Number and last accuracy of the best trial so far, whatever its status but failed."""
+    scored = [(trial.last.validation_accuracy, -trial.number) for trial in trials if trial.last and trial.status != "failed" and not trial.last.diverged]
+    if not scored:
+        return None
+    accuracy, negative_number = max(scored)
+    return -negative_number, accuracy

@@ -1,0 +1,158 @@
+"""Ray Tune's searcher, scheduler, stopper and callback, all of them thin views of one `SearchState`.
+
+Ray copies and pickles what it is given; these share the state by reference all the same, as the state
+lives in the driver only.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from search.records import EpochDone
+from search.state import Assignment, SearchState
+
+METRIC = "validation_accuracy"
+MODE = "max"
+
+_EPOCH_FIELDS = tuple(EpochDone.__dataclass_fields__)
+
+
+class Shared:
+    """Holds the state of a running search; a deep copy is the same object, and a pickle is empty."""
+
+    def __init__(self, state: SearchState, to_ray_config: Callable[[Assignment], dict[str, Any]]) -> None:
+        self.state = state
+        self.to_ray_config = to_ray_config
+        self.numbers: dict[str, int] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # Ray pickles its tuner for `Tuner.restore`, which is never used: the journal is the truth.
+        return (object, ())
+
+
+class StateSearcher(Searcher):
+    """Gives Ray the state's next assignment when there is a place for it.
+
+    Ray asks one trial ahead; a proposal made then would not know of the trials that are about to end.
+
+    Args:
+        shared: the state.
+        trials_at_once: places.
+    """
+
+    def __init__(self, shared: Shared, trials_at_once: int) -> None:
+        super().__init__(metric=METRIC, mode=MODE)
+        self._shared = shared
+        self._trials_at_once = trials_at_once
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._shared.state.n_running >= self._trials_at_once:
+            return None
+        assignment = self._shared.state.next_assignment()
+        if assignment is None:
+            return Searcher.FINISHED
+        self._shared.numbers[trial_id] = assignment.trial
+        return self._shared.to_ray_config(assignment)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler has told the state already, and the callback tells it of errors."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("A search is resumed from its journal, never from Ray's snapshot.")
+
+
+class StateScheduler(FIFOScheduler):
+    """Ends a trial when the state says so. The state applies ASHA's rule; Ray's own keeps its rungs to itself."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__()
+        self._shared = shared
+
+    def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
+        record = EpochDone(**{field: result[field] for field in _EPOCH_FIELDS})
+        goes_on = self._shared.state.record(record)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+
+class EndWhen(tune.Stopper):
+    """Ends the whole search when `reached` says so; unfinished trials stay unfinished."""
+
+    def __init__(self, reached: Callable[[], bool]) -> None:
+        self._reached = reached
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._reached()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EndWhen":
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return (object, ())
+
+
+class Housekeeping(tune.Callback):
+    """Tells the state of failures, drops the checkpoints of trials that ended, and lets the display refresh.
+
+    Args:
+        shared: the state.
+        on_retry: called with a trial's number and the reason when its worker died and it is tried again.
+        on_idle: called at each turn of Ray's loop.
+    """
+
+    def __init__(self, shared: Shared, on_retry: Callable[[int, str], None], on_idle: Callable[[], None]) -> None:
+        self._shared = shared
+        self._on_retry = on_retry
+        self._on_idle = on_idle
+
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
+        self._on_idle()
+
+    def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        self._on_retry(self._number(trial), failure_reason(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        self._shared.state.fail(self._number(trial), failure_reason(trial))
+        _drop_checkpoints(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        _drop_checkpoints(trial)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return (tune.Callback, ())
+
+    def _number(self, trial: RayTrial) -> int:
+        return self._shared.numbers[trial.trial_id]
+
+
+def failure_reason(trial: RayTrial) -> str:
+    """The last line of what a worker raised, in one line."""
+    file = trial.error_file
+    text = Path(file).read_text(errors="replace") if file and Path(file).is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "the worker failed without saying why"
+
+
+def trial_folder_name(trial: RayTrial) -> str:
+    """`trial_0007`."""
+    return f"trial_{trial.config['trial']:04d}"
+
+
+def _drop_checkpoints(trial: RayTrial) -> None:
+    # A trial that ended is never gone on with, and a winner is retrained from the start.
+    for folder in Path(str(trial.path)).glob("checkpoint_*"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,206 @@
+"""What is known of an experiment's trials: the events of its journal, and the history they add up to."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from spaces.parameters import Hyperparameters, Number
+
+Status = Literal["completed", "stopped", "failed", "running"]
+EndStatus = Literal["completed", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStarted:
+    """A configuration was proposed.
+
+    Attributes:
+        trial: its number, from 0; the number of its Optuna trial too.
+        suggested: the sampler's values of the searched parameters.
+        config: the whole configuration.
+        baseline: whether it is the hand-picked one.
+        at: when, in seconds since 1970 (UTC).
+    """
+
+    trial: int
+    suggested: Mapping[str, Number]
+    config: Hyperparameters
+    baseline: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """A trial finished an epoch. Losses are NaN where training diverged; times are seconds."""
+
+    trial: int
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    train_s: float
+    validation_s: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.train_loss)
+
+    @property
+    def seconds(self) -> float:
+        return self.train_s + self.validation_s
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEnded:
+    """A trial will not go on.
+
+    Attributes:
+        status: `completed` all epochs, `stopped` by ASHA, or `failed`.
+        reason: why, in words; empty for completed trials.
+        at: when, in seconds since 1970 (UTC).
+    """
+
+    trial: int
+    status: EndStatus
+    reason: str
+    at: float
+
+
+Event = TrialStarted | EpochDone | TrialEnded
+
+_EVENT_TYPES: dict[str, type[TrialStarted] | type[EpochDone] | type[TrialEnded]] = {
+    "trial_started": TrialStarted,
+    "epoch_done": EpochDone,
+    "trial_ended": TrialEnded,
+}
+_EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
+_LOSSES = ("train_loss", "validation_loss")
+
+
+def event_as_dict(event: Event) -> dict[str, Any]:
+    """JSON-ready; losses that are not finite become null."""
+    content = asdict(event)
+    for key in _LOSSES:
+        if key in content and not math.isfinite(content[key]):
+            content[key] = None
+    return {"event": _EVENT_NAMES[type(event)], **content}
+
+
+def event_from_dict(content: Mapping[str, Any]) -> Event:
+    """The inverse of `event_as_dict`.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not an event.
+    """
+    values = dict(content)
+    event_type = _EVENT_TYPES[values.pop("event")]
+    if event_type is TrialStarted:
+        values["config"] = Hyperparameters.from_mapping(values["config"])
+    for key in _LOSSES:
+        if key in values and values[key] is None:
+            values[key] = math.nan
+    event = event_type(**values)
+    if not isinstance(event.trial, int) or event.trial < 0:
+        raise ValueError(f"trial is {event.trial!r}")
+    return event
+
+
+@dataclass
+class Trial:
+    """One trial as far as it is known.
+
+    Attributes:
+        number: from 0.
+        suggested, config, baseline: as in `TrialStarted`.
+        started_at: seconds since 1970 (UTC).
+        epochs: results in order; the first is epoch 1.
+        end: how it ended; None while it can go on.
+    """
+
+    number: int
+    suggested: Mapping[str, Number]
+    config: Hyperparameters
+    baseline: bool
+    started_at: float
+    epochs: list[EpochDone] = field(default_factory=list)
+    end: TrialEnded | None = None
+
+    @property
+    def status(self) -> Status:
+        return self.end.status if self.end else "running"
+
+    @property
+    def n_epochs(self) -> int:
+        return len(self.epochs)
+
+    @property
+    def last(self) -> EpochDone | None:
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def seconds(self) -> float:
+        return sum(epoch.seconds for epoch in self.epochs)
+
+
+class History:
+    """All trials of an experiment, grown event by event.
+
+    Attributes:
+        trials: by number, ascending.
+        results_in_order: all epochs of all trials, as they arrived.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.trials: dict[int, Trial] = {}
+        self.results_in_order: list[EpochDone] = []
+        for event in events:
+            self.apply(event)
+
+    def apply(self, event: Event) -> None:
+        """Take in one event.
+
+        Raises:
+            ValueError: it contradicts what is known.
+        """
+        match event:
+            case TrialStarted():
+                if event.trial != len(self.trials):
+                    raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
+                self.trials[event.trial] = Trial(
+                    event.trial, event.suggested, event.config, event.baseline, event.at
+                )
+            case EpochDone():
+                trial = self._running(event.trial)
+                if event.epoch != trial.n_epochs + 1:
+                    raise ValueError(f"trial {event.trial} has epoch {event.epoch} after {trial.n_epochs}")
+                trial.epochs.append(event)
+                self.results_in_order.append(event)
+            case TrialEnded():
+                self._running(event.trial).end = event
+
+    @property
+    def unfinished(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.end is None]
+
+    @property
+    def n_ended(self) -> int:
+        return sum(trial.end is not None for trial in self.trials.values())
+
+    @property
+    def n_epochs(self) -> int:
+        return len(self.results_in_order)
+
+    @property
+    def baseline(self) -> Trial | None:
+        return next((trial for trial in self.trials.values() if trial.baseline), None)
+
+    def _running(self, number: int) -> Trial:
+        trial = self.trials.get(number)
+        if trial is None:
+            raise ValueError(f"trial {number} was never started")
+        if trial.end is not None:
+            raise ValueError(f"trial {number} has ended already")
+        return trial

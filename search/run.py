@@ -1,0 +1,210 @@
+"""Launch a search, or go on with one: `python -m search.run`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from search.options import add_results_argument
+from spaces.command import EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
+from spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from search.experiment import Experiment
+    from search.launching import SearchEnd
+    from search.plan import Placement
+    from spaces import Space
+    from trainable.datasets import TrainingData
+
+# Options that are short for a `--set`.
+_SHORTCUTS = {
+    "trials": "search.trials",
+    "time_budget": "search.time_budget",
+    "seed": "search.seed",
+    "device": "resources.device",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = CommandParser(
+        prog="python -m search.run",
+        description="Search a space: train its baseline and many other configurations, and stop weak ones early.",
+        epilog="example: python -m search.run cifar10 --set dataset.train_limit=4000 --time-budget 30m --name first",
+    )
+    add_space_arguments(parser)
+    parser.add_argument("--name", help="of the experiment (default: the space's name and the time)")
+    add_results_argument(parser)
+    parser.add_argument("--trials", type=int, metavar="N", help="configurations to try, the baseline among them")
+    parser.add_argument("--time-budget", metavar="TIME", help="stop after this long, such as 30m, 1h30m or 90s")
+    parser.add_argument("--seed", type=int, help="of proposals, weights, order, dropout and augmentation")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--resume", metavar="NAME", help="go on with an experiment where it was")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and what it will cost, and stop")
+    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    return run_command(parser, _resume if "--resume" in " ".join(arguments or sys.argv[1:]) else _launch, arguments)
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from search.experiment import DEFAULT_RESULTS, create_experiment, must_be_a_name
+    from search.manifest import new_manifest
+    from search.plan import place
+    from spaces.loader import load_space
+
+    space = _with_absolute_root(load_space(options.space, [*_shortcut_overrides(options), *options.set]))
+    name = options.name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
+    must_be_a_name(name)
+    if (options.results / name).exists():
+        flag = "" if options.results == DEFAULT_RESULTS else f" --results {options.results}"
+        raise InputError(
+            f"--name is {name}, but {options.results / name} exists. Choose another name, or go on with it: "
+            f"python -m search.run --resume {name}{flag}"
+        )
+    placement = place(space)
+    data = _prepare(space)
+    if options.dry_run:
+        from search.plan import plan_text, seconds_per_epoch
+
+        print(plan_text(space, data, placement, seconds_per_epoch(space, data, placement)))
+        return 0
+    experiment = create_experiment(options.results, name, space)
+    experiment.write_manifest(new_manifest(space, name, placement.as_dict(), _data_facts(data)))
+    return _search(options, experiment, space, data, placement)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from search.experiment import open_experiment
+    from search.plan import place
+    from spaces.schema import Search
+
+    given = [option for option in ("name", "trials", "seed", "device") if getattr(options, option) is not None]
+    if options.set or given or options.dry_run or options.space != "quickstart":
+        raise InputError(
+            "--resume goes on with the experiment's own settings: of the other options it takes --results, "
+            "--time-budget and --quiet only."
+        )
+    experiment = open_experiment(options.resume, options.results)
+    space = experiment.space
+    if options.time_budget is not None:
+        section = {**space.search.model_dump(), "time_budget": options.time_budget}
+        try:
+            space = replace(space, search=Search.model_validate(section))
+        except ValueError:
+            raise InputError(
+                f"--time-budget is {options.time_budget}, but must be a duration such as 30m, 1h30m or 90s."
+            ) from None
+    placement = place(space)
+    data = _prepare(space)
+    known = experiment.manifest.get("data", {}).get("content_sha256")
+    if known != data.decoded.content_sha256:
+        raise InputError(
+            f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
+            f"not compare. Restore the images, or start a new search: python -m search.run {experiment.folder}"
+        )
+    return _search(options, experiment, space, data, placement)
+
+
+def _search(
+    options: argparse.Namespace, experiment: Experiment, space: Space, data: TrainingData, placement: Placement
+) -> int:
+    from rich.console import Console
+
+    from search.display import SearchDisplay
+    from search.launching import Launch, run_session
+    from search.plan import epochs_expected
+
+    console = Console(highlight=False)
+    with experiment.exclusive():
+        launch = Launch(experiment, space, data, placement, _time_left_s(experiment, space))
+        expected = epochs_expected(space)
+        if not options.quiet:
+            n_done = len(experiment.history().trials)
+            so_far = f", {n_done} begun before" if n_done else ""
+            console.print(
+                f"{experiment.folder}: {space.search.trials} trials{so_far} on {placement.description}, "
+                f"{placement.trials_at_once} at once, about {expected:.0f} epochs in all",
+                soft_wrap=True,
+            )
+        with SearchDisplay(space, console, placement.trials_at_once, expected, options.quiet) as display:
+            end = run_session(launch, display)
+    _print_result(options, experiment, end)
+    return EXIT_INTERRUPTED if end == "interrupted" else 0
+
+
+def _print_result(options: argparse.Namespace, experiment: Experiment, end: SearchEnd) -> None:
+    import shutil
+
+    from search.experiment import DEFAULT_RESULTS
+    from search.ranking import lead_sentence, rank, winner
+    from search.tables import as_table
+
+    ranked = rank(experiment.history())
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if ranked:
+        print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width)}\n")
+    print(lead_sentence(ranked))
+    flag = "" if options.results == DEFAULT_RESULTS else f" --results {options.results}"
+    if end != "finished":
+        reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
+        more = "" if end == "interrupted" else " --time-budget TIME"
+        print(f"{reason}; nothing is lost. Go on with: python -m search.run --resume {experiment.name}{flag}{more}")
+    if winner(ranked):
+        print(f"Next: python -m search.leaderboard {experiment.name}{flag}")
+        print(f"      python -m search.retrain {experiment.name}{flag}")
+
+
+def _time_left_s(experiment: Experiment, space: Space) -> float | None:
+    if space.search.time_budget_s is None:
+        return None
+    used_s = sum(session.get("seconds") or 0.0 for session in experiment.manifest["sessions"])
+    left_s = space.search.time_budget_s - used_s
+    if left_s <= 0:
+        raise InputError(
+            f"`search.time_budget` is {space.search.time_budget}, and {used_s:.0f} s are used. "
+            f"Go on with a longer one: --time-budget TIME, counted from the search's start."
+        )
+    return left_s
+
+
+def _prepare(space: Space) -> TrainingData:
+    from trainable.datasets import prepare_training_data
+
+    return prepare_training_data(space.dataset, show_progress=sys.stderr.isatty())
+
+
+def _data_facts(data: TrainingData) -> dict[str, object]:
+    return {
+        "n_train": len(data.train),
+        "n_validation": len(data.validation),
+        "class_names": list(data.decoded.class_names),
+        "mean": list(data.decoded.mean),
+        "std": list(data.decoded.std),
+        "content_sha256": data.decoded.content_sha256,
+    }
+
+
+def _shortcut_overrides(options: argparse.Namespace) -> list[str]:
+    return [f"{key}={getattr(options, name)}" for name, key in _SHORTCUTS.items() if getattr(options, name) is not None]
+
+
+def _with_absolute_root(space: Space) -> Space:
+    """Workers start in folders of their own, and an experiment may be resumed from anywhere."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    if space.dataset.root is None:
+        return space
+    root = str(Path(space.dataset.root).expanduser().resolve())
+    return replace(space, dataset=space.dataset.model_copy(update={"root": root}))
+
+
+def _name_part(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "search"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The leaderboard as a table, CSV, JSON or Markdown."""
+
+import json
+from collections.abc import Sequence
+from io import StringIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from search.experiment import csv_text
+from search.ranking import Ranked
+from spaces.parameters import Number
+
+METRIC = "validation_accuracy"
+FORMATS = ("table", "csv", "json", "markdown")
+
+_HEADER = ("rank", "trial", "status", "epochs", "accuracy", "loss", "seconds")
+
+
+def as_json(experiment: str, ranked: Sequence[Ranked]) -> str:
+    """One object: `experiment`, `metric`, `trials`."""
+    content = {"experiment": experiment, "metric": METRIC, "trials": [row.as_dict() for row in ranked]}
+    return json.dumps(content, indent=2, allow_nan=False)
+
+
+def as_csv(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
+    """A row a trial; full precision."""
+    columns = ["rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds", "baseline"]
+    rows = []
+    for row in ranked:
+        content = row.as_dict()
+        rows.append([*(content[name] for name in columns), *(content["config"][name] for name in parameters)])
+    return csv_text([*columns, *parameters], rows).rstrip("\n")
+
+
+def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
+    """A table for a README or an issue."""
+    lines = [_markdown_row([*_HEADER, *parameters]), _markdown_row(["---:"] * (len(_HEADER) + len(parameters)))]
+    lines += [_markdown_row(_cells(row, parameters)) for row in ranked]
+    return "\n".join(lines)
+
+
+def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None) -> str:
+    """Aligned columns; styled and fitted to `width` if it is given, plain and as wide as it needs otherwise.
+
+    Args:
+        ranked: rows.
+        parameters: hyperparameters that get a column.
+        width: of the terminal, in characters.
+    """
+    # A narrow terminal keeps the results and as many hyperparameters as fit.
+    n_shown = len(parameters) if width is None else max(0, (width - 62) // 11)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in _HEADER:
+        table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
+    for name in parameters[:n_shown]:
+        table.add_column(name.replace("shift_scale_rotate_p", "ssr_p").replace("coarse_dropout_p", "hole_p"), justify="right", no_wrap=True)
+    for row in ranked:
+        style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red"}[row.status]
+        table.add_row(*(Text(cell) for cell in _cells(row, parameters[:n_shown])), style=style)
+    buffer = StringIO()
+    console = Console(file=buffer, width=width or 400, force_terminal=width is not None)
+    console.print(table)
+    text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines())
+    if n_shown < len(parameters):
+        text += f"\n(wider terminals also show {', '.join(parameters[n_shown:])})"
+    return text
+
+
+def _cells(row: Ranked, parameters: Sequence[str]) -> list[str]:
+    accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
+    loss = "-" if row.validation_loss is None else f"{row.validation_loss:.4f}"
+    trial = f"{row.trial} (baseline)" if row.baseline else str(row.trial)
+    values = row.config.as_dict()
+    fixed = [str(row.rank), trial, row.status, str(row.epochs), accuracy, loss, f"{row.seconds:.1f}"]
+    return fixed + [short(values[name]) for name in parameters]
+
+
+def short(value: Number) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,109 @@
+"""`FitEvaluate` as a Ray Tune trainable: one step an epoch. The only file here that imports Ray.
+
+The driver imports this file too, to name the class: torch and albumentations are left to the workers.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.result import TRAINING_ITERATION
+
+from spaces import Dataset, Hyperparameters
+from trainable.datasets import TrainingData, open_training_data
+from trainable.seeding import RunSeed
+
+
+@dataclass(frozen=True, slots=True)
+class TrialConfig:
+    """What a worker is told of one trial.
+
+    Attributes:
+        trial: its number.
+        hyperparameters: the configuration.
+        decoded_folder: the cached training images.
+        dataset: how they are cut.
+        experiment_seed: together with `trial` names the random streams.
+        device: `cpu` or `cuda`.
+        resume_from: a checkpoint's folder to go on from; None to start afresh.
+    """
+
+    trial: int
+    hyperparameters: Hyperparameters
+    decoded_folder: Path
+    dataset: Dataset
+    experiment_seed: int
+    device: str
+    resume_from: Path | None
+
+    def as_ray_config(self) -> dict[str, Any]:
+        """Plain values, as Ray ships and logs them."""
+        return {
+            "trial": self.trial,
+            "hyperparameters": self.hyperparameters.as_dict(),
+            "decoded_folder": str(self.decoded_folder),
+            "dataset": self.dataset.model_dump(),
+            "experiment_seed": self.experiment_seed,
+            "device": self.device,
+            "resume_from": None if self.resume_from is None else str(self.resume_from),
+        }
+
+    @classmethod
+    def from_ray_config(cls, config: Mapping[str, Any]) -> "TrialConfig":
+        """The inverse of `as_ray_config`; unknown keys are an error."""
+        values = dict(config)
+        resume_from = values.pop("resume_from")
+        return cls(
+            hyperparameters=Hyperparameters.from_mapping(values.pop("hyperparameters")),
+            decoded_folder=Path(values.pop("decoded_folder")),
+            dataset=Dataset.model_validate(values.pop("dataset")),
+            resume_from=None if resume_from is None else Path(resume_from),
+            **values,
+        )
+
+
+class TrialTrainable(tune.Trainable):
+    """Trains one configuration after the other; an actor and its mapped images serve many trials."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        self._data: TrainingData | None = None
+        self._opened: tuple[Path, Dataset] | None = None
+        self._start(TrialConfig.from_ray_config(config))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._start(TrialConfig.from_ray_config(new_config))
+        return True
+
+    def step(self) -> dict[str, Any]:
+        result = self._run.run_epoch()
+        # The epoch's own number: after a resume Ray's count would start again at 1.
+        return {**asdict(result), "trial": self._trial, TRAINING_ITERATION: result.epoch}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self._run.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
+        self._run.restore(Path(checkpoint))
+
+    def _start(self, config: TrialConfig) -> None:
+        from trainable.fit_evaluate import FitEvaluate
+
+        if self._data is None or self._opened != (config.decoded_folder, config.dataset):
+            self._data = open_training_data(config.decoded_folder, config.dataset)
+            self._opened = (config.decoded_folder, config.dataset)
+        self._trial = config.trial
+        self._run = FitEvaluate(
+            self._data.train,
+            self._data.validation,
+            config.hyperparameters,
+            RunSeed(config.experiment_seed, config.trial),
+            config.device,
+        )
+        if config.resume_from is not None:
+            self._run.restore(config.resume_from)
