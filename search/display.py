@@ -1,6 +1,7 @@
 """What a running search shows: one line a trial that ends, and in a terminal a status line below."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.text import Text
 from search.estimates import duration_text
 from search.ranking import best_accuracy
 from search.records import EpochDone, Event, History, Trial, TrialEnded, TrialStarted
+from search.tables import SHORT_NAMES, short
 from spaces.parameters import Number
 from spaces.schema import Space
 
@@ -81,7 +83,10 @@ class SearchDisplay:
         return self._console.is_terminal and not self._quiet
 
     def _print(self, line: str, style: str) -> None:
-        self._console.print(Text(line, style=style), soft_wrap=True)
+        if self._shows_status:
+            self._console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis", crop=True)
+        else:
+            self._console.print(Text(line, style=style), soft_wrap=True)
 
     def _end_line(self, trial: Trial) -> str:
         accuracy = f"{trial.last.validation_accuracy:7.2%}" if trial.last and not trial.last.diverged else "      -"
@@ -119,11 +124,6 @@ class SearchDisplay:
         return n_unstarted * grace + sum(max(grace - trial.n_epochs, 0) for trial in self._history.unfinished)
 
 
-def compact(values: object) -> str:
+def compact(values: Mapping[str, Number]) -> str:
     """Hyperparameters on one line, three significant digits each."""
-    assert isinstance(values, dict)
-    return " ".join(f"{name}={_short(value)}" for name, value in values.items())
-
-
-def _short(value: Number) -> str:
-    return f"{value:.3g}"
+    return " ".join(f"{SHORT_NAMES.get(name, name)}={short(value)}" for name, value in values.items())

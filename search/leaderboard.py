@@ -53,9 +53,10 @@ def _show(options: argparse.Namespace) -> int:
             print(tables.as_markdown(shown, parameters))
         case _:
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-            live = ", running now" if experiment.is_live() else ""
-            print(f"{experiment.name}: {history.n_ended} of {experiment.space.search.trials} trials ended{live}\n")
-            print(tables.as_table(shown, parameters, width))
+            live = experiment.is_live()
+            now = ", running now" if live else ""
+            print(f"{experiment.name}: {history.n_ended} of {experiment.space.search.trials} trials ended{now}\n")
+            print(tables.as_table(shown, parameters, width, live))
             print(f"\n{lead_sentence(ranked)}")
     return 0
 

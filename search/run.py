@@ -145,7 +145,7 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
     ranked = rank(experiment.history())
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if ranked:
-        print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width)}\n")
+        print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
     print(lead_sentence(ranked))
     flag = "" if options.results == DEFAULT_RESULTS else f" --results {options.results}"
     if end != "finished":

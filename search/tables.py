@@ -16,6 +16,9 @@ from spaces.parameters import Number
 METRIC = "validation_accuracy"
 FORMATS = ("table", "csv", "json", "markdown")
 
+# For screens; CSV, JSON and Markdown keep the full names.
+SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
+
 _HEADER = ("rank", "trial", "status", "epochs", "accuracy", "loss", "seconds")
 
 
@@ -42,13 +45,16 @@ def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None) -> str:
+def as_table(
+    ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None, live: bool = True
+) -> str:
     """Aligned columns; styled and fitted to `width` if it is given, plain and as wide as it needs otherwise.
 
     Args:
         ranked: rows.
         parameters: hyperparameters that get a column.
         width: of the terminal, in characters.
+        live: whether the search runs now; if not, running trials are shown as unfinished.
     """
     # A narrow terminal keeps the results and as many hyperparameters as fit.
     n_shown = len(parameters) if width is None else max(0, (width - 62) // 11)
@@ -56,10 +62,13 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     for name in _HEADER:
         table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
     for name in parameters[:n_shown]:
-        table.add_column(name.replace("shift_scale_rotate_p", "ssr_p").replace("coarse_dropout_p", "hole_p"), justify="right", no_wrap=True)
+        table.add_column(SHORT_NAMES.get(name, name), justify="right", no_wrap=True)
     for row in ranked:
         style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red"}[row.status]
-        table.add_row(*(Text(cell) for cell in _cells(row, parameters[:n_shown])), style=style)
+        cells = _cells(row, parameters[:n_shown])
+        if row.status == "running" and not live:
+            cells[_HEADER.index("status")] = "unfinished"
+        table.add_row(*(Text(cell) for cell in cells), style=style)
     buffer = StringIO()
     console = Console(file=buffer, width=width or 400, force_terminal=width is not None)
     console.print(table)

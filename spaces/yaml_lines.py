@@ -34,7 +34,7 @@ class Document:
 
 
 def parse(text: str, source: str) -> Document:
-    """Read one YAML mapping; aliases, repeated keys and deep nesting are refused.
+    """Read one YAML mapping; aliases, tags, repeated keys and deep nesting are refused.
 
     Args:
         text: the file's content.
@@ -70,6 +70,9 @@ def _refuse_hostile(text: str, source: str) -> None:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             raise InputError(f"{source}:{line}: uses an alias (*{event.anchor}), but must spell values out.")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise InputError(f"{source}:{line}: uses a tag ({tag}), but must have plain values only.")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:

@@ -99,7 +99,7 @@ class FitEvaluate:
         weights_generator = torch.Generator().manual_seed(seed.stream(Stream.WEIGHTS))
         network = DepthwiseSeparableNet(len(decoded.class_names), hyperparameters.dropout, weights_generator)
         self.network = network.to(self.device, memory_format=torch.channels_last)
-        self._normalise = Normalise(decoded.mean, decoded.std).to(self.device)
+        self.normalise = Normalise(decoded.mean, decoded.std).to(self.device)
         self._augmenter = Augmenter(
             AugmentationPolicy.from_hyperparameters(hyperparameters, decoded.image_size, decoded.mean),
             decoded.image_size,
@@ -253,7 +253,7 @@ class FitEvaluate:
 
     def _to_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         pixels = torch.from_numpy(images).to(self.device, non_blocking=True)
-        return self._normalise(pixels), torch.from_numpy(labels).to(self.device, non_blocking=True)
+        return self.normalise(pixels), torch.from_numpy(labels).to(self.device, non_blocking=True)
 
     @contextmanager
     def _seeded_dropout(self) -> Iterator[None]:

@@ -1,0 +1,79 @@
+"""The text that goes with a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spaces import Space
+
+
+def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: what the model is, how good, on what, and how to use it.
+
+    Args:
+        space: that was searched.
+        metrics: the content of `metrics.json`.
+        openings: every time that the test set was opened, from the manifest.
+    """
+    interval = metrics["test_accuracy_interval_95"]
+    n_seeds = len(metrics["test_accuracy_per_seed"])
+    spread = f" (95 % interval of the mean over {n_seeds} seeds: {interval[0]:.2%} to {interval[1]:.2%})" if interval else ""
+    size = space.dataset.image_size
+    classes = "\n".join(
+        f"| {name} | {'-' if accuracy is None else f'{accuracy:.2%}'} |"
+        for name, accuracy in metrics["per_class_accuracy"].items()
+    )
+    seeds = ", ".join(f"{score['accuracy']:.2%}" for score in metrics["test_accuracy_per_seed"])
+    exports = "\n".join(
+        f"| `{name}` | {export['max_difference']:.1e} |" for name, export in metrics["exports"].items()
+    )
+    return f"""# {metrics["experiment"]}: classifier of {len(metrics["class_names"])} classes
+
+A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
+(trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
+{metrics["epochs"]} epochs.
+
+**Test accuracy {metrics["test_accuracy_mean"]:.2%}**{spread}, on {metrics["tested_on"]["n_images"]:,} test images;
+by seed: {seeds}. The files here are the first seed's. The interval says how much another training run would differ,
+not how much another set of test images would.
+
+## Use
+
+`model.onnx` and `model.pt2` take uint8 images (N, {size}, {size}, 3), RGB, N free, and give log-probabilities
+(N, {len(metrics["class_names"])}); normalisation is inside. `model.safetensors` holds the network's weights alone.
+
+```python
+import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+log_probabilities = session.run(None, {{"images": images}})[0]
+```
+
+| file | largest difference from the network (log-probability) |
+|---|---|
+{exports}
+
+## By class
+
+| class | test accuracy |
+|---|---:|
+{classes}
+
+## The test set was opened
+
+{_openings(openings)}
+
+## Limits
+
+It names one of its classes for any image, also for one that shows none of them. It was tested on images of the same
+origin as those it was trained on; elsewhere it will do worse. `metrics.json` has the confusion matrix.
+"""
+
+
+def _openings(openings: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for opening in openings:
+        mean = opening["test_accuracy_mean"]
+        result = "not finished" if mean is None else f"{mean:.2%}"
+        reason = f", because: {opening['reason']}" if opening["reason"] else ""
+        lines.append(f"- {opening['at']}: trial {opening['trial']}, {opening['seeds']} seeds, {result}{reason}")
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""Retrain the winner, test it once, export it: `python -m search.retrain`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from search.options import add_experiment_arguments
+from spaces.command import CommandParser, run_command
+from spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from search.experiment import Experiment
+    from search.records import Trial
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = CommandParser(
+        prog="python -m search.retrain",
+        description=(
+            "Train the winning configuration on training and validation images together, with several seeds; "
+            "evaluate each seed once on the test images; export the first to EXPERIMENT/final/."
+        ),
+        epilog="example: python -m search.retrain --trial 7 --seeds 5",
+    )
+    add_experiment_arguments(parser)
+    parser.add_argument("--trial", type=int, metavar="ID", help="another configuration than the winner's")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs (default: 3)")
+    parser.add_argument("--epochs", type=int, metavar="E", help="of each (default: the search's max_epochs)")
+    parser.add_argument("--again", metavar="REASON", help="open the test set once more; the reason is recorded")
+    return run_command(parser, _retrain, arguments)
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    import os
+
+    from rich.console import Console
+
+    from search.experiment import open_experiment
+    from search.retraining import Retraining, must_be_allowed, retrain
+    from trainable.datasets import prepare_training_data
+    from trainable.devices import choose_device, describe_device
+
+    for name in ("seeds", "epochs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} is {value}, but must be at least 1.")
+    experiment = open_experiment(options.experiment, options.results)
+    trial = _chosen_trial(experiment, options.trial)
+    space = experiment.space
+    must_be_allowed(experiment, options.again)
+    errors = Console(stderr=True, highlight=False)
+    data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
+    if experiment.manifest.get("data", {}).get("content_sha256") != data.decoded.content_sha256:
+        errors.print("The training images have changed since the search; its accuracies are of the old ones.", style="yellow")
+    device = choose_device(space.resources.device)
+    plan = Retraining(
+        experiment=experiment,
+        space=space,
+        trial=trial,
+        data=data,
+        n_seeds=options.seeds,
+        epochs=options.epochs or space.training.max_epochs,
+        device=device,
+        n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        again=options.again,
+    )
+    print(
+        f"{experiment.name}: retraining trial {trial.number} on {len(data.everything):,} images, "
+        f"{plan.n_seeds} seeds of {plan.epochs} epochs on {describe_device(device)}, {plan.n_workers} at once",
+        flush=True,
+    )
+    with experiment.exclusive():
+        metrics = _with_progress(errors, plan)
+    _print_result(experiment, metrics)
+    return 0
+
+
+def _chosen_trial(experiment: Experiment, number: int | None) -> Trial:
+    from search.ranking import rank, winner
+
+    history = experiment.history()
+    if number is None:
+        best = winner(rank(history))
+        if best is None:
+            raise InputError(
+                f"{experiment.folder}: no trial has completed, so that there is no winner. "
+                f"Go on with the search (python -m search.run --resume {experiment.name}), or name one: --trial ID"
+            )
+        number = best.trial
+    if number not in history.trials:
+        raise InputError(f"--trial is {number}, but must be between 0 and {len(history.trials) - 1}.")
+    return history.trials[number]
+
+
+def _with_progress(console: object, plan: object) -> dict[str, object]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from search.retraining import Retraining, retrain
+    from search.training_runs import Progress as EpochProgress
+
+    assert isinstance(console, Console)
+    assert isinstance(plan, Retraining)
+
+    def line(progress: EpochProgress) -> str:
+        return (
+            f"seed {progress.number}  epoch {progress.epoch:>3}/{plan.epochs}  training loss {progress.train_loss:.4f}"
+            f"  accuracy {progress.train_accuracy:.2%}  {progress.seconds:.1f} s"
+        )
+
+    if not console.is_terminal:
+        return retrain(plan, lambda progress: print(line(progress), flush=True))
+    columns = (TextColumn("retraining"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[latest]}"), console=console, transient=True) as bar:
+        task = bar.add_task("retraining", total=plan.n_seeds * plan.epochs, latest="")
+        return retrain(plan, lambda progress: bar.update(task, advance=1, latest=line(progress)))
+
+
+def _print_result(experiment: Experiment, metrics: dict[str, object]) -> None:
+    interval = metrics["test_accuracy_interval_95"]
+    spread = f", 95 % interval over seeds {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""  # type: ignore[index]
+    per_seed = ", ".join(f"{score['accuracy']:.2%}" for score in metrics["test_accuracy_per_seed"])  # type: ignore[attr-defined]
+    print(f"\nTest accuracy {metrics['test_accuracy_mean']:.2%}{spread} (by seed: {per_seed})")
+    validation = metrics["search_validation_accuracy"]
+    if isinstance(validation, float):
+        print(f"The search's validation accuracy was {validation:.2%}.")
+    print(f"Exported to {experiment.final_folder}: {', '.join(metrics['exports'])}, each compared with the network")  # type: ignore[call-overload]
+    print(f"Next: python -m search.predict {experiment.folder} IMAGE…")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Retrains one configuration on all training images, tests it once, and exports it."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from search.experiment import Experiment, timestamp
+from search.export import Agreement, export_all
+from search.manifest import git_commit, versions
+from search.model_card import model_card
+from search.records import Trial
+from search.scores import SeedScore, confusion_matrix, interval_95, per_class_accuracy, seed_score
+from search.training_runs import FullRun, Progress, train_all
+from spaces import InputError, Space
+from trainable.datasets import ImageSet, TrainingData
+from trainable.files import write_json, write_text
+from trainable.fit_evaluate import FitEvaluate
+from trainable.test_set import open_test_set
+
+N_COMPARED_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What to do.
+
+    Attributes:
+        experiment: held exclusively by the caller.
+        space: of the experiment.
+        trial: whose configuration is retrained.
+        data: the training images.
+        n_seeds: runs.
+        epochs: of each.
+        device: `cpu` or `cuda`.
+        n_cores: that may be used.
+        again: why the test set is opened once more; None for the first time.
+    """
+
+    experiment: Experiment
+    space: Space
+    trial: Trial
+    data: TrainingData
+    n_seeds: int
+    epochs: int
+    device: str
+    n_cores: int
+    again: str | None
+
+    @property
+    def n_workers(self) -> int:
+        return min(self.n_seeds, self.n_cores) if self.device == "cpu" else 1
+
+
+def must_be_allowed(experiment: Experiment, again: str | None) -> None:
+    """Raise InputError if the test set was opened before and no reason is given to do it again."""
+    openings = experiment.manifest.get("test_openings", [])
+    if openings and not again:
+        last = openings[-1]
+        raise InputError(
+            f"{experiment.folder}: its test set was opened on {last['at']} for trial {last['trial']}. A second look "
+            f"makes it a validation set; if you must, say why: --again \"REASON\" (it is recorded)."
+        )
+
+
+def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+    """Train all seeds, test each once, export the first, and put `final/` in place when all of it is there.
+
+    Args:
+        plan: what to do.
+        on_progress: called after each epoch of each seed.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        DivergedError: a seed diverged.
+        ExportError: an exported model does not compute what the network computes.
+    """
+    must_be_allowed(plan.experiment, plan.again)
+    folder = Path(tempfile.mkdtemp(prefix=".final-", dir=plan.experiment.folder))
+    try:
+        checkpoints = folder / "checkpoints"
+        runs = _runs(plan, checkpoints)
+        train_all(runs, plan.n_workers, on_progress)
+        fits = [_trained(plan, run) for run in runs]
+        _record_opening(plan)
+        test_set = open_test_set(plan.space.dataset)
+        _must_have_classes_of(test_set, plan.data)
+        predictions = [fit.predict(test_set) for fit in fits]
+        scores = [seed_score(i, p, test_set.labels) for i, p in enumerate(predictions)]
+        _record_result(plan, scores)
+        agreements = export_all(
+            folder, fits[0].network, fits[0].normalise, plan.data.decoded.class_names, _sample(plan.data)
+        )
+        metrics = _metrics(plan, scores, predictions[0], test_set.labels, agreements)
+        write_json(folder / "metrics.json", metrics)
+        write_text(folder / "config.yaml", _config(plan))
+        openings = plan.experiment.manifest["test_openings"]
+        write_text(folder / "MODEL_CARD.md", model_card(plan.space, metrics, openings))
+        shutil.rmtree(checkpoints)
+        _put_in_place(folder, plan.experiment.final_folder)
+        return metrics
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(plan: Retraining, checkpoints: Path) -> list[FullRun]:
+    return [
+        FullRun(
+            decoded_folder=plan.data.decoded.folder,
+            dataset=plan.space.dataset,
+            hyperparameters=plan.trial.config,
+            experiment_seed=plan.space.search.seed,
+            number=number,
+            epochs=plan.epochs,
+            device=plan.device,
+            threads=max(1, plan.n_cores // plan.n_workers),
+            checkpoint=checkpoints / str(number),
+        )
+        for number in range(plan.n_seeds)
+    ]
+
+
+def _trained(plan: Retraining, run: FullRun) -> FitEvaluate:
+    fit = FitEvaluate(plan.data.everything, None, run.hyperparameters, run.seed, plan.device)
+    fit.restore(run.checkpoint)
+    return fit
+
+
+def _record_opening(plan: Retraining) -> None:
+    """Before the test set is opened, so that no crash can hide it."""
+    manifest = plan.experiment.manifest
+    manifest.setdefault("test_openings", []).append(
+        {
+            "at": timestamp(),
+            "trial": plan.trial.number,
+            "config": plan.trial.config.as_dict(),
+            "epochs": plan.epochs,
+            "seeds": plan.n_seeds,
+            "reason": plan.again,
+            "test_accuracy_mean": None,
+        }
+    )
+    plan.experiment.write_manifest(manifest)
+
+
+def _record_result(plan: Retraining, scores: list[SeedScore]) -> None:
+    manifest = plan.experiment.manifest
+    manifest["test_openings"][-1]["test_accuracy_mean"] = float(np.mean([score.accuracy for score in scores]))
+    plan.experiment.write_manifest(manifest)
+
+
+def _must_have_classes_of(test_set: ImageSet, data: TrainingData) -> None:
+    if test_set.decoded.class_names != data.decoded.class_names:
+        raise InputError(
+            f"the test images have the classes {', '.join(test_set.decoded.class_names)}, but the training images "
+            f"have {', '.join(data.decoded.class_names)}. Make the folders the same."
+        )
+
+
+def _sample(data: TrainingData) -> NDArray[np.uint8]:
+    # Training images: the comparison is of programs, and must not be another look at the test set.
+    positions = np.linspace(0, len(data.everything) - 1, N_COMPARED_IMAGES).astype(np.int64)
+    return data.everything.gather(np.unique(positions))[0]
+
+
+def _metrics(
+    plan: Retraining,
+    scores: list[SeedScore],
+    log_probabilities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    agreements: dict[str, Agreement],
+) -> dict[str, Any]:
+    names = plan.data.decoded.class_names
+    confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), len(names))
+    accuracies = [score.accuracy for score in scores]
+    last = plan.trial.last
+    return {
+        "experiment": plan.experiment.name,
+        "trial": plan.trial.number,
+        "epochs": plan.epochs,
+        "trained_on": {"split": "train + validation", "n_images": len(plan.data.everything)},
+        "tested_on": {"split": "test", "n_images": len(labels)},
+        "search_validation_accuracy": last.validation_accuracy if last else None,
+        "test_accuracy_per_seed": [asdict(score) for score in scores],
+        "test_accuracy_mean": float(np.mean(accuracies)),
+        "test_accuracy_interval_95": interval_95(accuracies),
+        "interval_is_over": "seeds of the training; not over test images",
+        "exported_seed": 0,
+        "exported_test_accuracy": accuracies[0],
+        "class_names": list(names),
+        "per_class_accuracy": dict(zip(names, per_class_accuracy(confusion), strict=True)),
+        "confusion_matrix": confusion.tolist(),
+        "confusion_matrix_is": "of the exported seed; row = true class, column = predicted class",
+        "exports": {name: asdict(agreement) for name, agreement in agreements.items()},
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "created_at": timestamp(),
+    }
+
+
+def _config(plan: Retraining) -> str:
+    decoded = plan.data.decoded
+    content = {
+        "hyperparameters": plan.trial.config.as_dict(),
+        "epochs": plan.epochs,
+        "image_size": decoded.image_size,
+        "class_names": list(decoded.class_names),
+        "mean": list(decoded.mean),
+        "std": list(decoded.std),
+        "dataset": plan.space.dataset.model_dump(),
+        "experiment_seed": plan.space.search.seed,
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _put_in_place(folder: Path, final: Path) -> None:
+    # Temporary folders and safetensors' files are private; a model is meant to be handed on.
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    replaced = final.with_name(".final-replaced")
+    if final.exists():
+        final.rename(replaced)
+    folder.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)

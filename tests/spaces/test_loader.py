@@ -1,0 +1,196 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spaces import InputError, load_space, shipped_spaces
+from spaces.loader import dump_space
+
+VALID = """\
+dataset: {name: digits}
+training: {max_epochs: 9}
+search: {trials: 4, grace_epochs: 1, reduction_factor: 3}
+space:
+  lr: {loguniform: [0.01, 0.5]}
+baseline: {lr: 0.05}
+"""
+
+
+def lines_of(tmp_path: Path, text: str, *overrides: str) -> tuple[str, ...]:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_space(str(path), overrides)
+    return caught.value.lines
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_a_shipped_space_survives_being_written_and_read_again(name: str, tmp_path: Path) -> None:
+    space = load_space(name)
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(dump_space(space))
+    again = load_space(str(path))
+    assert dataclasses.replace(again, name=space.name) == space
+    assert space.rung_epochs[-1] == space.training.max_epochs
+    assert {"lr", "momentum", "gamma", "step_size"} <= set(space.searched)
+
+
+def test_every_error_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
+    lines = lines_of(
+        tmp_path,
+        """\
+dataset: {name: digit}
+training:
+  max_epochs: 10
+  batch_sise: 64
+search: {trials: 0, grace_epochs: 1}
+space:
+  lr: {loguniform: [0.5, 0.01]}
+  momentun: 0.9
+""",
+    )
+    text = "\n".join(lines)
+    assert "mine.yaml:1: `dataset.name` is 'digit', but must be one of" in text
+    assert "mine.yaml:4: `training.batch_sise` is not a key" in text
+    assert "Did you mean `batch_size`?" in text
+    assert "mine.yaml:5: `search.trials` is 0, but must be at least 1." in text
+    assert "mine.yaml:7: `space.lr` goes from 0.5 to 0.01" in text
+    assert "mine.yaml:8: `space.momentun` is not a hyperparameter" in text
+    assert "Did you mean `momentum`?" in text
+    assert len(lines) == 5
+
+
+def test_an_exponent_that_yaml_reads_as_text_is_explained(tmp_path: Path) -> None:
+    (line,) = lines_of(tmp_path, VALID.replace("0.01, 0.5", "1e-2, 0.5"))
+    assert "mine.yaml:5: `space.lr` is the text '1e-2'" in line
+    assert "Write 0.01 or 1.0e-2." in line
+
+
+@pytest.mark.parametrize(("epochs", "nearest"), [(10, "9 and 27"), (26, "9 and 27"), (2, "1 and 3")])
+def test_epochs_off_the_rungs_are_refused_with_the_nearest_that_fit(
+    epochs: int, nearest: str, tmp_path: Path
+) -> None:
+    (line,) = lines_of(tmp_path, VALID, f"training.max_epochs={epochs}")
+    assert f"`training.max_epochs` is {epochs}" in line
+    assert f"the nearest are {nearest}." in line
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("search.trial=3", "Did you mean `trials`?"),
+        ("serch.trials=3", "Did you mean `search`?"),
+        ("search.trials", "must have the form section.key=value"),
+        ("search.trials=[1,", "not valid YAML"),
+        ("search.trials=2.5", "must be a whole number"),
+        ("search.seed=true", "must be a whole number"),
+        ("search.time_budget=5 minutes", "must be a duration such as 30m"),
+        ("search.grace_epochs=40", "must be between 1 and `training.max_epochs` (9)"),
+        ("dataset.name=folder", "`dataset.root` is missing"),
+        ("dataset.image_size=16", "must be at least 17"),
+        ("training.max_epochs=.inf", "must be a whole number"),
+        ("space.lr={uniform: [0.1]}", "has 1 values in `uniform`, but must have two"),
+        ("space.lr={normal: [0.1, 0.2]}", "must have exactly one of uniform, loguniform, randint, choice"),
+        ("space.step_size={uniform: [1, 5]}", "Use randint or choice"),
+        ("space.momentum={loguniform: [0.0, 0.5]}", "loguniform must start above 0"),
+        ("space.flip_p={uniform: [0.0, 1.5]}", "must be at least 0 and at most 1"),
+        ("space.batch_size={choice: [32, 32]}", "must name each option once"),
+        ("baseline.lr=0.9", "must lie in the searched loguniform [0.01, 0.5]"),
+        ("baseline.weight_decay=0.1", "`training.weight_decay` is 0.0 for all trials"),
+        ("resources.trials_at_once=some", "must be 'auto' or a whole number"),
+    ],
+)
+def test_a_bad_override_gives_one_line_that_says_what_to_do(override: str, expected: str, tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, VALID, override)
+    assert any(expected in line for line in lines), lines
+    assert all(line.startswith(("--set", "mine.yaml:")) for line in lines)
+    assert all("\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "must hold sections"),
+        ("- 1\n- 2\n", "must hold sections"),
+        ("dataset: {name: digits\n", "is not valid YAML"),
+        ("a: &x [1]\nb: *x\n", "uses an alias"),
+        ("dataset: {name: digits, name: folder}\n", "repeats `name`"),
+        ("dataset: !!python/object/apply:os.system ['true']\n", "uses a tag"),
+        ("a: " + "[" * 50 + "]" * 50, "is nested over"),
+        ("# " + "x" * 70_000, "is over 64 KiB"),
+        ("? [1, 2]\n: 3\n", "has a list or mapping as a key"),
+        ("dataset: 2001-99-99\n", "cannot read"),
+        ("dataset: null\n", "`dataset` is empty"),
+        ("space: 3\n", "`space` must have one hyperparameter a line"),
+    ],
+)
+def test_hostile_or_broken_yaml_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+    assert any(expected in line for line in lines_of(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_names_the_shipped_spaces() -> None:
+    with pytest.raises(InputError, match=r"one of cifar10, quickstart\. Did you mean `quickstart`\?"):
+        load_space("quickstrat")
+
+
+def test_binary_files_and_folders_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_space(str(path))
+    with pytest.raises(InputError, match="is not a space"):
+        load_space(str(tmp_path))
+
+
+def test_parameters_that_no_section_names_keep_the_original_values(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(VALID + "\n")
+    space = load_space(str(path), ["training.weight_decay=0.001", "space.gamma=0.3"])
+    config = space.complete({"lr": 0.2})
+    assert (config.lr, config.gamma, config.weight_decay, config.momentum) == (0.2, 0.3, 0.001, 0.9)
+
+
+@pytest.mark.parametrize("suggested", [{}, {"lr": 0.9}, {"lr": 0.1, "gamma": 0.5}])
+def test_a_suggestion_outside_the_space_is_an_error(suggested: dict[str, float], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(VALID)
+    with pytest.raises(ValueError, match="suggested"):
+        load_space(str(path)).complete(suggested)
+
+
+yaml_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    section=st.sampled_from(["dataset", "training", "search", "space", "baseline", "resources"]),
+    key=st.sampled_from(["name", "max_epochs", "trials", "lr", "step_size", "seed", "root", "x"]),
+    value=yaml_values,
+)
+def test_any_value_anywhere_loads_or_gives_lines(section: str, key: str, value: object, tmp_path: Path) -> None:
+    import yaml
+
+    content = yaml.safe_load(VALID)
+    content.setdefault(section, {})[key] = value
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    try:
+        load_space(str(path))
+    except InputError as error:
+        assert error.lines
+        assert all(line.strip() and "\n" not in line for line in error.lines)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(alphabet=st.sampled_from("abl:-[]{}&*!?|>'\"#%@,. \n\t0123e\x00\x85\u2028é"), max_size=80))
+def test_any_text_loads_or_gives_lines(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError):
+        load_space(str(path))
