@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 # Objects that we put into Ray's store are small: images are memory-mapped files.
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
+LONGEST_TEMPORARY_PATH = 30
 
 _ENVIRONMENT = {
     # No reports to anybody, no second progress display, no handler of Ctrl-C beside ours.
@@ -38,8 +39,9 @@ def local_cluster(n_cpus: int, n_gpus: int, trials_at_once: int) -> Iterator[Non
     os.environ.update(_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(trials_at_once))
     import ray
 
-    # Ray's sockets must have short paths, so this is not under the experiment's folder.
-    folder = tempfile.mkdtemp(prefix="dws-")
+    # Not under the experiment's folder, nor under a long TMPDIR: a socket's path has at most 107 bytes.
+    temporary = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="dws-", dir=temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp")
     try:
         # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
         ray.init(

@@ -67,9 +67,11 @@ class DepthwiseSeparableNet(nn.Module):
         super().__init__()
         if n_classes < 2:
             raise ValueError(f"`n_classes` is {n_classes}, but must be at least 2.")
-        self.blocks = nn.Sequential(*(Block(channels, dropout) for channels in (3, 64, 64, 64)))
-        self.pool = nn.AdaptiveMaxPool2d(1)
-        self.classifier = nn.Conv2d(64, n_classes, 1)
+        # Layers draw weights from the global generator when they are made; nobody else's draws shall change.
+        with torch.random.fork_rng(devices=[], enabled=generator is not None):
+            self.blocks = nn.Sequential(*(Block(channels, dropout) for channels in (3, 64, 64, 64)))
+            self.pool = nn.AdaptiveMaxPool2d(1)
+            self.classifier = nn.Conv2d(64, n_classes, 1)
         if generator is not None:
             initialise(self, generator)
 

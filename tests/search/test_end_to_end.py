@@ -1,0 +1,437 @@
+"""The commands as users run them, on a real Ray cluster: the files they leave, and what other programs make of them."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from PIL import Image
+
+from search.journal import read_history
+from spaces import Dataset, load_space
+from tests.conftest import TINY, set_options
+from trainable.cache import decode_once
+
+pytestmark = pytest.mark.cluster
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclass
+class Watched:
+    """A search command that ran to its end, and what was seen of it meanwhile."""
+
+    results: Path
+    name: str
+    output: str
+    errors: str
+    exit_code: int
+    checkpoints: dict[int, dict[str, Any]]
+    temporary: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.results / self.name
+
+
+def start(results: Path, *arguments: str, temporary: Path | None = None) -> subprocess.Popen[str]:
+    environment = dict(os.environ)
+    if temporary:
+        environment["TMPDIR"] = str(temporary)
+    command = [sys.executable, "-m", "search.run", *arguments, "--results", str(results)]
+    return subprocess.Popen(
+        command,
+        cwd=results.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def seen_checkpoints(folder: Path) -> Iterator[dict[str, Any]]:
+    for path in folder.glob("ray/session_*/trial_*/checkpoint_*/state.json"):
+        try:
+            yield {"trial": int(path.parts[-3].removeprefix("trial_")), **json.loads(path.read_text())}
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue  # being written or removed right now
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    results = tmp_path_factory.mktemp("finished") / "results"
+    temporary = Path(tempfile.mkdtemp(prefix="t"))
+    process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
+    checkpoints: dict[int, dict[str, Any]] = {}
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        for state in seen_checkpoints(results / "tiny"):
+            checkpoints[state["trial"]] = state
+        time.sleep(0.05)
+    output, errors = process.communicate(timeout=30)
+    yield Watched(results, "tiny", output, errors, process.returncode, checkpoints, temporary)
+    shutil.rmtree(temporary)
+
+
+def test_a_search_ends_well_and_says_what_to_do_next(finished: Watched) -> None:
+    assert finished.exit_code == 0, finished.errors
+    assert finished.errors == ""
+    assert finished.output.count("[") >= 6, "a line a trial that ends"
+    assert f"Next: python -m search.leaderboard tiny --results {finished.results}" in finished.output
+    assert "\x1b" not in finished.output
+
+
+def test_every_trial_ends_and_some_are_stopped_early(finished: Watched) -> None:
+    trials = read_history(finished.folder / "journal.jsonl").trials
+    assert len(trials) == 6
+    assert {trial.status for trial in trials.values()} == {"completed", "stopped"}
+    assert trials[0].baseline
+    assert trials[0].status == "completed"
+
+
+def test_weights_were_trained_with_what_optuna_suggested_also_in_reused_actors(finished: Watched) -> None:
+    trials = read_history(finished.folder / "journal.jsonl").trials
+    space = load_space(str(finished.folder))
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{finished.folder / 'study.db'}")
+    assert len(finished.checkpoints) >= 4, "too few checkpoints were seen to say anything"
+    for number, state in finished.checkpoints.items():
+        suggested = study.trials[number].params
+        assert suggested == trials[number].suggested
+        assert state["hyperparameters"] == space.complete(suggested).as_dict()
+        assert state["seed"][:2] == [space.search.seed, number]
+
+    workers: dict[int, set[int]] = {}
+    for path in finished.folder.glob("ray/session_1/trial_*/result.json"):
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            workers.setdefault(result["pid"], set()).add(result["trial"])
+            assert result["config"]["hyperparameters"] == trials[result["trial"]].config.as_dict()
+    assert max(len(numbers) for numbers in workers.values()) >= 2, "no actor was reused"
+
+
+def test_every_epoch_s_learning_rate_is_that_of_the_configuration(finished: Watched) -> None:
+    for trial in read_history(finished.folder / "journal.jsonl").trials.values():
+        for epoch in trial.epochs:
+            n_steps = (epoch.epoch - 1) // trial.config.step_size
+            assert epoch.lr == pytest.approx(trial.config.lr * trial.config.gamma**n_steps)
+
+
+def test_a_trial_is_what_fit_evaluate_alone_makes_of_its_configuration(finished: Watched) -> None:
+    import torch
+
+    from trainable.datasets import prepare_training_data
+    from trainable.fit_evaluate import FitEvaluate
+    from trainable.seeding import RunSeed
+
+    trial = max(read_history(finished.folder / "journal.jsonl").trials.values(), key=lambda trial: trial.number)
+    space = load_space(str(finished.folder))
+    data = prepare_training_data(space.dataset)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run = FitEvaluate(data.train, data.validation, trial.config, RunSeed(space.search.seed, trial.number))
+        for epoch in trial.epochs:
+            result = run.run_epoch()
+            assert result.train_loss == epoch.train_loss
+            assert result.validation_accuracy == epoch.validation_accuracy
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_folder_is_readable_without_our_code(finished: Watched) -> None:
+    with (finished.folder / "trials.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+    history = read_history(finished.folder / "journal.jsonl")
+    with (finished.folder / "curves.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == history.n_epochs
+    manifest = json.loads((finished.folder / "manifest.json").read_text())
+    assert manifest["state"] == "finished"
+    assert manifest["seeds"] == {"experiment": 0, "split": 0}
+    assert manifest["versions"]["torch"]
+    assert len(manifest["data"]["content_sha256"]) == 64
+    assert [session["end"] for session in manifest["sessions"]] == ["finished"]
+    assert manifest["sessions"][0]["seconds"] > 1
+
+
+def test_nothing_is_left_behind(finished: Watched) -> None:
+    assert list(finished.temporary.iterdir()) == []
+    assert not list(finished.folder.glob("ray/session_*/trial_*/checkpoint_*")), "checkpoints of ended trials"
+    with_our_folder = subprocess.run(["pgrep", "-f", str(finished.temporary)], capture_output=True, text=True)
+    assert with_our_folder.stdout == "", "Ray processes live on"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_leaderboard_s_json_has_every_trial(finished: Watched, run: Run, tmp_path: Path, moved: bool) -> None:
+    folder = finished.folder
+    if moved:
+        folder = shutil.copytree(folder, tmp_path / "copied", ignore=shutil.ignore_patterns("ray"))
+    result = run("search.leaderboard", str(folder), "--format", "json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    content = json.loads(result.stdout)
+    assert content["experiment"] == folder.name
+    assert [row["rank"] for row in content["trials"]] == list(range(1, 7))
+    completed = [row["validation_accuracy"] for row in content["trials"] if row["status"] == "completed"]
+    assert completed == sorted(completed, reverse=True)
+    assert sum(row["baseline"] for row in content["trials"]) == 1
+
+
+def test_the_leaderboard_needs_neither_ray_nor_torch_nor_optuna(finished: Watched, tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['ray', 'torch', 'optuna', 'albumentations']))\n"
+        "from search.leaderboard import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, str(finished.folder)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "6 of 6 trials ended" in result.stdout
+    assert "points above the baseline" in result.stdout or "no searched configuration beat it" in result.stdout
+
+
+def test_the_newest_experiment_is_the_default(finished: Watched, run: Run, tmp_path: Path) -> None:
+    result = run("search.leaderboard", "--results", str(finished.results), "--top", "1", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout.startswith("tiny: 6 of 6 trials ended")
+
+
+def test_the_resolved_space_repeats_the_search(finished: Watched, run: Run, tmp_path: Path) -> None:
+    result = run("search.run", str(finished.folder / "experiment.yaml"), "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "160 training and 40 validation images of 17 x 17" in result.stdout
+    assert "trials      6, the baseline first, at most 3 epochs each" in result.stdout
+    assert not (tmp_path / "results").exists(), "a dry run leaves nothing"
+
+
+def test_resuming_a_finished_search_changes_no_trial(finished: Watched, run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished.folder, tmp_path / "results" / "again")
+    before = (folder / "journal.jsonl").read_bytes()
+    result = run("search.run", "--resume", "again", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "journal.jsonl").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def retrained(finished: Watched, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("retrained")
+    shutil.copytree(finished.folder, parent / "results" / "tiny")
+    result = run("search.retrain", "--seeds", "2", cwd=parent)
+    assert result.returncode == 0, result.stderr
+    assert "Test accuracy" in result.stdout
+    assert result.stderr == ""
+    return parent / "results" / "tiny"
+
+
+def test_images() -> tuple[np.ndarray, np.ndarray]:
+    decoded = decode_once(Dataset(name="digits", image_size=17), "test")
+    return np.array(decoded.images), decoded.labels
+
+
+test_images.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_retraining_writes_all_of_final(retrained: Path) -> None:
+    final = retrained / "final"
+    assert {path.name for path in final.iterdir()} == {
+        "config.yaml",
+        "metrics.json",
+        "model.safetensors",
+        "model.onnx",
+        "model.pt2",
+        "MODEL_CARD.md",
+    }
+    metrics = json.loads((final / "metrics.json").read_text())
+    accuracies = [score["accuracy"] for score in metrics["test_accuracy_per_seed"]]
+    assert len(accuracies) == 2
+    assert metrics["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
+    assert metrics["trained_on"]["n_images"] == 200
+    confusion = np.array(metrics["confusion_matrix"])
+    assert confusion.sum() == metrics["tested_on"]["n_images"] == 359
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracies[0])
+    for export in metrics["exports"].values():
+        assert export["max_difference"] <= 1e-3
+        assert export["n_other_class"] == 0
+        assert export["n_images"] == 200
+    assert "Test accuracy" in (final / "MODEL_CARD.md").read_text()
+    assert not list(retrained.glob(".final-*"))
+
+
+ONNX_PROGRAM = """
+import sys
+import numpy as np
+import onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+images, labels = np.load(sys.argv[2]), np.load(sys.argv[3])
+log_probabilities = session.run(None, {"images": images})[0]
+assert np.allclose(np.exp(log_probabilities).sum(1), 1, atol=1e-4)
+assert session.run(None, {"images": images[:1]})[0].shape == (1, 10)
+print((log_probabilities.argmax(1) == labels).mean())
+"""
+
+
+def test_the_onnx_model_alone_gets_the_stated_accuracy(retrained: Path, tmp_path: Path) -> None:
+    images, labels = test_images()
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    arguments = [str(retrained / "final" / "model.onnx"), "images.npy", "labels.npy"]
+    command = [sys.executable, "-I", "-c", ONNX_PROGRAM, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    metrics = json.loads((retrained / "final" / "metrics.json").read_text())
+    assert float(result.stdout) == pytest.approx(metrics["exported_test_accuracy"], abs=1e-9)
+
+
+def test_the_torch_export_and_the_safetensors_get_it_too(retrained: Path) -> None:
+    import torch
+    import yaml
+    from safetensors.torch import load_file
+
+    from trainable.model import DepthwiseSeparableNet
+    from trainable.normalisation import Normalise
+
+    images, labels = test_images()
+    stated = json.loads((retrained / "final" / "metrics.json").read_text())["exported_test_accuracy"]
+    program = torch.export.load(retrained / "final" / "model.pt2").module()
+    assert (program(torch.from_numpy(images)).argmax(1).numpy() == labels).mean() == pytest.approx(stated)
+
+    config = yaml.safe_load((retrained / "final" / "config.yaml").read_text())
+    network = DepthwiseSeparableNet(len(config["class_names"])).eval()
+    network.load_state_dict(load_file(retrained / "final" / "model.safetensors"))
+    normalised = Normalise(config["mean"], config["std"])(torch.from_numpy(images))
+    assert (network(normalised).argmax(1).numpy() == labels).mean() == pytest.approx(stated)
+
+
+def test_the_onnx_file_carries_no_path_of_this_machine(retrained: Path) -> None:
+    content = (retrained / "final" / "model.onnx").read_bytes()
+    for path in (Path(__file__).parents[2], Path(sys.prefix), Path.home() / ".cache"):
+        assert str(path).encode() not in content
+
+
+def test_predict_agrees_with_the_model_on_image_files(retrained: Path, run: Run, tmp_path: Path) -> None:
+    images, _ = test_images()
+    for i in range(6):
+        Image.fromarray(images[i]).save(tmp_path / f"{i}.png")
+    files = [f"{i}.png" for i in range(6)]
+    result = run("search.predict", str(retrained), *files, "--format", "json", "--top", "10", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(retrained / "final" / "model.onnx")
+    expected = np.exp(session.run(None, {"images": images[:6]})[0])
+    for row, name, probabilities in zip(rows, files, expected, strict=True):
+        assert row["image"] == name
+        assert row["classes"][0]["class"] == str(probabilities.argmax())
+        assert sum(entry["probability"] for entry in row["classes"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_predict_names_every_file_that_it_cannot_read(retrained: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    result = run("search.predict", str(retrained), "bad.png", "missing.png", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[0] == "bad.png: is not an image."
+    assert result.stderr.splitlines()[1].startswith("missing.png: cannot be decoded")
+
+
+def test_the_test_set_is_opened_once_unless_a_reason_is_given(retrained: Path, run: Run, tmp_path: Path) -> None:
+    refused = run("search.retrain", str(retrained), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "its test set was opened on" in refused.stderr
+    assert len(json.loads((retrained / "manifest.json").read_text())["test_openings"]) == 1
+    folder = shutil.copytree(retrained, tmp_path / "again")
+    again = run("search.retrain", str(folder), "--seeds", "1", "--epochs", "1", "--again", "a look at one epoch", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    openings = json.loads((folder / "manifest.json").read_text())["test_openings"]
+    assert [opening["reason"] for opening in openings] == [None, "a look at one epoch"]
+    assert "a look at one epoch" in (folder / "final" / "MODEL_CARD.md").read_text()
+    metrics = json.loads((folder / "final" / "metrics.json").read_text())
+    assert metrics["test_accuracy_interval_95"] is None
+
+
+def wait_for_results(journal: Path, n_results: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_text().count("epoch_done") >= n_results:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the search gave no {n_results} results: {process.communicate(timeout=10)}")
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
+def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path: Path) -> None:
+    results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
+    process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
+    journal = results / "tiny" / "journal.jsonl"
+    wait_for_results(journal, 4, process)
+
+    other = run("search.run", "--resume", "tiny", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "is in use by process" in other.stderr
+    live = run("search.leaderboard", "--format", "json", cwd=tmp_path)
+    assert live.returncode == 0, live.stderr
+    assert json.loads(live.stdout)["trials"]
+
+    if how == "SIGINT":
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert "Go on with: python -m search.run --resume tiny" in output
+        assert errors == ""
+        assert list(temporary.iterdir()) == []
+    else:
+        os.killpg(process.pid, signal.SIGKILL)  # the driver and all of Ray, as in a power cut
+        process.communicate(timeout=60)
+    before = read_history(journal)
+    assert before.unfinished
+
+    resumed = run("search.run", "--resume", "tiny", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    after = read_history(journal)
+    assert len(after.trials) == 6
+    assert not after.unfinished
+    for number, trial in before.trials.items():
+        assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
+    undisturbed_epochs = {(e.trial, e.epoch) for e in after.results_in_order}
+    assert len(undisturbed_epochs) == after.n_epochs
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = generator.integers(level - 30, level + 30, (17, 17, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / "train" / name / f"{i}.png")
+    # Were anything to look for the test images, it would find none.
+    overrides = ("dataset.name=folder", "dataset.root=images", "dataset.image_size=17", "training.max_epochs=1")
+    arguments = [*set_options(*overrides, "search.trials=2"), "--name", "folder"]
+    searched = run("search.run", *arguments, cwd=tmp_path)
+    assert searched.returncode == 0, searched.stderr
+    assert json.loads((tmp_path / "results/folder/manifest.json").read_text())["data"]["class_names"] == ["dark", "light"]
+    retrained = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
+    assert retrained.returncode == 2
+    assert "images/test: is not there" in retrained.stderr
+    assert not (tmp_path / "results/folder/final").exists()
+
+
+def test_a_used_up_time_budget_ends_the_search_and_a_longer_one_goes_on(run: Run, tmp_path: Path) -> None:
+    short = run("search.run", *set_options(*TINY), "--time-budget", "1s", "--name", "short", cwd=tmp_path)
+    assert short.returncode == 0, short.stderr
+    assert "The time budget is used up" in short.stdout
+    assert json.loads((tmp_path / "results/short/manifest.json").read_text())["state"] == "time budget used"
+    again = run("search.run", "--resume", "short", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "--time-budget TIME" in again.stderr

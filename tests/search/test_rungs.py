@@ -1,0 +1,71 @@
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers.async_hyperband import _Bracket
+
+from search.estimates import duration_text, expected_epochs
+from search.rungs import Rungs
+
+
+@given(
+    curves=st.lists(st.lists(st.integers(0, 20), min_size=9, max_size=9), min_size=1, max_size=12),
+    order=st.randoms(use_true_random=False),
+    reduction=st.integers(2, 4),
+)
+def test_decisions_are_ray_s(curves: list[list[int]], order, reduction: int) -> None:  # type: ignore[no-untyped-def]
+    max_epochs = reduction**2
+    rungs = Rungs((1, reduction, max_epochs), reduction)
+    bracket = _Bracket(1, max_epochs, reduction, 0)
+    epochs = dict.fromkeys(range(len(curves)), 0)
+    while epochs:
+        trial = order.choice(sorted(epochs))
+        epochs[trial] += 1
+        epoch = epochs[trial]
+        if epoch == max_epochs:
+            del epochs[trial]
+            continue
+        value = curves[trial][epoch % 9] / 20
+        rays = bracket.on_result(SimpleNamespace(trial_id=trial), epoch, value) == TrialScheduler.CONTINUE
+        verdict = rungs.arrive(trial, epoch, value)
+        assert (verdict is None or verdict.passed) == rays
+        if not rays:
+            del epochs[trial]
+
+
+def test_the_first_arrival_and_ties_go_on() -> None:
+    rungs = Rungs((1, 3), 3)
+    first = rungs.arrive(0, 1, 0.5)
+    assert first is not None
+    assert first.passed
+    assert first.cutoff is None
+    tie = rungs.arrive(1, 1, 0.5)
+    assert tie is not None
+    assert tie.passed
+    below = rungs.arrive(2, 1, 0.49)
+    assert below is not None
+    assert not below.passed
+    assert below.cutoff == 0.5
+
+
+def test_only_the_first_arrival_of_a_trial_counts_and_only_at_a_rung() -> None:
+    rungs = Rungs((2, 6), 3)
+    assert rungs.arrive(0, 1, 0.9) is None
+    assert rungs.arrive(0, 2, 0.9) is not None
+    assert rungs.arrive(0, 2, 0.1) is None
+    assert rungs.arrive(0, 6, 0.9) is None, "trials end at the last rung anyway"
+    assert rungs.n_arrived() == {2: 1}
+
+
+def test_expected_epochs_lie_between_grace_for_all_and_everything() -> None:
+    assert expected_epochs(1, (1, 3, 9), 3) == 9
+    assert expected_epochs(20, (9,), 3) == 180
+    assert 9 + 19 < expected_epochs(20, (1, 3, 9), 3) < 100
+    assert expected_epochs(20, (1, 4, 16), 4) < expected_epochs(20, (4, 16), 4)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89.4, "89 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

@@ -1,0 +1,207 @@
+import json
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from search.journal import Journal, read_history
+from search.records import EpochDone, History, TrialEnded, TrialStarted, event_as_dict, event_from_dict
+from search.state import SearchState
+from search.study import STUDY_NAME, Proposer, write_study
+from spaces import InputError, Space, load_space
+from tests.search.simulation import result, simulate
+
+
+@pytest.fixture
+def space() -> Space:
+    return load_space("quickstart", ["search.trials=20"])
+
+
+def statuses(history: History) -> dict[int, str]:
+    return {number: trial.status for number, trial in history.trials.items()}
+
+
+def test_a_search_tries_the_number_of_trials_and_stops_weak_ones(space: Space) -> None:
+    state = SearchState(space, History())
+    simulate(state, seed=0)
+    trials = state.history.trials.values()
+    assert len(trials) == 20
+    assert {trial.status for trial in trials} == {"completed", "stopped"}
+    assert all(trial.n_epochs == 9 for trial in trials if trial.status == "completed")
+    assert all(trial.n_epochs in (1, 3) for trial in trials if trial.status == "stopped")
+    assert state.n_left == 0
+    assert state.next_assignment() is None
+
+
+def test_the_baseline_is_first_and_goes_to_the_end_however_bad(space: Space) -> None:
+    state = SearchState(space, History())
+    simulate(state, seed=0, curve=lambda trial, config, epoch: 0.0 if trial == 0 else 0.5 + trial / 100)
+    baseline = state.history.baseline
+    assert baseline is not None
+    assert baseline.number == 0
+    assert baseline.config == space.baseline
+    assert baseline.status == "completed"
+
+
+def test_a_stopped_trial_says_at_which_rung_and_below_what(space: Space) -> None:
+    state = SearchState(space, History())
+    for _ in range(3):
+        state.next_assignment()
+    assert state.record(result(1, 1, 0.8))
+    assert not state.record(result(2, 1, 0.3))
+    end = state.history.trials[2].end
+    assert end is not None
+    assert end.reason == "30.00% at rung 1, below its cutoff 80.00%"
+
+
+def test_a_diverged_trial_fails_counts_as_worst_and_does_not_stop_the_search(space: Space) -> None:
+    state = SearchState(space, History())
+    for _ in range(3):
+        state.next_assignment()
+    assert not state.record(result(1, 1, 0.1, loss=math.nan))
+    assert state.history.trials[1].status == "failed"
+    assert "diverged in epoch 1" in state.history.trials[1].end.reason  # type: ignore[union-attr]
+    assert state.record(result(2, 1, 0.05)), "anything passes a rung where only a diverged trial was"
+
+
+def test_a_result_known_already_changes_nothing(space: Space, tmp_path: Path) -> None:
+    state = SearchState(space, History(), Journal(tmp_path / "journal.jsonl"))
+    state.next_assignment()
+    state.record(result(0, 1, 0.5))
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    assert state.record(result(0, 1, 0.5))
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+def test_the_sampler_is_told_the_truth(space: Space, tmp_path: Path) -> None:
+    state = SearchState(space, History())
+    for _ in range(2):
+        state.next_assignment()
+    state.record(result(1, 1, 0.0, loss=math.inf))
+    simulate(state, seed=1)
+    live = state._proposer._study
+    write_study(tmp_path / "study.db", space, state.history)
+    for study in (live, optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{tmp_path / 'study.db'}")):
+        states = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+        assert study.direction.name == "MAXIMIZE"
+        assert len(study.trials) == len(state.history.trials)
+        for trial in study.trials[1:]:
+            ours = state.history.trials[trial.number]
+            if ours.end is None:
+                assert trial.state == TrialState.RUNNING
+                continue
+            assert trial.state == states[ours.status]
+            assert trial.params == ours.suggested
+            assert trial.intermediate_values == {e.epoch: e.validation_accuracy for e in ours.epochs if not e.diverged}
+            expected = None if ours.status == "failed" else ours.epochs[-1].validation_accuracy
+            assert trial.value == expected
+            assert trial.user_attrs.get("reason", "") == ours.end.reason
+    assert TrialState.FAIL in {trial.state for trial in live.trials}
+
+
+def test_the_same_history_gives_the_same_proposal(space: Space) -> None:
+    state = SearchState(space, History())
+    simulate(state, seed=0, max_results=40)
+    number = len(state.history.trials)
+    assert Proposer(space, state.history).propose(number) == Proposer(space, state.history).propose(number)
+    assert state._proposer.propose(number) == Proposer(space, state.history).propose(number)
+
+
+def test_another_seed_gives_other_proposals_but_the_same_baseline(space: Space) -> None:
+    other = load_space("quickstart", ["search.trials=20", "search.seed=1"])
+    first, second = Proposer(space, History()), Proposer(other, History())
+    assert first.propose(0) == second.propose(0) == space.baseline_suggestion()
+    assert first.propose(1) != second.propose(1)
+
+
+@pytest.mark.parametrize("broke_off_after", [0, 1, 2, 5, 11, 23, 36])
+def test_a_resumed_search_loses_and_repeats_nothing(space: Space, tmp_path: Path, broke_off_after: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    simulate(SearchState(space, History(), Journal(path)), seed=4, max_results=broke_off_after)
+    before = read_history(path)
+    simulate(SearchState(space, read_history(path), Journal(path)), seed=5)
+    after = read_history(path)
+    assert len(after.trials) == 20
+    assert not after.unfinished
+    for number, trial in before.trials.items():
+        assert after.trials[number].config == trial.config
+        assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
+        if trial.end:
+            assert after.trials[number].end == trial.end
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    epochs = [(line["trial"], line["epoch"]) for line in lines if line["event"] == "epoch_done"]
+    assert len(epochs) == len(set(epochs))
+
+
+def test_a_resumed_search_decides_as_one_that_never_stopped(space: Space, tmp_path: Path) -> None:
+    # One trial at a time, so that the order of events is the same with and without the break.
+    undisturbed = SearchState(space, History())
+    simulate(undisturbed, seed=0, trials_at_once=1)
+    path = tmp_path / "journal.jsonl"
+    for _ in range(200):
+        state = SearchState(space, read_history(path), Journal(path))
+        if not state.n_left:
+            break
+        simulate(state, seed=0, max_results=3, trials_at_once=1)
+    resumed = read_history(path)
+    assert statuses(resumed) == statuses(undisturbed.history)
+    assert [t.config for t in resumed.trials.values()] == [t.config for t in undisturbed.history.trials.values()]
+    assert resumed.results_in_order == undisturbed.history.results_in_order
+
+
+def test_a_verdict_that_was_due_when_the_search_died_is_given_on_resume(space: Space) -> None:
+    events = [TrialStarted(n, space.baseline_suggestion(), space.baseline, n == 0, 0.0) for n in range(4)]
+    history = History([*events, result(1, 1, 0.8), result(2, 1, 0.3), *(result(3, e, 0.9) for e in range(1, 10))])
+    state = SearchState(space, history)
+    assert statuses(history) == {0: "running", 1: "running", 2: "stopped", 3: "completed"}
+    assert [state.next_assignment().trial for _ in range(2)] == [0, 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("n_bytes_lost", [1, 10, 60])
+def test_a_line_that_a_power_cut_tore_is_dropped(space: Space, tmp_path: Path, n_bytes_lost: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    simulate(SearchState(space, History(), Journal(path)), seed=0, max_results=10)
+    whole = read_history(path)
+    path.write_bytes(path.read_bytes()[:-n_bytes_lost])
+    torn = read_history(path)
+    assert torn.n_epochs + sum(t.end is not None for t in torn.trials.values()) + len(torn.trials) == (
+        whole.n_epochs + whole.n_ended + len(whole.trials) - 1
+    )
+    simulate(SearchState(space, torn, Journal(path)), seed=0)
+    assert len(read_history(path).trials) == 20
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        "[]",
+        '{"event": "no such event"}',
+        '{"event": "trial_ended", "trial": 99, "status": "failed", "reason": "", "at": 0}',
+        '{"event": "epoch_done", "trial": 0, "epoch": 7}',
+        '{"event": "trial_started", "trial": 1, "suggested": {}, "config": {"lr": "x"}, "baseline": false, "at": 0}',
+    ],
+)
+def test_a_damaged_line_is_named(space: Space, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.append(TrialStarted(0, {}, space.baseline, True, 0.0))
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match=r"journal\.jsonl:2: is not an event of a search"):
+        read_history(path)
+
+
+def test_events_survive_json(space: Space) -> None:
+    events = [
+        TrialStarted(0, {"lr": 0.1}, space.baseline, True, 1.5),
+        EpochDone(0, 1, 0.1, 0.5, 0.6, 0.7, 0.8, 1.0, 0.1),
+        TrialEnded(0, "stopped", "below", 2.5),
+    ]
+    for event in events:
+        assert event_from_dict(json.loads(json.dumps(event_as_dict(event)))) == event
+    diverged = event_as_dict(EpochDone(0, 1, 0.1, math.inf, 0.1, math.nan, 0.1, 1.0, 0.1))
+    assert diverged["train_loss"] is None
+    assert event_from_dict(diverged).diverged  # type: ignore[union-attr]

@@ -1,0 +1,56 @@
+"""The direction in which data flows: spaces → trainable ← search."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def imported_packages(path: Path) -> set[str]:
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            packages.add(node.module.split(".")[0])
+    return packages
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "spaces").glob("*.py")), ids=lambda path: path.name)
+def test_spaces_know_nothing_of_torch_ray_or_the_rest(path: Path) -> None:
+    assert not imported_packages(path) & {"torch", "ray", "trainable", "search"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "trainable").glob("*.py")), ids=lambda path: path.name)
+def test_trainable_never_imports_search_and_one_file_imports_ray(path: Path) -> None:
+    packages = imported_packages(path)
+    assert "search" not in packages
+    assert ("ray" in packages) == (path.name == "ray_trainable.py")
+
+
+def test_only_retraining_imports_the_test_set() -> None:
+    importers = [
+        path.name
+        for folder in ("spaces", "trainable", "search")
+        for path in (ROOT / folder).glob("*.py")
+        if "trainable.test_set" in imported_modules(path)
+    ]
+    assert importers == ["retraining.py"]
+
+
+def test_every_file_is_in_the_installed_packages() -> None:
+    for folder in ("spaces", "trainable", "search"):
+        assert (ROOT / folder / "__init__.py").is_file()
+        assert not [path for path in (ROOT / folder).iterdir() if path.is_dir() and path.name != "__pycache__"]
