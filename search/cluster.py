@@ -36,12 +36,16 @@ def local_cluster(n_cpus: int, n_gpus: int, trials_at_once: int) -> Iterator[Non
         n_gpus: likewise.
         trials_at_once: so many workers start together; Ray's default is one after the other.
     """
+    before = dict(os.environ)
     os.environ.update(_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(trials_at_once))
-    import ray
 
     # Not under the experiment's folder, nor under a long TMPDIR: a socket's path has at most 107 bytes.
     temporary = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="dws-", dir=temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp")
+    # torch makes an empty cache for its compiler wherever it is imported.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"
+    import ray
+
     try:
         # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
         ray.init(
@@ -59,3 +63,5 @@ def local_cluster(n_cpus: int, n_gpus: int, trials_at_once: int) -> Iterator[Non
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        os.environ.clear()
+        os.environ.update(before)

@@ -99,7 +99,10 @@ class SearchDisplay:
 
     def _status(self) -> str:
         n_running = sum(1 for trial in self._history.unfinished)
-        parts = [f"{self._history.n_ended}/{self._space.search.trials} trials", f"{self._history.n_epochs} epochs"]
+        parts = [
+            f"{self._history.n_ended}/{self._space.search.trials} trials",
+            f"{self._history.n_epochs} epochs",
+        ]
         if self._shows_status:
             parts.append(f"{n_running} running")
         best = best_accuracy(self._history.trials.values())

@@ -23,9 +23,7 @@ def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor:
     """
     generator = np.random.default_rng(0)
     n_simulated = max(1, min(N_SIMULATED, 20_000 // trials))
-    totals = [
-        sum(_epochs_of_each(generator.random(trials), rung_epochs, reduction_factor)) for _ in range(n_simulated)
-    ]
+    totals = [sum(_epochs_of_each(generator.random(trials), rung_epochs, reduction_factor)) for _ in range(n_simulated)]
     return float(np.mean(totals))
 
 

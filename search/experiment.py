@@ -181,14 +181,23 @@ def must_be_a_name(name: str) -> None:
     """Raise InputError unless `name` can be a folder's name anywhere."""
     if not _NAME.fullmatch(name):
         raise InputError(
-            f"--name is {ascii(name)}, but must be 1 to 100 letters, digits, dots, dashes or underscores, "
+            f"--name is {name!a}, but must be 1 to 100 letters, digits, dots, dashes or underscores, "
             f"and start with a letter or digit."
         )
 
 
 def trials_csv(history: History) -> str:
     """One row a trial, best first."""
-    columns = ("rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds", "baseline")
+    columns = (
+        "rank",
+        "trial",
+        "status",
+        "epochs",
+        "validation_accuracy",
+        "validation_loss",
+        "seconds",
+        "baseline",
+    )
     rows = []
     for row in rank(history):
         content = row.as_dict()

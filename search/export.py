@@ -86,7 +86,7 @@ def export_all(
         ExportError: a file differs by more than `TOLERANCE`, or gives another class.
     """
     # Training keeps weights in channels_last order on its device; files hold them in plain order.
-    plain = copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format)
+    plain = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
     classifier = ImageClassifier(plain, copy.deepcopy(normalise).cpu()).eval()
     with torch.inference_mode():
         expected = classifier(torch.from_numpy(sample)).numpy()

@@ -15,7 +15,14 @@ from search.cluster import local_cluster
 from search.display import SearchDisplay
 from search.experiment import Experiment, timestamp
 from search.plan import Placement
-from search.ray_adapters import EndWhen, Housekeeping, Shared, StateScheduler, StateSearcher, trial_folder_name
+from search.ray_adapters import (
+    EndWhen,
+    Housekeeping,
+    Shared,
+    StateScheduler,
+    StateSearcher,
+    trial_folder_name,
+)
 from search.records import Event, History, TrialEnded
 from search.state import Assignment, SearchState
 from search.study import write_study
@@ -70,14 +77,15 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     started_s = time.monotonic()
     end: SearchEnd = "interrupted"
     try:
-        with _interruptions() as interrupted, _cluster(launch.placement):
+        with _interruptions() as interrupted:
             deadline = None if launch.time_left_s is None else time.monotonic() + launch.time_left_s
 
             def reached() -> bool:
                 return interrupted() or (deadline is not None and time.monotonic() >= deadline)
 
-            if state.n_left and not reached():
-                _tune(launch, state, display, reached, session)
+            if state.n_left:
+                with _cluster(launch.placement):
+                    _tune(launch, state, display, reached, session)
             if not state.history.unfinished and not state.n_left:
                 end = "finished"
             elif not interrupted() and reached():
@@ -116,9 +124,7 @@ def _tune(
             verbose=0,
             callbacks=[Housekeeping(shared, on_retry, display.refresh)],
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=False
-            ),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=False),
         ),
     )
     tuner.fit()

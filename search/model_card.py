@@ -16,16 +16,16 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Mapp
     """
     interval = metrics["test_accuracy_interval_95"]
     n_seeds = len(metrics["test_accuracy_per_seed"])
-    spread = f" (95 % interval of the mean over {n_seeds} seeds: {interval[0]:.2%} to {interval[1]:.2%})" if interval else ""
+    spread = (
+        f" (95 % interval of the mean over {n_seeds} seeds: {interval[0]:.2%} to {interval[1]:.2%})" if interval else ""
+    )
     size = space.dataset.image_size
     classes = "\n".join(
         f"| {name} | {'-' if accuracy is None else f'{accuracy:.2%}'} |"
         for name, accuracy in metrics["per_class_accuracy"].items()
     )
     seeds = ", ".join(f"{score['accuracy']:.2%}" for score in metrics["test_accuracy_per_seed"])
-    exports = "\n".join(
-        f"| `{name}` | {export['max_difference']:.1e} |" for name, export in metrics["exports"].items()
-    )
+    exports = "\n".join(f"| `{name}` | {export['max_difference']:.1e} |" for name, export in metrics["exports"].items())
     return f"""# {metrics["experiment"]}: classifier of {len(metrics["class_names"])} classes
 
 A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`

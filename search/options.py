@@ -6,7 +6,11 @@ from pathlib import Path
 
 def add_results_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="where experiments lie (default: results)"
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where experiments lie (default: results)",
     )
 
 

@@ -45,19 +45,18 @@ def _predict(options: argparse.Namespace) -> int:
     experiment = open_experiment(options.experiment, options.results)
     session, image_size, class_names = _load(experiment.final_folder / "model.onnx")
     images = _read_all(options.images, image_size)
-    rows = []
+    rows: list[tuple[str, list[dict[str, Any]]]] = []
     for start in range(0, len(images), BATCH):
         log_probabilities = session.run(None, {"images": images[start : start + BATCH]})[0]
         for path, probabilities in zip(options.images[start:], np.exp(log_probabilities), strict=False):
             best = probabilities.argsort()[::-1][: options.top]
             classes = [{"class": class_names[i], "probability": round(float(probabilities[i]), 6)} for i in best]
-            rows.append({"image": str(path), "classes": classes})
+            rows.append((str(path), classes))
     if options.format == "json":
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([{"image": image, "classes": classes} for image, classes in rows], indent=2))
         return 0
-    for row in rows:
-        shown = "  ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in row["classes"])
-        print(f"{row['image']}: {shown}")
+    for image, classes in rows:
+        print(f"{image}: " + "  ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in classes))
     return 0
 
 

@@ -148,7 +148,11 @@ def _row(position: int, trial: Trial) -> Ranked:
 
 def best_accuracy(trials: Iterable[Trial]) -> tuple[int, float] | None:
     """Number and last accuracy of the best trial so far, whatever its status but failed."""
-    scored = [(trial.last.validation_accuracy, -trial.number) for trial in trials if trial.last and trial.status != "failed" and not trial.last.diverged]
+    scored = [
+        (trial.last.validation_accuracy, -trial.number)
+        for trial in trials
+        if trial.last and trial.status != "failed" and not trial.last.diverged
+    ]
     if not scored:
         return None
     accuracy, negative_number = max(scored)

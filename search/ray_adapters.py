@@ -54,7 +54,7 @@ class StateSearcher(Searcher):
         self._shared = shared
         self._trials_at_once = trials_at_once
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if self._shared.state.n_running >= self._trials_at_once:
             return None
         assignment = self._shared.state.next_assignment()
@@ -77,7 +77,7 @@ class StateScheduler(FIFOScheduler):
     """Ends a trial when the state says so. The state applies ASHA's rule; Ray's own keeps its rungs to itself."""
 
     def __init__(self, shared: Shared) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._shared = shared
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:

@@ -169,9 +169,7 @@ class History:
             case TrialStarted():
                 if event.trial != len(self.trials):
                     raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
-                self.trials[event.trial] = Trial(
-                    event.trial, event.suggested, event.config, event.baseline, event.at
-                )
+                self.trials[event.trial] = Trial(event.trial, event.suggested, event.config, event.baseline, event.at)
             case EpochDone():
                 trial = self._running(event.trial)
                 if event.epoch != trial.n_epochs + 1:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search.options import add_experiment_arguments
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from search.experiment import Experiment
     from search.records import Trial
+    from search.retraining import Retraining
+    from search.training_runs import Progress as EpochProgress
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +42,7 @@ def _retrain(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from search.experiment import open_experiment
-    from search.retraining import Retraining, must_be_allowed, retrain
+    from search.retraining import Retraining, must_be_allowed
     from trainable.datasets import prepare_training_data
     from trainable.devices import choose_device, describe_device
 
@@ -53,7 +57,10 @@ def _retrain(options: argparse.Namespace) -> int:
     errors = Console(stderr=True, highlight=False)
     data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
     if experiment.manifest.get("data", {}).get("content_sha256") != data.decoded.content_sha256:
-        errors.print("The training images have changed since the search; its accuracies are of the old ones.", style="yellow")
+        errors.print(
+            "The training images have changed since the search; its accuracies are of the old ones.",
+            style="yellow",
+        )
     device = choose_device(space.resources.device)
     plan = Retraining(
         experiment=experiment,
@@ -94,15 +101,10 @@ def _chosen_trial(experiment: Experiment, number: int | None) -> Trial:
     return history.trials[number]
 
 
-def _with_progress(console: object, plan: object) -> dict[str, object]:
-    from rich.console import Console
+def _with_progress(console: Console, plan: Retraining) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from search.retraining import Retraining, retrain
-    from search.training_runs import Progress as EpochProgress
-
-    assert isinstance(console, Console)
-    assert isinstance(plan, Retraining)
+    from search.retraining import retrain
 
     def line(progress: EpochProgress) -> str:
         return (
@@ -112,21 +114,27 @@ def _with_progress(console: object, plan: object) -> dict[str, object]:
 
     if not console.is_terminal:
         return retrain(plan, lambda progress: print(line(progress), flush=True))
-    columns = (TextColumn("retraining"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"), TimeRemainingColumn())
+    columns = (
+        TextColumn("retraining"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs,"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[latest]}"), console=console, transient=True) as bar:
         task = bar.add_task("retraining", total=plan.n_seeds * plan.epochs, latest="")
         return retrain(plan, lambda progress: bar.update(task, advance=1, latest=line(progress)))
 
 
-def _print_result(experiment: Experiment, metrics: dict[str, object]) -> None:
+def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     interval = metrics["test_accuracy_interval_95"]
-    spread = f", 95 % interval over seeds {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""  # type: ignore[index]
-    per_seed = ", ".join(f"{score['accuracy']:.2%}" for score in metrics["test_accuracy_per_seed"])  # type: ignore[attr-defined]
+    spread = f", 95 % interval over seeds {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""
+    per_seed = ", ".join(f"{score['accuracy']:.2%}" for score in metrics["test_accuracy_per_seed"])
     print(f"\nTest accuracy {metrics['test_accuracy_mean']:.2%}{spread} (by seed: {per_seed})")
     validation = metrics["search_validation_accuracy"]
     if isinstance(validation, float):
         print(f"The search's validation accuracy was {validation:.2%}.")
-    print(f"Exported to {experiment.final_folder}: {', '.join(metrics['exports'])}, each compared with the network")  # type: ignore[call-overload]
+    print(f"Exported to {experiment.final_folder}: {', '.join(metrics['exports'])}, each compared with the network")
     print(f"Next: python -m search.predict {experiment.folder} IMAGE…")
 
 

@@ -65,7 +65,7 @@ def must_be_allowed(experiment: Experiment, again: str | None) -> None:
         last = openings[-1]
         raise InputError(
             f"{experiment.folder}: its test set was opened on {last['at']} for trial {last['trial']}. A second look "
-            f"makes it a validation set; if you must, say why: --again \"REASON\" (it is recorded)."
+            f'makes it a validation set; if you must, say why: --again "REASON" (it is recorded).'
         )
 
 
@@ -218,7 +218,7 @@ def _config(plan: Retraining) -> str:
         "dataset": plan.space.dataset.model_dump(),
         "experiment_seed": plan.space.search.seed,
     }
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _put_in_place(folder: Path, final: Path) -> None:

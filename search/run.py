@@ -109,7 +109,11 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _search(
-    options: argparse.Namespace, experiment: Experiment, space: Space, data: TrainingData, placement: Placement
+    options: argparse.Namespace,
+    experiment: Experiment,
+    space: Space,
+    data: TrainingData,
+    placement: Placement,
 ) -> int:
     from rich.console import Console
 

@@ -40,9 +40,7 @@ def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], n_
 def per_class_accuracy(confusion: NDArray[np.int64]) -> list[float | None]:
     """Share of each class's images that are named right; None for a class without images."""
     totals = confusion.sum(axis=1)
-    return [
-        float(right / total) if total else None for right, total in zip(np.diag(confusion), totals, strict=True)
-    ]
+    return [float(right / total) if total else None for right, total in zip(np.diag(confusion), totals, strict=True)]
 
 
 def seed_score(seed: int, log_probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> SeedScore:

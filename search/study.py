@@ -128,9 +128,7 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
         distributions=distributions(space),
         user_attrs=_user_attributes(trial),
         system_attrs={},
-        intermediate_values={
-            epoch.epoch: epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged
-        },
+        intermediate_values={epoch.epoch: epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged},
     )
 
 

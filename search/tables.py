@@ -30,7 +30,16 @@ def as_json(experiment: str, ranked: Sequence[Ranked]) -> str:
 
 def as_csv(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     """A row a trial; full precision."""
-    columns = ["rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds", "baseline"]
+    columns = [
+        "rank",
+        "trial",
+        "status",
+        "epochs",
+        "validation_accuracy",
+        "validation_loss",
+        "seconds",
+        "baseline",
+    ]
     rows = []
     for row in ranked:
         content = row.as_dict()
@@ -40,14 +49,15 @@ def as_csv(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
 
 def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     """A table for a README or an issue."""
-    lines = [_markdown_row([*_HEADER, *parameters]), _markdown_row(["---:"] * (len(_HEADER) + len(parameters)))]
+    lines = [
+        _markdown_row([*_HEADER, *parameters]),
+        _markdown_row(["---:"] * (len(_HEADER) + len(parameters))),
+    ]
     lines += [_markdown_row(_cells(row, parameters)) for row in ranked]
     return "\n".join(lines)
 
 
-def as_table(
-    ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None, live: bool = True
-) -> str:
+def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None, live: bool = True) -> str:
     """Aligned columns; styled and fitted to `width` if it is given, plain and as wide as it needs otherwise.
 
     Args:

@@ -19,8 +19,14 @@ EXIT_INTERRUPTED = 130
 class CommandParser(argparse.ArgumentParser):
     """argparse whose errors are one line, and whose help ends with an example."""
 
-    def __init__(self, **arguments: object) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **arguments)  # type: ignore[arg-type]
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         self.add_argument("--debug", action="store_true", help="show the whole trace of an error")
 
     def error(self, message: str) -> NoReturn:

@@ -83,7 +83,7 @@ def find_space(space: str) -> Path:
 
 def dump_space(space: Space) -> str:
     """YAML text that `load_space` reads back to an equal space (but for its name)."""
-    return yaml.safe_dump(space.as_dict(), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(space.as_dict(), sort_keys=False, allow_unicode=True))
 
 
 def _space_name(path: Path) -> str:
@@ -98,6 +98,12 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: is not UTF-8 text, but a space must be a YAML file.") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _unknown(key: str, what: str, known: Iterable[str]) -> str:
+    known = list(known)
+    hint = _nearest(key.rpartition(".")[2], known)
+    return f"`{key}` is not {what}: there are {', '.join(known)}.{hint}"
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:
@@ -132,9 +138,7 @@ class _Overridden:
             return f"--set {option}: must have the form section.key=value, such as search.trials=32."
         section, name = path
         if section not in TOP_LEVEL:
-            return f"--set {option}: has no section `{section}`: there are {', '.join(TOP_LEVEL)}." + _nearest(
-                section, TOP_LEVEL
-            )
+            return f"--set {option}: {_unknown(section, 'a section', TOP_LEVEL)}"
         try:
             value = parse(f"value: {text}", f"--set {option}").content["value"]
         except InputError:
@@ -172,7 +176,7 @@ class _Validation:
     def _check_top_level(self) -> None:
         for key in self._content:
             if key not in TOP_LEVEL:
-                self._find((key,), f"`{key}` is not a section: there are {', '.join(TOP_LEVEL)}." + _nearest(key, TOP_LEVEL))
+                self._find((key,), _unknown(key, "a section", TOP_LEVEL))
         for key in ("dataset", "training", "search", "space"):
             if key not in self._content:
                 self._find((), f"`{key}` is missing, but every space must have that section.")
@@ -198,13 +202,13 @@ class _Validation:
         raw = self._content.get("space")
         if not isinstance(raw, dict):
             if "space" in self._content:
-                self._find(("space",), "`space` must have one hyperparameter a line, such as `lr: {loguniform: [0.01, 0.5]}`.")
+                example = "`lr: {loguniform: [0.01, 0.5]}`"
+                self._find(("space",), f"`space` must have one hyperparameter a line, such as {example}.")
             return {}
         parameters = {}
         for name, value in raw.items():
             if name not in LIMITS:
-                known = ", ".join(HYPERPARAMETER_NAMES)
-                self._find(("space", name), f"`space.{name}` is not a hyperparameter: there are {known}." + _nearest(name, LIMITS))
+                self._find(("space", name), _unknown(f"space.{name}", "a hyperparameter", HYPERPARAMETER_NAMES))
                 continue
             try:
                 parameters[name] = parse_parameter(name, value)
@@ -240,7 +244,8 @@ class _Validation:
             if training is None:
                 continue
             if name in parameters and name in training.model_fields_set:
-                self._find(("training", name), f"`{name}` stands in `training` and in `space`. Remove it from one of them.")
+                sentence = f"`{name}` stands in `training` and in `space`. Remove it from one of them."
+                self._find(("training", name), sentence)
             values[name] = getattr(training, name)
         values.update({name: p.value for name, p in parameters.items() if isinstance(p, Fixed)})
         for name, value in self._baseline_section().items():
@@ -263,8 +268,7 @@ class _Validation:
     ) -> bool:
         path = ("baseline", name)
         if name not in LIMITS:
-            known = ", ".join(HYPERPARAMETER_NAMES)
-            self._find(path, f"`baseline.{name}` is not a hyperparameter: there are {known}." + _nearest(name, LIMITS))
+            self._find(path, _unknown(f"baseline.{name}", "a hyperparameter", HYPERPARAMETER_NAMES))
             return False
         problem = out_of_limits(name, value)
         if problem:
@@ -272,10 +276,18 @@ class _Validation:
             return False
         parameter = parameters.get(name)
         if parameter is None and name in fixed and value != fixed[name]:
-            self._find(path, f"`baseline.{name}` is {value}, but `training.{name}` is {fixed[name]} for all trials. Make them equal.")
+            self._find(
+                path,
+                f"`baseline.{name}` is {value}, but `training.{name}` is {fixed[name]} for all trials. "
+                f"Make them equal.",
+            )
             return False
         if parameter is not None and not parameter.contains(value):
-            self._find(path, f"`baseline.{name}` is {value}, but must lie in the searched {_described(parameter)}. Change one of them.")
+            self._find(
+                path,
+                f"`baseline.{name}` is {value}, but must lie in the searched {_described(parameter)}. "
+                f"Change one of them.",
+            )
             return False
         return True
 
@@ -315,14 +327,11 @@ def _by_key(errors: Iterable[ErrorDetails]) -> dict[tuple[str | int, ...], list[
     return grouped
 
 
-def _sentence(
-    section: str, location: tuple[str | int, ...], model: type[Section], errors: list[ErrorDetails]
-) -> str:
+def _sentence(section: str, location: tuple[str | int, ...], model: type[Section], errors: list[ErrorDetails]) -> str:
     key = ".".join([section, *map(str, location)])
     kind, value = errors[0]["type"], errors[0].get("input")
     if kind == "extra_forbidden":
-        known = ", ".join(model.model_fields)
-        return f"`{key}` is not a key: `{section}` has {known}." + _nearest(str(location[-1]), model.model_fields)
+        return _unknown(key, "a key", model.model_fields)
     if kind == "missing":
         return f"`{key}` is missing, but must be given."
     rules = " or ".join(_rule(details["type"], details.get("ctx", {})) for details in errors)

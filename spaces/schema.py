@@ -164,11 +164,7 @@ class Space:
         return {
             **sections,
             "space": {name: parameter.as_yaml() for name, parameter in self.parameters.items()},
-            "baseline": {
-                name: getattr(self.baseline, name)
-                for name in self.parameters
-                if name in self.searched
-            },
+            "baseline": {name: getattr(self.baseline, name) for name in self.parameters if name in self.searched},
         }
 
 

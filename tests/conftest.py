@@ -13,10 +13,11 @@ from spaces import Dataset, Space, load_space
 # A search that takes seconds an epoch less than the quickstart: the same code on fewer, smaller images.
 TINY = (
     "dataset.image_size=17",
-    "dataset.train_limit=200",
+    "dataset.train_limit=400",
+    "training.batch_size=8",
     "training.max_epochs=3",
     "search.grace_epochs=1",
-    "search.trials=6",
+    "search.trials=8",
 )
 
 

@@ -92,7 +92,9 @@ def open_decoded(folder: Path) -> DecodedSet:
             folder=folder,
         )
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{folder}: is a damaged image cache ({error}). Remove that folder; it is made anew.") from None
+        raise InputError(
+            f"{folder}: is a damaged image cache ({error}). Remove that folder; it is made anew."
+        ) from None
 
 
 def _fingerprint(source: Source, dataset: Dataset, split: Split) -> str:

@@ -102,7 +102,9 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
         }
         return state, network, _optimizer_state(tensors, content["optimizer_groups"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{folder}: is a damaged checkpoint ({error}). Remove it to go on from an earlier one.") from None
+        raise InputError(
+            f"{folder}: is a damaged checkpoint ({error}). Remove it to go on from an earlier one."
+        ) from None
 
 
 def checkpoint_epoch(folder: Path) -> int | None:

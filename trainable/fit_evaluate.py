@@ -98,7 +98,7 @@ class FitEvaluate:
         decoded = train.decoded
         weights_generator = torch.Generator().manual_seed(seed.stream(Stream.WEIGHTS))
         network = DepthwiseSeparableNet(len(decoded.class_names), hyperparameters.dropout, weights_generator)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.normalise = Normalise(decoded.mean, decoded.std).to(self.device)
         self._augmenter = Augmenter(
             AugmentationPolicy.from_hyperparameters(hyperparameters, decoded.image_size, decoded.mean),
@@ -151,7 +151,7 @@ class FitEvaluate:
 
     def run_epoch(self, on_step: Callable[[], None] | None = None) -> EpochResult:
         """Train for one epoch, step the learning rate, and evaluate on the validation set."""
-        lr = self.scheduler.get_last_lr()[0]
+        lr = float(self.scheduler.get_last_lr()[0])
         started_s = time.perf_counter()
         fitted = self.train(on_step)
         trained_s = time.perf_counter()
@@ -232,7 +232,7 @@ class FitEvaluate:
         log_probabilities = self.network(images)
         loss = F.nll_loss(log_probabilities, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach(), log_probabilities.detach()
 
@@ -297,7 +297,13 @@ def _progress_bar(console: Console | None, n_steps: int) -> Iterator[Callable[[]
     if console is None:
         yield None
         return
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,"), TimeRemainingColumn())
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps,"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("training", total=n_steps)
         yield lambda: progress.advance(task)

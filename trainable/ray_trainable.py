@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.result import TRAINING_ITERATION
 
 from spaces import Dataset, Hyperparameters
 from trainable.datasets import TrainingData, open_training_data
@@ -83,7 +82,7 @@ class TrialTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         result = self._run.run_epoch()
         # The epoch's own number: after a resume Ray's count would start again at 1.
-        return {**asdict(result), "trial": self._trial, TRAINING_ITERATION: result.epoch}
+        return {**asdict(result), "trial": self._trial, "training_iteration": result.epoch}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self._run.save(Path(checkpoint_dir))

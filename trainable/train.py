@@ -54,7 +54,10 @@ def _train(options: argparse.Namespace) -> int:
 
     results = run.epoch_training(n_epochs, report, errors if errors.is_terminal else None)
     if results[-1].diverged:
-        print(f"Training diverged in epoch {results[-1].epoch}: the loss is not finite. Lower lr.", file=sys.stderr)
+        print(
+            f"Training diverged in epoch {results[-1].epoch}: the loss is not finite. Lower lr.",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -21,7 +21,11 @@ def result(trial: int, epoch: int, value: float, loss: float = 1.0) -> EpochDone
 
 
 def simulate(
-    state: SearchState, seed: int, max_results: int | None = None, trials_at_once: int = 2, curve: Curve = accuracy
+    state: SearchState,
+    seed: int,
+    max_results: int | None = None,
+    trials_at_once: int = 2,
+    curve: Curve = accuracy,
 ) -> None:
     """Run until the search ends, or breaks off after `max_results`; workers take turns by `seed`."""
     turns = random.Random(seed)

@@ -89,14 +89,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 def test_a_search_ends_well_and_says_what_to_do_next(finished: Watched) -> None:
     assert finished.exit_code == 0, finished.errors
     assert finished.errors == ""
-    assert finished.output.count("[") >= 6, "a line a trial that ends"
+    assert finished.output.count("[") >= 8, "a line a trial that ends"
     assert f"Next: python -m search.leaderboard tiny --results {finished.results}" in finished.output
     assert "\x1b" not in finished.output
 
 
 def test_every_trial_ends_and_some_are_stopped_early(finished: Watched) -> None:
     trials = read_history(finished.folder / "journal.jsonl").trials
-    assert len(trials) == 6
+    assert len(trials) == 8
     assert {trial.status for trial in trials.values()} == {"completed", "stopped"}
     assert trials[0].baseline
     assert trials[0].status == "completed"
@@ -153,7 +153,7 @@ def test_a_trial_is_what_fit_evaluate_alone_makes_of_its_configuration(finished:
 
 def test_the_folder_is_readable_without_our_code(finished: Watched) -> None:
     with (finished.folder / "trials.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 6
+        assert len(list(csv.DictReader(file))) == 8
     history = read_history(finished.folder / "journal.jsonl")
     with (finished.folder / "curves.csv").open() as file:
         assert len(list(csv.DictReader(file))) == history.n_epochs
@@ -182,7 +182,7 @@ def test_the_leaderboard_s_json_has_every_trial(finished: Watched, run: Run, tmp
     assert result.returncode == 0, result.stderr
     content = json.loads(result.stdout)
     assert content["experiment"] == folder.name
-    assert [row["rank"] for row in content["trials"]] == list(range(1, 7))
+    assert [row["rank"] for row in content["trials"]] == list(range(1, 9))
     completed = [row["validation_accuracy"] for row in content["trials"] if row["status"] == "completed"]
     assert completed == sorted(completed, reverse=True)
     assert sum(row["baseline"] for row in content["trials"]) == 1
@@ -196,21 +196,21 @@ def test_the_leaderboard_needs_neither_ray_nor_torch_nor_optuna(finished: Watche
     command = [sys.executable, "-c", program, str(finished.folder)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert "6 of 6 trials ended" in result.stdout
+    assert "8 of 8 trials ended" in result.stdout
     assert "points above the baseline" in result.stdout or "no searched configuration beat it" in result.stdout
 
 
 def test_the_newest_experiment_is_the_default(finished: Watched, run: Run, tmp_path: Path) -> None:
     result = run("search.leaderboard", "--results", str(finished.results), "--top", "1", cwd=tmp_path)
     assert result.returncode == 0
-    assert result.stdout.startswith("tiny: 6 of 6 trials ended")
+    assert result.stdout.startswith("tiny: 8 of 8 trials ended")
 
 
 def test_the_resolved_space_repeats_the_search(finished: Watched, run: Run, tmp_path: Path) -> None:
     result = run("search.run", str(finished.folder / "experiment.yaml"), "--dry-run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "160 training and 40 validation images of 17 x 17" in result.stdout
-    assert "trials      6, the baseline first, at most 3 epochs each" in result.stdout
+    assert "320 training and 80 validation images of 17 x 17" in result.stdout
+    assert "trials      8, the baseline first, at most 3 epochs each" in result.stdout
     assert not (tmp_path / "results").exists(), "a dry run leaves nothing"
 
 
@@ -233,12 +233,9 @@ def retrained(finished: Watched, run: Run, tmp_path_factory: pytest.TempPathFact
     return parent / "results" / "tiny"
 
 
-def test_images() -> tuple[np.ndarray, np.ndarray]:
+def digits_for_testing() -> tuple[np.ndarray, np.ndarray]:
     decoded = decode_once(Dataset(name="digits", image_size=17), "test")
     return np.array(decoded.images), decoded.labels
-
-
-test_images.__test__ = False  # type: ignore[attr-defined]
 
 
 def test_retraining_writes_all_of_final(retrained: Path) -> None:
@@ -255,14 +252,14 @@ def test_retraining_writes_all_of_final(retrained: Path) -> None:
     accuracies = [score["accuracy"] for score in metrics["test_accuracy_per_seed"]]
     assert len(accuracies) == 2
     assert metrics["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
-    assert metrics["trained_on"]["n_images"] == 200
+    assert metrics["trained_on"]["n_images"] == 400
     confusion = np.array(metrics["confusion_matrix"])
     assert confusion.sum() == metrics["tested_on"]["n_images"] == 359
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracies[0])
     for export in metrics["exports"].values():
         assert export["max_difference"] <= 1e-3
         assert export["n_other_class"] == 0
-        assert export["n_images"] == 200
+        assert export["n_images"] == 256
     assert "Test accuracy" in (final / "MODEL_CARD.md").read_text()
     assert not list(retrained.glob(".final-*"))
 
@@ -281,7 +278,7 @@ print((log_probabilities.argmax(1) == labels).mean())
 
 
 def test_the_onnx_model_alone_gets_the_stated_accuracy(retrained: Path, tmp_path: Path) -> None:
-    images, labels = test_images()
+    images, labels = digits_for_testing()
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "labels.npy", labels)
     arguments = [str(retrained / "final" / "model.onnx"), "images.npy", "labels.npy"]
@@ -299,7 +296,7 @@ def test_the_torch_export_and_the_safetensors_get_it_too(retrained: Path) -> Non
     from trainable.model import DepthwiseSeparableNet
     from trainable.normalisation import Normalise
 
-    images, labels = test_images()
+    images, labels = digits_for_testing()
     stated = json.loads((retrained / "final" / "metrics.json").read_text())["exported_test_accuracy"]
     program = torch.export.load(retrained / "final" / "model.pt2").module()
     assert (program(torch.from_numpy(images)).argmax(1).numpy() == labels).mean() == pytest.approx(stated)
@@ -318,7 +315,7 @@ def test_the_onnx_file_carries_no_path_of_this_machine(retrained: Path) -> None:
 
 
 def test_predict_agrees_with_the_model_on_image_files(retrained: Path, run: Run, tmp_path: Path) -> None:
-    images, _ = test_images()
+    images, _ = digits_for_testing()
     for i in range(6):
         Image.fromarray(images[i]).save(tmp_path / f"{i}.png")
     files = [f"{i}.png" for i in range(6)]
@@ -351,7 +348,17 @@ def test_the_test_set_is_opened_once_unless_a_reason_is_given(retrained: Path, r
     assert "its test set was opened on" in refused.stderr
     assert len(json.loads((retrained / "manifest.json").read_text())["test_openings"]) == 1
     folder = shutil.copytree(retrained, tmp_path / "again")
-    again = run("search.retrain", str(folder), "--seeds", "1", "--epochs", "1", "--again", "a look at one epoch", cwd=tmp_path)
+    again = run(
+        "search.retrain",
+        str(folder),
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--again",
+        "a look at one epoch",
+        cwd=tmp_path,
+    )
     assert again.returncode == 0, again.stderr
     openings = json.loads((folder / "manifest.json").read_text())["test_openings"]
     assert [opening["reason"] for opening in openings] == [None, "a look at one epoch"]
@@ -399,7 +406,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
     resumed = run("search.run", "--resume", "tiny", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     after = read_history(journal)
-    assert len(after.trials) == 6
+    assert len(after.trials) == 8
     assert not after.unfinished
     for number, trial in before.trials.items():
         assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
@@ -416,11 +423,19 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
             pixels = generator.integers(level - 30, level + 30, (17, 17, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / "train" / name / f"{i}.png")
     # Were anything to look for the test images, it would find none.
-    overrides = ("dataset.name=folder", "dataset.root=images", "dataset.image_size=17", "training.max_epochs=1")
+    overrides = (
+        "dataset.name=folder",
+        "dataset.root=images",
+        "dataset.image_size=17",
+        "training.max_epochs=1",
+    )
     arguments = [*set_options(*overrides, "search.trials=2"), "--name", "folder"]
     searched = run("search.run", *arguments, cwd=tmp_path)
     assert searched.returncode == 0, searched.stderr
-    assert json.loads((tmp_path / "results/folder/manifest.json").read_text())["data"]["class_names"] == ["dark", "light"]
+    assert json.loads((tmp_path / "results/folder/manifest.json").read_text())["data"]["class_names"] == [
+        "dark",
+        "light",
+    ]
     retrained = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
     assert retrained.returncode == 2
     assert "images/test: is not there" in retrained.stderr

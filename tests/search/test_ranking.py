@@ -79,9 +79,17 @@ def test_json_is_one_object_with_every_trial(mixed: History) -> None:
     assert content["metric"] == "validation_accuracy"
     assert len(content["trials"]) == 8
     first = content["trials"][0]
-    assert {"rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds", "baseline", "config"} <= (
-        first.keys()
-    )
+    assert {
+        "rank",
+        "trial",
+        "status",
+        "epochs",
+        "validation_accuracy",
+        "validation_loss",
+        "seconds",
+        "baseline",
+        "config",
+    } <= (first.keys())
     assert first["config"]["lr"] == 0.01
 
 

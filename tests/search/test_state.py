@@ -83,7 +83,10 @@ def test_the_sampler_is_told_the_truth(space: Space, tmp_path: Path) -> None:
     simulate(state, seed=1)
     live = state._proposer._study
     write_study(tmp_path / "study.db", space, state.history)
-    for study in (live, optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{tmp_path / 'study.db'}")):
+    for study in (
+        live,
+        optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{tmp_path / 'study.db'}"),
+    ):
         states = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
         assert study.direction.name == "MAXIMIZE"
         assert len(study.trials) == len(state.history.trials)

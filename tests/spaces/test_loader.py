@@ -69,9 +69,7 @@ def test_an_exponent_that_yaml_reads_as_text_is_explained(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("epochs", "nearest"), [(10, "9 and 27"), (26, "9 and 27"), (2, "1 and 3")])
-def test_epochs_off_the_rungs_are_refused_with_the_nearest_that_fit(
-    epochs: int, nearest: str, tmp_path: Path
-) -> None:
+def test_epochs_off_the_rungs_are_refused_with_the_nearest_that_fit(epochs: int, nearest: str, tmp_path: Path) -> None:
     (line,) = lines_of(tmp_path, VALID, f"training.max_epochs={epochs}")
     assert f"`training.max_epochs` is {epochs}" in line
     assert f"the nearest are {nearest}." in line

@@ -209,7 +209,12 @@ def test_a_diverging_run_ends_and_says_so(data: TrainingData) -> None:
 
 @pytest.mark.parametrize(
     ("n_images", "expected"),
-    [(64, [(0, 32), (32, 64)]), (65, [(0, 32), (32, 65)]), (66, [(0, 32), (32, 64), (64, 66)]), (1, [(0, 1)])],
+    [
+        (64, [(0, 32), (32, 64)]),
+        (65, [(0, 32), (32, 65)]),
+        (66, [(0, 32), (32, 64), (64, 66)]),
+        (1, [(0, 1)]),
+    ],
 )
 def test_no_batch_is_a_single_image_if_it_can_be_helped(n_images: int, expected: list[tuple[int, int]]) -> None:
     assert batch_bounds(n_images, 32) == expected
@@ -222,7 +227,7 @@ def test_the_train_command_prints_summary_and_accuracy_per_epoch(run, tmp_path: 
     assert result.returncode == 0, result.stderr
     assert "118,546" in result.stdout
     assert "receptive field 49 x 49" in result.stdout
-    assert "160 training and 40 validation images, on c" in result.stdout
+    assert "320 training and 80 validation images, on c" in result.stdout
     assert result.stdout.count("validation loss") == 2
     assert result.stderr == ""
 

@@ -1,0 +1,202 @@
+"""Bad command lines and folders: one clear line each, exit code 2, and nothing left behind. No cluster."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from search import leaderboard, predict, retrain
+from search import run as run_command
+from search.experiment import Experiment, create_experiment, open_experiment
+from search.records import TrialEnded, TrialStarted
+from spaces import InputError, Space
+from tests.search.simulation import result
+
+COMMANDS = {
+    "run": run_command.main,
+    "leaderboard": leaderboard.main,
+    "retrain": retrain.main,
+    "predict": predict.main,
+}
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.chdir(tmp_path)
+
+    def call_command(command: str, *arguments: str) -> tuple[int, str, str]:
+        try:
+            code = COMMANDS[command](list(arguments))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call_command
+
+
+@pytest.fixture
+def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
+    """A search that was broken off: a completed baseline, a stopped trial and an unfinished one."""
+    made = create_experiment(tmp_path / "results", "mine", tiny_space)
+    made.write_manifest({"name": "mine", "created_at": "2026-01-01T00:00:00+00:00", "sessions": [], "data": {}})
+    journal = made.journal()
+    for number in range(3):
+        journal.append(TrialStarted(number, tiny_space.baseline_suggestion(), tiny_space.baseline, number == 0, 0.0))
+    for event in (
+        result(0, 1, 0.5),
+        result(0, 2, 0.6),
+        result(0, 3, 0.7),
+        result(1, 1, 0.1),
+        result(2, 1, 0.6),
+    ):
+        journal.append(event)
+    journal.append(TrialEnded(0, "completed", "", 1.0))
+    journal.append(TrialEnded(1, "stopped", "10.00% at rung 1, below its cutoff 50.00%", 1.0))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("run", ["quikstart"], "`quikstart` is not a space"),
+        ("run", ["--trials", "0"], "`search.trials` is 0, but must be at least 1."),
+        ("run", ["--trials", "many"], "argument --trials: invalid int value: 'many'"),
+        ("run", ["--time-budget", "soon"], "must be a duration such as 30m, 1h30m or 90s"),
+        ("run", ["--seed", "-1"], "`search.seed` is -1, but must be at least 0."),
+        ("run", ["--name", "../up"], "--name is '../up', but must be 1 to 100 letters"),
+        (
+            "run",
+            ["--name", "mine"],
+            "Choose another name, or go on with it: python -m search.run --resume mine",
+        ),
+        ("run", ["--resume", "nobody"], "`nobody` is not an experiment: results/ has mine."),
+        ("run", ["--resume", "mine", "--trials", "3"], "goes on with the experiment's own settings"),
+        ("run", ["--resume", "mine", "--time-budget", "x"], "--time-budget is x"),
+        ("run", ["--resume=mine", "--set", "search.trials=3"], "goes on with the experiment's own settings"),
+        ("run", ["--set", "training.max_epochs=10"], "the nearest are 9 and 27"),
+        ("run", ["--nonsense"], "unrecognized arguments: --nonsense. See --help."),
+        (
+            "run",
+            ["--set", "dataset.name=folder", "--set", "dataset.root=/nowhere"],
+            "must be a folder that holds",
+        ),
+        ("run", ["--set", "dataset.train_limit=99999", "--dry-run"], "there are 1438 training images"),
+        ("leaderboard", ["--top", "0"], "--top is 0, but must be at least 1."),
+        ("leaderboard", ["--sort", "beauty"], "--sort is beauty, but must be one of rank, trial"),
+        ("leaderboard", ["--format", "xml"], "invalid choice: 'xml'"),
+        (
+            "leaderboard",
+            ["--results", "empty"],
+            "empty/ holds no experiment. Start one with: python -m search.run",
+        ),
+        ("retrain", ["--trial", "9"], "--trial is 9, but must be between 0 and 2."),
+        ("retrain", ["--seeds", "0"], "--seeds is 0, but must be at least 1."),
+        ("retrain", ["--epochs", "-3"], "--epochs is -3, but must be at least 1."),
+        ("predict", ["mine", "x.png"], "Make it first: python -m search.retrain mine"),
+        ("predict", ["mine"], "the following arguments are required: IMAGE"),
+    ],
+)
+def test_bad_input_gives_one_line_and_exit_code_2(
+    command: str,
+    arguments: list[str],
+    expected: str,
+    call: Callable[..., tuple[int, str, str]],
+    experiment: Experiment,
+    tmp_path: Path,
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code, output, errors = call(command, *arguments)
+    assert code == 2
+    assert output == ""
+    assert len(errors.splitlines()) == 1, errors
+    assert expected in errors
+    assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
+
+
+def test_cuda_is_refused_where_there_is_none(call: Callable[..., tuple[int, str, str]]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    code, _, errors = call("run", "--device", "cuda")
+    assert code == 2
+    assert "torch finds no CUDA device here. Use --device cpu or auto." in errors
+
+
+def test_debug_shows_the_trace(call: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, errors = call("run", "nobody", "--debug")
+    assert code == 2
+    assert "Traceback" in errors
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_is_quick_and_ends_with_an_example(command: str, call: Callable[..., tuple[int, str, str]]) -> None:
+    started_s = time.perf_counter()
+    code, output, _ = call(command, "--help")
+    assert code == 0
+    assert output.strip().splitlines()[-1].startswith(f"example: python -m search.{command} ")
+    assert time.perf_counter() - started_s < 10
+
+
+def test_help_imports_nothing_heavy(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import subprocess
+    import sys
+
+    program = (
+        "import sys\n"
+        "from search import run, leaderboard, retrain, predict\n"
+        "from trainable import train\n"
+        "print([name for name in ('torch', 'ray', 'optuna', 'numpy', 'albumentations', 'rich') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "[]\n"
+
+
+def test_the_leaderboard_of_a_search_that_was_broken_off(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment
+) -> None:
+    code, output, errors = call("leaderboard")
+    assert code == 0, errors
+    assert output.startswith("mine: 2 of 8 trials ended\n")
+    assert "unfinished" in output
+    assert "It is the baseline: no searched configuration beat it." in output
+    code, output, _ = call("leaderboard", "--format", "json", "--sort", "validation_loss", "--top", "2")
+    rows = json.loads(output)["trials"]
+    assert [row["status"] for row in rows] == ["completed", "running"]
+
+
+def test_a_name_needs_no_results_folder_to_be_a_path(experiment: Experiment, tmp_path: Path) -> None:
+    assert open_experiment("mine", tmp_path / "results").folder == experiment.folder
+    assert open_experiment(str(experiment.folder), tmp_path / "elsewhere").folder == experiment.folder
+    with pytest.raises(InputError, match="has none yet"):
+        open_experiment("mine", tmp_path / "elsewhere")
+
+
+def test_a_damaged_manifest_or_journal_is_named(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment
+) -> None:
+    (experiment.folder / "manifest.json").write_text("{")
+    code, _, errors = call("retrain")
+    assert code == 2
+    assert "manifest.json: cannot be read" in errors
+    (experiment.folder / "journal.jsonl").write_text("{}\n")
+    code, _, errors = call("leaderboard")
+    assert code == 2
+    assert "journal.jsonl:1: is not an event of a search" in errors
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(experiment: Experiment) -> None:
+    assert not experiment.is_live()
+    with experiment.exclusive():
+        assert experiment.is_live()
+        with (
+            pytest.raises(InputError, match="is in use by process"),
+            Experiment(experiment.folder).exclusive(),
+        ):
+            pass
+    assert not experiment.is_live()
