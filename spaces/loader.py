@@ -165,6 +165,7 @@ class _Validation:
         sections = {key: self._section(key, model) for key, model in SECTIONS.items()}
         parameters = self._parameters()
         self._check_epochs(sections)
+        self._check_something_is_searched(sections["search"], parameters)
         baseline = self._baseline(sections["training"], parameters)
         if self._findings:
             raise InputError(f"{where}: {sentence}" for where, sentence in sorted(self._findings, key=_by_line))
@@ -236,6 +237,15 @@ class _Validation:
                 ("training", "max_epochs"),
                 f"`training.max_epochs` is {epochs}, but must be `search.grace_epochs` ({grace}) × "
                 f"`search.reduction_factor` ({reduction})^k: the nearest are {below} and {below * reduction}.",
+            )
+
+    def _check_something_is_searched(self, search: Section | None, parameters: Mapping[str, Parameter]) -> None:
+        searched = [name for name, parameter in parameters.items() if not isinstance(parameter, Fixed)]
+        if not self._findings and not searched and search is not None and search.trials > 1:  # type: ignore[attr-defined]
+            self._find(
+                ("space",),
+                f"`space` searches nothing, but `search.trials` is {search.trials}. "  # type: ignore[attr-defined]
+                f"Give a parameter a range, or train the one configuration with python -m trainable.train.",
             )
 
     def _baseline(self, training: Section | None, parameters: Mapping[str, Parameter]) -> Hyperparameters:
