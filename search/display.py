@@ -109,7 +109,7 @@ class SearchDisplay:
         if best:
             parts.append(f"best {best[1]:.2%} (trial {best[0]})")
         left_s = self._left_s()
-        if left_s is not None:
+        if left_s:
             parts.append(f"about {duration_text(left_s)} left")
         return ", ".join(parts)
 
@@ -118,13 +118,14 @@ class SearchDisplay:
             return None
         # The first epochs of each worker are slow; the latest ones say more of what is to come.
         recent = self._epoch_s[-20:]
-        epochs_left = max(self._epochs_expected - self._history.n_epochs, self._epochs_at_least())
+        fewest = self._epochs_left_if_each_ends_at(self._space.search.grace_epochs)
+        most = self._epochs_left_if_each_ends_at(self._space.training.max_epochs)
+        epochs_left = min(max(self._epochs_expected - self._history.n_epochs, fewest), most)
         return epochs_left * sum(recent) / len(recent) / self._trials_at_once
 
-    def _epochs_at_least(self) -> float:
+    def _epochs_left_if_each_ends_at(self, epoch: int) -> int:
         n_unstarted = self._space.search.trials - len(self._history.trials)
-        grace = self._space.search.grace_epochs
-        return n_unstarted * grace + sum(max(grace - trial.n_epochs, 0) for trial in self._history.unfinished)
+        return n_unstarted * epoch + sum(max(epoch - trial.n_epochs, 0) for trial in self._history.unfinished)
 
 
 def compact(values: Mapping[str, Number]) -> str:
