@@ -22,7 +22,8 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "NO_ALBUMENTATIONS_UPDATE": "1",
-    # One trial a core: threads beyond Ray's own count for the trial only compete.
+    # One thread a trial and a trial a core: more only compete, whatever the user's shell has set.
+    "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
 

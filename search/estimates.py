@@ -7,6 +7,8 @@ import numpy as np
 from search.rungs import Rungs
 
 N_SIMULATED = 200
+# The share that passes a rung no longer changes beyond so many trials; more are extrapolated.
+MAX_SIMULATED_TRIALS = 500
 
 
 @lru_cache(maxsize=64)
@@ -22,9 +24,12 @@ def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor:
         reduction_factor: of the rungs.
     """
     generator = np.random.default_rng(0)
-    n_simulated = max(1, min(N_SIMULATED, 20_000 // trials))
-    totals = [sum(_epochs_of_each(generator.random(trials), rung_epochs, reduction_factor)) for _ in range(n_simulated)]
-    return float(np.mean(totals))
+    n_trials = min(trials, MAX_SIMULATED_TRIALS)
+    n_simulated = max(1, min(N_SIMULATED, 10_000 // n_trials))
+    totals = [
+        sum(_epochs_of_each(generator.random(n_trials), rung_epochs, reduction_factor)) for _ in range(n_simulated)
+    ]
+    return float(np.mean(totals)) * trials / n_trials
 
 
 def duration_text(seconds: float) -> str:

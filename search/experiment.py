@@ -6,23 +6,22 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from search.journal import Journal, read_history
-from search.ranking import rank
+from search.manifest import Manifest, read_manifest
+from search.ranking import RESULT_COLUMNS, Ranked, rank
 from search.records import History
-from spaces.errors import InputError
+from spaces.errors import InputError, expanded
 from spaces.loader import dump_space, load_space
 from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.schema import Space
 from trainable.files import write_json, write_text
-
-DEFAULT_RESULTS = Path("results")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -71,20 +70,18 @@ class Experiment:
         return load_space(str(self.folder / "experiment.yaml"))
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """Versions, device, data and sessions, as JSON.
+    def manifest(self) -> Manifest:
+        """Versions, device, data, sessions and openings of the test set.
 
         Raises:
             InputError: the file is missing or damaged.
         """
-        path = self.folder / "manifest.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: cannot be read ({error}). Restore it from a copy.") from None
-        if not isinstance(content, dict):
-            raise InputError(f"{path}: is not a JSON object. Restore it from a copy.")
-        return content
+        return read_manifest(self.folder / "manifest.json")
+
+    def drop_checkpoints(self, trial: int) -> None:
+        """Remove the checkpoints of a trial that ended: it is never gone on with, and a winner is retrained."""
+        for folder in self.ray_folder.glob(f"session_*/trial_{trial:04d}/checkpoint_*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def history(self) -> History:
         """All trials so far; safe to call while the search runs."""
@@ -93,12 +90,12 @@ class Experiment:
     def journal(self) -> Journal:
         return Journal(self.folder / "journal.jsonl")
 
-    def write_manifest(self, content: Mapping[str, Any]) -> None:
-        write_json(self.folder / "manifest.json", content)
+    def write_manifest(self, manifest: Manifest) -> None:
+        write_json(self.folder / "manifest.json", manifest.model_dump())
 
     def write_tables(self, history: History) -> None:
         """Write `trials.csv` and `curves.csv`, each atomically."""
-        write_text(self.folder / "trials.csv", trials_csv(history))
+        write_text(self.folder / "trials.csv", trials_csv(rank(history)))
         write_text(self.folder / "curves.csv", curves_csv(history))
 
     def is_live(self) -> bool:
@@ -153,7 +150,7 @@ def create_experiment(results: Path, name: str, space: Space) -> Experiment:
     return Experiment(folder)
 
 
-def open_experiment(given: str | None, results: Path = DEFAULT_RESULTS) -> Experiment:
+def open_experiment(given: str | None, results: Path) -> Experiment:
     """Find an experiment by its path or its name under `results`; None is the newest.
 
     Raises:
@@ -161,7 +158,7 @@ def open_experiment(given: str | None, results: Path = DEFAULT_RESULTS) -> Exper
     """
     if given is None:
         return _newest(results)
-    candidates = [Path(given).expanduser()] if os.sep in given else [results / given, Path(given)]
+    candidates = [expanded(given)] if os.sep in given else [results / given, Path(given)]
     for folder in candidates:
         if (folder / "experiment.yaml").is_file():
             return Experiment(folder)
@@ -186,23 +183,18 @@ def must_be_a_name(name: str) -> None:
         )
 
 
-def trials_csv(history: History) -> str:
-    """One row a trial, best first."""
-    columns = (
-        "rank",
-        "trial",
-        "status",
-        "epochs",
-        "validation_accuracy",
-        "validation_loss",
-        "seconds",
-        "baseline",
-    )
+def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAMETER_NAMES) -> str:
+    """One row a trial, in the order given; full precision.
+
+    Args:
+        ranked: rows.
+        parameters: hyperparameters that get a column.
+    """
     rows = []
-    for row in rank(history):
+    for row in ranked:
         content = row.as_dict()
-        rows.append([*(content[column] for column in columns), *content["config"].values(), row.reason])
-    return csv_text([*columns, *HYPERPARAMETER_NAMES, "reason"], rows)
+        rows.append([*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)])
+    return csv_text([*RESULT_COLUMNS, *parameters], rows)
 
 
 def curves_csv(history: History) -> str:
@@ -212,7 +204,7 @@ def curves_csv(history: History) -> str:
     return csv_text(_CURVE_COLUMNS, rows)
 
 
-def csv_text(header: tuple[str, ...] | list[str], rows: list[list[Any]]) -> str:
+def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
     """CSV with `\\n` line ends; None is an empty field, booleans are true and false."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -220,11 +212,6 @@ def csv_text(header: tuple[str, ...] | list[str], rows: list[list[Any]]) -> str:
     for row in rows:
         writer.writerow([str(value).lower() if isinstance(value, bool) else value for value in row])
     return buffer.getvalue()
-
-
-def timestamp() -> str:
-    """Now, in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _newest(results: Path) -> Experiment:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spaces.errors import RunError
 from trainable.model import DepthwiseSeparableNet
 from trainable.normalisation import Normalise
 
@@ -26,7 +27,7 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "log_probabilities"
 
 
-class ExportError(RuntimeError):
+class ExportError(RunError):
     """An exported model does not compute what the network computes."""
 
 
@@ -127,6 +128,8 @@ def _export_graphs(
     example = (torch.from_numpy(sample[:2]),)
     shapes = {"images": {0: torch.export.Dim("n", min=1)}}
     program = torch.export.export(classifier, example, dynamic_shapes=shapes)
+    for node in program.graph_module.graph.nodes:
+        node.meta.pop("stack_trace", None)  # has the paths of this machine
     torch.export.save(program, folder / "model.pt2")
     with torch.inference_mode():
         found_pt2 = torch.export.load(folder / "model.pt2").module()(torch.from_numpy(sample)).numpy()

@@ -50,13 +50,17 @@ def read_history(path: Path) -> History:
             try:
                 if len(line) > MAX_LINE_BYTES:
                     raise ValueError("it is too long")
-                history.apply(event_from_dict(json.loads(line)))
+                history.apply(event_from_dict(json.loads(line, parse_constant=_refuse_constant)))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(
                     f"{path}:{number}: is not an event of a search ({type(error).__name__}: {error}). "
                     f"Restore the file from a copy, or remove that line and those after it."
                 ) from None
     return history
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _cut_torn_tail(path: Path) -> None:

@@ -1,9 +1,10 @@
 """Launches a search on Ray, or goes on with one, and leaves its folder complete."""
 
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -13,7 +14,8 @@ from ray import tune
 
 from search.cluster import local_cluster
 from search.display import SearchDisplay
-from search.experiment import Experiment, timestamp
+from search.experiment import Experiment
+from search.manifest import Session, timestamp
 from search.plan import Placement
 from search.ray_adapters import (
     EndWhen,
@@ -75,23 +77,23 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     )
     session = _open_session(experiment)
     started_s = time.monotonic()
+    deadline_s = math.inf if launch.time_left_s is None else started_s + launch.time_left_s
+    interruption = _Interruption()
     end: SearchEnd = "interrupted"
     try:
-        with _interruptions() as interrupted:
-            deadline = None if launch.time_left_s is None else time.monotonic() + launch.time_left_s
-
-            def reached() -> bool:
-                return interrupted() or (deadline is not None and time.monotonic() >= deadline)
-
-            if state.n_left:
-                with _cluster(launch.placement):
-                    _tune(launch, state, display, reached, session)
-            if not state.history.unfinished and not state.n_left:
-                end = "finished"
-            elif not interrupted() and reached():
-                end = "time budget used"
+        if state.n_left:
+            with interruption, _cluster(launch.placement):
+                interruption.listen()  # again: ray.init takes SIGTERM for itself
+                _tune(launch, state, display, lambda: interruption.wished or time.monotonic() >= deadline_s, session)
+        if not state.history.unfinished and not state.n_left:
+            end = "finished"
+        elif not interruption.wished and time.monotonic() >= deadline_s:
+            end = "time budget used"
     finally:
         keeper.write(state.history)
+        for trial in state.history.trials.values():
+            if trial.end:
+                experiment.drop_checkpoints(trial.number)
         _close_session(experiment, end, time.monotonic() - started_s)
     return end
 
@@ -120,14 +122,16 @@ def _tune(
         run_config=tune.RunConfig(
             name=f"session_{session}",
             storage_path=str(launch.experiment.ray_folder.resolve()),
-            stop=EndWhen(reached),
+            stop=EndWhen(lambda: reached() or shared.failure is not None),
             verbose=0,
-            callbacks=[Housekeeping(shared, on_retry, display.refresh)],
+            callbacks=[Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints)],
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=False),
         ),
     )
     tuner.fit()
+    if shared.failure is not None:
+        raise shared.failure
 
 
 def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
@@ -191,34 +195,37 @@ def _both(
 
 
 def _open_session(experiment: Experiment) -> int:
-    manifest = experiment.manifest
-    manifest["state"] = "running"
-    manifest["sessions"].append({"started_at": timestamp(), "ended_at": None, "seconds": None, "end": None})
+    manifest = experiment.manifest.with_session(Session(started_at=timestamp()), new=True)
     experiment.write_manifest(manifest)
-    return len(manifest["sessions"])
+    return len(manifest.sessions)
 
 
 def _close_session(experiment: Experiment, end: SearchEnd, seconds: float) -> None:
     manifest = experiment.manifest
-    manifest["state"] = end
-    manifest["sessions"][-1].update(ended_at=timestamp(), seconds=round(seconds, 3), end=end)
-    experiment.write_manifest(manifest)
+    ended = {"ended_at": timestamp(), "seconds": round(seconds, 3), "end": end}
+    experiment.write_manifest(manifest.with_session(manifest.sessions[-1].model_copy(update=ended), new=False))
 
 
-@contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Take Ctrl-C and `kill` as a wish to end cleanly; a second Ctrl-C ends at once."""
-    wished = False
+class _Interruption:
+    """Takes Ctrl-C and `kill` as a wish to end cleanly; a second one ends at once."""
 
-    def wish(signal_number: int, frame: FrameType | None) -> None:
-        nonlocal wished
-        if wished:
+    def __init__(self) -> None:
+        self.wished = False
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def listen(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._wish)
+
+    def _wish(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.wished:
             raise KeyboardInterrupt
-        wished = True
+        self.wished = True
 
-    before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: wished
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> "_Interruption":
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,12 +1,16 @@
-"""What an experiment's manifest says beside its results: enough to repeat it, and to trust it."""
+"""An experiment's manifest: enough to repeat it, and to trust it."""
 
 import platform
 import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from search.experiment import timestamp
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from search.records import History
+from spaces.errors import InputError
 from spaces.schema import Space
 
 _PACKAGES = (
@@ -23,27 +27,139 @@ _PACKAGES = (
 )
 
 
-def new_manifest(space: Space, name: str, device: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of an experiment that starts now.
+class Part(BaseModel):
+    """Frozen; keys that later versions may add are passed over."""
 
-    Args:
-        space: resolved.
-        name: of the experiment.
-        device: kind and name of the device, and trials at once.
-        data: what the images are.
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class Device(Part):
+    """Where trials run: `cpu` or `cuda`, the device's own name, and how many trials share it."""
+
+    device: str
+    name: str
+    trials_at_once: int
+
+
+class Data(Part):
+    """What the training images are; the hash is of their pixels and labels."""
+
+    n_train: int
+    n_validation: int
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    content_sha256: str
+
+
+class Seeds(Part):
+    """Of the experiment, and of the split into training and validation."""
+
+    experiment: int
+    split: int
+
+
+class Session(Part):
+    """One launch. `ended_at`, `seconds` and `end` are None while it runs, and stay so if it was killed."""
+
+    started_at: str
+    ended_at: str | None = None
+    seconds: float | None = None
+    end: str | None = None
+
+
+class Opening(Part):
+    """One look at the test set. `test_accuracy_mean` is None where the look was not finished."""
+
+    at: str
+    trial: int
+    config: dict[str, float]
+    epochs: int
+    seeds: int
+    reason: str | None
+    test_accuracy_mean: float | None = None
+
+
+class Manifest(Part):
+    """All of `manifest.json`.
+
+    Attributes:
+        state: `running`, or how the last session ended.
+        versions: of Python and the packages that results depend on.
+        git_commit: of this code, with `+changes` where files differ; None outside a checkout.
     """
-    return {
-        "name": name,
-        "space": space.name,
-        "created_at": timestamp(),
-        "state": "running",
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "device": device,
-        "data": data,
-        "seeds": {"experiment": space.search.seed, "split": space.dataset.split_seed},
-        "sessions": [],
-    }
+
+    name: str
+    space: str
+    created_at: str
+    state: str
+    versions: dict[str, str]
+    git_commit: str | None
+    device: Device
+    data: Data
+    seeds: Seeds
+    sessions: list[Session] = []
+    test_openings: list[Opening] = []
+
+    def with_session(self, session: Session, new: bool) -> "Manifest":
+        """A copy whose last session is `session`, after the others or in place of the last."""
+        before = self.sessions if new else self.sessions[:-1]
+        return self.model_copy(update={"sessions": [*before, session], "state": session.end or "running"})
+
+    def with_opening(self, opening: Opening, new: bool) -> "Manifest":
+        """Likewise for openings of the test set."""
+        before = self.test_openings if new else self.test_openings[:-1]
+        return self.model_copy(update={"test_openings": [*before, opening]})
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Restore it from a copy.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(
+            f"{path}: is not a manifest of a search ({where}: {first['msg']}). Restore it from a copy."
+        ) from None
+
+
+def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifest:
+    """The manifest of an experiment that starts now."""
+    return Manifest(
+        name=name,
+        space=space.name,
+        created_at=timestamp(),
+        state="running",
+        versions=versions(),
+        git_commit=git_commit(),
+        device=device,
+        data=data,
+        seeds=Seeds(experiment=space.search.seed, split=space.dataset.split_seed),
+    )
+
+
+def seconds_used(sessions: Sequence[Session], history: History) -> float:
+    """Seconds that all sessions took; one that was killed counts until the last event that it journaled."""
+    starts_s = [datetime.fromisoformat(session.started_at).timestamp() for session in sessions]
+    total_s = 0.0
+    for session, start_s, next_s in zip(sessions, starts_s, [*starts_s[1:], float("inf")], strict=True):
+        if session.seconds is not None:
+            total_s += session.seconds
+        else:
+            total_s += max((at - start_s for at in history.event_times if start_s <= at < next_s), default=0.0)
+    return total_s
+
+
+def timestamp() -> str:
+    """Now, in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

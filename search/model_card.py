@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from search.manifest import Opening
 from spaces import Space
 
 
-def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Mapping[str, Any]]) -> str:
+def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Opening]) -> str:
     """Markdown: what the model is, how good, on what, and how to use it.
 
     Args:
@@ -69,11 +70,10 @@ origin as those it was trained on; elsewhere it will do worse. `metrics.json` ha
 """
 
 
-def _openings(openings: Sequence[Mapping[str, Any]]) -> str:
+def _openings(openings: Sequence[Opening]) -> str:
     lines = []
     for opening in openings:
-        mean = opening["test_accuracy_mean"]
-        result = "not finished" if mean is None else f"{mean:.2%}"
-        reason = f", because: {opening['reason']}" if opening["reason"] else ""
-        lines.append(f"- {opening['at']}: trial {opening['trial']}, {opening['seeds']} seeds, {result}{reason}")
+        result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
+        reason = f", because: {opening.reason}" if opening.reason else ""
+        lines.append(f"- {opening.at}: trial {opening.trial}, {opening.seeds} seeds, {result}{reason}")
     return "\n".join(lines)

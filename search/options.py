@@ -3,15 +3,18 @@
 import argparse
 from pathlib import Path
 
+DEFAULT_RESULTS = Path("results")
+
 
 def add_results_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--results",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="where experiments lie (default: results)",
+        "--results", type=Path, default=DEFAULT_RESULTS, metavar="DIR", help="where experiments lie (default: results)"
     )
+
+
+def results_flag(options: argparse.Namespace) -> str:
+    """What a command to type next needs to find the same results folder."""
+    return "" if options.results == DEFAULT_RESULTS else f" --results {options.results}"
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:

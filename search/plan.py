@@ -1,12 +1,13 @@
 """What a search will do, before it does it."""
 
+import math
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from search.estimates import duration_text, expected_epochs
+from search.manifest import Device
 from spaces.parameters import Fixed
 from spaces.schema import Space
 from trainable.datasets import TrainingData
@@ -36,11 +37,13 @@ class Placement:
     @property
     def resources_per_trial(self) -> dict[str, float]:
         if self.device == "cuda":
-            return {"cpu": self.n_cpus / self.trials_at_once, "gpu": self.n_gpus / self.trials_at_once}
+            # A trial lies on one GPU: the fullest one decides how large a share can be.
+            return {"cpu": 1, "gpu": 1 / math.ceil(self.trials_at_once / self.n_gpus)}
         return {"cpu": 1}
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"device": self.device, "name": self.description, "trials_at_once": self.trials_at_once}
+    @property
+    def for_manifest(self) -> Device:
+        return Device(device=self.device, name=self.description, trials_at_once=self.trials_at_once)
 
 
 def place(space: Space) -> Placement:
@@ -50,7 +53,7 @@ def place(space: Space) -> Placement:
         InputError: CUDA is asked for and not there.
     """
     device = choose_device(space.resources.device)
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_cores = count_cores()
     if device == "cuda":
         n_gpus = torch.cuda.device_count()
         at_once = min(n_gpus * space.resources.trials_per_gpu, space.search.trials)
@@ -58,6 +61,11 @@ def place(space: Space) -> Placement:
     wanted = space.resources.trials_at_once
     at_once = min(n_cores if wanted == "auto" else wanted, space.search.trials)
     return Placement(device, describe_device(device), at_once, 0, at_once)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def epochs_expected(space: Space) -> float:

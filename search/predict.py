@@ -7,15 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_results_argument
+from search.options import add_results_argument, results_flag
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from onnxruntime import InferenceSession
 
-# Images are decoded and classified this many at a time, so that a large folder does not fill the memory.
+# Images are read and classified this many at a time, so that a large folder does not fill the memory.
 BATCH = 256
 
 
@@ -36,22 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _predict(options: argparse.Namespace) -> int:
     import json
 
-    import numpy as np
-
     from search.experiment import open_experiment
 
     if options.top < 1:
         raise InputError(f"--top is {options.top}, but must be at least 1.")
     experiment = open_experiment(options.experiment, options.results)
-    session, image_size, class_names = _load(experiment.final_folder / "model.onnx")
-    images = _read_all(options.images, image_size)
-    rows: list[tuple[str, list[dict[str, Any]]]] = []
-    for start in range(0, len(images), BATCH):
-        log_probabilities = session.run(None, {"images": images[start : start + BATCH]})[0]
-        for path, probabilities in zip(options.images[start:], np.exp(log_probabilities), strict=False):
-            best = probabilities.argsort()[::-1][: options.top]
-            classes = [{"class": class_names[i], "probability": round(float(probabilities[i]), 6)} for i in best]
-            rows.append((str(path), classes))
+    model = experiment.final_folder / "model.onnx"
+    if not model.is_file():
+        command = f"python -m search.retrain {experiment.name}{results_flag(options)}"
+        raise InputError(f"{model}: is not there. Make it first: {command}")
+    rows = _classify(*_load(model), options.images, options.top)
     if options.format == "json":
         print(json.dumps([{"image": image, "classes": classes} for image, classes in rows], indent=2))
         return 0
@@ -60,37 +53,51 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(path: Path) -> tuple[Any, int, list[str]]:
+def _load(path: Path) -> tuple[InferenceSession, int, list[str]]:
     import json
 
     import onnxruntime
 
-    if not path.is_file():
-        raise InputError(f"{path}: is not there. Make it first: python -m search.retrain {path.parent.parent.name}")
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        image_size = int(session.get_inputs()[0].shape[1])
+        (images,), (log_probabilities,) = session.get_inputs(), session.get_outputs()
+        image_size = int(images.shape[1])
         class_names = [str(name) for name in json.loads(session.get_modelmeta().custom_metadata_map["class_names"])]
-    except Exception as error:  # onnxruntime raises classes of its own for each way to be damaged
+        if images.name != "images" or log_probabilities.shape[1] != len(class_names):
+            raise ValueError("its input or its classes are others")
+    except Exception as error:  # onnxruntime has a class of its own for each way to be damaged
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: is not a model of ours ({reason}). Retrain to make it anew.") from error
     return session, image_size, class_names
 
 
-def _read_all(paths: list[Path], image_size: int) -> NDArray[np.uint8]:
+def _classify(
+    session: InferenceSession, image_size: int, class_names: list[str], paths: list[Path], n_shown: int
+) -> list[tuple[str, list[dict[str, Any]]]]:
     import numpy as np
 
     from trainable.images import UnreadableImageError, read_image
 
-    images, problems = [], []
-    for path in paths:
-        try:
-            images.append(read_image(path, image_size))
-        except UnreadableImageError as error:
-            problems.append(f"{path}: {error}.")
+    rows: list[tuple[str, list[dict[str, Any]]]] = []
+    problems = []
+    for start in range(0, len(paths), BATCH):
+        names, read = [], []
+        for path in paths[start : start + BATCH]:
+            try:
+                read.append(read_image(path, image_size))
+                names.append(str(path))
+            except UnreadableImageError as error:
+                problems.append(f"{path}: {error}.")
+        if problems:
+            continue  # nothing will be printed; go on for the other unreadable files
+        log_probabilities = session.run(None, {"images": np.stack(read)})[0]
+        for name, probabilities in zip(names, np.exp(log_probabilities), strict=True):
+            best = probabilities.argsort()[::-1][:n_shown]
+            classes = [{"class": class_names[i], "probability": round(float(probabilities[i]), 6)} for i in best]
+            rows.append((name, classes))
     if problems:
         raise InputError(problems)
-    return np.stack(images)
+    return rows
 
 
 if __name__ == "__main__":

@@ -8,6 +8,20 @@ from typing import Any
 from search.records import History, Status, Trial
 from spaces.parameters import Hyperparameters
 
+METRIC = "validation_accuracy"
+# A trial's results, as JSON and CSV name them.
+RESULT_COLUMNS = (
+    "rank",
+    "trial",
+    "status",
+    "epochs",
+    "validation_accuracy",
+    "validation_loss",
+    "seconds",
+    "baseline",
+    "reason",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
@@ -38,18 +52,8 @@ class Ranked:
     reason: str
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "rank": self.rank,
-            "trial": self.trial,
-            "status": self.status,
-            "epochs": self.epochs,
-            "validation_accuracy": self.validation_accuracy,
-            "validation_loss": self.validation_loss,
-            "seconds": round(self.seconds, 3),
-            "baseline": self.baseline,
-            "reason": self.reason,
-            "config": self.config.as_dict(),
-        }
+        results = {name: getattr(self, name) for name in RESULT_COLUMNS}
+        return {**results, "seconds": round(self.seconds, 3), "config": self.config.as_dict()}
 
 
 # Lower sorts first. A stopped trial may look better than a completed one, but only up to where it stopped.
@@ -108,7 +112,7 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
     return sorted(ranked, key=value)
 
 
-SORT_KEYS = ("rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds")
+SORT_KEYS = tuple(name for name in RESULT_COLUMNS if name not in ("baseline", "reason"))
 
 
 def _sort_key(trial: Trial) -> tuple[float, ...]:

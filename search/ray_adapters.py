@@ -4,23 +4,25 @@ Ray copies and pickles what it is given; these share the state by reference all 
 lives in the driver only.
 """
 
-import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import tune
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from search.ranking import METRIC
 from search.records import EpochDone
 from search.state import Assignment, SearchState
 
-METRIC = "validation_accuracy"
 MODE = "max"
 
-_EPOCH_FIELDS = tuple(EpochDone.__dataclass_fields__)
+_RESULT_FIELDS = tuple(name for name in EpochDone.__dataclass_fields__ if name != "at")
+
+T = TypeVar("T")
 
 
 class Shared:
@@ -30,6 +32,20 @@ class Shared:
         self.state = state
         self.to_ray_config = to_ray_config
         self.numbers: dict[str, int] = {}
+        self.failure: Exception | None = None
+
+    def kept(self, action: Callable[[], T], otherwise: T) -> T:
+        """Do something to the state; keep what it raises for the end, as Ray would bury it in traces.
+
+        A full disk is the case in mind: the search must end, and the caller must say why.
+        """
+        if self.failure is not None:
+            return otherwise
+        try:
+            return action()
+        except Exception as error:
+            self.failure = error
+            return otherwise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
         return self
@@ -55,9 +71,10 @@ class StateSearcher(Searcher):
         self._trials_at_once = trials_at_once
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if self._shared.state.n_running >= self._trials_at_once:
+        state = self._shared.state
+        if self._shared.failure is not None or state.n_running >= self._trials_at_once:
             return None
-        assignment = self._shared.state.next_assignment()
+        assignment = self._shared.kept(state.next_assignment, None)
         if assignment is None:
             return Searcher.FINISHED
         self._shared.numbers[trial_id] = assignment.trial
@@ -81,8 +98,8 @@ class StateScheduler(FIFOScheduler):
         self._shared = shared
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
-        record = EpochDone(**{field: result[field] for field in _EPOCH_FIELDS})
-        goes_on = self._shared.state.record(record)
+        record = EpochDone(**{field: result[field] for field in _RESULT_FIELDS}, at=time.time())
+        goes_on = self._shared.kept(lambda: self._shared.state.record(record), True)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
 
@@ -112,12 +129,20 @@ class Housekeeping(tune.Callback):
         shared: the state.
         on_retry: called with a trial's number and the reason when its worker died and it is tried again.
         on_idle: called at each turn of Ray's loop.
+        drop_checkpoints: removes those of a trial, by its number.
     """
 
-    def __init__(self, shared: Shared, on_retry: Callable[[int, str], None], on_idle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        on_retry: Callable[[int, str], None],
+        on_idle: Callable[[], None],
+        drop_checkpoints: Callable[[int], None],
+    ) -> None:
         self._shared = shared
         self._on_retry = on_retry
         self._on_idle = on_idle
+        self._drop_checkpoints = drop_checkpoints
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         self._on_idle()
@@ -126,11 +151,11 @@ class Housekeeping(tune.Callback):
         self._on_retry(self._number(trial), failure_reason(trial))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._shared.state.fail(self._number(trial), failure_reason(trial))
-        _drop_checkpoints(trial)
+        self._shared.kept(lambda: self._shared.state.fail(self._number(trial), failure_reason(trial)), None)
+        self._drop_checkpoints(self._number(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        _drop_checkpoints(trial)
+        self._drop_checkpoints(self._number(trial))
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (tune.Callback, ())
@@ -150,9 +175,3 @@ def failure_reason(trial: RayTrial) -> str:
 def trial_folder_name(trial: RayTrial) -> str:
     """`trial_0007`."""
     return f"trial_{trial.config['trial']:04d}"
-
-
-def _drop_checkpoints(trial: RayTrial) -> None:
-    # A trial that ended is never gone on with, and a winner is retrained from the start.
-    for folder in Path(str(trial.path)).glob("checkpoint_*"):
-        shutil.rmtree(folder, ignore_errors=True)

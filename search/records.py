@@ -1,9 +1,9 @@
 """What is known of an experiment's trials: the events of its journal, and the history they add up to."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from spaces.parameters import Hyperparameters, Number
 
@@ -32,7 +32,11 @@ class TrialStarted:
 
 @dataclass(frozen=True, slots=True)
 class EpochDone:
-    """A trial finished an epoch. Losses are NaN where training diverged; times are seconds."""
+    """A trial finished an epoch.
+
+    Losses are NaN where training diverged; `train_s` and `validation_s` are seconds, `at` is when the result
+    came in, in seconds since 1970 (UTC).
+    """
 
     trial: int
     epoch: int
@@ -43,6 +47,7 @@ class EpochDone:
     validation_accuracy: float
     train_s: float
     validation_s: float
+    at: float
 
     @property
     def diverged(self) -> bool:
@@ -97,15 +102,32 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     """
     values = dict(content)
     event_type = _EVENT_TYPES[values.pop("event")]
-    if event_type is TrialStarted:
-        values["config"] = Hyperparameters.from_mapping(values["config"])
+    hints = get_type_hints(event_type)
+    if set(values) != set(hints):
+        raise ValueError(f"it has {sorted(values)}")
     for key in _LOSSES:
         if key in values and values[key] is None:
             values[key] = math.nan
-    event = event_type(**values)
-    if not isinstance(event.trial, int) or event.trial < 0:
-        raise ValueError(f"trial is {event.trial!r}")
-    return event
+        elif key in values and not math.isfinite(values[key]):
+            raise ValueError(f"{key} is {values[key]}")
+    if event_type is TrialStarted:
+        values["config"] = Hyperparameters.from_mapping(values["config"])
+    for key, value in values.items():
+        if not _fits(value, hints[key]) or (key not in _LOSSES and value != value):
+            raise ValueError(f"{key} is {value!r}")
+    return event_type(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is Mapping:
+        return isinstance(value, dict) and all(_fits(number, float) for number in value.values())
+    return isinstance(value, hint)
 
 
 @dataclass
@@ -184,16 +206,21 @@ class History:
         return [trial for trial in self.trials.values() if trial.end is None]
 
     @property
+    def event_times(self) -> Iterator[float]:
+        """When everything happened, in no order; seconds since 1970 (UTC)."""
+        for trial in self.trials.values():
+            yield trial.started_at
+            yield from (epoch.at for epoch in trial.epochs)
+            if trial.end:
+                yield trial.end.at
+
+    @property
     def n_ended(self) -> int:
         return sum(trial.end is not None for trial in self.trials.values())
 
     @property
     def n_epochs(self) -> int:
         return len(self.results_in_order)
-
-    @property
-    def baseline(self) -> Trial | None:
-        return next((trial for trial in self.trials.values() if trial.baseline), None)
 
     def _running(self, number: int) -> Trial:
         trial = self.trials.get(number)

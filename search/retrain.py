@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_experiment_arguments
+from search.options import add_experiment_arguments, results_flag
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
 
@@ -37,11 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _retrain(options: argparse.Namespace) -> int:
-    import os
-
     from rich.console import Console
 
     from search.experiment import open_experiment
+    from search.plan import count_cores
     from search.retraining import Retraining, must_be_allowed
     from trainable.datasets import prepare_training_data
     from trainable.devices import choose_device, describe_device
@@ -51,12 +50,12 @@ def _retrain(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}, but must be at least 1.")
     experiment = open_experiment(options.experiment, options.results)
-    trial = _chosen_trial(experiment, options.trial)
+    trial = _chosen_trial(experiment, options)
     space = experiment.space
     must_be_allowed(experiment, options.again)
     errors = Console(stderr=True, highlight=False)
     data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
-    if experiment.manifest.get("data", {}).get("content_sha256") != data.decoded.content_sha256:
+    if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
         errors.print(
             "The training images have changed since the search; its accuracies are of the old ones.",
             style="yellow",
@@ -70,7 +69,7 @@ def _retrain(options: argparse.Namespace) -> int:
         n_seeds=options.seeds,
         epochs=options.epochs or space.training.max_epochs,
         device=device,
-        n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        n_cores=count_cores(),
         again=options.again,
     )
     print(
@@ -84,16 +83,18 @@ def _retrain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen_trial(experiment: Experiment, number: int | None) -> Trial:
+def _chosen_trial(experiment: Experiment, options: argparse.Namespace) -> Trial:
     from search.ranking import rank, winner
 
     history = experiment.history()
+    number: int | None = options.trial
     if number is None:
         best = winner(rank(history))
         if best is None:
+            command = f"python -m search.run --resume {experiment.name}{results_flag(options)}"
             raise InputError(
                 f"{experiment.folder}: no trial has completed, so that there is no winner. "
-                f"Go on with the search (python -m search.run --resume {experiment.name}), or name one: --trial ID"
+                f"Go on with the search ({command}), or name one: --trial ID"
             )
         number = best.trial
     if number not in history.trials:

@@ -11,20 +11,21 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from search.experiment import Experiment, timestamp
+from search.experiment import Experiment
 from search.export import Agreement, export_all
-from search.manifest import git_commit, versions
+from search.manifest import Opening, git_commit, timestamp, versions
 from search.model_card import model_card
 from search.records import Trial
 from search.scores import SeedScore, confusion_matrix, interval_95, per_class_accuracy, seed_score
 from search.training_runs import FullRun, Progress, train_all
 from spaces import InputError, Space
-from trainable.datasets import ImageSet, TrainingData
+from trainable.datasets import TrainingData
 from trainable.files import write_json, write_text
 from trainable.fit_evaluate import FitEvaluate
-from trainable.test_set import open_test_set
+from trainable.test_set import list_test_set, open_test_set
 
 N_COMPARED_IMAGES = 256
+REPLACED = ".final-replaced"
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,19 @@ class Retraining:
 
 def must_be_allowed(experiment: Experiment, again: str | None) -> None:
     """Raise InputError if the test set was opened before and no reason is given to do it again."""
-    openings = experiment.manifest.get("test_openings", [])
+    openings = experiment.manifest.test_openings
     if openings and not again:
         last = openings[-1]
         raise InputError(
-            f"{experiment.folder}: its test set was opened on {last['at']} for trial {last['trial']}. A second look "
+            f"{experiment.folder}: its test set was opened on {last.at} for trial {last.trial}. A second look "
             f'makes it a validation set; if you must, say why: --again "REASON" (it is recorded).'
         )
 
 
 def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
-    """Train all seeds, test each once, export the first, and put `final/` in place when all of it is there.
+    """Train all seeds, export the first, test each once, and put `final/` in place when all of it is there.
+
+    The test set comes last: whatever fails before has not cost the one look at it.
 
     Args:
         plan: what to do.
@@ -80,30 +83,31 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
         The content of `metrics.json`.
 
     Raises:
-        DivergedError: a seed diverged.
-        ExportError: an exported model does not compute what the network computes.
+        InputError: the test split is not there or not usable.
+        RunError: a seed diverged, or an exported model does not compute what the network computes.
     """
     must_be_allowed(plan.experiment, plan.again)
+    list_test_set(plan.space.dataset)
+    _clear_leftovers(plan.experiment)
     folder = Path(tempfile.mkdtemp(prefix=".final-", dir=plan.experiment.folder))
     try:
         checkpoints = folder / "checkpoints"
         runs = _runs(plan, checkpoints)
         train_all(runs, plan.n_workers, on_progress)
         fits = [_trained(plan, run) for run in runs]
-        _record_opening(plan)
+        class_names = plan.data.decoded.class_names
+        agreements = export_all(folder, fits[0].network, fits[0].normalise, class_names, _sample(plan.data))
         test_set = open_test_set(plan.space.dataset)
-        _must_have_classes_of(test_set, plan.data)
+
+        opening = _record_opening(plan)
         predictions = [fit.predict(test_set) for fit in fits]
         scores = [seed_score(i, p, test_set.labels) for i, p in enumerate(predictions)]
-        _record_result(plan, scores)
-        agreements = export_all(
-            folder, fits[0].network, fits[0].normalise, plan.data.decoded.class_names, _sample(plan.data)
-        )
+        _record_result(plan, opening, scores)
+
         metrics = _metrics(plan, scores, predictions[0], test_set.labels, agreements)
         write_json(folder / "metrics.json", metrics)
         write_text(folder / "config.yaml", _config(plan))
-        openings = plan.experiment.manifest["test_openings"]
-        write_text(folder / "MODEL_CARD.md", model_card(plan.space, metrics, openings))
+        write_text(folder / "MODEL_CARD.md", model_card(plan.space, metrics, plan.experiment.manifest.test_openings))
         shutil.rmtree(checkpoints)
         _put_in_place(folder, plan.experiment.final_folder)
         return metrics
@@ -134,35 +138,24 @@ def _trained(plan: Retraining, run: FullRun) -> FitEvaluate:
     return fit
 
 
-def _record_opening(plan: Retraining) -> None:
-    """Before the test set is opened, so that no crash can hide it."""
-    manifest = plan.experiment.manifest
-    manifest.setdefault("test_openings", []).append(
-        {
-            "at": timestamp(),
-            "trial": plan.trial.number,
-            "config": plan.trial.config.as_dict(),
-            "epochs": plan.epochs,
-            "seeds": plan.n_seeds,
-            "reason": plan.again,
-            "test_accuracy_mean": None,
-        }
+def _record_opening(plan: Retraining) -> Opening:
+    """Before anything is predicted, so that no crash can hide it."""
+    opening = Opening(
+        at=timestamp(),
+        trial=plan.trial.number,
+        config=plan.trial.config.as_dict(),
+        epochs=plan.epochs,
+        seeds=plan.n_seeds,
+        reason=plan.again,
     )
-    plan.experiment.write_manifest(manifest)
+    plan.experiment.write_manifest(plan.experiment.manifest.with_opening(opening, new=True))
+    return opening
 
 
-def _record_result(plan: Retraining, scores: list[SeedScore]) -> None:
-    manifest = plan.experiment.manifest
-    manifest["test_openings"][-1]["test_accuracy_mean"] = float(np.mean([score.accuracy for score in scores]))
-    plan.experiment.write_manifest(manifest)
-
-
-def _must_have_classes_of(test_set: ImageSet, data: TrainingData) -> None:
-    if test_set.decoded.class_names != data.decoded.class_names:
-        raise InputError(
-            f"the test images have the classes {', '.join(test_set.decoded.class_names)}, but the training images "
-            f"have {', '.join(data.decoded.class_names)}. Make the folders the same."
-        )
+def _record_result(plan: Retraining, opening: Opening, scores: list[SeedScore]) -> None:
+    mean = float(np.mean([score.accuracy for score in scores]))
+    finished = opening.model_copy(update={"test_accuracy_mean": mean})
+    plan.experiment.write_manifest(plan.experiment.manifest.with_opening(finished, new=False))
 
 
 def _sample(data: TrainingData) -> NDArray[np.uint8]:
@@ -226,8 +219,17 @@ def _put_in_place(folder: Path, final: Path) -> None:
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)
-    replaced = final.with_name(".final-replaced")
+    replaced = final.with_name(REPLACED)
     if final.exists():
         final.rename(replaced)
     folder.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _clear_leftovers(experiment: Experiment) -> None:
+    """Remove what a killed retraining left; bring back the old `final/` if it died between two renames."""
+    replaced = experiment.folder / REPLACED
+    if replaced.is_dir() and not experiment.final_folder.exists():
+        replaced.rename(experiment.final_folder)
+    for folder in experiment.folder.glob(".final-*"):
+        shutil.rmtree(folder, ignore_errors=True)

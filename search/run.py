@@ -8,13 +8,14 @@ import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from search.options import add_results_argument
+from search.options import add_results_argument, results_flag
 from spaces.command import EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
-from spaces.errors import InputError
+from spaces.errors import InputError, expanded
 
 if TYPE_CHECKING:
     from search.experiment import Experiment
     from search.launching import SearchEnd
+    from search.manifest import Data
     from search.plan import Placement
     from spaces import Space
     from trainable.datasets import TrainingData
@@ -44,11 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", metavar="NAME", help="go on with an experiment where it was")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what it will cost, and stop")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
-    return run_command(parser, _resume if "--resume" in " ".join(arguments or sys.argv[1:]) else _launch, arguments)
+    return run_command(parser, _run, arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _launch(options) if options.resume is None else _resume(options)
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from search.experiment import DEFAULT_RESULTS, create_experiment, must_be_a_name
+    from search.experiment import create_experiment, must_be_a_name
     from search.manifest import new_manifest
     from search.plan import place
     from spaces.loader import load_space
@@ -57,10 +62,9 @@ def _launch(options: argparse.Namespace) -> int:
     name = options.name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
     must_be_a_name(name)
     if (options.results / name).exists():
-        flag = "" if options.results == DEFAULT_RESULTS else f" --results {options.results}"
         raise InputError(
             f"--name is {name}, but {options.results / name} exists. Choose another name, or go on with it: "
-            f"python -m search.run --resume {name}{flag}"
+            f"python -m search.run --resume {name}{results_flag(options)}"
         )
     placement = place(space)
     data = _prepare(space)
@@ -70,7 +74,7 @@ def _launch(options: argparse.Namespace) -> int:
         print(plan_text(space, data, placement, seconds_per_epoch(space, data, placement)))
         return 0
     experiment = create_experiment(options.results, name, space)
-    experiment.write_manifest(new_manifest(space, name, placement.as_dict(), _data_facts(data)))
+    experiment.write_manifest(new_manifest(space, name, placement.for_manifest, _data_facts(data)))
     return _search(options, experiment, space, data, placement)
 
 
@@ -79,6 +83,7 @@ def _resume(options: argparse.Namespace) -> int:
 
     from search.experiment import open_experiment
     from search.plan import place
+    from search.state import must_fit
     from spaces.schema import Search
 
     given = [option for option in ("name", "trials", "seed", "device") if getattr(options, option) is not None]
@@ -99,8 +104,8 @@ def _resume(options: argparse.Namespace) -> int:
             ) from None
     placement = place(space)
     data = _prepare(space)
-    known = experiment.manifest.get("data", {}).get("content_sha256")
-    if known != data.decoded.content_sha256:
+    must_fit(space, experiment.history())
+    if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
         raise InputError(
             f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
             f"not compare. Restore the images, or start a new search: python -m search.run {experiment.folder}"
@@ -142,7 +147,6 @@ def _search(
 def _print_result(options: argparse.Namespace, experiment: Experiment, end: SearchEnd) -> None:
     import shutil
 
-    from search.experiment import DEFAULT_RESULTS
     from search.ranking import lead_sentence, rank, winner
     from search.tables import as_table
 
@@ -151,7 +155,7 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
     if ranked:
         print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
     print(lead_sentence(ranked))
-    flag = "" if options.results == DEFAULT_RESULTS else f" --results {options.results}"
+    flag = results_flag(options)
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"
@@ -164,7 +168,9 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
 def _time_left_s(experiment: Experiment, space: Space) -> float | None:
     if space.search.time_budget_s is None:
         return None
-    used_s = sum(session.get("seconds") or 0.0 for session in experiment.manifest["sessions"])
+    from search.manifest import seconds_used
+
+    used_s = seconds_used(experiment.manifest.sessions, experiment.history())
     left_s = space.search.time_budget_s - used_s
     if left_s <= 0:
         raise InputError(
@@ -180,15 +186,17 @@ def _prepare(space: Space) -> TrainingData:
     return prepare_training_data(space.dataset, show_progress=sys.stderr.isatty())
 
 
-def _data_facts(data: TrainingData) -> dict[str, object]:
-    return {
-        "n_train": len(data.train),
-        "n_validation": len(data.validation),
-        "class_names": list(data.decoded.class_names),
-        "mean": list(data.decoded.mean),
-        "std": list(data.decoded.std),
-        "content_sha256": data.decoded.content_sha256,
-    }
+def _data_facts(data: TrainingData) -> Data:
+    from search.manifest import Data
+
+    return Data(
+        n_train=len(data.train),
+        n_validation=len(data.validation),
+        class_names=list(data.decoded.class_names),
+        mean=list(data.decoded.mean),
+        std=list(data.decoded.std),
+        content_sha256=data.decoded.content_sha256,
+    )
 
 
 def _shortcut_overrides(options: argparse.Namespace) -> list[str]:
@@ -198,11 +206,10 @@ def _shortcut_overrides(options: argparse.Namespace) -> list[str]:
 def _with_absolute_root(space: Space) -> Space:
     """Workers start in folders of their own, and an experiment may be resumed from anywhere."""
     from dataclasses import replace
-    from pathlib import Path
 
     if space.dataset.root is None:
         return space
-    root = str(Path(space.dataset.root).expanduser().resolve())
+    root = str(expanded(space.dataset.root).resolve())
     return replace(space, dataset=space.dataset.model_copy(update={"root": root}))
 
 

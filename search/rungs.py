@@ -54,7 +54,3 @@ class Rungs:
         cutoff = float(np.percentile(list(arrived.values()), self._percentile)) if arrived else None
         arrived[trial] = value
         return Verdict(passed=cutoff is None or value >= cutoff, cutoff=cutoff)
-
-    def n_arrived(self) -> dict[int, int]:
-        """How many trials reached each rung, by its epoch."""
-        return {epoch: len(values) for epoch, values in self._values.items()}

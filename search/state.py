@@ -8,6 +8,7 @@ from search.journal import Journal
 from search.records import EndStatus, EpochDone, Event, History, Trial, TrialEnded, TrialStarted
 from search.rungs import Rungs, Verdict
 from search.study import Proposer
+from spaces.errors import InputError
 from spaces.parameters import Hyperparameters
 from spaces.schema import Space
 
@@ -128,9 +129,10 @@ class SearchState:
         self._proposer.end(trial)
 
     def _happened(self, event: Event) -> None:
+        # First the history, which refuses what contradicts it: the journal must never hold that.
+        self.history.apply(event)
         if self._journal:
             self._journal.append(event)
-        self.history.apply(event)
         if self._observe:
             self._observe(event, self.history)
 
@@ -156,3 +158,17 @@ def _replay(history: History, rungs: Rungs) -> dict[int, Verdict]:
         if verdict:
             verdicts[result.trial] = verdict
     return verdicts
+
+
+def must_fit(space: Space, history: History) -> None:
+    """Raise InputError unless every trial of `history` could have come from `space`."""
+    for trial in history.trials.values():
+        try:
+            fits = space.complete(trial.suggested) == trial.config
+        except ValueError:
+            fits = False
+        if not fits:
+            raise InputError(
+                f"the space was changed since the search began: trial {trial.number} with {dict(trial.suggested)} "
+                f"is not of it. Restore experiment.yaml, or start a new search."
+            )

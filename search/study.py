@@ -1,5 +1,7 @@
 """The Optuna study of a search: what it was told, and what it proposes next."""
 
+import shutil
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -95,12 +97,15 @@ def study_of(space: Space, history: History, storage: BaseStorage | None = None)
 
 def write_study(path: Path, space: Space, history: History) -> None:
     """Write `history` as an SQLite file that Optuna and optuna-dashboard open, atomically."""
-    with replacing(path) as temporary:
-        storage = RDBStorage(f"sqlite:///{temporary}")
+    # Built elsewhere and copied: in a URL a `?` in the folder's name would start the query.
+    with tempfile.TemporaryDirectory(prefix="dws-study-") as folder, replacing(path) as temporary:
+        built = Path(folder) / "study.db"
+        storage = RDBStorage(f"sqlite:///{built}")
         try:
             study_of(space, history, storage)
         finally:
             storage.engine.dispose()
+        shutil.copyfile(built, temporary)
 
 
 def _distribution(parameter: Searched) -> BaseDistribution:

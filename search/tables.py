@@ -9,12 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.experiment import csv_text
-from search.ranking import Ranked
+from search.experiment import trials_csv
+from search.ranking import METRIC, Ranked
 from spaces.parameters import Number
-
-METRIC = "validation_accuracy"
-FORMATS = ("table", "csv", "json", "markdown")
 
 # For screens; CSV, JSON and Markdown keep the full names.
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
@@ -30,21 +27,7 @@ def as_json(experiment: str, ranked: Sequence[Ranked]) -> str:
 
 def as_csv(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     """A row a trial; full precision."""
-    columns = [
-        "rank",
-        "trial",
-        "status",
-        "epochs",
-        "validation_accuracy",
-        "validation_loss",
-        "seconds",
-        "baseline",
-    ]
-    rows = []
-    for row in ranked:
-        content = row.as_dict()
-        rows.append([*(content[name] for name in columns), *(content["config"][name] for name in parameters)])
-    return csv_text([*columns, *parameters], rows).rstrip("\n")
+    return trials_csv(ranked, parameters).rstrip("\n")
 
 
 def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:

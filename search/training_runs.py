@@ -1,17 +1,17 @@
 """Several full training runs of one configuration, side by side in processes of their own."""
 
 import multiprocessing
-import os
+import signal
+import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from spaces import Dataset, Hyperparameters
+from spaces import Dataset, Hyperparameters, InputError
+from spaces.errors import RunError
 from trainable.seeding import Purpose, RunSeed
 
 POLL_S = 0.2
@@ -58,15 +58,21 @@ class Progress:
     seconds: float
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunError):
     """A run's loss left the finite numbers."""
 
 
-_queue: "Queue[Progress] | None" = None
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Why a run's process ends without a checkpoint."""
+
+    error: Exception
 
 
 def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
-    """Train all runs, `n_workers` at once; each leaves its checkpoint.
+    """Train all runs, `n_workers` at once, each in a process of its own; each leaves its checkpoint.
+
+    Whatever goes wrong, also Ctrl-C, no process is left when this returns.
 
     Args:
         runs: what to train.
@@ -75,43 +81,54 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
 
     Raises:
         DivergedError: a run diverged.
+        RunError: a process was killed.
     """
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    # Workers read this when they import torch; each run then sets its own number of threads.
-    os.environ.setdefault("OMP_NUM_THREADS", str(runs[0].threads))
-    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_receive_queue, initargs=(queue,))
+    waiting = [context.Process(target=_train_in_process, args=(run, queue), daemon=True) for run in runs]
+    started: list[SpawnProcess] = []
     try:
-        futures = [pool.submit(_train, run) for run in runs]
-        _follow(futures, queue, on_progress)
-    except BrokenProcessPool:
-        raise MemoryError("a training process was killed; most often memory ran out") from None
+        while waiting or any(process.is_alive() for process in started):
+            while waiting and sum(process.is_alive() for process in started) < n_workers:
+                started.append(waiting.pop(0))
+                started[-1].start()
+            _drain(queue, on_progress, timeout_s=POLL_S)
+            if any(process.exitcode for process in started):
+                _drain(queue, on_progress, timeout_s=1.0)
+                raise RunError("A training process was killed; most often memory ran out. Nothing was tested.")
+        _drain(queue, on_progress, timeout_s=POLL_S)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join()
         queue.close()
 
 
-def _follow(futures: list[Future[None]], queue: Any, on_progress: Callable[[Progress], None]) -> None:
+def _drain(queue: Any, on_progress: Callable[[Progress], None], timeout_s: float) -> None:
     while True:
-        all_done = all(future.done() for future in futures)
         try:
-            while True:
-                on_progress(queue.get(timeout=POLL_S))
+            message = queue.get(timeout=timeout_s)
         except Empty:
-            pass
-        for future in futures:
-            if future.done():
-                future.result()
-        if all_done:
             return
+        if isinstance(message, _Failed):
+            raise message.error
+        on_progress(message)
 
 
-def _receive_queue(queue: Any) -> None:
-    global _queue
-    _queue = queue
+def _train_in_process(run: FullRun, queue: Any) -> None:
+    # A terminal sends Ctrl-C to all processes; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _train(run, queue)
+    except (RunError, InputError, OSError) as error:
+        queue.put(_Failed(error))
+        queue.close()
+        queue.join_thread()
+        sys.exit(1)
 
 
-def _train(run: FullRun) -> None:
+def _train(run: FullRun, queue: Any) -> None:
     import torch
 
     from trainable.datasets import open_training_data
@@ -122,13 +139,15 @@ def _train(run: FullRun) -> None:
     fit = FitEvaluate(data.everything, None, run.hyperparameters, run.seed, run.device)
 
     def report(result: EpochResult) -> None:
-        assert _queue is not None
-        _queue.put(Progress(run.number, result.epoch, result.train_loss, result.train_accuracy, result.train_s))
+        queue.put(Progress(run.number, result.epoch, result.train_loss, result.train_accuracy, result.train_s))
         if result.diverged:
             raise DivergedError(
-                f"retraining {run.number} diverged in epoch {result.epoch}: its loss is not finite. "
-                f"The configuration is at the edge of what trains; retrain another: --trial ID"
+                f"Retraining {run.number} diverged in epoch {result.epoch}: its loss is not finite. Nothing was "
+                f"tested. The configuration is at the edge of what trains; retrain another: --trial ID"
             )
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise RunError("The command that wanted this run is gone.")
 
     fit.epoch_training(run.epochs, report)
     fit.save(run.checkpoint)

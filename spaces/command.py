@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from spaces.errors import InputError
+from spaces.errors import InputError, RunError
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -74,6 +75,11 @@ def run_command(
         for line in error.lines:
             print(line, file=sys.stderr)
         return EXIT_BAD_INPUT
+    except RunError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
     except BrokenPipeError:
         # The reader (head, less) has had enough; nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,7 +88,7 @@ def run_command(
         if options.debug:
             traceback.print_exc()
         print(f"{error.filename or parser.prog}: {error.strerror or error}.", file=sys.stderr)
-        return 1
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from spaces.errors import InputError
+from spaces.errors import InputError, expanded
 from spaces.parameters import (
     HYPERPARAMETER_NAMES,
     LIMITS,
@@ -71,7 +71,7 @@ def find_space(space: str) -> Path:
     """
     if space in shipped_spaces():
         return SHIPPED_FOLDER / f"{space}.yaml"
-    path = Path(space).expanduser()
+    path = expanded(space)
     if path.is_dir():
         path = path / "experiment.yaml"
     if path.is_file():
@@ -149,7 +149,15 @@ class _Overridden:
         if isinstance(holder, dict):
             holder[name] = value
             self._option_of[path] = option
+        if section == "space":
+            self._drop_from_training(name)
         return None
+
+    def _drop_from_training(self, name: str) -> None:
+        # A parameter that an option puts into `space` is not what the file's `training` says for all trials.
+        training = self.content.get("training")
+        if isinstance(training, dict) and ("training", name) not in self._option_of:
+            training.pop(name, None)
 
 
 class _Validation:

@@ -244,10 +244,8 @@ def _whole_range(name: str, low: Number, high: Number) -> RandInt:
 def _checked(name: str, value: Any, limits: Limits | None = None) -> Number:
     limits = limits or LIMITS[name]
     number = as_number(value)
-    if limits.whole and not isinstance(number, int):
-        raise ParameterError(f"is {number!r}, but must be {limits}.")
-    if not limits.allow(number):
-        raise ParameterError(f"is {number!r}, but must be {limits}.")
+    if (limits.whole and not isinstance(number, int)) or not limits.allow(number):
+        raise ParameterError(f"is {shorten(number)}, but must be {limits}.")
     return number if limits.whole else float(number)
 
 
@@ -264,7 +262,7 @@ def as_number(value: Any) -> Number:
         )
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ParameterError(f"is {shorten(value)}, but must be a number.")
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ParameterError(f"is {value}, but must be a finite number.")
     return value
 

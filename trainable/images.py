@@ -1,5 +1,6 @@
 """Image files to arrays, the same way for training folders and for prediction. Needs Pillow and numpy only."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,21 @@ def read_image(path: Path, image_size: int) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            return to_square(ImageOps.exif_transpose(image), image_size)
+            return to_square(_upright(image), image_size)
     except UnidentifiedImageError:
         raise UnreadableImageError("is not an image") from None
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"is too large to decode ({error})") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise UnreadableImageError(f"cannot be decoded ({error})") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow writes the whole EXIF block anew when it turns an image; a damaged block must not cost the pixels.
+    try:
+        return ImageOps.exif_transpose(image)
+    except (struct.error, SyntaxError, TypeError, KeyError):
+        return image
 
 
 def to_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:

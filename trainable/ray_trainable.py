@@ -3,7 +3,6 @@
 The driver imports this file too, to name the class: torch and albumentations are left to the workers.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +69,8 @@ class TrialTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         import torch
 
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        # Also what makes a trial's numbers repeatable: sums depend on how many threads share them.
+        torch.set_num_threads(1)
         self._data: TrainingData | None = None
         self._opened: tuple[Path, Dataset] | None = None
         self._start(TrialConfig.from_ray_config(config))

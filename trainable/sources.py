@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spaces import Dataset, InputError
+from spaces.errors import expanded
 from trainable.images import SUFFIXES, UnreadableImageError, read_image, to_square
 from trainable.splits import stratified_pick
 
@@ -61,7 +62,7 @@ def open_source(dataset: Dataset, split: Split) -> Source:
         case "cifar10":
             return _cifar10(dataset, split)
         case "folder":
-            return _folder(Path(str(dataset.root)).expanduser(), dataset.image_size, split)
+            return _folder(expanded(str(dataset.root)), dataset.image_size, split)
 
 
 def _digits(image_size: int, split: Split) -> Source:
@@ -91,7 +92,7 @@ def _digits(image_size: int, split: Split) -> Source:
 def _cifar10(dataset: Dataset, split: Split) -> Source:
     from torchvision.datasets import CIFAR10
 
-    root = Path(dataset.root or "~/.cache/depthwise-search/cifar10").expanduser()
+    root = expanded(dataset.root or "~/.cache/depthwise-search/cifar10")
     try:
         if dataset.download:
             root.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """Bad command lines and folders: one clear line each, exit code 2, and nothing left behind. No cluster."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 from search import leaderboard, predict, retrain
 from search import run as run_command
 from search.experiment import Experiment, create_experiment, open_experiment
+from search.manifest import Data, Device, Opening, Session, new_manifest, seconds_used
+from search.plan import Placement
 from search.records import TrialEnded, TrialStarted
 from spaces import InputError, Space
 from tests.search.simulation import result
@@ -43,7 +44,9 @@ def call(
 def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
     """A search that was broken off: a completed baseline, a stopped trial and an unfinished one."""
     made = create_experiment(tmp_path / "results", "mine", tiny_space)
-    made.write_manifest({"name": "mine", "created_at": "2026-01-01T00:00:00+00:00", "sessions": [], "data": {}})
+    device = Device(device="cpu", name="CPU", trials_at_once=2)
+    data = Data(n_train=320, n_validation=80, class_names=["0", "1"], mean=[0.3], std=[0.3], content_sha256="0" * 64)
+    made.write_manifest(new_manifest(tiny_space, "mine", device, data))
     journal = made.journal()
     for number in range(3):
         journal.append(TrialStarted(number, tiny_space.baseline_suggestion(), tiny_space.baseline, number == 0, 0.0))
@@ -86,6 +89,12 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
             "must be a folder that holds",
         ),
         ("run", ["--set", "dataset.train_limit=99999", "--dry-run"], "there are 1438 training images"),
+        (
+            "run",
+            ["--set", "dataset.name=folder", "--set", "dataset.root=~nosuchuser/x"],
+            "~nosuchuser/x: begins with the",
+        ),
+        ("run", ["--resume", "mine"], "was begun on other images than `dataset.root` has now"),
         ("leaderboard", ["--top", "0"], "--top is 0, but must be at least 1."),
         ("leaderboard", ["--sort", "beauty"], "--sort is beauty, but must be one of rank, trial"),
         ("leaderboard", ["--format", "xml"], "invalid choice: 'xml'"),
@@ -95,6 +104,7 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
             "empty/ holds no experiment. Start one with: python -m search.run",
         ),
         ("retrain", ["--trial", "9"], "--trial is 9, but must be between 0 and 2."),
+        ("leaderboard", ["~nosuchuser/x"], "begins with the home of a user that this machine does not have"),
         ("retrain", ["--seeds", "0"], "--seeds is 0, but must be at least 1."),
         ("retrain", ["--epochs", "-3"], "--epochs is -3, but must be at least 1."),
         ("predict", ["mine", "x.png"], "Make it first: python -m search.retrain mine"),
@@ -135,12 +145,10 @@ def test_debug_shows_the_trace(call: Callable[..., tuple[int, str, str]]) -> Non
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_is_quick_and_ends_with_an_example(command: str, call: Callable[..., tuple[int, str, str]]) -> None:
-    started_s = time.perf_counter()
+def test_help_ends_with_an_example(command: str, call: Callable[..., tuple[int, str, str]]) -> None:
     code, output, _ = call(command, "--help")
     assert code == 0
     assert output.strip().splitlines()[-1].startswith(f"example: python -m search.{command} ")
-    assert time.perf_counter() - started_s < 10
 
 
 def test_help_imports_nothing_heavy(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -183,7 +191,7 @@ def test_a_damaged_manifest_or_journal_is_named(
     (experiment.folder / "manifest.json").write_text("{")
     code, _, errors = call("retrain")
     assert code == 2
-    assert "manifest.json: cannot be read" in errors
+    assert "manifest.json: is not a manifest of a search (the file: Invalid JSON" in errors
     (experiment.folder / "journal.jsonl").write_text("{}\n")
     code, _, errors = call("leaderboard")
     assert code == 2
@@ -200,3 +208,65 @@ def test_a_folder_is_held_by_one_process_at_a_time(experiment: Experiment) -> No
         ):
             pass
     assert not experiment.is_live()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data", []),
+        ("sessions", None),
+        ("sessions", [{"started_at": 3}]),
+        ("test_openings", [{}]),
+        ("versions", "x"),
+        ("name", 1),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused(
+    key: str, value: object, call: Callable[..., tuple[int, str, str]], experiment: Experiment
+) -> None:
+    path = experiment.folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    code, _, errors = call("retrain")
+    assert code == 2
+    assert f"manifest.json: is not a manifest of a search ({key}" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_name_with_resume_in_it_is_no_resume(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment, tmp_path: Path
+) -> None:
+    code, _, errors = call("run", "--results", "my--resume-tests", "--trials", "0")
+    assert code == 2
+    assert "`search.trials` is 0" in errors
+
+
+def test_resuming_with_a_changed_space_is_refused(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment
+) -> None:
+    path = experiment.folder / "experiment.yaml"
+    path.write_text(path.read_text().replace("    - 0.002\n", "    - 0.02\n").replace("  lr: 0.01\n", "  lr: 0.03\n"))
+    code, _, errors = call("run", "--resume", "mine")
+    assert code == 2
+    assert "the space was changed since the search began: trial 0" in errors
+
+
+def test_a_killed_session_counts_until_its_last_event(experiment: Experiment) -> None:
+    killed = Session(started_at="1970-01-01T00:00:00+00:00")
+    ended = Session(started_at="2026-01-01T00:00:00+00:00", seconds=12.5)
+    # The last event of the simulated trials stands at 201 s; nothing was journaled in the last session.
+    assert seconds_used([killed, ended, Session(started_at="2026-01-02T00:00:00+00:00")], experiment.history()) == 213.5
+
+
+def test_an_opening_of_the_test_set_is_replaced_by_its_result(experiment: Experiment) -> None:
+    opening = Opening(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None)
+    manifest = experiment.manifest.with_opening(opening, new=True)
+    finished = opening.model_copy(update={"test_accuracy_mean": 0.5})
+    manifest = manifest.with_opening(finished, new=False).with_opening(opening, new=True)
+    assert [o.test_accuracy_mean for o in manifest.test_openings] == [0.5, None]
+
+
+@pytest.mark.parametrize(("n_gpus", "at_once", "share"), [(1, 4, 0.25), (2, 3, 0.5), (2, 5, 1 / 3), (4, 3, 1.0)])
+def test_a_trial_s_share_of_a_gpu_lets_all_run_at_once(n_gpus: int, at_once: int, share: float) -> None:
+    placement = Placement("cuda", "GPU", 16, n_gpus, at_once)
+    assert placement.resources_per_trial["gpu"] == pytest.approx(share)
+    assert n_gpus * int(1 / share + 1e-9) >= at_once

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ import pytest
 from PIL import Image
 
 from search.journal import read_history
-from spaces import Dataset, load_space
+from search.records import History
+from spaces import Dataset, Space, load_space
 from tests.conftest import TINY, set_options
 from trainable.cache import decode_once
 
@@ -129,26 +131,31 @@ def test_every_epoch_s_learning_rate_is_that_of_the_configuration(finished: Watc
             assert epoch.lr == pytest.approx(trial.config.lr * trial.config.gamma**n_steps)
 
 
-def test_a_trial_is_what_fit_evaluate_alone_makes_of_its_configuration(finished: Watched) -> None:
+def assert_trained_as_alone(history: History, space: Space, number: int) -> None:
+    """Train a trial's configuration here without Ray, and compare every epoch."""
     import torch
 
     from trainable.datasets import prepare_training_data
     from trainable.fit_evaluate import FitEvaluate
     from trainable.seeding import RunSeed
 
-    trial = max(read_history(finished.folder / "journal.jsonl").trials.values(), key=lambda trial: trial.number)
-    space = load_space(str(finished.folder))
+    trial = history.trials[number]
     data = prepare_training_data(space.dataset)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = FitEvaluate(data.train, data.validation, trial.config, RunSeed(space.search.seed, trial.number))
+        run = FitEvaluate(data.train, data.validation, trial.config, RunSeed(space.search.seed, number))
         for epoch in trial.epochs:
             result = run.run_epoch()
             assert result.train_loss == epoch.train_loss
             assert result.validation_accuracy == epoch.validation_accuracy
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_trial_is_what_fit_evaluate_alone_makes_of_its_configuration(finished: Watched) -> None:
+    history = read_history(finished.folder / "journal.jsonl")
+    assert_trained_as_alone(history, load_space(str(finished.folder)), max(history.trials))
 
 
 def test_the_folder_is_readable_without_our_code(finished: Watched) -> None:
@@ -308,10 +315,12 @@ def test_the_torch_export_and_the_safetensors_get_it_too(retrained: Path) -> Non
     assert (network(normalised).argmax(1).numpy() == labels).mean() == pytest.approx(stated)
 
 
-def test_the_onnx_file_carries_no_path_of_this_machine(retrained: Path) -> None:
-    content = (retrained / "final" / "model.onnx").read_bytes()
+def test_the_models_carry_no_path_of_this_machine(retrained: Path) -> None:
+    with zipfile.ZipFile(retrained / "final" / "model.pt2") as archive:
+        contents = [archive.read(name) for name in archive.namelist()]
+    contents += [(retrained / "final" / name).read_bytes() for name in ("model.onnx", "model.safetensors")]
     for path in (Path(__file__).parents[2], Path(sys.prefix), Path.home() / ".cache"):
-        assert str(path).encode() not in content
+        assert not [content for content in contents if str(path).encode() in content]
 
 
 def test_predict_agrees_with_the_model_on_image_files(retrained: Path, run: Run, tmp_path: Path) -> None:
@@ -376,12 +385,88 @@ def wait_for_results(journal: Path, n_results: int, process: subprocess.Popen[st
     raise AssertionError(f"the search gave no {n_results} results: {process.communicate(timeout=10)}")
 
 
+def first_epochs_of_session(folder: Path, session: int) -> dict[int, int]:
+    """For each trial that a session trained, the number of the first epoch that it trained."""
+    first = {}
+    for path in folder.glob(f"ray/session_{session}/trial_*/result.json"):
+        result = json.loads(path.read_text().splitlines()[0])
+        first[result["trial"]] = result["epoch"]
+    return first
+
+
+def worker_pids(temporary: Path) -> list[int]:
+    """Ray's training workers of the search whose TMPDIR is `temporary`."""
+    pids = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+            if (
+                title.startswith(b"ray::TrialTrainable")
+                and str(temporary).encode() in (folder / "environ").read_bytes()
+            ):
+                pids.append(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+    return pids
+
+
+@pytest.mark.long
+def test_a_trial_whose_worker_dies_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
+    process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
+    journal = results / "tiny" / "journal.jsonl"
+    wait_for_results(journal, 3, process)
+    os.kill(worker_pids(temporary)[0], signal.SIGKILL)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert "lost its worker and is tried again" in output
+    history = read_history(journal)
+    assert len(history.trials) == 8
+    assert {trial.status for trial in history.trials.values()} <= {"completed", "stopped"}
+    space = load_space(str(results / "tiny"))
+    for number in (0, 1):  # one of them lost its worker
+        assert_trained_as_alone(history, space, number)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.mark.long
+def test_kill_ends_a_search_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
+    results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
+    process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
+    wait_for_results(results / "tiny" / "journal.jsonl", 2, process)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Go on with: python -m search.run --resume tiny" in output
+    assert json.loads((results / "tiny" / "manifest.json").read_text())["state"] == "interrupted"
+    assert list(temporary.iterdir()) == []
+    shutil.rmtree(temporary)
+
+
+@pytest.mark.long
+def test_ctrl_c_ends_a_retraining_with_nothing_left_and_the_test_set_unopened(
+    finished: Watched, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished.folder, tmp_path / "results" / "tiny")
+    command = [sys.executable, "-m", "search.retrain", "--epochs", "500"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "epoch" not in (line := process.stdout.readline()) or "retraining" in line:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == "Interrupted.\n"
+    assert json.loads((folder / "manifest.json").read_text())["test_openings"] == []
+    assert not list(folder.glob(".final-*"))
+
+
 @pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
 def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path: Path) -> None:
     results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
     process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
-    wait_for_results(journal, 4, process)
+    wait_for_results(journal, 5, process)
 
     other = run("search.run", "--resume", "tiny", cwd=tmp_path)
     assert other.returncode == 2
@@ -410,8 +495,12 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
     assert not after.unfinished
     for number, trial in before.trials.items():
         assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
-    undisturbed_epochs = {(e.trial, e.epoch) for e in after.results_in_order}
-    assert len(undisturbed_epochs) == after.n_epochs
+    first_epochs = first_epochs_of_session(results / "tiny", 2)
+    for trial in before.unfinished:
+        if trial.n_epochs >= 2:
+            assert first_epochs[trial.number] >= trial.n_epochs, "more than one epoch was trained again"
+    assert_trained_as_alone(after, load_space(str(results / "tiny")), before.unfinished[0].number)
+    assert not list((results / "tiny").glob("ray/session_*/trial_*/checkpoint_*"))
     shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -439,6 +528,8 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
     retrained = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
     assert retrained.returncode == 2
     assert "images/test: is not there" in retrained.stderr
+    assert json.loads((tmp_path / "results/folder/manifest.json").read_text())["test_openings"] == []
+    assert "epoch" not in retrained.stdout.partition("seeds of")[2].partition("\n")[2], "trained before it looked"
     assert not (tmp_path / "results/folder/final").exists()
 
 

@@ -61,5 +61,5 @@ def test_a_retraining_that_diverges_says_so(tiny_digits: Dataset, tmp_path) -> N
     # SGD at the largest lr and weight decay that are allowed multiplies the weights by -9 a step.
     config = Hyperparameters(lr=10.0, weight_decay=1.0, momentum=0.99)
     run = FullRun(data.decoded.folder, tiny_digits, config, 0, 0, 6, "cpu", 1, tmp_path / "0")
-    with pytest.raises(DivergedError, match="retraining 0 diverged in epoch"):
+    with pytest.raises(DivergedError, match="Retraining 0 diverged in epoch"):
         train_all([run], 1, lambda progress: None)

@@ -116,7 +116,7 @@ def test_a_narrow_table_fits_and_says_what_it_leaves_out(mixed: History) -> None
 
 
 def test_csv_files_have_a_row_a_trial_and_a_row_an_epoch(mixed: History) -> None:
-    trials = list(csv.DictReader(io.StringIO(trials_csv(mixed))))
+    trials = list(csv.DictReader(io.StringIO(trials_csv(rank(mixed)))))
     assert [row["trial"] for row in trials] == [str(row.trial) for row in rank(mixed)]
     assert trials[0]["status"] == "completed"
     curves = list(csv.DictReader(io.StringIO(curves_csv(mixed))))

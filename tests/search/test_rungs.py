@@ -56,7 +56,9 @@ def test_only_the_first_arrival_of_a_trial_counts_and_only_at_a_rung() -> None:
     assert rungs.arrive(0, 2, 0.9) is not None
     assert rungs.arrive(0, 2, 0.1) is None
     assert rungs.arrive(0, 6, 0.9) is None, "trials end at the last rung anyway"
-    assert rungs.n_arrived() == {2: 1}
+    verdict = rungs.arrive(1, 2, 0.5)
+    assert verdict is not None
+    assert verdict.cutoff == 0.9
 
 
 def test_expected_epochs_lie_between_grace_for_all_and_everything() -> None:
@@ -64,6 +66,11 @@ def test_expected_epochs_lie_between_grace_for_all_and_everything() -> None:
     assert expected_epochs(20, (9,), 3) == 180
     assert 9 + 19 < expected_epochs(20, (1, 3, 9), 3) < 100
     assert expected_epochs(20, (1, 4, 16), 4) < expected_epochs(20, (4, 16), 4)
+
+
+def test_a_huge_search_is_estimated_at_once() -> None:
+    million, hundred = expected_epochs(1_000_000, (1, 3, 9, 27), 3), expected_epochs(1000, (1, 3, 9, 27), 3)
+    assert million == pytest.approx(1000 * hundred, rel=0.2)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89.4, "89 s"), (600, "10 min"), (9000, "2.5 h")])

@@ -13,6 +13,8 @@ from search.study import STUDY_NAME, Proposer, write_study
 from spaces import InputError, Space, load_space
 from tests.search.simulation import result, simulate
 
+EPOCH = json.dumps(event_as_dict(result(0, 1, 0.5)))
+
 
 @pytest.fixture
 def space() -> Space:
@@ -38,9 +40,7 @@ def test_a_search_tries_the_number_of_trials_and_stops_weak_ones(space: Space) -
 def test_the_baseline_is_first_and_goes_to_the_end_however_bad(space: Space) -> None:
     state = SearchState(space, History())
     simulate(state, seed=0, curve=lambda trial, config, epoch: 0.0 if trial == 0 else 0.5 + trial / 100)
-    baseline = state.history.baseline
-    assert baseline is not None
-    assert baseline.number == 0
+    baseline = state.history.trials[0]
     assert baseline.config == space.baseline
     assert baseline.status == "completed"
 
@@ -162,6 +162,43 @@ def test_a_verdict_that_was_due_when_the_search_died_is_given_on_resume(space: S
     assert [state.next_assignment().trial for _ in range(2)] == [0, 1]  # type: ignore[union-attr]
 
 
+def test_a_well_formed_line_is_none_of_those(space: Space, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).append(TrialStarted(0, {}, space.baseline, True, 0.0))
+    with path.open("a") as file:
+        file.write(EPOCH + "\n")
+    assert read_history(path).n_epochs == 1
+
+
+def test_a_study_is_written_whatever_the_folder_is_called(space: Space, tmp_path: Path) -> None:
+    state = SearchState(space, History())
+    simulate(state, seed=0, max_results=5)
+    folder = tmp_path / "wh?t a=b&c #1"
+    folder.mkdir()
+    write_study(folder / "study.db", space, state.history)
+    assert [path.name for path in folder.iterdir()] == ["study.db"]
+    (tmp_path / "plain.db").write_bytes((folder / "study.db").read_bytes())
+    study = optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{tmp_path / 'plain.db'}")
+    assert len(study.trials) == len(state.history.trials)
+
+
+def test_a_full_disk_ends_the_search_with_its_own_error(space: Space) -> None:
+    from search.ray_adapters import Shared
+
+    class FullJournal(Journal):
+        def __init__(self) -> None:
+            pass
+
+        def append(self, event: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    state = SearchState(space, History(), FullJournal())
+    shared = Shared(state, lambda assignment: {})
+    assert shared.kept(state.next_assignment, None) is None
+    assert isinstance(shared.failure, OSError)
+    assert shared.kept(lambda: 3, 4) == 4, "nothing more is tried"
+
+
 @pytest.mark.parametrize("n_bytes_lost", [1, 10, 60])
 def test_a_line_that_a_power_cut_tore_is_dropped(space: Space, tmp_path: Path, n_bytes_lost: int) -> None:
     path = tmp_path / "journal.jsonl"
@@ -184,6 +221,17 @@ def test_a_line_that_a_power_cut_tore_is_dropped(space: Space, tmp_path: Path, n
         '{"event": "no such event"}',
         '{"event": "trial_ended", "trial": 99, "status": "failed", "reason": "", "at": 0}',
         '{"event": "epoch_done", "trial": 0, "epoch": 7}',
+        EPOCH.replace('"validation_accuracy": 0.5', '"validation_accuracy": "0.5"'),
+        EPOCH.replace('"validation_accuracy": 0.5', '"validation_accuracy": NaN'),
+        EPOCH.replace('"train_loss": 1.0', '"train_loss": "x"'),
+        EPOCH.replace('"train_s": 0.5', '"train_s": null'),
+        EPOCH.replace('"train_s": 0.5', '"train_s": true'),
+        EPOCH.replace('"epoch": 1', '"epoch": 2'),
+        EPOCH.replace('"trial": 0', '"trial": -1'),
+        '{"event": "trial_ended", "trial": 0, "status": "banana", "reason": "", "at": 0}',
+        '{"event": "trial_ended", "trial": 0, "status": "failed", "reason": 3, "at": 0}',
+        '{"event": "trial_started", "trial": 1, "suggested": 3, "config": {}, "baseline": false, "at": 0}',
+        '{"event": "trial_started", "trial": 1, "suggested": {}, "config": {}, "baseline": "no", "at": 0}',
         '{"event": "trial_started", "trial": 1, "suggested": {}, "config": {"lr": "x"}, "baseline": false, "at": 0}',
     ],
 )
@@ -200,11 +248,11 @@ def test_a_damaged_line_is_named(space: Space, tmp_path: Path, line: str) -> Non
 def test_events_survive_json(space: Space) -> None:
     events = [
         TrialStarted(0, {"lr": 0.1}, space.baseline, True, 1.5),
-        EpochDone(0, 1, 0.1, 0.5, 0.6, 0.7, 0.8, 1.0, 0.1),
+        EpochDone(0, 1, 0.1, 0.5, 0.6, 0.7, 0.8, 1.0, 0.1, 2.0),
         TrialEnded(0, "stopped", "below", 2.5),
     ]
     for event in events:
         assert event_from_dict(json.loads(json.dumps(event_as_dict(event)))) == event
-    diverged = event_as_dict(EpochDone(0, 1, 0.1, math.inf, 0.1, math.nan, 0.1, 1.0, 0.1))
+    diverged = event_as_dict(EpochDone(0, 1, 0.1, math.inf, 0.1, math.nan, 0.1, 1.0, 0.1, 2.0))
     assert diverged["train_loss"] is None
     assert event_from_dict(diverged).diverged  # type: ignore[union-attr]

@@ -95,6 +95,9 @@ def test_epochs_off_the_rungs_are_refused_with_the_nearest_that_fit(epochs: int,
         ("space.momentum={loguniform: [0.0, 0.5]}", "loguniform must start above 0"),
         ("space.flip_p={uniform: [0.0, 1.5]}", "must be at least 0 and at most 1"),
         ("space.batch_size={choice: [32, 32]}", "must name each option once"),
+        ("space.lr=1" + "0" * 400, "must be greater than 0 and at most 10"),
+        ("space.step_size=1" + "0" * 400, "must be a whole number, at least 1"),
+        ("dataset.validation_fraction=1" + "0" * 400, "`dataset.validation_fraction` is"),
         ("space.lr=0.05", "`space` searches nothing, but `search.trials` is 4"),
         ("baseline.lr=0.9", "must lie in the searched loguniform [0.01, 0.5]"),
         ("baseline.weight_decay=0.1", "`training.weight_decay` is 0.0 for all trials"),
@@ -149,6 +152,13 @@ def test_parameters_that_no_section_names_keep_the_original_values(tmp_path: Pat
     space = load_space(str(path), ["training.weight_decay=0.001", "space.gamma=0.3"])
     config = space.complete({"lr": 0.2})
     assert (config.lr, config.gamma, config.weight_decay, config.momentum) == (0.2, 0.3, 0.001, 0.9)
+
+
+def test_what_an_option_searches_need_not_be_removed_from_training() -> None:
+    space = load_space("quickstart", ["space.batch_size={choice: [16, 32]}", "baseline.batch_size=16"])
+    assert space.complete({**space.baseline_suggestion(), "batch_size": 32}).batch_size == 32
+    with pytest.raises(InputError, match="stands in `training` and in `space`"):
+        load_space("quickstart", ["space.batch_size={choice: [16, 32]}", "training.batch_size=8"])
 
 
 @pytest.mark.parametrize("suggested", [{}, {"lr": 0.9}, {"lr": 0.1, "gamma": 0.5}])

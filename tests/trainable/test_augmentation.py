@@ -62,6 +62,12 @@ def test_a_flip_mirrors_columns(images: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(Augmenter(policy(flip_p=1.0), 32)(images), images[:, :, ::-1])
 
 
+def test_an_argument_that_albumentations_2_no_longer_has_is_an_error_here() -> None:
+    # albumentations itself only warns, and goes on without the argument; see filterwarnings in pyproject.toml.
+    with pytest.raises(UserWarning, match="not valid for transform"):
+        A.CoarseDropout(max_holes=1)
+
+
 def test_nothing_happens_at_probability_zero(images: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(Augmenter(policy(), 32)(images), images)
 

@@ -185,6 +185,24 @@ def test_a_camera_s_rotation_is_applied(tmp_path: Path) -> None:
     assert read[17].min() == 255
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "maker"
+    exif[0x011A] = 72.0
+    path = tmp_path / "image.jpg"
+    Image.new("RGB", (20, 20), (200, 10, 10)).save(path, exif=exif)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"Exif")
+    end = start - 2 + int.from_bytes(content[start - 2 : start], "big")
+    for offset in range(start + 6, end):
+        damaged = bytearray(content)
+        damaged[offset] ^= 0xFF
+        path.write_bytes(bytes(damaged))
+        assert read_image(path, 17)[8, 8, 0] > 150
+
+
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + b"\x00" * 30, b"GIF89a"])
 def test_what_is_not_an_image_is_an_error_of_its_own(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(content)
