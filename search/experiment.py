@@ -110,6 +110,12 @@ class Experiment:
                 return True
         return False
 
+    def must_be_free(self) -> None:
+        """Raise InputError, naming the process, if one is searching in this folder now."""
+        if self.is_live():
+            holder = (self.folder / ".lock").read_text().strip() or "unknown"
+            raise InputError(f"{self.folder}: is in use by process {holder}. Wait until it ends, or stop it first.")
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the folder for writing; the lock goes with the process, however that ends.
@@ -121,11 +127,8 @@ class Experiment:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise InputError(
-                    f"{self.folder}: is in use by process {holder}. Wait until it ends, or stop it first."
-                ) from None
+                self.must_be_free()
+                raise InputError(f"{self.folder}: was in use just now. Try again.") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

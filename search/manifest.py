@@ -149,7 +149,7 @@ def seconds_used(sessions: Sequence[Session], history: History) -> float:
     """Seconds that all sessions took; one that was killed counts until the last event that it journaled."""
     starts_s = [datetime.fromisoformat(session.started_at).timestamp() for session in sessions]
     total_s = 0.0
-    for session, start_s, next_s in zip(sessions, starts_s, [*starts_s[1:], float("inf")], strict=True):
+    for session, start_s, next_s in zip(sessions, starts_s, [*starts_s, float("inf")][1:], strict=True):
         if session.seconds is not None:
             total_s += session.seconds
         else:

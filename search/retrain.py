@@ -50,6 +50,7 @@ def _retrain(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}, but must be at least 1.")
     experiment = open_experiment(options.experiment, options.results)
+    experiment.must_be_free()
     trial = _chosen_trial(experiment, options)
     space = experiment.space
     must_be_allowed(experiment, options.again)

@@ -93,6 +93,7 @@ def _resume(options: argparse.Namespace) -> int:
             "--time-budget and --quiet only."
         )
     experiment = open_experiment(options.resume, options.results)
+    experiment.must_be_free()
     space = experiment.space
     if options.time_budget is not None:
         section = {**space.search.model_dump(), "time_budget": options.time_budget}

@@ -257,6 +257,10 @@ def test_a_killed_session_counts_until_its_last_event(experiment: Experiment) ->
     assert seconds_used([killed, ended, Session(started_at="2026-01-02T00:00:00+00:00")], experiment.history()) == 213.5
 
 
+def test_a_search_without_a_session_has_used_no_time(experiment: Experiment) -> None:
+    assert seconds_used([], experiment.history()) == 0
+
+
 def test_an_opening_of_the_test_set_is_replaced_by_its_result(experiment: Experiment) -> None:
     opening = Opening(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None)
     manifest = experiment.manifest.with_opening(opening, new=True)

@@ -61,7 +61,13 @@ def start(results: Path, *arguments: str, temporary: Path | None = None) -> subp
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=listen_to_ctrl_c,
     )
+
+
+def listen_to_ctrl_c() -> None:
+    """Shells start background jobs, as tests may be, with Ctrl-C ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def seen_checkpoints(folder: Path) -> Iterator[dict[str, Any]]:
@@ -394,20 +400,11 @@ def first_epochs_of_session(folder: Path, session: int) -> dict[int, int]:
     return first
 
 
-def worker_pids(temporary: Path) -> list[int]:
-    """Ray's training workers of the search whose TMPDIR is `temporary`."""
-    pids = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes()
-            if (
-                title.startswith(b"ray::TrialTrainable")
-                and str(temporary).encode() in (folder / "environ").read_bytes()
-            ):
-                pids.append(int(folder.name))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return pids
+def worker_pid(temporary: Path) -> int:
+    """A process that trains for the search whose TMPDIR is `temporary`, by the latest result that it reported."""
+    # While a trial runs, Ray keeps its log in its own temporary folder.
+    newest = max(temporary.rglob("result.json"), key=lambda path: path.stat().st_mtime)
+    return int(json.loads(newest.read_text().splitlines()[-1])["pid"])
 
 
 @pytest.mark.long
@@ -416,7 +413,7 @@ def test_a_trial_whose_worker_dies_goes_on_from_its_checkpoint(tmp_path: Path) -
     process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
     wait_for_results(journal, 3, process)
-    os.kill(worker_pids(temporary)[0], signal.SIGKILL)
+    os.kill(worker_pid(temporary), signal.SIGKILL)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert "lost its worker and is tried again" in output
@@ -449,7 +446,14 @@ def test_ctrl_c_ends_a_retraining_with_nothing_left_and_the_test_set_unopened(
 ) -> None:
     folder = shutil.copytree(finished.folder, tmp_path / "results" / "tiny")
     command = [sys.executable, "-m", "search.retrain", "--epochs", "500"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_ctrl_c,
+    )
     assert process.stdout is not None
     while "epoch" not in (line := process.stdout.readline()) or "retraining" in line:
         assert process.poll() is None
