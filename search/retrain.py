@@ -39,11 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _retrain(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from search.cluster import count_cores
     from search.experiment import open_experiment
-    from search.plan import count_cores
     from search.retraining import Retraining, must_be_allowed
+    from trainable.compute import choose_compute
     from trainable.datasets import prepare_training_data
-    from trainable.devices import choose_device, describe_device
+    from trainable.devices import describe_device
 
     for name in ("seeds", "epochs"):
         value = getattr(options, name)
@@ -61,7 +62,8 @@ def _retrain(options: argparse.Namespace) -> int:
             "The training images have changed since the search; its accuracies are of the old ones.",
             style="yellow",
         )
-    device = choose_device(space.resources.device)
+    # In the search's precision, wherever this runs: the winner won in it.
+    compute = choose_compute(space.resources.device, experiment.manifest.device.precision)
     plan = Retraining(
         experiment=experiment,
         space=space,
@@ -69,13 +71,14 @@ def _retrain(options: argparse.Namespace) -> int:
         data=data,
         n_seeds=options.seeds,
         epochs=options.epochs or space.training.max_epochs,
-        device=device,
+        compute=compute,
         n_cores=count_cores(),
         again=options.again,
     )
     print(
         f"{experiment.name}: retraining trial {trial.number} on {len(data.everything):,} images, "
-        f"{plan.n_seeds} seeds of {plan.epochs} epochs on {describe_device(device)}, {plan.n_workers} at once",
+        f"{plan.n_seeds} seeds of {plan.epochs} epochs on {describe_device(compute.device)} in {compute.precision}, "
+        f"{plan.n_workers} at once",
         flush=True,
     )
     with experiment.exclusive():

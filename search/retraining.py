@@ -19,6 +19,7 @@ from search.records import Trial
 from search.scores import SeedScore, confusion_matrix, interval_95, per_class_accuracy, seed_score
 from search.training_runs import FullRun, Progress, train_all
 from spaces import InputError, Space
+from trainable.compute import Compute
 from trainable.datasets import TrainingData
 from trainable.files import write_json, write_text
 from trainable.fit_evaluate import FitEvaluate
@@ -39,7 +40,7 @@ class Retraining:
         data: the training images.
         n_seeds: runs.
         epochs: of each.
-        device: `cpu` or `cuda`.
+        compute: what to compute with.
         n_cores: that may be used.
         again: why the test set is opened once more; None for the first time.
     """
@@ -50,13 +51,13 @@ class Retraining:
     data: TrainingData
     n_seeds: int
     epochs: int
-    device: str
+    compute: Compute
     n_cores: int
     again: str | None
 
     @property
     def n_workers(self) -> int:
-        return min(self.n_seeds, self.n_cores) if self.device == "cpu" else 1
+        return min(self.n_seeds, self.n_cores) if self.compute.device_type == "cpu" else 1
 
 
 def must_be_allowed(experiment: Experiment, again: str | None) -> None:
@@ -124,7 +125,7 @@ def _runs(plan: Retraining, checkpoints: Path) -> list[FullRun]:
             experiment_seed=plan.space.search.seed,
             number=number,
             epochs=plan.epochs,
-            device=plan.device,
+            compute=plan.compute,
             threads=max(1, plan.n_cores // plan.n_workers),
             checkpoint=checkpoints / str(number),
         )
@@ -133,7 +134,7 @@ def _runs(plan: Retraining, checkpoints: Path) -> list[FullRun]:
 
 
 def _trained(plan: Retraining, run: FullRun) -> FitEvaluate:
-    fit = FitEvaluate(plan.data.everything, None, run.hyperparameters, run.seed, plan.device)
+    fit = FitEvaluate(plan.data.everything, None, run.hyperparameters, run.seed, plan.compute)
     fit.restore(run.checkpoint)
     return fit
 

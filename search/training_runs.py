@@ -12,6 +12,7 @@ from typing import Any
 
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.errors import RunError
+from trainable.compute import Compute
 from trainable.seeding import Purpose, RunSeed
 
 POLL_S = 0.2
@@ -27,7 +28,7 @@ class FullRun:
         hyperparameters: the configuration.
         experiment_seed, number: name the run's random streams, which no trial shares.
         epochs: how many.
-        device: `cpu` or `cuda`.
+        compute: what to compute with.
         threads: on a CPU.
         checkpoint: folder to save the trained run in.
     """
@@ -38,7 +39,7 @@ class FullRun:
     experiment_seed: int
     number: int
     epochs: int
-    device: str
+    compute: Compute
     threads: int
     checkpoint: Path
 
@@ -136,7 +137,7 @@ def _train(run: FullRun, queue: Any) -> None:
 
     torch.set_num_threads(run.threads)
     data = open_training_data(run.decoded_folder, run.dataset)
-    fit = FitEvaluate(data.everything, None, run.hyperparameters, run.seed, run.device)
+    fit = FitEvaluate(data.everything, None, run.hyperparameters, run.seed, run.compute)
 
     def report(result: EpochResult) -> None:
         queue.put(Progress(run.number, result.epoch, result.train_loss, result.train_accuracy, result.train_s))

@@ -15,6 +15,9 @@ SMALLEST_IMAGE_PX = 17
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 class Section(BaseModel):
     """Refuses unknown keys and silent conversions (no `"3"` or `true` for 3)."""
 
@@ -30,6 +33,8 @@ class Dataset(Section):
         download: whether `cifar10` may be fetched from the network when it is not under `root`.
         image_size: side of the square that every image is resized to, in pixels.
         train_limit: take a stratified subset of this many training images (validation included); None: all.
+        images_per_epoch: how many images make an epoch; None: each training image once. An epoch may be a part of
+            a pass over the images (the next epoch goes on where it ended) or more than one.
         validation_fraction: part of those that is held out for validation, per class.
         split_seed: fixes the subset and the split, for every trial alike.
     """
@@ -39,6 +44,7 @@ class Dataset(Section):
     download: bool = False
     image_size: int = Field(default=32, ge=SMALLEST_IMAGE_PX, le=1024)
     train_limit: int | None = Field(default=None, ge=10)
+    images_per_epoch: int | None = Field(default=None, ge=2)
     validation_fraction: float = Field(default=0.2, gt=0, le=0.5)
     split_seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -49,12 +55,14 @@ class Training(Section):
     Attributes:
         max_epochs: epochs of a trial that nothing stops; `grace_epochs × reduction_factor^k`.
         batch_size, dropout, weight_decay: for all trials, unless they stand in `space`.
+        precision: of activations; `auto` is bf16 where the processor has instructions for it.
     """
 
     max_epochs: int = Field(ge=1, le=100_000)
     batch_size: int = Field(default=64, ge=2, le=65_536)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 class Search(Section):

@@ -21,13 +21,20 @@ class ImageSet:
     Attributes:
         decoded: the whole split.
         rows: (N,) int64 row numbers that belong to this set.
+        images_per_epoch: how many images make an epoch of training; None for each image once.
     """
 
     decoded: DecodedSet
     rows: NDArray[np.int64]
+    images_per_epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def epoch_images(self) -> int:
+        """Images that an epoch of training on this set takes."""
+        return self.images_per_epoch or len(self)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -104,9 +111,9 @@ def cut(decoded: DecodedSet, dataset: Dataset) -> TrainingData:
             f"holds out none. Raise it."
         )
     return TrainingData(
-        train=ImageSet(decoded, rows[kept]),
+        train=ImageSet(decoded, rows[kept], dataset.images_per_epoch),
         validation=ImageSet(decoded, rows[held_out]),
-        everything=ImageSet(decoded, rows),
+        everything=ImageSet(decoded, rows, dataset.images_per_epoch),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
@@ -22,7 +22,9 @@ from torch.optim.lr_scheduler import StepLR
 from spaces import Hyperparameters
 from trainable.augmentation import AugmentationPolicy, Augmenter
 from trainable.checkpoint import TrainingState, read_checkpoint, write_checkpoint
+from trainable.compute import Compute
 from trainable.datasets import ImageSet
+from trainable.folding import folded
 from trainable.model import DepthwiseSeparableNet
 from trainable.normalisation import Normalise
 from trainable.seeding import RunSeed, Stream
@@ -78,7 +80,7 @@ class FitEvaluate:
         validation: images that `epoch_training` evaluates on after each epoch; None to leave that out.
         hyperparameters: the configuration.
         seed: names the run's random streams.
-        device: `cpu`, `cuda` or `cuda:N`.
+        compute: device, precision and the like.
     """
 
     def __init__(
@@ -87,18 +89,21 @@ class FitEvaluate:
         validation: ImageSet | None,
         hyperparameters: Hyperparameters,
         seed: RunSeed,
-        device: torch.device | str = "cpu",
+        compute: Compute = Compute(),  # noqa: B008 -- frozen
     ) -> None:
         self.hyperparameters = hyperparameters
         self.seed = seed
-        self.device = torch.device(device)
+        self.compute = compute
+        self.device = torch.device(compute.device)
         self.epoch = 0
         self._train_set = train
         self._validation_set = validation
         decoded = train.decoded
         weights_generator = torch.Generator().manual_seed(seed.stream(Stream.WEIGHTS))
-        network = DepthwiseSeparableNet(len(decoded.class_names), hyperparameters.dropout, weights_generator)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        network = DepthwiseSeparableNet(
+            len(decoded.class_names), hyperparameters.dropout, weights_generator, compute.fused_dropout
+        )
+        self.network = network.to(self.device).to(memory_format=compute.memory_format)
         self.normalise = Normalise(decoded.mean, decoded.std).to(self.device)
         self._augmenter = Augmenter(
             AugmentationPolicy.from_hyperparameters(hyperparameters, decoded.image_size, decoded.mean),
@@ -109,12 +114,13 @@ class FitEvaluate:
             lr=hyperparameters.lr,
             momentum=hyperparameters.momentum,
             weight_decay=hyperparameters.weight_decay,
+            fused=True,
         )
         self.scheduler = StepLR(self.optimizer, hyperparameters.step_size, hyperparameters.gamma)
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(batch_bounds(len(self._train_set), self.hyperparameters.batch_size))
+        return len(batch_bounds(self._train_set.epoch_images, self.hyperparameters.batch_size))
 
     def train(self, on_step: Callable[[], None] | None = None) -> Evaluation:
         """Train for one epoch; does not touch the learning rate or the epoch's number.
@@ -137,17 +143,18 @@ class FitEvaluate:
 
     @torch.inference_mode()
     def test(self, images: ImageSet) -> Evaluation:
-        """Loss and accuracy over `images`, without augmentation or dropout."""
+        """Loss and accuracy over `images`, without augmentation or dropout, in the run's own precision."""
         totals = _Totals(self.device)
-        for log_probabilities, labels in self._predicted_batches(images):
+        network = folded(self.network, self.compute.dtype) if self.compute.folded_evaluation else self.network
+        for log_probabilities, labels in self._predicted_batches(network, images):
             totals.add(F.nll_loss(log_probabilities, labels), log_probabilities, labels)
         return totals.evaluation()
 
     @torch.inference_mode()
     def predict(self, images: ImageSet) -> NDArray[np.float32]:
-        """(N, classes) log-probabilities of `images`, in their order."""
-        batches = [log_probabilities.float().cpu() for log_probabilities, _ in self._predicted_batches(images)]
-        return torch.cat(batches).numpy()
+        """(N, classes) log-probabilities of `images`, in their order; in fp32, as exported models compute them."""
+        predicted = self._predicted_batches(self.network, images, fp32=True)
+        return torch.cat([log_probabilities.cpu() for log_probabilities, _ in predicted]).numpy()
 
     def run_epoch(self, on_step: Callable[[], None] | None = None) -> EpochResult:
         """Train for one epoch, step the learning rate, and evaluate on the validation set."""
@@ -229,7 +236,8 @@ class FitEvaluate:
         self.epoch = state.epoch
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        log_probabilities = self.network(images)
+        with self._autocast():
+            log_probabilities = self.network(images)
         loss = F.nll_loss(log_probabilities, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -237,31 +245,68 @@ class FitEvaluate:
         return loss.detach(), log_probabilities.detach()
 
     def _training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order_generator = torch.Generator().manual_seed(self.seed.stream(Stream.ORDER, self.epoch))
-        order = torch.randperm(len(self._train_set), generator=order_generator).numpy()
+        order = epoch_order(len(self._train_set), self._train_set.epoch_images, self.seed, self.epoch)
         self._augmenter.reseed(self.seed.stream(Stream.AUGMENTATION, self.epoch))
         for start, stop in batch_bounds(len(order), self.hyperparameters.batch_size):
             images, labels = self._train_set.gather(order[start:stop])
             yield self._to_device(self._augmenter(images), labels)
 
-    def _predicted_batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
-        self.network.eval()
+    def _predicted_batches(
+        self, network: nn.Module, images: ImageSet, fp32: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        network.eval()
         size = EVALUATION_BATCH[self.device.type]
+        dtype = next(network.parameters()).dtype
         for start in range(0, len(images), size):
             pixels, labels = self._to_device(*images.gather(slice(start, start + size)))
-            yield self.network(pixels), labels
+            with self._autocast(enabled=not fp32):
+                yield network(pixels.to(dtype)), labels
 
     def _to_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         pixels = torch.from_numpy(images).to(self.device, non_blocking=True)
-        return self.normalise(pixels), torch.from_numpy(labels).to(self.device, non_blocking=True)
+        pixels = self.normalise(pixels).contiguous(memory_format=self.compute.memory_format)
+        return pixels, torch.from_numpy(labels).to(self.device, non_blocking=True)
+
+    def _autocast(self, enabled: bool = True) -> torch.autocast:
+        wanted = enabled and self.compute.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
     @contextmanager
     def _seeded_dropout(self) -> Iterator[None]:
-        # nn.Dropout draws from the global generator of its device and from no other: borrow it for the epoch.
+        seed = self.seed.stream(Stream.DROPOUT, self.epoch)
+        if self.network.dropout_noise is not None:
+            self.network.dropout_noise.reseed(seed)
+        # torch's own dropout draws from the global generator of its device only: borrow that for the epoch.
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.seed.stream(Stream.DROPOUT, self.epoch))
+            torch.manual_seed(seed)
             yield
+
+
+def epoch_order(n_images: int, epoch_images: int, seed: RunSeed, epoch: int) -> NDArray[np.int64]:
+    """Which images an epoch takes, in order.
+
+    Epochs are cut out of one long sequence of passes; each pass is a permutation of all images, so that none
+    comes again before all have been seen.
+
+    Args:
+        n_images: in the training set.
+        epoch_images: that make an epoch.
+        seed: names the permutations.
+        epoch: counted from 0.
+
+    Returns:
+        (epoch_images,) positions, 0 to n_images - 1.
+    """
+    start, stop = epoch * epoch_images, (epoch + 1) * epoch_images
+    passes = range(start // n_images, math.ceil(stop / n_images))
+    orders = [_permutation(n_images, seed.stream(Stream.ORDER, number)) for number in passes]
+    skipped = start - passes.start * n_images
+    return np.concatenate(orders)[skipped : skipped + epoch_images]
+
+
+def _permutation(n_images: int, seed: int) -> NDArray[np.int64]:
+    return torch.randperm(n_images, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 def batch_bounds(n_images: int, batch_size: int) -> list[tuple[int, int]]:

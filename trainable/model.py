@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Generator, Tensor, nn
 
+from trainable.dropout import DropoutNoise, ReluDropout
 from trainable.layers import initialise
 
 # Each of a block's two dilated convolutions takes 2 pixels off a side, and 1 pixel must be left.
@@ -28,25 +29,27 @@ class Block(nn.Sequential):
     """Two dilated convolutions (24, 48 channels) and two depthwise-separable ones (64, 64).
 
     Takes 4 pixels off each side of an image: (N, in_channels, H, W) → (N, 64, H - 4, W - 4).
+
+    Args:
+        in_channels: 3 for the first block, 64 for the others.
+        dropout: probability that a unit is zeroed.
+        noise: for `ReluDropout`; None for `nn.ReLU` and `nn.Dropout`. The state dict is the same.
     """
 
-    def __init__(self, in_channels: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, dropout: float, noise: DropoutNoise | None) -> None:
         super().__init__(
             nn.Conv2d(in_channels, 24, 3, dilation=2, padding=1, bias=False),
             nn.BatchNorm2d(24),
-            nn.ReLU(),
-            nn.Dropout(dropout),
+            *_relu_and_dropout(dropout, noise),
             nn.Conv2d(24, 48, 3, dilation=2, padding=1, bias=False),
             nn.BatchNorm2d(48),
-            nn.ReLU(),
-            nn.Dropout(dropout),
+            *_relu_and_dropout(dropout, noise),
             DepthwiseSeparable(48, 64),
             nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Dropout(dropout),
+            *_relu_and_dropout(dropout, noise),
             DepthwiseSeparable(64, 64),
             nn.BatchNorm2d(64),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
 
@@ -58,18 +61,30 @@ class DepthwiseSeparableNet(nn.Module):
         dropout: probability that a unit is zeroed, in [0, 1).
         generator: source of the initial weights (torch's own defaults for these layers); None draws
             them from torch's global generator.
+        fused_dropout: whether ReLU and dropout are one module, which is faster on a CPU; the law and the state
+            dict are the same either way.
+
+    Attributes:
+        dropout_noise: where fused dropout draws from; None if it is not fused.
 
     Raises:
         ValueError: fewer than 2 classes.
     """
 
-    def __init__(self, n_classes: int = 10, dropout: float = 0.1, generator: Generator | None = None) -> None:
+    def __init__(
+        self,
+        n_classes: int = 10,
+        dropout: float = 0.1,
+        generator: Generator | None = None,
+        fused_dropout: bool = True,
+    ) -> None:
         super().__init__()
         if n_classes < 2:
             raise ValueError(f"`n_classes` is {n_classes}, but must be at least 2.")
+        self.dropout_noise = DropoutNoise(dropout) if fused_dropout else None
         # Layers draw weights from the global generator when they are made; nobody else's draws shall change.
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
-            self.blocks = nn.Sequential(*(Block(channels, dropout) for channels in (3, 64, 64, 64)))
+            self.blocks = nn.Sequential(*(Block(n_in, dropout, self.dropout_noise) for n_in in (3, 64, 64, 64)))
             self.pool = nn.AdaptiveMaxPool2d(1)
             self.classifier = nn.Conv2d(64, n_classes, 1)
         if generator is not None:
@@ -82,10 +97,11 @@ class DepthwiseSeparableNet(nn.Module):
             images: (N, 3, H, W) float, normalised; H and W at least `SMALLEST_IMAGE_PX`.
 
         Returns:
-            (N, n_classes) log-probabilities.
+            (N, n_classes) float32 log-probabilities.
         """
         features = self.pool(self.blocks(images))
-        return torch.log_softmax(self.classifier(features).flatten(1), dim=1)
+        # In fp32 whatever the features are: bf16 would leave the loss two or three digits.
+        return torch.log_softmax(self.classifier(features).flatten(1).float(), dim=1)
 
 
 def receptive_field_px(modules: Iterable[nn.Module]) -> int:
@@ -132,6 +148,13 @@ def summary(network: DepthwiseSeparableNet, image_size: int) -> str:
     field_px = receptive_field_px(network.blocks)
     lines.append(f"receptive field {field_px} x {field_px} pixels, image {image_size} x {image_size}")
     return "\n".join(lines)
+
+
+def _relu_and_dropout(dropout: float, noise: DropoutNoise | None) -> tuple[nn.Module, nn.Module]:
+    if noise is None:
+        return nn.ReLU(), nn.Dropout(dropout)
+    # The second place stays taken, so that the layers after it keep their names in the state dict.
+    return ReluDropout(noise, inplace=True), nn.Identity()
 
 
 def _side(size: int | tuple[int, ...]) -> int:

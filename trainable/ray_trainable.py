@@ -1,6 +1,6 @@
 """`FitEvaluate` as a Ray Tune trainable: one step an epoch. The only file here that imports Ray.
 
-The driver imports this file too, to name the class: torch and albumentations are left to the workers.
+The driver imports this file too, to name the class: what only training needs is left to the workers.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from spaces import Dataset, Hyperparameters
+from trainable.compute import Compute
 from trainable.datasets import TrainingData, open_training_data
 from trainable.seeding import RunSeed
 
@@ -25,7 +26,7 @@ class TrialConfig:
         decoded_folder: the cached training images.
         dataset: how they are cut.
         experiment_seed: together with `trial` names the random streams.
-        device: `cpu` or `cuda`.
+        compute: what to compute with.
         resume_from: a checkpoint's folder to go on from; None to start afresh.
     """
 
@@ -34,7 +35,7 @@ class TrialConfig:
     decoded_folder: Path
     dataset: Dataset
     experiment_seed: int
-    device: str
+    compute: Compute
     resume_from: Path | None
 
     def as_ray_config(self) -> dict[str, Any]:
@@ -45,7 +46,7 @@ class TrialConfig:
             "decoded_folder": str(self.decoded_folder),
             "dataset": self.dataset.model_dump(),
             "experiment_seed": self.experiment_seed,
-            "device": self.device,
+            "compute": asdict(self.compute),
             "resume_from": None if self.resume_from is None else str(self.resume_from),
         }
 
@@ -58,6 +59,7 @@ class TrialConfig:
             hyperparameters=Hyperparameters.from_mapping(values.pop("hyperparameters")),
             decoded_folder=Path(values.pop("decoded_folder")),
             dataset=Dataset.model_validate(values.pop("dataset")),
+            compute=Compute(**values.pop("compute")),
             resume_from=None if resume_from is None else Path(resume_from),
             **values,
         )
@@ -102,7 +104,7 @@ class TrialTrainable(tune.Trainable):
             self._data.validation,
             config.hyperparameters,
             RunSeed(config.experiment_seed, config.trial),
-            config.device,
+            config.compute,
         )
         if config.resume_from is not None:
             self._run.restore(config.resume_from)

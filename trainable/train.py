@@ -24,8 +24,8 @@ def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from spaces import InputError, load_space
+    from trainable.compute import choose_compute
     from trainable.datasets import prepare_training_data
-    from trainable.devices import choose_device
     from trainable.fit_evaluate import EpochResult, FitEvaluate
     from trainable.model import summary
     from trainable.seeding import RunSeed
@@ -34,13 +34,16 @@ def _train(options: argparse.Namespace) -> int:
     n_epochs = space.training.max_epochs if options.epochs is None else options.epochs
     if n_epochs < 1:
         raise InputError(f"--epochs is {n_epochs}, but must be at least 1.")
-    device = choose_device(options.device or space.resources.device)
+    compute = choose_compute(options.device or space.resources.device, space.training.precision)
     errors = Console(stderr=True)
     data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
-    run = FitEvaluate(data.train, data.validation, space.baseline, RunSeed(space.search.seed), device)
+    run = FitEvaluate(data.train, data.validation, space.baseline, RunSeed(space.search.seed), compute)
 
     print(summary(run.network, data.decoded.image_size))
-    print(f"\n{len(data.train):,} training and {len(data.validation):,} validation images, on {device}")
+    print(
+        f"\n{len(data.train):,} training and {len(data.validation):,} validation images, "
+        f"on {compute.device} in {compute.precision}"
+    )
     print(", ".join(f"{name} {value:g}" for name, value in space.baseline.as_dict().items()), flush=True)
 
     def report(result: EpochResult) -> None:

@@ -7,6 +7,7 @@ from search import export
 from search.export import ExportError, export_all
 from search.training_runs import DivergedError, FullRun, train_all
 from spaces import Dataset, Hyperparameters
+from trainable.compute import Compute
 from trainable.datasets import prepare_training_data
 from trainable.model import DepthwiseSeparableNet
 from trainable.normalisation import Normalise
@@ -60,6 +61,6 @@ def test_a_retraining_that_diverges_says_so(tiny_digits: Dataset, tmp_path) -> N
     data = prepare_training_data(tiny_digits)
     # SGD at the largest lr and weight decay that are allowed multiplies the weights by -9 a step.
     config = Hyperparameters(lr=10.0, weight_decay=1.0, momentum=0.99)
-    run = FullRun(data.decoded.folder, tiny_digits, config, 0, 0, 6, "cpu", 1, tmp_path / "0")
+    run = FullRun(data.decoded.folder, tiny_digits, config, 0, 0, 6, Compute(), 1, tmp_path / "0")
     with pytest.raises(DivergedError, match="Retraining 0 diverged in epoch"):
         train_all([run], 1, lambda progress: None)

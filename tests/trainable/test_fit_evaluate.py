@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from spaces import Dataset, Hyperparameters, InputError
 from trainable.datasets import ImageSet, TrainingData, prepare_training_data
-from trainable.fit_evaluate import FitEvaluate, batch_bounds
+from trainable.fit_evaluate import FitEvaluate, batch_bounds, epoch_order
 from trainable.seeding import Purpose, RunSeed, Stream
 
 CONFIG = Hyperparameters(lr=0.02, momentum=0.8, gamma=0.5, step_size=2, batch_size=16, flip_p=0.3)
@@ -218,6 +218,31 @@ def test_a_diverging_run_ends_and_says_so(data: TrainingData) -> None:
 )
 def test_no_batch_is_a_single_image_if_it_can_be_helped(n_images: int, expected: list[tuple[int, int]]) -> None:
     assert batch_bounds(n_images, 32) == expected
+
+
+@pytest.mark.parametrize(("n_images", "epoch_images"), [(10, 10), (10, 3), (10, 25), (12, 12 * 4)])
+def test_epochs_take_every_image_once_a_pass(n_images: int, epoch_images: int) -> None:
+    epochs = [epoch_order(n_images, epoch_images, RunSeed(1), epoch) for epoch in range(20)]
+    assert all(len(order) == epoch_images for order in epochs)
+    passes = np.concatenate(epochs)
+    passes = passes[: len(passes) // n_images * n_images].reshape(-1, n_images)
+    assert (np.sort(passes, axis=1) == np.arange(n_images)).all()
+    assert len({tuple(order) for order in passes}) == len(passes)
+
+
+def test_an_epoch_may_be_a_number_of_images(tiny_digits: Dataset) -> None:
+    data = prepare_training_data(tiny_digits.model_copy(update={"images_per_epoch": 50}))
+    run = fit(data)
+    n_steps = []
+    results = run.epoch_training(2, lambda result: n_steps.append(result.epoch))
+    assert run.steps_per_epoch == 4
+    assert [result.epoch for result in results] == [1, 2]
+    counted: list[int] = []
+    run.train(lambda: counted.append(1))
+    assert len(counted) == 4
+    # All images are still what the network is compared on and retrained from.
+    assert len(data.everything) == len(data.train) + len(data.validation)
+    assert data.everything.epoch_images == 50
 
 
 def test_the_train_command_prints_summary_and_accuracy_per_epoch(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
