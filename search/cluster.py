@@ -4,8 +4,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
+
+from spaces.schema import Space
+from trainable.allocator import ALLOCATOR_ENVIRONMENT
 
 # Objects that we put into Ray's store are small: images are memory-mapped files.
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -18,51 +20,94 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # After an end, an actor in the middle of an epoch is not waited for.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
+    # Trials start together, as many as the searcher gives out; Ray's default is one after the other.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
     # Ray's snapshots are never read back.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Workers, which start with the cluster, import torch and the rest while the driver is still busy.
+    "RAY_preload_python_modules": "trainable.preload",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     # One thread a trial and a trial a core: more only compete, whatever the user's shell has set.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    **ALLOCATOR_ENVIRONMENT,
 }
 
 
-@contextmanager
-def local_cluster(n_cpus: int, n_gpus: int, trials_at_once: int) -> Iterator[None]:
-    """Start Ray on this machine, and end all of it with the block.
+class LocalCluster:
+    """Ray on this machine; a context manager that starts it, and ends all of it with the block.
+
+    Must be entered in the thread that lives longest: Ray's processes end with the thread that started them.
 
     Args:
-        n_cpus: that Ray may hand out.
-        n_gpus: likewise.
-        trials_at_once: so many workers start together; Ray's default is one after the other.
+        n_workers: processes to start at once, and the CPUs that Ray may hand out.
+        n_gpus: that it may hand out; None for all that are there.
     """
-    before = dict(os.environ)
-    os.environ.update(_ENVIRONMENT, TUNE_MAX_PENDING_TRIALS_PG=str(trials_at_once))
 
-    # Not under the experiment's folder, nor under a long TMPDIR: a socket's path has at most 107 bytes.
-    temporary = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="dws-", dir=temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp")
-    # torch makes an empty cache for its compiler wherever it is imported.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/inductor"
-    import ray
+    def __init__(self, n_workers: int, n_gpus: int | None) -> None:
+        self._n_workers = n_workers
+        self._n_gpus = n_gpus
+        self._before: dict[str, str] | None = None
+        self._folder: str | None = None
 
-    try:
+    def __enter__(self) -> "LocalCluster":
+        self._before = dict(os.environ)
+        os.environ.update(_ENVIRONMENT)
+        # Not under the experiment's folder, nor under a long TMPDIR: a socket's path has at most 107 bytes.
+        temporary = tempfile.gettempdir()
+        short = temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp"
+        self._folder = tempfile.mkdtemp(prefix="dws-", dir=short)
+        # torch makes an empty cache for its compiler wherever it is imported.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{self._folder}/inductor"
+        try:
+            self._start()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def _start(self) -> None:
+        import ray
+
         # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
         ray.init(
             address="local",
-            num_cpus=n_cpus,
-            num_gpus=n_gpus,
+            num_cpus=self._n_workers,
+            num_gpus=self._n_gpus,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=folder,
+            _temp_dir=self._folder,
         )
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        yield
-    finally:
+
+    def end(self) -> None:
+        """End Ray's processes and give the environment back; nothing where that is done already."""
+        if self._before is None or self._folder is None:
+            return
+        import ray
+
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(self._before)
+        self._before = self._folder = None
+
+
+def cluster_for(space: Space) -> LocalCluster:
+    """The cluster that a search of `space` needs; told without torch, so that both can start side by side."""
+    wanted = space.resources.trials_at_once
+    n_workers = count_cores() if wanted == "auto" else wanted
+    return LocalCluster(min(n_workers, space.search.trials), n_gpus=0 if space.resources.device == "cpu" else None)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from search.estimates import duration_text
+from search.estimates import duration_text, expected_epochs_left, passing_shares, seconds_left
 from search.ranking import best_accuracy
 from search.records import EpochDone, Event, History, Trial, TrialEnded, TrialStarted
 from search.tables import SHORT_NAMES, short
@@ -26,17 +26,14 @@ class SearchDisplay:
         space: what is searched.
         console: where to; a status line is kept at the bottom if it is a terminal.
         trials_at_once: for the time left.
-        epochs_expected: in the whole search.
         quiet: print nothing but failures.
     """
 
-    def __init__(
-        self, space: Space, console: Console, trials_at_once: int, epochs_expected: float, quiet: bool = False
-    ) -> None:
+    def __init__(self, space: Space, console: Console, trials_at_once: int, quiet: bool = False) -> None:
         self._space = space
         self._console = console
         self._trials_at_once = trials_at_once
-        self._epochs_expected = epochs_expected
+        self._passing = passing_shares(space.search.trials, space.rung_epochs, space.search.reduction_factor)
         self._quiet = quiet
         self._history = History()
         self._epoch_s: list[float] = []
@@ -118,14 +115,16 @@ class SearchDisplay:
             return None
         # The first epochs of each worker are slow; the latest ones say more of what is to come.
         recent = self._epoch_s[-20:]
-        fewest = self._epochs_left_if_each_ends_at(self._space.search.grace_epochs)
-        most = self._epochs_left_if_each_ends_at(self._space.training.max_epochs)
-        epochs_left = min(max(self._epochs_expected - self._history.n_epochs, fewest), most)
-        return epochs_left * sum(recent) / len(recent) / self._trials_at_once
-
-    def _epochs_left_if_each_ends_at(self, epoch: int) -> int:
+        running = [self._epochs_left_of(trial) for trial in self._history.unfinished]
+        unstarted = expected_epochs_left(0, self._space.rung_epochs, self._passing)
         n_unstarted = self._space.search.trials - len(self._history.trials)
-        return n_unstarted * epoch + sum(max(epoch - trial.n_epochs, 0) for trial in self._history.unfinished)
+        epochs_left = [*running, *[unstarted] * n_unstarted]
+        return seconds_left(epochs_left, sum(recent) / len(recent), self._trials_at_once)
+
+    def _epochs_left_of(self, trial: Trial) -> float:
+        if trial.baseline:
+            return self._space.training.max_epochs - trial.n_epochs
+        return expected_epochs_left(trial.n_epochs, self._space.rung_epochs, self._passing)
 
 
 def compact(values: Mapping[str, Number]) -> str:

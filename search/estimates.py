@@ -1,5 +1,6 @@
 """What a search will cost, from its rungs. Pure functions."""
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -7,49 +8,85 @@ import numpy as np
 from search.rungs import Rungs
 
 N_SIMULATED = 200
-# The share that passes a rung no longer changes beyond so many trials; more are extrapolated.
+# The share that passes a rung no longer changes beyond so many trials.
 MAX_SIMULATED_TRIALS = 500
 
 
-@lru_cache(maxsize=64)
 def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int) -> float:
-    """Epochs that ASHA is expected to train in all.
-
-    Trials with random, steady ranks are sent through the real rungs one after the other; the first, as the
-    baseline, goes to the end. Real curves cross, and proposals improve, so that more may pass.
+    """Epochs that ASHA is expected to train in all; the first trial, as the baseline, goes to the end.
 
     Args:
         trials: how many are started.
         rung_epochs: ascending; the last is where trials end.
         reduction_factor: of the rungs.
     """
+    passing = passing_shares(trials, rung_epochs, reduction_factor)
+    return rung_epochs[-1] + (trials - 1) * expected_epochs_left(0, rung_epochs, passing)
+
+
+def expected_epochs_left(done: int, rung_epochs: Sequence[int], passing: Sequence[float]) -> float:
+    """Epochs that a trial is expected to train yet.
+
+    Args:
+        done: epochs that it has trained; a rung that it stands at, it has passed.
+        rung_epochs: ascending; the last is where trials end.
+        passing: share of trials that goes on at each rung but the last.
+    """
+    left, reaches, at = 0.0, 1.0, done
+    for rung, share in zip(rung_epochs, [*passing, 0.0], strict=True):
+        if rung > done:
+            left += reaches * (rung - at)
+            at = rung
+            reaches *= share
+    return left
+
+
+def seconds_left(epochs_left: Iterable[float], epoch_s: float, trials_at_once: int) -> float:
+    """Seconds until trials that have so many epochs left each are trained.
+
+    However many places there are, the longest trial needs its own time.
+    """
+    each = list(epochs_left)
+    return max(sum(each) / trials_at_once, max(each, default=0.0)) * epoch_s
+
+
+@lru_cache(maxsize=64)
+def passing_shares(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int) -> tuple[float, ...]:
+    """The share of trials that goes on at each rung but the last.
+
+    Trials with random, steady ranks are sent through the real rungs one after the other; the first, as the
+    baseline, is not counted. Real curves cross, and proposals improve, so that more may pass.
+    """
     generator = np.random.default_rng(0)
-    n_trials = min(trials, MAX_SIMULATED_TRIALS)
+    n_trials = min(max(trials, 2), MAX_SIMULATED_TRIALS)
     n_simulated = max(1, min(N_SIMULATED, 10_000 // n_trials))
-    totals = [
-        sum(_epochs_of_each(generator.random(n_trials), rung_epochs, reduction_factor)) for _ in range(n_simulated)
-    ]
-    return float(np.mean(totals)) * trials / n_trials
+    n_arrived = np.zeros(len(rung_epochs))
+    for _ in range(n_simulated):
+        n_arrived += _arrivals(generator.random(n_trials), rung_epochs, reduction_factor)
+    return tuple(float(share) for share in n_arrived[1:] / np.maximum(n_arrived[:-1], 1))
 
 
 def duration_text(seconds: float) -> str:
-    """Such as `45 s`, `12 min` or `3.5 h`."""
+    """Such as `45 seconds`, `12 minutes` or `3.5 hours`."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return _counted(f"{seconds:.0f}", "second")
     if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+        return _counted(f"{seconds / 60:.0f}", "minute")
+    return _counted(f"{seconds / 3600:.1f}", "hour")
 
 
-def _epochs_of_each(values: np.ndarray, rung_epochs: tuple[int, ...], reduction_factor: int) -> list[int]:
+def _counted(number: str, unit: str) -> str:
+    return f"{number} {unit}" if number == "1" else f"{number} {unit}s"
+
+
+def _arrivals(values: np.ndarray, rung_epochs: tuple[int, ...], reduction_factor: int) -> np.ndarray:
+    """How many trials but the first reach each rung."""
     rungs = Rungs(rung_epochs, reduction_factor)
-    epochs = []
+    n_arrived = np.zeros(len(rung_epochs))
     for number, value in enumerate(values):
-        reached = rung_epochs[-1]
-        for epoch in rung_epochs[:-1]:
+        for i, epoch in enumerate(rung_epochs):
+            n_arrived[i] += number > 0
             verdict = rungs.arrive(number, epoch, float(value))
             if number > 0 and verdict and not verdict.passed:
-                reached = epoch
                 break
-        epochs.append(reached)
-    return epochs
+    return n_arrived

@@ -4,15 +4,15 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 from ray import tune
+from ray.tune.execution import class_cache
 
-from search.cluster import local_cluster
+from search.cluster import LocalCluster
 from search.display import SearchDisplay
 from search.experiment import Experiment
 from search.manifest import Session, timestamp
@@ -28,6 +28,7 @@ from search.ray_adapters import (
 from search.records import Event, History, TrialEnded
 from search.state import Assignment, SearchState
 from search.study import write_study
+from search.wall_clock import wall_clock
 from spaces.schema import Space
 from trainable.checkpoint import checkpoint_epoch
 from trainable.datasets import TrainingData
@@ -50,6 +51,8 @@ class Launch:
         space: of the experiment.
         data: prepared on this machine.
         placement: where trials run.
+        cluster: running; ended with the session. None where no trial is left.
+        started_s: when the command was given, by the monotonic clock.
         time_left_s: of the time budget; None without one.
     """
 
@@ -57,7 +60,14 @@ class Launch:
     space: Space
     data: TrainingData
     placement: Placement
+    cluster: LocalCluster | None
+    started_s: float
     time_left_s: float | None
+
+    @property
+    def started_at(self) -> float:
+        """When the command was given, in seconds since 1970 (UTC)."""
+        return time.time() - (time.monotonic() - self.started_s)
 
 
 def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
@@ -75,16 +85,15 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     state = SearchState(
         launch.space, experiment.history(), experiment.journal(), _both(keeper.observe, display.observe)
     )
-    session = _open_session(experiment)
-    started_s = time.monotonic()
-    deadline_s = math.inf if launch.time_left_s is None else started_s + launch.time_left_s
+    session = _open_session(experiment, launch)
+    deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
     interruption = _Interruption()
     end: SearchEnd = "interrupted"
     try:
-        if state.n_left:
-            with interruption, _cluster(launch.placement):
-                interruption.listen()  # again: ray.init takes SIGTERM for itself
+        if launch.cluster:
+            with interruption:
                 _tune(launch, state, display, lambda: interruption.wished or time.monotonic() >= deadline_s, session)
+                launch.cluster.end()
         if not state.history.unfinished and not state.n_left:
             end = "finished"
         elif not interruption.wished and time.monotonic() >= deadline_s:
@@ -94,12 +103,8 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
         for trial in state.history.trials.values():
             if trial.end:
                 experiment.drop_checkpoints(trial.number)
-        _close_session(experiment, end, time.monotonic() - started_s)
+        _close_session(experiment, launch, end)
     return end
-
-
-def _cluster(placement: Placement) -> AbstractContextManager[None]:
-    return local_cluster(placement.n_cpus, placement.n_gpus, placement.trials_at_once)
 
 
 def _tune(
@@ -110,6 +115,9 @@ def _tune(
     def on_retry(number: int, reason: str) -> None:
         display.note(f"trial {number} lost its worker and is tried again ({reason})")
 
+    # Tune asks for workers in a runtime environment of its own (a variable for Lightning), which the workers
+    # that stand ready are not in: it would start others.
+    vars(class_cache).get("DEFAULT_ENV_VARS", {}).clear()
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, launch.placement.resources_per_trial),
         tune_config=tune.TuneConfig(
@@ -144,7 +152,7 @@ def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
         decoded_folder=launch.data.decoded.folder,
         dataset=launch.space.dataset,
         experiment_seed=launch.space.search.seed,
-        device=launch.placement.device,
+        compute=launch.placement.compute,
         resume_from=resume_from,
     ).as_ray_config()
 
@@ -194,15 +202,24 @@ def _both(
     return observe
 
 
-def _open_session(experiment: Experiment) -> int:
-    manifest = experiment.manifest.with_session(Session(started_at=timestamp()), new=True)
+def _open_session(experiment: Experiment, launch: Launch) -> int:
+    started = Session(started_at=timestamp(launch.started_at))
+    manifest = experiment.manifest.with_session(started, new=True)
     experiment.write_manifest(manifest)
     return len(manifest.sessions)
 
 
-def _close_session(experiment: Experiment, end: SearchEnd, seconds: float) -> None:
+def _close_session(experiment: Experiment, launch: Launch, end: SearchEnd) -> None:
     manifest = experiment.manifest
-    ended = {"ended_at": timestamp(), "seconds": round(seconds, 3), "end": end}
+    seconds = time.monotonic() - launch.started_s
+    shares = wall_clock(experiment.history(), launch.started_at, seconds, launch.placement.trials_at_once)
+    ended = {
+        "ended_at": timestamp(),
+        "seconds": round(seconds, 3),
+        "end": end,
+        "overhead_share": round(shares.overhead, 4),
+        "idle_share": round(shares.idle, 4),
+    }
     experiment.write_manifest(manifest.with_session(manifest.sessions[-1].model_copy(update=ended), new=False))
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from search.records import History
 from spaces.errors import InputError
-from spaces.schema import Space
+from spaces.schema import Precision, Space
 
 _PACKAGES = (
     "depthwise-search",
@@ -34,11 +34,21 @@ class Part(BaseModel):
 
 
 class Device(Part):
-    """Where trials run: `cpu` or `cuda`, the device's own name, and how many trials share it."""
+    """Where trials run.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        name: the device's own.
+        trials_at_once: how many share it.
+        precision: of activations, for all trials and the retraining.
+        precision_reason: why that one.
+    """
 
     device: str
     name: str
     trials_at_once: int
+    precision: Precision = "fp32"
+    precision_reason: str = "the only one when this search began"
 
 
 class Data(Part):
@@ -60,12 +70,21 @@ class Seeds(Part):
 
 
 class Session(Part):
-    """One launch. `ended_at`, `seconds` and `end` are None while it runs, and stay so if it was killed."""
+    """One launch. All but `started_at` are None while it runs, and stay so if it was killed.
+
+    Attributes:
+        seconds: from the command to the end of Ray.
+        overhead_share: of the time of all places, what was not spent training or validating: start-up, Ray's
+            end, between two epochs; 0 to 1.
+        idle_share: likewise, places that stood empty because no trial was left to give out.
+    """
 
     started_at: str
     ended_at: str | None = None
     seconds: float | None = None
     end: str | None = None
+    overhead_share: float | None = None
+    idle_share: float | None = None
 
 
 class Opening(Part):
@@ -157,9 +176,10 @@ def seconds_used(sessions: Sequence[Session], history: History) -> float:
     return total_s
 
 
-def timestamp() -> str:
-    """Now, in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def timestamp(at: float | None = None) -> str:
+    """`at` in seconds since 1970, or now; in UTC, ISO 8601."""
+    moment = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
+    return moment.isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

@@ -1,20 +1,24 @@
 """What a search will do, before it does it."""
 
 import math
-import os
+import time
 from dataclasses import dataclass
 
 import torch
 
+from search.cluster import count_cores
 from search.estimates import duration_text, expected_epochs
 from search.manifest import Device
 from spaces.parameters import Fixed
 from spaces.schema import Space
-from trainable.datasets import TrainingData
+from trainable.compute import Compute, choose_precision
+from trainable.datasets import ImageSet, TrainingData
 from trainable.devices import choose_device, describe_device
+from trainable.fit_evaluate import FitEvaluate
 from trainable.seeding import RunSeed
 
 N_TIMED_STEPS = 5
+N_TIMED_IMAGES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +26,15 @@ class Placement:
     """Where trials run.
 
     Attributes:
-        device: `cpu` or `cuda`.
+        compute: device and precision.
+        precision_reason: why that one, in words.
         description: the device's own name.
-        n_cpus, n_gpus: that Ray may hand out.
+        n_cpus, n_gpus: that trials share.
         trials_at_once: how many share them.
     """
 
-    device: str
+    compute: Compute
+    precision_reason: str
     description: str
     n_cpus: int
     n_gpus: int
@@ -36,36 +42,52 @@ class Placement:
 
     @property
     def resources_per_trial(self) -> dict[str, float]:
-        if self.device == "cuda":
+        if self.compute.device_type == "cuda":
             # A trial lies on one GPU: the fullest one decides how large a share can be.
-            return {"cpu": 1, "gpu": 1 / math.ceil(self.trials_at_once / self.n_gpus)}
+            gpu = 1 / math.ceil(self.trials_at_once / self.n_gpus)
+            return {"cpu": min(1, self.n_cpus / self.trials_at_once), "gpu": gpu}
         return {"cpu": 1}
 
     @property
+    def places(self) -> str:
+        """What the trials share, in words."""
+        if self.n_gpus:
+            return f"{self.n_gpus} GPU" if self.n_gpus == 1 else f"{self.n_gpus} GPUs"
+        return f"{self.n_cpus} core" if self.n_cpus == 1 else f"{self.n_cpus} cores"
+
+    @property
     def for_manifest(self) -> Device:
-        return Device(device=self.device, name=self.description, trials_at_once=self.trials_at_once)
+        return Device(
+            device=self.compute.device,
+            name=self.description,
+            trials_at_once=self.trials_at_once,
+            precision=self.compute.precision,
+            precision_reason=self.precision_reason,
+        )
 
 
-def place(space: Space) -> Placement:
+def place(space: Space, began: Device | None = None) -> Placement:
     """Decide where trials run: one a core on a CPU, `trials_per_gpu` a GPU on CUDA.
+
+    Args:
+        space: what is searched.
+        began: of a search that is gone on with. Its precision is kept, so that its trials compare.
 
     Raises:
         InputError: CUDA is asked for and not there.
     """
     device = choose_device(space.resources.device)
+    precision, reason = choose_precision(began.precision if began else space.training.precision, device)
+    compute = Compute(device, precision)
+    reason = "as the search began" if began else reason
     n_cores = count_cores()
     if device == "cuda":
         n_gpus = torch.cuda.device_count()
         at_once = min(n_gpus * space.resources.trials_per_gpu, space.search.trials)
-        return Placement(device, describe_device(device), max(n_cores, at_once), n_gpus, at_once)
+        return Placement(compute, reason, describe_device(device), n_cores, n_gpus, at_once)
     wanted = space.resources.trials_at_once
     at_once = min(n_cores if wanted == "auto" else wanted, space.search.trials)
-    return Placement(device, describe_device(device), at_once, 0, at_once)
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Placement(compute, reason, describe_device(device), at_once, 0, at_once)
 
 
 def epochs_expected(space: Space) -> float:
@@ -74,18 +96,22 @@ def epochs_expected(space: Space) -> float:
 
 def seconds_per_epoch(space: Space, data: TrainingData, placement: Placement) -> float:
     """Time a few steps of the baseline, in this process alone, and scale them to an epoch."""
-    from trainable.fit_evaluate import FitEvaluate
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = FitEvaluate(data.train, None, space.baseline, RunSeed(space.search.seed), placement.device)
-        step_s = run.median_step_s(N_TIMED_STEPS)
-        # A validation image costs about a third of a training image: the forward pass alone.
-        n_validation_steps = len(data.validation) / space.baseline.batch_size / 3
-        return step_s * (run.steps_per_epoch + n_validation_steps)
+        run = FitEvaluate(data.train, None, space.baseline, RunSeed(space.search.seed), placement.compute)
+        training_s = run.median_step_s(N_TIMED_STEPS) * run.steps_per_epoch
+        sample = ImageSet(data.decoded, data.validation.rows[:N_TIMED_IMAGES])
+        return training_s + _evaluation_s(run, sample) * len(data.validation) / len(sample)
     finally:
         torch.set_num_threads(threads)
+
+
+def _evaluation_s(run: FitEvaluate, images: ImageSet) -> float:
+    run.test(images)
+    started_s = time.perf_counter()
+    run.test(images)
+    return time.perf_counter() - started_s
 
 
 def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: float) -> str:
@@ -100,6 +126,7 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"data set    {space.dataset.name}: {len(data.train):,} training and {len(data.validation):,} validation "
         f"images of {data.decoded.image_size} x {data.decoded.image_size}, {len(data.decoded.class_names)} classes",
         f"device      {placement.description}, {placement.trials_at_once} trials at once",
+        f"precision   {placement.compute.precision}: {placement.precision_reason}",
         f"trials      {space.search.trials}, the baseline first, at most {space.training.max_epochs} epochs each",
         f"rungs       {rungs}: about one trial in {space.search.reduction_factor} goes on at each",
     ]
@@ -111,7 +138,8 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
     if space.search.time_budget:
         lines.append(f"time budget {space.search.time_budget}")
     lines.append(
-        f"cost        about {duration_text(total_s)} and start-up: about {epochs:.0f} epochs in all, "
-        f"{epoch_s:.1f} s each by {N_TIMED_STEPS} steps timed now"
+        f"cost        about {duration_text(total_s)} on {placement.places}: {space.search.trials} trials, at most "
+        f"{space.training.max_epochs} epochs, about {epochs:.0f} epochs in all"
     )
+    lines.append(f"            ({epoch_s:.1f} s an epoch by {N_TIMED_STEPS} steps timed now; start-up comes on top)")
     return "\n".join(lines)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import re
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -13,6 +18,7 @@ from spaces.command import EXIT_INTERRUPTED, CommandParser, add_space_arguments,
 from spaces.errors import InputError, expanded
 
 if TYPE_CHECKING:
+    from search.cluster import LocalCluster
     from search.experiment import Experiment
     from search.launching import SearchEnd
     from search.manifest import Data
@@ -49,13 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    options.started_s = time.monotonic()
     return _launch(options) if options.resume is None else _resume(options)
 
 
 def _launch(options: argparse.Namespace) -> int:
+    from search.cluster import cluster_for
     from search.experiment import create_experiment, must_be_a_name
     from search.manifest import new_manifest
-    from search.plan import place
     from spaces.loader import load_space
 
     space = _with_absolute_root(load_space(options.space, [*_shortcut_overrides(options), *options.set]))
@@ -66,23 +73,34 @@ def _launch(options: argparse.Namespace) -> int:
             f"--name is {name}, but {options.results / name} exists. Choose another name, or go on with it: "
             f"python -m search.run --resume {name}{results_flag(options)}"
         )
+    if options.dry_run:
+        return _dry_run(space)
+    with _heavy_imports_beside():
+        data = _prepare(space)
+        with cluster_for(space) as cluster:
+            from search.plan import place
+
+            placement = place(space)
+            experiment = create_experiment(options.results, name, space)
+            experiment.write_manifest(new_manifest(space, name, placement.for_manifest, _data_facts(data)))
+            end = _search(options, experiment, space, data, placement, cluster)
+    return _finish(options, experiment, end)
+
+
+def _dry_run(space: Space) -> int:
+    from search.plan import place, plan_text, seconds_per_epoch
+
     placement = place(space)
     data = _prepare(space)
-    if options.dry_run:
-        from search.plan import plan_text, seconds_per_epoch
-
-        print(plan_text(space, data, placement, seconds_per_epoch(space, data, placement)))
-        return 0
-    experiment = create_experiment(options.results, name, space)
-    experiment.write_manifest(new_manifest(space, name, placement.for_manifest, _data_facts(data)))
-    return _search(options, experiment, space, data, placement)
+    print(plan_text(space, data, placement, seconds_per_epoch(space, data, placement)))
+    return 0
 
 
 def _resume(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
+    from search.cluster import cluster_for
     from search.experiment import open_experiment
-    from search.plan import place
     from search.state import must_fit
     from spaces.schema import Search
 
@@ -103,15 +121,40 @@ def _resume(options: argparse.Namespace) -> int:
             raise InputError(
                 f"--time-budget is {options.time_budget}, but must be a duration such as 30m, 1h30m or 90s."
             ) from None
-    placement = place(space)
-    data = _prepare(space)
-    must_fit(space, experiment.history())
+    history = experiment.history()
+    must_fit(space, history)
+    all_ended = history.n_ended >= space.search.trials
+    with _heavy_imports_beside():
+        data = _prepare(space)
+        _must_be_the_same_images(experiment, data)
+        with contextlib.nullcontext() if all_ended else cluster_for(space) as cluster:
+            from search.plan import place
+
+            placement = place(space, experiment.manifest.device)
+            end = _search(options, experiment, space, data, placement, cluster)
+    return _finish(options, experiment, end)
+
+
+@contextlib.contextmanager
+def _heavy_imports_beside() -> Iterator[None]:
+    """Import torch beside what the block does first, which is mostly to wait for Ray's processes.
+
+    Nothing that imports Ray may be imported here: two threads would wait for each other's half.
+    """
+    thread = threading.Thread(target=lambda: importlib.import_module("trainable.checkpoint"))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _must_be_the_same_images(experiment: Experiment, data: TrainingData) -> None:
     if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
         raise InputError(
             f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
             f"not compare. Restore the images, or start a new search: python -m search.run {experiment.folder}"
         )
-    return _search(options, experiment, space, data, placement)
 
 
 def _search(
@@ -120,7 +163,8 @@ def _search(
     space: Space,
     data: TrainingData,
     placement: Placement,
-) -> int:
+    cluster: LocalCluster | None,
+) -> SearchEnd:
     from rich.console import Console
 
     from search.display import SearchDisplay
@@ -129,18 +173,23 @@ def _search(
 
     console = Console(highlight=False)
     with experiment.exclusive():
-        launch = Launch(experiment, space, data, placement, _time_left_s(experiment, space))
+        left_s = _time_left_s(experiment, space)
+        launch = Launch(experiment, space, data, placement, cluster, options.started_s, left_s)
         expected = epochs_expected(space)
         if not options.quiet:
             n_done = len(experiment.history().trials)
             so_far = f", {n_done} begun before" if n_done else ""
             console.print(
-                f"{experiment.folder}: {space.search.trials} trials{so_far} on {placement.description}, "
+                f"{experiment.folder}: {space.search.trials} trials{so_far} on {placement.description} in "
+                f"{placement.compute.precision} ({placement.precision_reason}), "
                 f"{placement.trials_at_once} at once, about {expected:.0f} epochs in all",
                 soft_wrap=True,
             )
-        with SearchDisplay(space, console, placement.trials_at_once, expected, options.quiet) as display:
-            end = run_session(launch, display)
+        with SearchDisplay(space, console, placement.trials_at_once, options.quiet) as display:
+            return run_session(launch, display)
+
+
+def _finish(options: argparse.Namespace, experiment: Experiment, end: SearchEnd) -> int:
     _print_result(options, experiment, end)
     return EXIT_INTERRUPTED if end == "interrupted" else 0
 

@@ -14,6 +14,7 @@ from search.plan import Placement
 from search.records import TrialEnded, TrialStarted
 from spaces import InputError, Space
 from tests.search.simulation import result
+from trainable.compute import Compute
 
 COMMANDS = {
     "run": run_command.main,
@@ -271,6 +272,6 @@ def test_an_opening_of_the_test_set_is_replaced_by_its_result(experiment: Experi
 
 @pytest.mark.parametrize(("n_gpus", "at_once", "share"), [(1, 4, 0.25), (2, 3, 0.5), (2, 5, 1 / 3), (4, 3, 1.0)])
 def test_a_trial_s_share_of_a_gpu_lets_all_run_at_once(n_gpus: int, at_once: int, share: float) -> None:
-    placement = Placement("cuda", "GPU", 16, n_gpus, at_once)
+    placement = Placement(Compute("cuda"), "", "GPU", 16, n_gpus, at_once)
     assert placement.resources_per_trial["gpu"] == pytest.approx(share)
     assert n_gpus * int(1 / share + 1e-9) >= at_once

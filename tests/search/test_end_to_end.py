@@ -141,6 +141,7 @@ def assert_trained_as_alone(history: History, space: Space, number: int) -> None
     """Train a trial's configuration here without Ray, and compare every epoch."""
     import torch
 
+    from trainable.compute import choose_compute
     from trainable.datasets import prepare_training_data
     from trainable.fit_evaluate import FitEvaluate
     from trainable.seeding import RunSeed
@@ -150,7 +151,8 @@ def assert_trained_as_alone(history: History, space: Space, number: int) -> None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = FitEvaluate(data.train, data.validation, trial.config, RunSeed(space.search.seed, number))
+        compute = choose_compute("cpu", space.training.precision)
+        run = FitEvaluate(data.train, data.validation, trial.config, RunSeed(space.search.seed, number), compute)
         for epoch in trial.epochs:
             result = run.run_epoch()
             assert result.train_loss == epoch.train_loss
@@ -176,7 +178,15 @@ def test_the_folder_is_readable_without_our_code(finished: Watched) -> None:
     assert manifest["versions"]["torch"]
     assert len(manifest["data"]["content_sha256"]) == 64
     assert [session["end"] for session in manifest["sessions"]] == ["finished"]
-    assert manifest["sessions"][0]["seconds"] > 1
+    (session,) = manifest["sessions"]
+    assert session["seconds"] > 1
+    trained_s = sum(epoch.seconds for epoch in history.results_in_order)
+    trained = trained_s / session["seconds"] / manifest["device"]["trials_at_once"]
+    assert session["overhead_share"] + session["idle_share"] + trained == pytest.approx(1, abs=0.02)
+    assert 0 < session["overhead_share"] < 1
+    assert 0 <= session["idle_share"] < 1
+    assert manifest["device"]["precision"] in ("fp32", "bf16")
+    assert manifest["device"]["precision_reason"]
 
 
 def test_nothing_is_left_behind(finished: Watched) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from search.estimates import duration_text, expected_epochs
+from search.estimates import duration_text, expected_epochs, expected_epochs_left, passing_shares, seconds_left
 from search.rungs import Rungs
 
 
@@ -68,11 +68,35 @@ def test_expected_epochs_lie_between_grace_for_all_and_everything() -> None:
     assert expected_epochs(20, (1, 4, 16), 4) < expected_epochs(20, (4, 16), 4)
 
 
+def test_epochs_left_are_weighted_with_the_share_that_passes() -> None:
+    rungs, passing = (1, 3, 9), (0.5, 0.25)
+    assert expected_epochs_left(0, rungs, passing) == 1 + 0.5 * 2 + 0.125 * 6
+    assert expected_epochs_left(1, rungs, passing) == 2 + 0.25 * 6
+    assert expected_epochs_left(2, rungs, passing) == 1 + 0.25 * 6
+    assert expected_epochs_left(5, rungs, passing) == 4
+    assert expected_epochs_left(9, rungs, passing) == 0
+
+
+def test_the_time_left_is_never_less_than_the_longest_trial_s() -> None:
+    assert seconds_left([1, 1, 1, 1], 2.0, 2) == 4
+    assert seconds_left([9, 1], 2.0, 2) == 18
+    assert seconds_left([], 2.0, 2) == 0
+
+
+def test_about_one_trial_in_reduction_factor_passes_and_early_ones_more() -> None:
+    few, many = passing_shares(12, (1, 3, 9), 3), passing_shares(400, (1, 3, 9), 3)
+    assert all(1 / 3 < share < 0.45 for share in many)
+    assert few[0] > many[0]
+    assert passing_shares(1, (9,), 3) == ()
+
+
 def test_a_huge_search_is_estimated_at_once() -> None:
     million, hundred = expected_epochs(1_000_000, (1, 3, 9, 27), 3), expected_epochs(1000, (1, 3, 9, 27), 3)
     assert million == pytest.approx(1000 * hundred, rel=0.2)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (89.4, "89 s"), (600, "10 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1, "1 second"), (89.4, "89 seconds"), (600, "10 minutes"), (9000, "2.5 hours")]
+)
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text

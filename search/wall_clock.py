@@ -1,0 +1,51 @@
+"""Where the wall-clock of a session went. Pure functions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from search.records import History
+
+
+@dataclass(frozen=True, slots=True)
+class WallClock:
+    """Shares of the time of all places (seconds × trials at once); with the rest, which trains, they make 1.
+
+    Attributes:
+        overhead: start-up, Ray's end, and whatever lies between two epochs.
+        idle: places that stood empty because no trial was left to give out.
+    """
+
+    overhead: float
+    idle: float
+
+
+def wall_clock(history: History, started_at: float, seconds: float, trials_at_once: int) -> WallClock:
+    """Shares for one session.
+
+    Args:
+        history: with the session in it.
+        started_at: when the session's command was given, in seconds since 1970 (UTC).
+        seconds: that it took.
+        trials_at_once: places.
+    """
+    ended_at = started_at + seconds
+    trained_s = sum(epoch.seconds for epoch in history.results_in_order if epoch.at >= started_at)
+    # A trial that an earlier session left unfinished has a place from the start.
+    running = [
+        (max(trial.started_at, started_at), trial.end.at if trial.end else ended_at)
+        for trial in history.trials.values()
+        if trial.end is None or trial.end.at >= started_at
+    ]
+    total_s = seconds * trials_at_once
+    idle_s = _empty_places_s(running, trials_at_once)
+    return WallClock(overhead=max(0.0, total_s - trained_s - idle_s) / total_s, idle=idle_s / total_s)
+
+
+def _empty_places_s(running: Sequence[tuple[float, float]], places: int) -> float:
+    """Seconds that places stood empty between the last trial's start and the last trial's end, summed over places."""
+    if not running:
+        return 0.0
+    last_start = max(start for start, _ in running)
+    last_end = max(end for _, end in running)
+    taken_s = sum(max(0.0, end - max(start, last_start)) for start, end in running)
+    return places * (last_end - last_start) - taken_s
