@@ -106,8 +106,8 @@ def variants(recipe: Compute) -> dict[str, Compute]:
     return {
         RECIPE: recipe,
         "fp32": replace(recipe, precision="fp32"),
-        "plain dropout": replace(recipe, fused_dropout=False),
-        ALL_OFF: replace(recipe, precision="fp32", channels_last=False, fused_dropout=False, folded_evaluation=False),
+        "torch's own layers": replace(recipe, fused=False),
+        ALL_OFF: replace(recipe, precision="fp32", channels_last=False, fused=False, folded_evaluation=False),
     }
 
 

@@ -83,7 +83,7 @@ def variants(n_cores: int, recipe: Compute) -> list[Variant]:
     """
     full = Setup("train", "ours", n_cores, 1, recipe)
     textbook = Setup("train", "textbook", 1, None, recipe, keep_memory=False)
-    plain = replace(recipe, precision="fp32", channels_last=False, fused_dropout=False, folded_evaluation=False)
+    plain = replace(recipe, precision="fp32", channels_last=False, fused=False, folded_evaluation=False)
     listed = [
         Variant(TEXTBOOK, textbook),
         Variant("textbook, one trial a core", replace(textbook, n_processes=n_cores, n_threads=1)),
@@ -91,7 +91,7 @@ def variants(n_cores: int, recipe: Compute) -> list[Variant]:
         Variant(RECIPE, full),
         Variant("fp32", replace(full, compute=replace(recipe, precision="fp32"))),
         Variant("no channels_last", replace(full, compute=replace(recipe, channels_last=False))),
-        Variant("plain dropout", replace(full, compute=replace(recipe, fused_dropout=False))),
+        Variant("torch's own layers", replace(full, compute=replace(recipe, fused=False))),
         Variant("no allocator settings", replace(full, keep_memory=False)),
         Variant("one trial, all threads", replace(full, n_processes=1, n_threads=n_cores)),
         Variant("no augmentation (bound)", replace(full, augmented=False)),

@@ -20,15 +20,20 @@ class Compute:
         device: `cpu`, `cuda` or `cuda:N`.
         precision: of activations and their gradients; weights, sums and batch norm's statistics stay fp32.
         channels_last: memory order of images and activations.
-        fused_dropout: on a CPU, `ReluDropout` in place of `nn.ReLU` and `nn.Dropout`.
+        fused: `NormReluDropout` in place of torch's batch norm, ReLU and dropout; on a CPU it is one kernel.
         folded_evaluation: evaluate with batch norm folded into the convolutions.
+        resident: images lie on the device as a whole and are augmented there, in batches, instead of one by one
+            with albumentations on the host.
+        cuda_graph: on CUDA, replay the training step from a graph instead of launching it kernel by kernel.
     """
 
     device: str = "cpu"
     precision: Precision = "fp32"
     channels_last: bool = True
-    fused_dropout: bool = True
+    fused: bool = True
     folded_evaluation: bool = True
+    resident: bool = False
+    cuda_graph: bool = False
 
     @property
     def device_type(self) -> str:
@@ -44,14 +49,21 @@ class Compute:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
-def choose_compute(device: str, precision: str) -> Compute:
-    """What to compute with for a space's `resources.device` and `training.precision`.
+def choose_compute(device: str, precision: str, cuda_graph: bool = False) -> tuple[Compute, str]:
+    """What to compute with, and why in that precision.
+
+    Args:
+        device: a space's `resources.device`.
+        precision: its `training.precision`.
+        cuda_graph: its `resources.cuda_graph`; nothing but a GPU has one.
 
     Raises:
         InputError: CUDA is asked for and not there.
     """
     device = choose_device(device)
-    return Compute(device, choose_precision(precision, device)[0])
+    chosen, reason = choose_precision(precision, device)
+    on_gpu = torch.device(device).type == "cuda"
+    return Compute(device, chosen, resident=on_gpu, cuda_graph=on_gpu and cuda_graph), reason
 
 
 def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:

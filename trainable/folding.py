@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from trainable.dropout import ReluDropout
+from trainable.fused_norm import NormReluDropout
 from trainable.model import DepthwiseSeparableNet
 
 
@@ -39,6 +39,6 @@ def _fold_block(block: nn.Sequential) -> None:
             convolution = owner[name]
             assert isinstance(convolution, nn.Conv2d)
             owner[name] = fuse_conv_bn_eval(convolution, layer)
-            block[i] = nn.Identity()
-        elif isinstance(layer, nn.ReLU | ReluDropout):
+            block[i] = nn.ReLU(inplace=True) if isinstance(layer, NormReluDropout) else nn.Identity()
+        elif isinstance(layer, nn.ReLU):
             block[i] = nn.ReLU(inplace=True)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Generator, Tensor, nn
 
-from trainable.dropout import DropoutNoise, ReluDropout
+from trainable.dropout import DropoutNoise
+from trainable.fused_norm import NormReluDropout
 from trainable.layers import initialise
 
 # Each of a block's two dilated convolutions takes 2 pixels off a side, and 1 pixel must be left.
@@ -33,23 +34,19 @@ class Block(nn.Sequential):
     Args:
         in_channels: 3 for the first block, 64 for the others.
         dropout: probability that a unit is zeroed.
-        noise: for `ReluDropout`; None for `nn.ReLU` and `nn.Dropout`. The state dict is the same.
+        noise: for `NormReluDropout`; None for torch's own layers. The state dict is the same.
     """
 
     def __init__(self, in_channels: int, dropout: float, noise: DropoutNoise | None) -> None:
         super().__init__(
             nn.Conv2d(in_channels, 24, 3, dilation=2, padding=1, bias=False),
-            nn.BatchNorm2d(24),
-            *_relu_and_dropout(dropout, noise),
+            *_norm_relu_dropout(24, dropout, noise),
             nn.Conv2d(24, 48, 3, dilation=2, padding=1, bias=False),
-            nn.BatchNorm2d(48),
-            *_relu_and_dropout(dropout, noise),
+            *_norm_relu_dropout(48, dropout, noise),
             DepthwiseSeparable(48, 64),
-            nn.BatchNorm2d(64),
-            *_relu_and_dropout(dropout, noise),
+            *_norm_relu_dropout(64, dropout, noise),
             DepthwiseSeparable(64, 64),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
+            *_norm_relu(64, noise),
         )
 
 
@@ -61,11 +58,11 @@ class DepthwiseSeparableNet(nn.Module):
         dropout: probability that a unit is zeroed, in [0, 1).
         generator: source of the initial weights (torch's own defaults for these layers); None draws
             them from torch's global generator.
-        fused_dropout: whether ReLU and dropout are one module, which is faster on a CPU; the law and the state
+        fused: whether batch norm, ReLU and dropout are one module, which is faster on a CPU; the law and the state
             dict are the same either way.
 
     Attributes:
-        dropout_noise: where fused dropout draws from; None if it is not fused.
+        dropout_noise: what fused dropout draws from; None if it is not fused.
 
     Raises:
         ValueError: fewer than 2 classes.
@@ -76,12 +73,12 @@ class DepthwiseSeparableNet(nn.Module):
         n_classes: int = 10,
         dropout: float = 0.1,
         generator: Generator | None = None,
-        fused_dropout: bool = True,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if n_classes < 2:
             raise ValueError(f"`n_classes` is {n_classes}, but must be at least 2.")
-        self.dropout_noise = DropoutNoise(dropout) if fused_dropout else None
+        self.dropout_noise = DropoutNoise(dropout) if fused else None
         # Layers draw weights from the global generator when they are made; nobody else's draws shall change.
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
             self.blocks = nn.Sequential(*(Block(n_in, dropout, self.dropout_noise) for n_in in (3, 64, 64, 64)))
@@ -150,11 +147,17 @@ def summary(network: DepthwiseSeparableNet, image_size: int) -> str:
     return "\n".join(lines)
 
 
-def _relu_and_dropout(dropout: float, noise: DropoutNoise | None) -> tuple[nn.Module, nn.Module]:
+# The places of the layers that are left out stay taken: those after them keep their names in the state dict.
+def _norm_relu_dropout(n_channels: int, dropout: float, noise: DropoutNoise | None) -> tuple[nn.Module, ...]:
     if noise is None:
-        return nn.ReLU(), nn.Dropout(dropout)
-    # The second place stays taken, so that the layers after it keep their names in the state dict.
-    return ReluDropout(noise, inplace=True), nn.Identity()
+        return nn.BatchNorm2d(n_channels), nn.ReLU(), nn.Dropout(dropout)
+    return NormReluDropout(n_channels, noise), nn.Identity(), nn.Identity()
+
+
+def _norm_relu(n_channels: int, noise: DropoutNoise | None) -> tuple[nn.Module, ...]:
+    if noise is None:
+        return nn.BatchNorm2d(n_channels), nn.ReLU()
+    return NormReluDropout(n_channels, None), nn.Identity()
 
 
 def _side(size: int | tuple[int, ...]) -> int:

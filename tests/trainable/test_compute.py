@@ -65,7 +65,7 @@ def test_a_folded_network_computes_the_same_and_leaves_the_original_alone(traine
 
 
 def test_folding_works_for_other_classes_and_plain_dropout() -> None:
-    network = DepthwiseSeparableNet(3, 0.2, torch.Generator().manual_seed(0), fused_dropout=False)
+    network = DepthwiseSeparableNet(3, 0.2, torch.Generator().manual_seed(0), fused=False)
     network.train()(torch.randn(8, 3, 21, 21))
     images = torch.randn(4, 3, 21, 21)
     torch.testing.assert_close(folded(network, torch.float32)(images), network.eval()(images), rtol=1e-4, atol=1e-4)

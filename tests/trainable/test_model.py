@@ -34,7 +34,7 @@ def test_is_the_network_that_was_specified() -> None:
     flat = [*itertools.chain(*(block(channels) for channels in (3, 64, 64, 64)))]
     flat += [nn.AdaptiveMaxPool2d(1), nn.Conv2d(64, 10, 1), nn.Flatten(), nn.LogSoftmax(1)]
     specified = nn.Sequential(*flat)
-    network = DepthwiseSeparableNet(10, 0.1, fused_dropout=False)
+    network = DepthwiseSeparableNet(10, 0.1, fused=False)
     specified.load_state_dict(dict(zip(specified.state_dict(), network.state_dict().values(), strict=True)))
 
     images = torch.randn(5, 3, 32, 32)
