@@ -31,7 +31,7 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Open
 
 A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
 (trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
-{metrics["epochs"]} epochs.
+{metrics["epochs"]} epochs of {metrics["trained_on"]["images_per_epoch"]:,} images, in {metrics["precision"]}.
 
 **Test accuracy {metrics["test_accuracy_mean"]:.2%}**{spread}, on {metrics["tested_on"]["n_images"]:,} test images;
 by seed: {seeds}. The files here are the first seed's. The interval says how much another training run would differ,

@@ -2,23 +2,32 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from search.cluster import count_cores
-from search.estimates import duration_text, expected_epochs
+from search.estimates import duration_text, expected_epochs, expected_epochs_left, passing_shares, seconds_left
+from search.gpu_sharing import Sharing, choose_share, measure_sharing
 from search.manifest import Device
-from spaces.parameters import Fixed
-from spaces.schema import Space
-from trainable.compute import Compute, choose_precision
-from trainable.datasets import ImageSet, TrainingData
-from trainable.devices import choose_device, describe_device
+from spaces.parameters import Fixed, Hyperparameters
+from spaces.schema import Dataset, Space
+from trainable.compute import Compute, choose_compute
+from trainable.datasets import ImageSet, TrainingData, open_training_data
+from trainable.devices import describe_device
 from trainable.fit_evaluate import FitEvaluate
 from trainable.seeding import RunSeed
 
+# Ray rounds fractions of a resource to so many parts; rounded up, the last trial would find no place.
+RAY_PARTS = 10_000
+TOKEN_CPU = 1 / RAY_PARTS
 N_TIMED_STEPS = 5
 N_TIMED_IMAGES = 128
+# The forward pass alone, without gradients.
+IMAGES_EVALUATED_PER_TRAINED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +38,9 @@ class Placement:
         compute: device and precision.
         precision_reason: why that one, in words.
         description: the device's own name.
-        n_cpus, n_gpus: that trials share.
+        n_cpus, n_gpus: cores and GPUs that trials share.
         trials_at_once: how many share them.
+        measured: what so many trials did on one GPU at once, where that was timed.
     """
 
     compute: Compute
@@ -39,14 +49,21 @@ class Placement:
     n_cpus: int
     n_gpus: int
     trials_at_once: int
+    measured: tuple[Sharing, ...] = ()
 
     @property
     def resources_per_trial(self) -> dict[str, float]:
         if self.compute.device_type == "cuda":
             # A trial lies on one GPU: the fullest one decides how large a share can be.
-            gpu = 1 / math.ceil(self.trials_at_once / self.n_gpus)
-            return {"cpu": min(1, self.n_cpus / self.trials_at_once), "gpu": gpu}
+            share = math.ceil(self.trials_at_once / self.n_gpus)
+            # The GPU is what limits; Ray's count of CPUs must only not forbid it.
+            return {"cpu": TOKEN_CPU, "gpu": math.floor(RAY_PARTS / share) / RAY_PARTS}
         return {"cpu": 1}
+
+    @property
+    def trials_side_by_side(self) -> int:
+        """How many do not slow each other down."""
+        return self.trials_at_once if self.n_gpus else min(self.trials_at_once, self.n_cpus)
 
     @property
     def places(self) -> str:
@@ -66,36 +83,74 @@ class Placement:
         )
 
 
-def place(space: Space, began: Device | None = None) -> Placement:
+def place(space: Space, data: TrainingData, began: Device | None = None) -> Placement:
     """Decide where trials run: one a core on a CPU, `trials_per_gpu` a GPU on CUDA.
 
     Args:
         space: what is searched.
+        data: what trials are timed on, where a GPU's share is to be found out.
         began: of a search that is gone on with. Its precision is kept, so that its trials compare.
 
     Raises:
         InputError: CUDA is asked for and not there.
     """
-    device = choose_device(space.resources.device)
-    precision, reason = choose_precision(began.precision if began else space.training.precision, device)
-    compute = Compute(device, precision)
+    precision = began.precision if began else space.training.precision
+    compute, reason = choose_compute(space.resources.device, precision, space.resources.cuda_graph)
     reason = "as the search began" if began else reason
-    n_cores = count_cores()
-    if device == "cuda":
+    name, n_cores = describe_device(compute.device), count_cores()
+    if compute.device_type == "cuda":
         n_gpus = torch.cuda.device_count()
-        at_once = min(n_gpus * space.resources.trials_per_gpu, space.search.trials)
-        return Placement(compute, reason, describe_device(device), n_cores, n_gpus, at_once)
+        share, measured = _trials_per_gpu(space, data, compute, n_gpus)
+        at_once = min(n_gpus * share, space.search.trials)
+        return Placement(compute, reason, name, n_cores, n_gpus, at_once, measured)
     wanted = space.resources.trials_at_once
     at_once = min(n_cores if wanted == "auto" else wanted, space.search.trials)
-    return Placement(compute, reason, describe_device(device), at_once, 0, at_once)
+    return Placement(compute, reason, name, n_cores, 0, at_once)
+
+
+def _trials_per_gpu(space: Space, data: TrainingData, compute: Compute, n_gpus: int) -> tuple[int, tuple[Sharing, ...]]:
+    if space.resources.trials_per_gpu != "auto":
+        return space.resources.trials_per_gpu, ()
+    # Each trial keeps a core busy, and more trials than there are cannot share.
+    most = max(1, min(count_cores() // n_gpus, math.ceil(space.search.trials / n_gpus)))
+    if most == 1:
+        return 1, ()
+    make_step = partial(baseline_step, data.decoded.folder, space.dataset, space.baseline, compute)
+    share, measured = choose_share(partial(measure_sharing, make_step=make_step, device=compute.device), most)
+    return share, tuple(measured)
+
+
+def baseline_step(
+    decoded_folder: Path, dataset: Dataset, hyperparameters: Hyperparameters, compute: Compute
+) -> Callable[[], int]:
+    """Build a run of its own in this process, to be timed.
+
+    Returns:
+        Each call trains one step and returns the number of its images.
+    """
+    data = open_training_data(decoded_folder, dataset)
+    steps = FitEvaluate(data.train, None, hyperparameters, RunSeed(0), compute).steps()
+    return lambda: next(steps)[1]
 
 
 def epochs_expected(space: Space) -> float:
     return expected_epochs(space.search.trials, space.rung_epochs, space.search.reduction_factor)
 
 
+def _passing(space: Space) -> tuple[float, ...]:
+    return passing_shares(space.search.trials, space.rung_epochs, space.search.reduction_factor)
+
+
 def seconds_per_epoch(space: Space, data: TrainingData, placement: Placement) -> float:
-    """Time a few steps of the baseline, in this process alone, and scale them to an epoch."""
+    """Time a few steps of the baseline, in this process alone, and scale them to an epoch.
+
+    Trials that share a GPU wait for each other: there, what they did together when it was measured counts.
+    """
+    share = math.ceil(placement.trials_at_once / max(placement.n_gpus, 1))
+    together = next((sharing for sharing in placement.measured if sharing.n_trials >= share), None)
+    if together:
+        n_images = data.train.epoch_images + len(data.validation) / IMAGES_EVALUATED_PER_TRAINED
+        return together.n_trials * n_images / together.images_per_s
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -105,6 +160,21 @@ def seconds_per_epoch(space: Space, data: TrainingData, placement: Placement) ->
         return training_s + _evaluation_s(run, sample) * len(data.validation) / len(sample)
     finally:
         torch.set_num_threads(threads)
+
+
+def sharing_text(sharing: Sharing) -> str:
+    """What was measured for a number of trials on one GPU."""
+    trials = "1 trial" if sharing.n_trials == 1 else f"{sharing.n_trials} trials"
+    return f"{trials} on one GPU: {sharing.images_per_s:,.0f} images/s together"
+
+
+def _epoch_lines(data: TrainingData) -> list[str]:
+    n_images, epoch_images = len(data.train), data.train.epoch_images
+    return (
+        []
+        if epoch_images == n_images
+        else [f"epoch       {epoch_images:,} images, {epoch_images / n_images:.2f} of a pass over the training images"]
+    )
 
 
 def _evaluation_s(run: FitEvaluate, images: ImageSet) -> float:
@@ -117,7 +187,9 @@ def _evaluation_s(run: FitEvaluate, images: ImageSet) -> float:
 def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: float) -> str:
     """The plan that `--dry-run` prints."""
     epochs = epochs_expected(space)
-    total_s = epochs * epoch_s / placement.trials_at_once
+    each = expected_epochs_left(0, space.rung_epochs, _passing(space))
+    epochs_left = [space.training.max_epochs, *[each] * (space.search.trials - 1)]
+    total_s = seconds_left(epochs_left, epoch_s, placement.trials_side_by_side)
     if space.search.time_budget_s is not None:
         total_s = min(total_s, space.search.time_budget_s)
     rungs = ", ".join(str(epoch) for epoch in space.rung_epochs[:-1]) or "none"
@@ -125,7 +197,9 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"space       {space.name}",
         f"data set    {space.dataset.name}: {len(data.train):,} training and {len(data.validation):,} validation "
         f"images of {data.decoded.image_size} x {data.decoded.image_size}, {len(data.decoded.class_names)} classes",
+        *_epoch_lines(data),
         f"device      {placement.description}, {placement.trials_at_once} trials at once",
+        *(f"            {sharing_text(sharing)}" for sharing in placement.measured),
         f"precision   {placement.compute.precision}: {placement.precision_reason}",
         f"trials      {space.search.trials}, the baseline first, at most {space.training.max_epochs} epochs each",
         f"rungs       {rungs}: about one trial in {space.search.reduction_factor} goes on at each",
@@ -141,5 +215,5 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"cost        about {duration_text(total_s)} on {placement.places}: {space.search.trials} trials, at most "
         f"{space.training.max_epochs} epochs, about {epochs:.0f} epochs in all"
     )
-    lines.append(f"            ({epoch_s:.1f} s an epoch by {N_TIMED_STEPS} steps timed now; start-up comes on top)")
+    lines.append(f"            ({epoch_s:.1f} s an epoch by steps timed now; start-up comes on top)")
     return "\n".join(lines)

@@ -63,7 +63,9 @@ def _retrain(options: argparse.Namespace) -> int:
             style="yellow",
         )
     # In the search's precision, wherever this runs: the winner won in it.
-    compute = choose_compute(space.resources.device, experiment.manifest.device.precision)
+    compute, _ = choose_compute(
+        space.resources.device, experiment.manifest.device.precision, space.resources.cuda_graph
+    )
     plan = Retraining(
         experiment=experiment,
         space=space,
@@ -77,10 +79,12 @@ def _retrain(options: argparse.Namespace) -> int:
     )
     print(
         f"{experiment.name}: retraining trial {trial.number} on {len(data.everything):,} images, "
-        f"{plan.n_seeds} seeds of {plan.epochs} epochs on {describe_device(compute.device)} in {compute.precision}, "
-        f"{plan.n_workers} at once",
+        f"{plan.n_seeds} seeds of {plan.epochs} epochs of {data.everything.epoch_images:,} images on "
+        f"{describe_device(compute.device)} in {compute.precision} (the search's), {plan.n_workers} at once",
         flush=True,
     )
+    if plan.epochs * data.everything.epoch_images < len(data.everything):
+        errors.print("So few epochs do not see all images: `dataset.images_per_epoch` is small.", style="yellow")
     with experiment.exclusive():
         metrics = _with_progress(errors, plan)
     _print_result(experiment, metrics)

@@ -33,6 +33,12 @@ def test_spaces_know_nothing_of_torch_ray_or_the_rest(path: Path) -> None:
     assert not imported_packages(path) & {"torch", "ray", "trainable", "search"}
 
 
+@pytest.mark.parametrize("folder", ["spaces", "trainable", "search"])
+def test_nothing_that_is_installed_imports_benchmarks_or_tests(folder: str) -> None:
+    for path in (ROOT / folder).glob("*.py"):
+        assert not imported_packages(path) & {"benchmarks", "tests"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "trainable").glob("*.py")), ids=lambda path: path.name)
 def test_trainable_never_imports_search_and_one_file_imports_ray(path: Path) -> None:
     packages = imported_packages(path)

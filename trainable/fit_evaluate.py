@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from spaces import Hyperparameters
-from trainable.augmentation import AugmentationPolicy, Augmenter
+from trainable.augmentation import AugmentationPolicy
+from trainable.batches import Batch, Batches, DeviceBatches, HostBatches
 from trainable.checkpoint import TrainingState, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
 from trainable.datasets import ImageSet
 from trainable.folding import folded
 from trainable.model import DepthwiseSeparableNet
-from trainable.normalisation import Normalise
+from trainable.order import batch_bounds, epoch_order
 from trainable.seeding import RunSeed, Stream
+from trainable.workbench import Workbench
 
 # Small batches stay in a CPU core's cache; a GPU wants large ones.
 EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}
@@ -81,6 +83,7 @@ class FitEvaluate:
         hyperparameters: the configuration.
         seed: names the run's random streams.
         compute: device, precision and the like.
+        workbench: what the process keeps from one run to the next; None to make and keep nothing.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class FitEvaluate:
         hyperparameters: Hyperparameters,
         seed: RunSeed,
         compute: Compute = Compute(),  # noqa: B008 -- frozen
+        workbench: Workbench | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
         self.seed = seed
@@ -98,24 +102,16 @@ class FitEvaluate:
         self.epoch = 0
         self._train_set = train
         self._validation_set = validation
-        decoded = train.decoded
+        workbench = workbench or Workbench()
+        self._batches = self._input(workbench)
         weights_generator = torch.Generator().manual_seed(seed.stream(Stream.WEIGHTS))
         network = DepthwiseSeparableNet(
-            len(decoded.class_names), hyperparameters.dropout, weights_generator, compute.fused_dropout
+            len(train.decoded.class_names), hyperparameters.dropout, weights_generator, compute.fused
         )
-        self.network = network.to(self.device).to(memory_format=compute.memory_format)
-        self.normalise = Normalise(decoded.mean, decoded.std).to(self.device)
-        self._augmenter = Augmenter(
-            AugmentationPolicy.from_hyperparameters(hyperparameters, decoded.image_size, decoded.mean),
-            decoded.image_size,
-        )
-        self.optimizer = SGD(
-            self.network.parameters(),
-            lr=hyperparameters.lr,
-            momentum=hyperparameters.momentum,
-            weight_decay=hyperparameters.weight_decay,
-            fused=True,
-        )
+        parts = workbench.parts_for(network, train.decoded, hyperparameters, compute)
+        self.network, self.normalise = parts.network, parts.normalise
+        self.optimizer: Optimizer = parts.optimizer
+        self._step = parts.step
         self.scheduler = StepLR(self.optimizer, hyperparameters.step_size, hyperparameters.gamma)
 
     @property
@@ -135,8 +131,7 @@ class FitEvaluate:
         totals = _Totals(self.device)
         with self._seeded_dropout():
             for images, labels in self._training_batches():
-                loss, log_probabilities = self._step(images, labels)
-                totals.add(loss, log_probabilities, labels)
+                totals.add(*self._step(images, labels), len(labels))
                 if on_step:
                     on_step()
         return totals.evaluation()
@@ -147,7 +142,8 @@ class FitEvaluate:
         totals = _Totals(self.device)
         network = folded(self.network, self.compute.dtype) if self.compute.folded_evaluation else self.network
         for log_probabilities, labels in self._predicted_batches(network, images):
-            totals.add(F.nll_loss(log_probabilities, labels), log_probabilities, labels)
+            n_right = (log_probabilities.argmax(dim=1) == labels).sum()
+            totals.add(F.nll_loss(log_probabilities, labels), n_right, len(labels))
         return totals.evaluation()
 
     @torch.inference_mode()
@@ -204,13 +200,22 @@ class FitEvaluate:
 
         Trains for real: for a run that is thrown away.
         """
-        self.network.train()
         clock_s = []
-        for images, labels in islice(cycle(self._training_batches()), n_steps + 1):
-            loss, _ = self._step(images, labels)
+        for loss, _ in islice(self.steps(), n_steps + 1):
             loss.item()  # waits for the device
             clock_s.append(time.perf_counter())
         return statistics.median(later - earlier for earlier, later in pairwise(clock_s))
+
+    def steps(self) -> Iterator[tuple[Tensor, int]]:
+        """Train step by step without an end, over the same epoch again and again: for timing.
+
+        Yields:
+            The step's mean loss, which the next step may overwrite, and the number of its images.
+        """
+        self.network.train()
+        while True:
+            for images, labels in self._training_batches():
+                yield self._step(images, labels)[0], len(labels)
 
     def save(self, folder: Path) -> None:
         """Write everything that training goes on from into `folder` (safetensors and JSON)."""
@@ -232,24 +237,21 @@ class FitEvaluate:
         state.must_belong_to(self.hyperparameters, self.seed, folder)
         self.network.load_state_dict(network_state)
         self.optimizer.load_state_dict(optimizer_state)
+        _lay_as_parameters(self.optimizer)
         self.scheduler.load_state_dict(state.scheduler)
         self.epoch = state.epoch
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with self._autocast():
-            log_probabilities = self.network(images)
-        loss = F.nll_loss(log_probabilities, labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return loss.detach(), log_probabilities.detach()
+    def _input(self, workbench: Workbench) -> Batches:
+        decoded = self._train_set.decoded
+        policy = AugmentationPolicy.from_hyperparameters(self.hyperparameters, decoded.image_size, decoded.mean)
+        if self.compute.resident:
+            return DeviceBatches(self._train_set, policy, workbench.images_on(self.device))
+        return HostBatches(self._train_set, policy, self.device)
 
-    def _training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _training_batches(self) -> Iterator[Batch]:
         order = epoch_order(len(self._train_set), self._train_set.epoch_images, self.seed, self.epoch)
-        self._augmenter.reseed(self.seed.stream(Stream.AUGMENTATION, self.epoch))
-        for start, stop in batch_bounds(len(order), self.hyperparameters.batch_size):
-            images, labels = self._train_set.gather(order[start:stop])
-            yield self._to_device(self._augmenter(images), labels)
+        bounds = batch_bounds(len(order), self.hyperparameters.batch_size)
+        return self._batches.augmented(order, bounds, self.seed.stream(Stream.AUGMENTATION, self.epoch))
 
     def _predicted_batches(
         self, network: nn.Module, images: ImageSet, fp32: bool = False
@@ -257,19 +259,11 @@ class FitEvaluate:
         network.eval()
         size = EVALUATION_BATCH[self.device.type]
         dtype = next(network.parameters()).dtype
-        for start in range(0, len(images), size):
-            pixels, labels = self._to_device(*images.gather(slice(start, start + size)))
-            with self._autocast(enabled=not fp32):
-                yield network(pixels.to(dtype)), labels
-
-    def _to_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        pixels = torch.from_numpy(images).to(self.device, non_blocking=True)
-        pixels = self.normalise(pixels).contiguous(memory_format=self.compute.memory_format)
-        return pixels, torch.from_numpy(labels).to(self.device, non_blocking=True)
-
-    def _autocast(self, enabled: bool = True) -> torch.autocast:
-        wanted = enabled and self.compute.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
+        in_bf16 = self.compute.precision == "bf16" and not fp32
+        for pixels, labels in self._batches.plain(images, size):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bf16):
+                log_probabilities = network(self.normalise(pixels).to(dtype))
+            yield log_probabilities, labels
 
     @contextmanager
     def _seeded_dropout(self) -> Iterator[None]:
@@ -283,41 +277,15 @@ class FitEvaluate:
             yield
 
 
-def epoch_order(n_images: int, epoch_images: int, seed: RunSeed, epoch: int) -> NDArray[np.int64]:
-    """Which images an epoch takes, in order.
-
-    Epochs are cut out of one long sequence of passes; each pass is a permutation of all images, so that none
-    comes again before all have been seen.
-
-    Args:
-        n_images: in the training set.
-        epoch_images: that make an epoch.
-        seed: names the permutations.
-        epoch: counted from 0.
-
-    Returns:
-        (epoch_images,) positions, 0 to n_images - 1.
-    """
-    start, stop = epoch * epoch_images, (epoch + 1) * epoch_images
-    passes = range(start // n_images, math.ceil(stop / n_images))
-    orders = [_permutation(n_images, seed.stream(Stream.ORDER, number)) for number in passes]
-    skipped = start - passes.start * n_images
-    return np.concatenate(orders)[skipped : skipped + epoch_images]
-
-
-def _permutation(n_images: int, seed: int) -> NDArray[np.int64]:
-    return torch.randperm(n_images, generator=torch.Generator().manual_seed(seed)).numpy()
-
-
-def batch_bounds(n_images: int, batch_size: int) -> list[tuple[int, int]]:
-    """Where each batch starts and stops; a last image alone joins the batch before it.
-
-    Batch norm has no variance to divide by where one image has shrunk to one pixel.
-    """
-    starts = list(range(0, n_images, batch_size))
-    if len(starts) > 1 and n_images - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], n_images], strict=True))
+def _lay_as_parameters(optimizer: Optimizer) -> None:
+    """Give restored buffers the memory order of their parameters: fused kernels pair the two as they lie."""
+    for parameter, slots in optimizer.state.items():
+        for name, buffer in slots.items():
+            if isinstance(buffer, Tensor) and buffer.stride() != parameter.stride():
+                laid = torch.empty_strided(
+                    parameter.size(), parameter.stride(), dtype=buffer.dtype, device=buffer.device
+                )
+                slots[name] = laid.copy_(buffer)
 
 
 class _Totals:
@@ -328,10 +296,10 @@ class _Totals:
         self._n_right = torch.zeros((), dtype=torch.int64, device=device)
         self._n_images = 0
 
-    def add(self, mean_loss: Tensor, log_probabilities: Tensor, labels: Tensor) -> None:
-        self._loss += mean_loss.double() * len(labels)
-        self._n_right += (log_probabilities.argmax(dim=1) == labels).sum()
-        self._n_images += len(labels)
+    def add(self, mean_loss: Tensor, n_right: Tensor, n_images: int) -> None:
+        self._loss += mean_loss.double() * n_images
+        self._n_right += n_right
+        self._n_images += n_images
 
     def evaluation(self) -> Evaluation:
         return Evaluation(self._loss.item() / self._n_images, self._n_right.item() / self._n_images)

@@ -11,13 +11,20 @@ class Normalise(nn.Module):
 
     Args:
         mean, std: per channel, RGB, for pixels scaled to 0 to 1.
+        memory_format: of what comes out.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
         super().__init__()
+        self._memory_format = memory_format
         deviation = torch.tensor(std, dtype=torch.float64)
         scale = 1 / (255 * deviation)
         shift = -torch.tensor(mean, dtype=torch.float64) / deviation
@@ -25,5 +32,6 @@ class Normalise(nn.Module):
         self.register_buffer("shift", shift.float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 → (N, 3, H, W) float32, in channels_last memory order."""
-        return (images.float() * self.scale + self.shift).permute(0, 3, 1, 2)
+        """(N, H, W, 3) uint8 → (N, 3, H, W) float32."""
+        normalised = (images.float() * self.scale + self.shift).permute(0, 3, 1, 2)
+        return normalised.contiguous(memory_format=self._memory_format)

@@ -3,10 +3,12 @@
 The driver imports this file too, to name the class: what only training needs is left to the workers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
@@ -14,6 +16,9 @@ from spaces import Dataset, Hyperparameters
 from trainable.compute import Compute
 from trainable.datasets import TrainingData, open_training_data
 from trainable.seeding import RunSeed
+
+if TYPE_CHECKING:
+    from trainable.fit_evaluate import FitEvaluate
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class TrialConfig:
         }
 
     @classmethod
-    def from_ray_config(cls, config: Mapping[str, Any]) -> "TrialConfig":
+    def from_ray_config(cls, config: Mapping[str, Any]) -> TrialConfig:
         """The inverse of `as_ray_config`; unknown keys are an error."""
         values = dict(config)
         resume_from = values.pop("resume_from")
@@ -73,6 +78,10 @@ class TrialTrainable(tune.Trainable):
 
         # Also what makes a trial's numbers repeatable: sums depend on how many threads share them.
         torch.set_num_threads(1)
+        from trainable.workbench import Workbench
+
+        self._workbench = Workbench()
+        self._run: FitEvaluate | None = None
         self._data: TrainingData | None = None
         self._opened: tuple[Path, Dataset] | None = None
         self._start(TrialConfig.from_ray_config(config))
@@ -82,15 +91,21 @@ class TrialTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        result = self._run.run_epoch()
+        result = self._current.run_epoch()
         # The epoch's own number: after a resume Ray's count would start again at 1.
         return {**asdict(result), "trial": self._trial, "training_iteration": result.epoch}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        self._run.save(Path(checkpoint_dir))
+        self._current.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
-        self._run.restore(Path(checkpoint))
+        self._current.restore(Path(checkpoint))
+
+    @property
+    def _current(self) -> FitEvaluate:
+        if self._run is None:
+            raise RuntimeError("No trial has been started.")
+        return self._run
 
     def _start(self, config: TrialConfig) -> None:
         from trainable.fit_evaluate import FitEvaluate
@@ -99,12 +114,15 @@ class TrialTrainable(tune.Trainable):
             self._data = open_training_data(config.decoded_folder, config.dataset)
             self._opened = (config.decoded_folder, config.dataset)
         self._trial = config.trial
+        # Its parts may be the new run's, and its memory the new run's too.
+        self._run = None
         self._run = FitEvaluate(
             self._data.train,
             self._data.validation,
             config.hyperparameters,
             RunSeed(config.experiment_seed, config.trial),
             config.compute,
+            self._workbench,
         )
         if config.resume_from is not None:
             self._run.restore(config.resume_from)

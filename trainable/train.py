@@ -34,7 +34,9 @@ def _train(options: argparse.Namespace) -> int:
     n_epochs = space.training.max_epochs if options.epochs is None else options.epochs
     if n_epochs < 1:
         raise InputError(f"--epochs is {n_epochs}, but must be at least 1.")
-    compute = choose_compute(options.device or space.resources.device, space.training.precision)
+    compute, reason = choose_compute(
+        options.device or space.resources.device, space.training.precision, space.resources.cuda_graph
+    )
     errors = Console(stderr=True)
     data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
     run = FitEvaluate(data.train, data.validation, space.baseline, RunSeed(space.search.seed), compute)
@@ -42,7 +44,7 @@ def _train(options: argparse.Namespace) -> int:
     print(summary(run.network, data.decoded.image_size))
     print(
         f"\n{len(data.train):,} training and {len(data.validation):,} validation images, "
-        f"on {compute.device} in {compute.precision}"
+        f"on {compute.device} in {compute.precision} ({reason})"
     )
     print(", ".join(f"{name} {value:g}" for name, value in space.baseline.as_dict().items()), flush=True)
 

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import StepLR
 
 from spaces import Dataset, Hyperparameters, InputError
 from trainable.datasets import ImageSet, TrainingData, prepare_training_data
-from trainable.fit_evaluate import FitEvaluate, batch_bounds, epoch_order
+from trainable.fit_evaluate import FitEvaluate
+from trainable.order import batch_bounds, epoch_order
 from trainable.seeding import Purpose, RunSeed, Stream
 
 CONFIG = Hyperparameters(lr=0.02, momentum=0.8, gamma=0.5, step_size=2, batch_size=16, flip_p=0.3)
@@ -53,7 +54,7 @@ def test_the_learning_rate_is_steplr_s(data: TrainingData) -> None:
 def test_an_epoch_is_sgd_on_the_nll_of_every_image_once(data: TrainingData) -> None:
     # Without dropout and augmentation the epoch can be computed by hand from the same start.
     config = replace(CONFIG, dropout=0.0, flip_p=0.0, shift_scale_rotate_p=0.0, coarse_dropout_p=0.0, weight_decay=0.01)
-    run, reference = fit(data, config), fit(data, config)
+    reference = fit(data, config)
     seen: list[np.ndarray] = []
     gather = data.train.gather
 
@@ -62,7 +63,7 @@ def test_an_epoch_is_sgd_on_the_nll_of_every_image_once(data: TrainingData) -> N
             seen.append(np.asarray(positions))
             return gather(positions)
 
-    run._train_set = Spy(data.train.decoded, data.train.rows)
+    run = FitEvaluate(Spy(data.train.decoded, data.train.rows), None, config, reference.seed)
     found = run.train()
 
     order = np.concatenate(seen)
@@ -218,6 +219,20 @@ def test_a_diverging_run_ends_and_says_so(data: TrainingData) -> None:
 )
 def test_no_batch_is_a_single_image_if_it_can_be_helped(n_images: int, expected: list[tuple[int, int]]) -> None:
     assert batch_bounds(n_images, 32) == expected
+
+
+def test_restored_momentum_lies_in_memory_as_its_parameter(data: TrainingData, tmp_path: Path) -> None:
+    # Checkpoints are row-major, the network is not, and fused optimizers pair the two as they lie.
+    run = fit(data)
+    run.epoch_training(1)
+    run.save(tmp_path)
+    restored = fit(data)
+    restored.restore(tmp_path)
+    for parameter, slots in restored.optimizer.state.items():
+        assert slots["momentum_buffer"].stride() == parameter.stride()
+    found, saved = (each.optimizer.state_dict()["state"] for each in (restored, run))
+    for index, slots in saved.items():
+        assert torch.equal(found[index]["momentum_buffer"], slots["momentum_buffer"])
 
 
 @pytest.mark.parametrize(("n_images", "epoch_images"), [(10, 10), (10, 3), (10, 25), (12, 12 * 4)])
