@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from types import TracebackType
 
@@ -35,6 +36,10 @@ _ENVIRONMENT = {
 }
 
 
+# Tune starts its actors with these where they are set, and workers that stand ready do not have them.
+_HANDED_ON_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+
+
 class LocalCluster:
     """Ray on this machine; a context manager that starts it, and ends all of it with the block.
 
@@ -52,15 +57,17 @@ class LocalCluster:
         self._folder: str | None = None
 
     def __enter__(self) -> "LocalCluster":
-        self._before = dict(os.environ)
-        os.environ.update(_ENVIRONMENT)
         # Not under the experiment's folder, nor under a long TMPDIR: a socket's path has at most 107 bytes.
         temporary = tempfile.gettempdir()
         short = temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp"
         self._folder = tempfile.mkdtemp(prefix="dws-", dir=short)
-        # torch makes an empty cache for its compiler wherever it is imported.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{self._folder}/inductor"
+        self._before = dict(os.environ)
         try:
+            os.environ.update(_ENVIRONMENT)
+            # torch makes an empty cache for its compiler wherever it is imported.
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{self._folder}/inductor"
+            for name in _HANDED_ON_BY_TUNE:
+                os.environ.pop(name, None)
             self._start()
         except BaseException:
             self.end()
@@ -90,21 +97,23 @@ class LocalCluster:
 
     def end(self) -> None:
         """End Ray's processes and give the environment back; nothing where that is done already."""
-        if self._before is None or self._folder is None:
-            return
-        import ray
-
-        ray.shutdown()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(self._before)
+        before, folder = self._before, self._folder
         self._before = self._folder = None
+        if before is None or folder is None:
+            return
+        try:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def cluster_for(space: Space) -> LocalCluster:
     """The cluster that a search of `space` needs; told without torch, so that both can start side by side."""
     wanted = space.resources.trials_at_once
-    n_workers = count_cores() if wanted == "auto" else wanted
+    n_workers = count_cores() if wanted == "auto" or space.resources.device == "cuda" else wanted
     return LocalCluster(min(n_workers, space.search.trials), n_gpus=0 if space.resources.device == "cpu" else None)
 
 

@@ -1,12 +1,10 @@
 """Launches a search on Ray, or goes on with one, and leaves its folder complete."""
 
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from ray import tune
@@ -15,6 +13,7 @@ from ray.tune.execution import class_cache
 from search.cluster import LocalCluster
 from search.display import SearchDisplay
 from search.experiment import Experiment
+from search.interruption import Interruption
 from search.manifest import Session, timestamp
 from search.plan import Placement
 from search.ray_adapters import (
@@ -52,6 +51,7 @@ class Launch:
         data: prepared on this machine.
         placement: where trials run.
         cluster: running; ended with the session. None where no trial is left.
+        interruption: listening.
         started_s: when the command was given, by the monotonic clock.
         time_left_s: of the time budget; None without one.
     """
@@ -61,6 +61,7 @@ class Launch:
     data: TrainingData
     placement: Placement
     cluster: LocalCluster | None
+    interruption: Interruption
     started_s: float
     time_left_s: float | None
 
@@ -87,16 +88,19 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     )
     session = _open_session(experiment, launch)
     deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
-    interruption = _Interruption()
+
+    def reached() -> bool:
+        return launch.interruption.wished or time.monotonic() >= deadline_s
+
     end: SearchEnd = "interrupted"
     try:
         if launch.cluster:
-            with interruption:
-                _tune(launch, state, display, lambda: interruption.wished or time.monotonic() >= deadline_s, session)
-                launch.cluster.end()
+            if not reached():
+                _tune(launch, state, display, reached, session)
+            launch.cluster.end()
         if not state.history.unfinished and not state.n_left:
             end = "finished"
-        elif not interruption.wished and time.monotonic() >= deadline_s:
+        elif not launch.interruption.wished and time.monotonic() >= deadline_s:
             end = "time budget used"
     finally:
         keeper.write(state.history)
@@ -221,28 +225,3 @@ def _close_session(experiment: Experiment, launch: Launch, end: SearchEnd) -> No
         "idle_share": round(shares.idle, 4),
     }
     experiment.write_manifest(manifest.with_session(manifest.sessions[-1].model_copy(update=ended), new=False))
-
-
-class _Interruption:
-    """Takes Ctrl-C and `kill` as a wish to end cleanly; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.wished = False
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def listen(self) -> None:
-        for number in self._before:
-            signal.signal(number, self._wish)
-
-    def _wish(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.wished:
-            raise KeyboardInterrupt
-        self.wished = True
-
-    def __enter__(self) -> "_Interruption":
-        self.listen()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

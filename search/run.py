@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import re
 import sys
 import threading
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from search.interruption import Interruption
 from search.options import add_results_argument, results_flag
 from spaces.command import EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
 from spaces.errors import InputError, expanded
@@ -75,23 +75,23 @@ def _launch(options: argparse.Namespace) -> int:
         )
     if options.dry_run:
         return _dry_run(space)
-    with _heavy_imports_beside():
-        data = _prepare(space)
-        with cluster_for(space) as cluster:
-            from search.plan import place
+    data = _prepare(space)
+    with Interruption() as interruption, _torch_imported_beside(), cluster_for(space) as cluster:
+        interruption.listen()  # again: ray.init takes SIGTERM for itself
+        from search.plan import place
 
-            placement = place(space)
-            experiment = create_experiment(options.results, name, space)
-            experiment.write_manifest(new_manifest(space, name, placement.for_manifest, _data_facts(data)))
-            end = _search(options, experiment, space, data, placement, cluster)
+        placement = place(space, data)
+        experiment = create_experiment(options.results, name, space)
+        experiment.write_manifest(new_manifest(space, name, placement.for_manifest, _data_facts(data)))
+        end = _search(options, experiment, space, data, placement, cluster, interruption)
     return _finish(options, experiment, end)
 
 
 def _dry_run(space: Space) -> int:
     from search.plan import place, plan_text, seconds_per_epoch
 
-    placement = place(space)
     data = _prepare(space)
+    placement = place(space, data)
     print(plan_text(space, data, placement, seconds_per_epoch(space, data, placement)))
     return 0
 
@@ -124,29 +124,37 @@ def _resume(options: argparse.Namespace) -> int:
     history = experiment.history()
     must_fit(space, history)
     all_ended = history.n_ended >= space.search.trials
-    with _heavy_imports_beside():
-        data = _prepare(space)
-        _must_be_the_same_images(experiment, data)
-        with contextlib.nullcontext() if all_ended else cluster_for(space) as cluster:
-            from search.plan import place
+    data = _prepare(space)
+    _must_be_the_same_images(experiment, data)
+    _time_left_s(experiment, space)  # none left is said before Ray is started
+    needed = contextlib.nullcontext() if all_ended else cluster_for(space)
+    with Interruption() as interruption, _torch_imported_beside(), needed as cluster:
+        interruption.listen()  # again: ray.init takes SIGTERM for itself
+        from search.plan import place
 
-            placement = place(space, experiment.manifest.device)
-            end = _search(options, experiment, space, data, placement, cluster)
+        placement = place(space, data, experiment.manifest.device)
+        end = _search(options, experiment, space, data, placement, cluster, interruption)
     return _finish(options, experiment, end)
 
 
 @contextlib.contextmanager
-def _heavy_imports_beside() -> Iterator[None]:
+def _torch_imported_beside() -> Iterator[None]:
     """Import torch beside what the block does first, which is mostly to wait for Ray's processes.
 
     Nothing that imports Ray may be imported here: two threads would wait for each other's half.
     """
-    thread = threading.Thread(target=lambda: importlib.import_module("trainable.checkpoint"))
+    thread = threading.Thread(target=_import_torch)
     thread.start()
     try:
         yield
     finally:
         thread.join()
+
+
+def _import_torch() -> None:
+    # What goes wrong here goes wrong again where the name is used, and is said there.
+    with contextlib.suppress(ImportError):
+        import torch  # noqa: F401
 
 
 def _must_be_the_same_images(experiment: Experiment, data: TrainingData) -> None:
@@ -164,6 +172,7 @@ def _search(
     data: TrainingData,
     placement: Placement,
     cluster: LocalCluster | None,
+    interruption: Interruption,
 ) -> SearchEnd:
     from rich.console import Console
 
@@ -174,7 +183,7 @@ def _search(
     console = Console(highlight=False)
     with experiment.exclusive():
         left_s = _time_left_s(experiment, space)
-        launch = Launch(experiment, space, data, placement, cluster, options.started_s, left_s)
+        launch = Launch(experiment, space, data, placement, cluster, interruption, options.started_s, left_s)
         expected = epochs_expected(space)
         if not options.quiet:
             n_done = len(experiment.history().trials)

@@ -12,6 +12,7 @@ from typing import Any
 
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.errors import RunError
+from trainable.allocator import keeping_memory
 from trainable.compute import Compute
 from trainable.seeding import Purpose, RunSeed
 
@@ -92,7 +93,8 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
         while waiting or any(process.is_alive() for process in started):
             while waiting and sum(process.is_alive() for process in started) < n_workers:
                 started.append(waiting.pop(0))
-                started[-1].start()
+                with keeping_memory():
+                    started[-1].start()
             _drain(queue, on_progress, timeout_s=POLL_S)
             if any(process.exitcode for process in started):
                 _drain(queue, on_progress, timeout_s=1.0)

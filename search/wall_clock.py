@@ -30,7 +30,7 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
     """
     ended_at = started_at + seconds
     trained_s = sum(epoch.seconds for epoch in history.results_in_order if epoch.at >= started_at)
-    # A trial that an earlier session left unfinished has a place from the start.
+    # A trial that an earlier session left unfinished is given out as soon as Ray is there.
     running = [
         (max(trial.started_at, started_at), trial.end.at if trial.end else ended_at)
         for trial in history.trials.values()
@@ -48,4 +48,5 @@ def _empty_places_s(running: Sequence[tuple[float, float]], places: int) -> floa
     last_start = max(start for start, _ in running)
     last_end = max(end for _, end in running)
     taken_s = sum(max(0.0, end - max(start, last_start)) for start, end in running)
-    return places * (last_end - last_start) - taken_s
+    # Trials that wait for a place, as after a resume on fewer cores, leave none empty.
+    return max(0.0, places * (last_end - last_start) - taken_s)

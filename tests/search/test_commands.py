@@ -273,5 +273,11 @@ def test_an_opening_of_the_test_set_is_replaced_by_its_result(experiment: Experi
 @pytest.mark.parametrize(("n_gpus", "at_once", "share"), [(1, 4, 0.25), (2, 3, 0.5), (2, 5, 1 / 3), (4, 3, 1.0)])
 def test_a_trial_s_share_of_a_gpu_lets_all_run_at_once(n_gpus: int, at_once: int, share: float) -> None:
     placement = Placement(Compute("cuda"), "", "GPU", 16, n_gpus, at_once)
-    assert placement.resources_per_trial["gpu"] == pytest.approx(share)
-    assert n_gpus * int(1 / share + 1e-9) >= at_once
+    assert placement.resources_per_trial["gpu"] == pytest.approx(share, abs=1e-4)
+
+
+def test_every_share_fits_as_often_as_it_must_after_ray_has_rounded_it() -> None:
+    for at_once in range(1, 65):
+        shares = Placement(Compute("cuda"), "", "GPU", 16, 1, at_once).resources_per_trial
+        assert round(shares["gpu"] * 10_000) * at_once <= 10_000
+        assert round(shares["cpu"] * 10_000) >= 1

@@ -151,7 +151,7 @@ def assert_trained_as_alone(history: History, space: Space, number: int) -> None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        compute = choose_compute("cpu", space.training.precision)
+        compute, _ = choose_compute("cpu", space.training.precision)
         run = FitEvaluate(data.train, data.validation, trial.config, RunSeed(space.search.seed, number), compute)
         for epoch in trial.epochs:
             result = run.run_epoch()
@@ -275,7 +275,8 @@ def test_retraining_writes_all_of_final(retrained: Path) -> None:
     accuracies = [score["accuracy"] for score in metrics["test_accuracy_per_seed"]]
     assert len(accuracies) == 2
     assert metrics["test_accuracy_mean"] == pytest.approx(np.mean(accuracies))
-    assert metrics["trained_on"]["n_images"] == 400
+    assert metrics["trained_on"]["n_images"] == metrics["trained_on"]["images_per_epoch"] == 400
+    assert metrics["precision"] == json.loads((retrained / "manifest.json").read_text())["device"]["precision"]
     confusion = np.array(metrics["confusion_matrix"])
     assert confusion.sum() == metrics["tested_on"]["n_images"] == 359
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracies[0])

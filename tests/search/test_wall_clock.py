@@ -45,6 +45,13 @@ def test_what_an_earlier_session_trained_does_not_count() -> None:
     assert shares.idle == 0
 
 
+def test_trials_that_wait_for_a_place_do_not_make_negative_idleness() -> None:
+    events = [start(0, 10), start(1, 10), start(2, 10), epoch(0, 1, 10, 110), end(0, 110), end(1, 120), end(2, 120)]
+    shares = wall_clock(History(events), started_at=100, seconds=20, trials_at_once=1)
+    assert shares.idle == 0
+    assert 0 <= shares.overhead <= 1
+
+
 def test_an_interrupted_epoch_is_overhead_and_an_empty_search_all_of_it() -> None:
     interrupted = wall_clock(History([start(0, 101), epoch(0, 1, 4, 105)]), 100, 10, 1)
     assert (interrupted.overhead, interrupted.idle) == (pytest.approx(0.6), 0)
