@@ -140,6 +140,8 @@ class SearchDisplay:
         begun = [float(max_epochs - run.n_epochs) for run in self._history.unfinished_runs]
         total = confirmation.expected_epochs(self._history.n_epochs + epochs_to_come, self._space)
         n_to_come = max(0, round(total / max_epochs) - len(self._history.runs))
+        if self._history.runs and not confirmation.next_run(self._history, self._space):
+            n_to_come = 0  # the order was clear early
         return begun + [float(max_epochs)] * n_to_come
 
     def _epochs_left_of(self, trial: Trial) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.records import History
+from search.records import History, Run, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
         trials_at_once: places.
     """
     ended_at = started_at + seconds
-    work = [*history.trials.values(), *history.runs.values()]
+    work: list[Trial | Run] = [*history.trials.values(), *history.runs.values()]
     trained_s = sum(epoch.seconds for one in work for epoch in one.epochs if epoch.at >= started_at)
     # What an earlier session left unfinished is given out as soon as Ray is there.
     running = [

@@ -36,7 +36,6 @@ def simulate(
         while len(running) < trials_at_once and (assignment := state.next_assignment()):
             running[assignment.name] = (assignment, assignment.n_epochs_known)
         if not running or n_results == max_results:
-            assert running or not state.awaits_more
             return
         name = turns.choice(sorted(running))
         assignment, epoch = running[name][0], running[name][1] + 1
