@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from search.journal import Journal, read_history
-from search.manifest import Manifest, read_manifest
+from search.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
 from search.ranking import RESULT_COLUMNS, Ranked, rank
 from search.records import History
 from spaces.errors import InputError, expanded
 from spaces.loader import dump_space, load_space
 from spaces.parameters import HYPERPARAMETER_NAMES
+from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
+from spaces.printable import printable
 from spaces.schema import Space
 from trainable.files import write_json, write_text
 
+MAX_LOCK_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _CURVE_COLUMNS = (
@@ -67,7 +70,9 @@ class Experiment:
         Raises:
             InputError: the file is missing or not valid.
         """
-        return load_space(str(self.folder / "experiment.yaml"))
+        path = self.folder / "experiment.yaml"
+        _must_be_plain(path)
+        return load_space(str(path))
 
     @property
     def manifest(self) -> Manifest:
@@ -81,7 +86,16 @@ class Experiment:
     def drop_checkpoints(self, trial: int) -> None:
         """Remove the checkpoints of a trial that ended: it is never gone on with, and a winner is retrained."""
         for folder in self.ray_folder.glob(f"session_*/trial_{trial:04d}/checkpoint_*"):
-            shutil.rmtree(folder, ignore_errors=True)
+            # Writing commands refuse links before they begin; this must hold whoever calls it.
+            if folder.resolve().is_relative_to(self.folder.resolve()):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def must_be_plain(self) -> None:
+        """Raise InputError if the folder holds links or other things that a search does not make.
+
+        Whoever writes or removes anything here asks first: through a link it would happen somewhere else.
+        """
+        must_hold_plain_files(self.folder)
 
     def history(self) -> History:
         """All trials so far; safe to call while the search runs."""
@@ -101,9 +115,9 @@ class Experiment:
     def is_live(self) -> bool:
         """Whether a process is searching in this folder now."""
         lock = self.folder / ".lock"
-        if not lock.exists():
+        if not os.path.lexists(lock):
             return False
-        with lock.open() as file:
+        with open_plain(lock) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -113,7 +127,8 @@ class Experiment:
     def must_be_free(self) -> None:
         """Raise InputError, naming the process, if one is searching in this folder now."""
         if self.is_live():
-            holder = (self.folder / ".lock").read_text().strip() or "unknown"
+            pid = read_plain(self.folder / ".lock", MAX_LOCK_BYTES).strip()
+            holder = pid.decode() if pid.isdigit() else "unknown"
             raise InputError(f"{self.folder}: is in use by process {holder}. Wait until it ends, or stop it first.")
 
     @contextmanager
@@ -123,14 +138,14 @@ class Experiment:
         Raises:
             InputError: another process holds it.
         """
-        with (self.folder / ".lock").open("a+") as file:
+        with open_plain(self.folder / ".lock", "a+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.must_be_free()
                 raise InputError(f"{self.folder}: was in use just now. Try again.") from None
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(str(os.getpid()).encode())
             file.flush()
             yield
 
@@ -173,7 +188,7 @@ def list_experiments(results: Path) -> list[Experiment]:
     """All experiments under `results`, the newest first."""
     if not results.is_dir():
         return []
-    folders = [path.parent for path in results.glob("*/experiment.yaml")]
+    folders = [path.parent for path in results.glob("*/experiment.yaml") if path.is_file()]
     return [Experiment(folder) for folder in sorted(folders, key=_started, reverse=True)]
 
 
@@ -196,6 +211,7 @@ def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAME
     rows = []
     for row in ranked:
         content = row.as_dict()
+        content["reason"] = printable(content["reason"])
         rows.append([*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)])
     return csv_text([*RESULT_COLUMNS, *parameters], rows)
 
@@ -226,7 +242,13 @@ def _newest(results: Path) -> Experiment:
 
 def _started(folder: Path) -> tuple[str, float]:
     try:
-        created = str(json.loads((folder / "manifest.json").read_text()).get("created_at", ""))
+        content = read_plain(folder / "manifest.json", MAX_MANIFEST_BYTES)
+        created = str(json.loads(content).get("created_at", ""))
     except (OSError, ValueError, AttributeError, RecursionError):
         created = ""
     return (created, (folder / "experiment.yaml").stat().st_mtime)
+
+
+def _must_be_plain(path: Path) -> None:
+    if os.path.lexists(path):
+        open_plain(path).close()

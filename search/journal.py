@@ -10,9 +10,12 @@ from pathlib import Path
 
 from search.records import Event, History, event_as_dict, event_from_dict
 from spaces.errors import InputError
+from spaces.plain_files import open_plain
 
-# A journal of 100,000 trials × 27 epochs is about 600 MB; anything over this is not one of ours.
+# Our lines have some hundred bytes, and a journal of 100,000 trials × 27 epochs has about 600 MB; anything over
+# these is not one of ours.
 MAX_LINE_BYTES = 64 * 1024
+MAX_BYTES = 2**31
 
 
 class Journal:
@@ -28,7 +31,7 @@ class Journal:
 
     def append(self, event: Event) -> None:
         line = json.dumps(event_as_dict(event), allow_nan=False) + "\n"
-        with self.path.open("ab") as file:
+        with open_plain(self.path, "ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -38,22 +41,24 @@ def read_history(path: Path) -> History:
     """All that a journal says; an experiment without one has no trials yet.
 
     Raises:
-        InputError: a line in the middle is damaged; names it.
+        InputError: a line in the middle is damaged; names it. Or it is not a plain file, or far too large.
     """
     history = History()
-    if not path.exists():
+    if not os.path.lexists(path):
         return history
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
+    with open_plain(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise InputError(f"{path}: is over {MAX_BYTES / 2**30:g} GiB, which no search writes. Restore it.")
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             try:
                 if len(line) > MAX_LINE_BYTES:
                     raise ValueError("it is too long")
+                if not line.endswith(b"\n"):
+                    break
                 history.apply(event_from_dict(json.loads(line, parse_constant=_refuse_constant)))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(
-                    f"{path}:{number}: is not an event of a search ({type(error).__name__}: {error}). "
+                    f"{path}:{number}: is not an event of a search ({type(error).__name__}: {str(error)[:200]}). "
                     f"Restore the file from a copy, or remove that line and those after it."
                 ) from None
     return history
@@ -64,9 +69,9 @@ def _refuse_constant(name: str) -> None:
 
 
 def _cut_torn_tail(path: Path) -> None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    with path.open("rb+") as file:
+    with open_plain(path, "r+b") as file:
         content_end = file.seek(0, os.SEEK_END)
         position = content_end
         while position > 0:

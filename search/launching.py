@@ -1,6 +1,7 @@
 """Launches a search on Ray, or goes on with one, and leaves its folder complete."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -210,7 +211,14 @@ def _open_session(experiment: Experiment, launch: Launch) -> int:
     started = Session(started_at=timestamp(launch.started_at))
     manifest = experiment.manifest.with_session(started, new=True)
     experiment.write_manifest(manifest)
-    return len(manifest.sessions)
+    return free_session(experiment.ray_folder, len(manifest.sessions))
+
+
+def free_session(ray_folder: Path, number: int) -> int:
+    """`number`, or the next one that has no folder yet: Ray must find nothing in its own that it did not write."""
+    while os.path.lexists(ray_folder / f"session_{number}"):
+        number += 1
+    return number
 
 
 def _close_session(experiment: Experiment, launch: Launch, end: SearchEnd) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from spaces.parameters import Hyperparameters, Number
+from spaces.parameters import Hyperparameters, Number, shorten
 
 Status = Literal["completed", "stopped", "failed", "running"]
 EndStatus = Literal["completed", "stopped", "failed"]
@@ -83,6 +83,10 @@ _EVENT_TYPES: dict[str, type[TrialStarted] | type[EpochDone] | type[TrialEnded]]
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
 _LOSSES = ("train_loss", "validation_loss")
+# No time, learning rate, accuracy or count of ours comes near; what is larger would overflow where it is summed or
+# shown. As a time in seconds since 1970 it is the year 5138. A loss is a 32-bit number.
+_LARGEST = 1e11
+_LARGEST_LOSS = 1e39
 
 
 def event_as_dict(event: Event) -> dict[str, Any]:
@@ -108,13 +112,14 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     for key in _LOSSES:
         if key in values and values[key] is None:
             values[key] = math.nan
-        elif key in values and not math.isfinite(values[key]):
-            raise ValueError(f"{key} is {values[key]}")
+        elif key in values and not (_fits(values[key], float) and abs(values[key]) <= _LARGEST_LOSS):
+            raise ValueError(f"{key} is {shorten(values[key])}")
     if event_type is TrialStarted:
         values["config"] = Hyperparameters.from_mapping(values["config"])
     for key, value in values.items():
-        if not _fits(value, hints[key]) or (key not in _LOSSES and value != value):
-            raise ValueError(f"{key} is {value!r}")
+        no_amount = isinstance(value, int | float) and key not in _LOSSES and not 0 <= value <= _LARGEST
+        if no_amount or not _fits(value, hints[key]):
+            raise ValueError(f"{key} is {shorten(value)}")
     return event_type(**values)
 
 
@@ -199,7 +204,10 @@ class History:
                 trial.epochs.append(event)
                 self.results_in_order.append(event)
             case TrialEnded():
-                self._running(event.trial).end = event
+                trial = self._running(event.trial)
+                if event.status == "completed" and not trial.epochs:
+                    raise ValueError(f"trial {event.trial} completes without an epoch")
+                trial.end = event
 
     @property
     def unfinished(self) -> list[Trial]:

@@ -16,6 +16,7 @@ from search.interruption import Interruption
 from search.options import add_results_argument, results_flag
 from spaces.command import EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
 from spaces.errors import InputError, expanded
+from spaces.printable import printable, shell_word
 
 if TYPE_CHECKING:
     from search.cluster import LocalCluster
@@ -111,6 +112,7 @@ def _resume(options: argparse.Namespace) -> int:
             "--time-budget and --quiet only."
         )
     experiment = open_experiment(options.resume, options.results)
+    experiment.must_be_plain()
     experiment.must_be_free()
     space = experiment.space
     if options.time_budget is not None:
@@ -161,7 +163,8 @@ def _must_be_the_same_images(experiment: Experiment, data: TrainingData) -> None
     if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
         raise InputError(
             f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
-            f"not compare. Restore the images, or start a new search: python -m search.run {experiment.folder}"
+            f"not compare. Restore the images, or start a new search: "
+            f"python -m search.run {shell_word(experiment.folder)}"
         )
 
 
@@ -180,7 +183,7 @@ def _search(
     from search.launching import Launch, run_session
     from search.plan import epochs_expected
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     with experiment.exclusive():
         left_s = _time_left_s(experiment, space)
         launch = Launch(experiment, space, data, placement, cluster, interruption, options.started_s, left_s)
@@ -189,7 +192,7 @@ def _search(
             n_done = len(experiment.history().trials)
             so_far = f", {n_done} begun before" if n_done else ""
             console.print(
-                f"{experiment.folder}: {space.search.trials} trials{so_far} on {placement.description} in "
+                f"{printable(experiment.folder)}: {space.search.trials} trials{so_far} on {placement.description} in "
                 f"{placement.compute.precision} ({placement.precision_reason}), "
                 f"{placement.trials_at_once} at once, about {expected:.0f} epochs in all",
                 soft_wrap=True,
@@ -215,13 +218,14 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
         print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
     print(lead_sentence(ranked))
     flag = results_flag(options)
+    name = shell_word(experiment.name)
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"
-        print(f"{reason}; nothing is lost. Go on with: python -m search.run --resume {experiment.name}{flag}{more}")
+        print(f"{reason}; nothing is lost. Go on with: python -m search.run --resume {name}{flag}{more}")
     if winner(ranked):
-        print(f"Next: python -m search.leaderboard {experiment.name}{flag}")
-        print(f"      python -m search.retrain {experiment.name}{flag}")
+        print(f"Next: python -m search.leaderboard {name}{flag}")
+        print(f"      python -m search.retrain {name}{flag}")
 
 
 def _time_left_s(experiment: Experiment, space: Space) -> float | None:

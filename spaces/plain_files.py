@@ -65,7 +65,9 @@ def read_plain(path: Path, max_bytes: int, follow_links: bool = False) -> bytes:
         OSError: it cannot be read.
     """
     with open_plain(path, follow_links=follow_links) as file:
-        content: bytes = file.read(max_bytes + 1)
+        # Python sets aside as much memory as it is asked to read; the files of /proc say that they are empty.
+        size = os.fstat(file.fileno()).st_size or max_bytes
+        content: bytes = file.read(min(size, max_bytes) + 1)
     if len(content) > max_bytes:
         limit = f"{max_bytes / MIB:g} MiB" if max_bytes >= MIB else f"{max_bytes / 1024:g} KiB"
         raise InputError(f"{path}: is over {limit}, but must be smaller. It is none of ours; restore it from a copy.")

@@ -11,6 +11,7 @@ from spaces.parameters import Fixed, Hyperparameters, Number, Parameter, Searche
 
 # The network shrinks an image by 16 pixels; a test holds this number against the network itself.
 SMALLEST_IMAGE_PX = 17
+LARGEST_IMAGE_PX = 1024
 
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
@@ -42,7 +43,7 @@ class Dataset(Section):
     name: Literal["digits", "cifar10", "folder"]
     root: str | None = None
     download: bool = False
-    image_size: int = Field(default=32, ge=SMALLEST_IMAGE_PX, le=1024)
+    image_size: int = Field(default=32, ge=SMALLEST_IMAGE_PX, le=LARGEST_IMAGE_PX)
     train_limit: int | None = Field(default=None, ge=10, le=1_000_000_000)
     images_per_epoch: int | None = Field(default=None, ge=2, le=1_000_000_000)
     validation_fraction: float = Field(default=0.2, gt=0, le=0.5)
