@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -272,7 +273,7 @@ def _with_absolute_root(space: Space) -> Space:
 
     if space.dataset.root is None:
         return space
-    root = str(expanded(space.dataset.root).resolve())
+    root = os.path.realpath(expanded(space.dataset.root))  # unlike Path.resolve, takes links that go in circles
     return replace(space, dataset=space.dataset.model_copy(update={"root": root}))
 
 

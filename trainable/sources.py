@@ -3,7 +3,6 @@
 A source lists one split and decodes it on demand; `trainable.cache` keeps what it decodes.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -105,9 +104,9 @@ def _cifar10(dataset: Dataset, split: Split) -> Source:
     if cifar10 is None:
         remedy = "" if dataset.download else " Let it be fetched: --set dataset.download=true."
         found = "it is not there"
-        if os.path.isdir(root / CIFAR10.base_folder):  # noqa: PTH112 (also where it must not be read)
+        if _exists(root / CIFAR10.base_folder):
             found = "what is there is damaged"
-        elif os.path.exists(root / CIFAR10.filename):  # noqa: PTH110
+        elif _exists(root / CIFAR10.filename):
             found = f"there is {CIFAR10.filename}, but not unpacked, or not whole"
         raise InputError(f"`dataset.root` is {root}, but must hold an intact CIFAR-10: {found}.{remedy}")
 
