@@ -9,10 +9,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from search.journal import BACKUP_FOLDER, Tell, backup_of
 from search.records import History
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
 from spaces.schema import Precision, Space
+from trainable.files import write_json
 
 # A thousand classes and as many sessions are under one.
 MAX_MANIFEST_BYTES = 16 * MIB
@@ -142,12 +144,36 @@ class Manifest(Part):
         return self.model_copy(update={"test_openings": [*before, opening]})
 
 
-def read_manifest(path: Path) -> Manifest:
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest, then its copy, each atomically."""
+    write_json(path, manifest.model_dump())
+    backup_of(path).parent.mkdir(exist_ok=True)
+    write_json(backup_of(path), manifest.model_dump())
+
+
+def read_manifest(path: Path, tell: Tell = lambda line: None) -> Manifest:
     """Read and check a manifest.
 
+    Args:
+        path: of the manifest; its copy is read where it is damaged.
+        tell: called with a line where the copy had to be used.
+
     Raises:
-        InputError: it is missing or damaged.
+        InputError: both are missing or damaged.
     """
+    try:
+        return _read(path)
+    except InputError as error:
+        try:
+            copied = _read(backup_of(path))
+        except InputError:
+            raise error from None
+        finding = error.lines[0].removesuffix(" Restore it from a copy.").removesuffix(".")
+        tell(f"{finding}; its copy {BACKUP_FOLDER}/{path.name} is used.")
+        return copied
+
+
+def _read(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(read_plain(path, MAX_MANIFEST_BYTES))
     except OSError as error:

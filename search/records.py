@@ -7,8 +7,23 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from spaces.parameters import Hyperparameters, Number, shorten
 
-Status = Literal["completed", "stopped", "failed", "running"]
-EndStatus = Literal["completed", "stopped", "failed"]
+Status = Literal["completed", "stopped", "failed", "diverged", "running"]
+EndStatus = Literal["completed", "stopped", "failed", "diverged"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceSet:
+    """The space that proposals come from now; the first event, and again where it was changed.
+
+    Attributes:
+        space: as `Space.as_dict` gives it.
+        set_aside: numbers of earlier trials that are not in it, and count no more.
+        at: when, in seconds since 1970 (UTC).
+    """
+
+    space: dict[str, Any]
+    set_aside: list[int]
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +74,20 @@ class EpochDone:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochRedone:
+    """A result came in for an epoch that is known: training went on from an older checkpoint. It changes nothing."""
+
+    trial: int
+    epoch: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrialEnded:
     """A trial will not go on.
 
     Attributes:
-        status: `completed` all epochs, `stopped` by ASHA, or `failed`.
+        status: `completed` all epochs, `stopped` by ASHA, `diverged` (its loss is not finite), or `failed`.
         reason: why, in words; empty for completed trials.
         at: when, in seconds since 1970 (UTC).
     """
@@ -74,11 +98,13 @@ class TrialEnded:
     at: float
 
 
-Event = TrialStarted | EpochDone | TrialEnded
+Event = SpaceSet | TrialStarted | EpochDone | EpochRedone | TrialEnded
 
-_EVENT_TYPES: dict[str, type[TrialStarted] | type[EpochDone] | type[TrialEnded]] = {
+_EVENT_TYPES: dict[str, type[Event]] = {
+    "space_set": SpaceSet,
     "trial_started": TrialStarted,
     "epoch_done": EpochDone,
+    "epoch_redone": EpochRedone,
     "trial_ended": TrialEnded,
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
@@ -87,6 +113,8 @@ _LOSSES = ("train_loss", "validation_loss")
 # shown. As a time in seconds since 1970 it is the year 5138. A loss is a 32-bit number.
 _LARGEST = 1e11
 _LARGEST_LOSS = 1e39
+# Section, parameter, kind of range, its ends.
+_DEEPEST_SPACE = 4
 
 
 def event_as_dict(event: Event) -> dict[str, Any]:
@@ -130,9 +158,19 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) is dict:
+        sections = value.values() if isinstance(value, dict) else [None]
+        return all(isinstance(section, dict) for section in sections) and _is_nested_under(_DEEPEST_SPACE, value)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(number, int) for number in value)
     if get_origin(hint) is Mapping:
         return isinstance(value, dict) and all(_fits(number, float) for number in value.values())
     return isinstance(value, hint)
+
+
+def _is_nested_under(depth: int, value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not inner or (depth > 0 and all(_is_nested_under(depth - 1, part) for part in inner))
 
 
 @dataclass
@@ -145,6 +183,7 @@ class Trial:
         started_at: seconds since 1970 (UTC).
         epochs: results in order; the first is epoch 1.
         end: how it ended; None while it can go on.
+        set_aside: whether it lies outside the space as it was changed later, and counts no more.
     """
 
     number: int
@@ -154,6 +193,7 @@ class Trial:
     started_at: float
     epochs: list[EpochDone] = field(default_factory=list)
     end: TrialEnded | None = None
+    set_aside: bool = False
 
     @property
     def status(self) -> Status:
@@ -178,11 +218,15 @@ class History:
     Attributes:
         trials: by number, ascending.
         results_in_order: all epochs of all trials, as they arrived.
+        space: that proposals come from now, as `Space.as_dict` gives it; None before it is known.
+        n_redone: epochs that were trained again, after a worker or the search broke off.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
+        self.space: dict[str, Any] | None = None
+        self.n_redone = 0
         for event in events:
             self.apply(event)
 
@@ -193,6 +237,12 @@ class History:
             ValueError: it contradicts what is known.
         """
         match event:
+            case SpaceSet():
+                if not set(event.set_aside) <= set(self.trials):
+                    raise ValueError(f"it sets aside {event.set_aside} of {len(self.trials)} trials")
+                self.space = event.space
+                for trial in self.trials.values():
+                    trial.set_aside = trial.number in event.set_aside
             case TrialStarted():
                 if event.trial != len(self.trials):
                     raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
@@ -203,11 +253,20 @@ class History:
                     raise ValueError(f"trial {event.trial} has epoch {event.epoch} after {trial.n_epochs}")
                 trial.epochs.append(event)
                 self.results_in_order.append(event)
+            case EpochRedone():
+                if event.epoch > self._running(event.trial).n_epochs:
+                    raise ValueError(f"trial {event.trial} has trained epoch {event.epoch} again, which is not known")
+                self.n_redone += 1
             case TrialEnded():
                 trial = self._running(event.trial)
                 if event.status == "completed" and not trial.epochs:
                     raise ValueError(f"trial {event.trial} completes without an epoch")
                 trial.end = event
+
+    @property
+    def counting(self) -> list[Trial]:
+        """Trials that lie in the space as it is now."""
+        return [trial for trial in self.trials.values() if not trial.set_aside]
 
     @property
     def unfinished(self) -> list[Trial]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from search.experiment import trials_csv
 from search.ranking import METRIC, Ranked
 from spaces.parameters import Number
+from spaces.printable import printable
 
 # For screens; CSV, JSON and Markdown keep the full names.
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
@@ -57,7 +58,7 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     for name in parameters[:n_shown]:
         table.add_column(SHORT_NAMES.get(name, name), justify="right", no_wrap=True)
     for row in ranked:
-        style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red"}[row.status]
+        style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}[row.status]
         cells = _cells(row, parameters[:n_shown])
         if row.status == "running" and not live:
             cells[_HEADER.index("status")] = "unfinished"
@@ -66,6 +67,9 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     console = Console(file=buffer, width=width or 400, force_terminal=width is not None)
     console.print(table)
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines())
+    for row in ranked:
+        if row.status == "failed" or row.set_aside:
+            text += f"\ntrial {row.trial}: {printable(row.reason)}"
     if n_shown < len(parameters):
         text += f"\n(wider terminals also show {', '.join(parameters[n_shown:])})"
     return text

@@ -59,10 +59,24 @@ def load_space(space: str, overrides: Iterable[str] = ()) -> Space:
         InputError: every finding, each with the line of the file or the `--set` that it is about.
     """
     path = find_space(space)
-    document = parse(_read(path), path.name)
-    finder = _Overridden(document, path.name)
+    return space_from_text(_read(path), path.name, _space_name(path), overrides)
+
+
+def space_from_text(text: str, source: str, name: str, overrides: Iterable[str] = ()) -> Space:
+    """Check a space given as YAML.
+
+    Args:
+        text: the YAML.
+        source: where it comes from, for messages.
+        name: of the space.
+        overrides: as in `load_space`.
+
+    Raises:
+        InputError: every finding.
+    """
+    finder = _Overridden(parse(text, source), source)
     finder.apply(overrides)
-    return _Validation(finder).run(_space_name(path))
+    return _Validation(finder).run(name)
 
 
 def find_space(space: str) -> Path:
@@ -95,7 +109,8 @@ def _space_name(path: Path) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return read_plain(path, MAX_BYTES, follow_links=True).decode("utf-8")
+        # An experiment's own may have come from elsewhere; any other file is the user's choice.
+        return read_plain(path, MAX_BYTES, follow_links=path.name != "experiment.yaml").decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text, but a space must be a YAML file.") from None
     except OSError as error:

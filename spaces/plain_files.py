@@ -4,9 +4,11 @@ A folder from elsewhere can hold symbolic links to files of its reader, FIFOs th
 without an end. Nothing of that is read, written or waited for.
 """
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -82,19 +84,21 @@ def must_hold_plain_files(folder: Path) -> None:
     waiting = [(folder, 1)]
     while waiting:
         place, depth = waiting.pop()
-        with os.scandir(place) as entries:
-            for entry in entries:
-                try:
-                    mode = entry.stat(follow_symlinks=False).st_mode
-                except FileNotFoundError:
-                    continue  # removed just now
-                path = Path(entry.path)
-                if stat.S_ISDIR(mode):
-                    if depth >= MAX_DEPTH:
-                        raise InputError(f"{path}: is nested over {MAX_DEPTH} deep, which no search makes. Remove it.")
-                    waiting.append((path, depth + 1))
-                elif not stat.S_ISREG(mode):
-                    raise InputError(f"{path}: {_other_kind(mode)}")
+        for path, mode in _entries(place):
+            if stat.S_ISDIR(mode):
+                if depth >= MAX_DEPTH:
+                    raise InputError(f"{path}: is nested over {MAX_DEPTH} deep, which no search makes. Remove it.")
+                waiting.append((path, depth + 1))
+            elif not stat.S_ISREG(mode):
+                raise InputError(f"{path}: {_other_kind(mode)}")
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
+    """What lies in a folder, with its mode; what is removed meanwhile is passed over."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                yield Path(entry.path), entry.stat(follow_symlinks=False).st_mode
 
 
 def _problem(status: os.stat_result, writing: bool) -> str | None:

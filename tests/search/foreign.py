@@ -22,17 +22,17 @@ KINDS = ("link to a file", "link to a folder", "link to nowhere", "link to a dev
 
 
 def make_experiment(results: Path, name: str, space: Space) -> Experiment:
-    """Trial 0 completed, trial 1 is unfinished after an epoch."""
-    made = create_experiment(results, name, space)
+    """Trial 0 completed, trial 1 is unfinished after an epoch; without the copies that stand in for damaged files."""
     device = Device(device="cpu", name="CPU", trials_at_once=2)
     data = Data(n_train=320, n_validation=80, class_names=["0", "1"], mean=[0.3], std=[0.3], content_sha256="0" * 64)
-    made.write_manifest(new_manifest(space, name, device, data))
+    made = create_experiment(results, name, space, new_manifest(space, name, device, data))
     journal = made.journal()
     for number in range(2):
         journal.append(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 0.0))
     for event in (result(0, 1, 0.5), result(0, 2, 0.6), result(0, 3, 0.7), result(1, 1, 0.6)):
         journal.append(event)
     journal.append(TrialEnded(0, "completed", "", 1.0))
+    shutil.rmtree(made.folder / ".backup")
     return made
 
 

@@ -3,11 +3,11 @@
 import os
 import stat
 import struct
-import tarfile
 import urllib.request
 import zlib
 from collections.abc import Callable
 from http.client import BadStatusLine
+from io import BytesIO
 from pathlib import Path
 from urllib.error import URLError
 
@@ -146,7 +146,7 @@ def test_a_wrong_path_says_what_must_be_there(root: str, end: str, tmp_path: Pat
     ("root", "expected"),
     [
         ('"a\\0b"', "holds a NUL character, which no path can have."),
-        ('"\\ud800"', "must be text."),
+        ('"\\ud800"', "holds characters that no path can have."),
         ("x" * 300, "is too long for a path"),
         ("x/" * 3000, "is too long for a path"),
         ("~nosuchuser/x", "begins with the home of a user that this machine does not have."),
@@ -342,12 +342,12 @@ def test_a_download_that_breaks_off_is_one_line(
 def test_what_came_with_another_checksum_is_not_used(
     tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    archive = tmp_path / "other.tar.gz"
-    with tarfile.open(archive, "w:gz"):
-        pass
-    monkeypatch.setattr(CIFAR10, "url", archive.as_uri())
-    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, max_hops: url)
-    (line,) = refusal("cifar10", tmp_path / "cifar", ALLOWED)
+    class Response(BytesIO):
+        url = CIFAR10.url
+        length = 4
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request: Response(b"half"))
+    *_progress, line = refusal("cifar10", tmp_path / "cifar", ALLOWED)
     assert "could not be fetched whole: what came has another checksum. Try again. Put cifar-10" in line
 
 

@@ -1,5 +1,6 @@
 """An experiment's folder from elsewhere is data: nothing in it is executed, and nothing outside it is touched."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from search.experiment import Experiment
 from search.journal import Journal
 from search.launching import free_session
 from search.manifest import Session
+from search.records import TrialEnded
 from spaces import InputError, Space, load_space
 from tests.conftest import TINY
 from tests.search.foreign import KINDS, Call, assert_refused, bomb, contents, make_experiment, plant, put
@@ -48,14 +50,51 @@ def test_a_file_that_is_none_is_neither_waited_for_nor_followed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("command", READING)
+@pytest.mark.parametrize("command", ["retrain", "resume", "repeat"])
 def test_a_space_that_is_no_file_is_refused(
     command: str, kind: str, on_folder: Call, foreign: Experiment, tmp_path: Path
 ) -> None:
     put(kind, foreign.folder / "experiment.yaml", tmp_path / "victim")
-    if command == "predict":
-        pytest.skip("predict does not read it")
+    if kind == "folder" and command != "repeat":
+        pytest.skip("a folder of plain files is damage, and mended")
     assert_refused(on_folder(command, foreign.folder), "foreign", "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_leaderboard_does_without_a_space_that_is_no_file(
+    kind: str, on_folder: Call, foreign: Experiment, tmp_path: Path
+) -> None:
+    expected = on_folder("leaderboard", foreign.folder)[1]
+    put(kind, foreign.folder / "experiment.yaml", tmp_path / "victim")
+    code, output, errors = on_folder("leaderboard", foreign.folder)
+    assert (code, output) == (0, expected)
+    (line,) = errors.splitlines()
+    assert line.endswith("; the space as the search journaled it is used.")
+    assert "precious" not in line
+
+
+def test_copies_of_state_files_in_a_folder_elsewhere_are_not_read(
+    on_folder: Call, foreign: Experiment, tmp_path: Path
+) -> None:
+    (foreign.folder / ".backup").symlink_to(tmp_path / "victim")
+    assert_refused(on_folder("leaderboard", foreign.folder), ".backup", "is a symbolic link")
+    with pytest.raises(InputError, match="is a symbolic link"):
+        foreign.write_manifest(foreign.manifest)
+    with pytest.raises(InputError, match="is a symbolic link"):
+        foreign.journal()
+    assert not (tmp_path / "victim" / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize("kind", ["link to a file", "FIFO", "link to a device"])
+def test_copies_that_are_no_files_are_not_written_or_waited_for(kind: str, foreign: Experiment, tmp_path: Path) -> None:
+    for name in ("journal.jsonl", "manifest.json"):
+        put(kind, foreign.folder / ".backup" / name, tmp_path / "victim")
+    before = contents(tmp_path / "victim")
+    with contextlib.suppress(InputError):
+        foreign.journal().append(TrialEnded(1, "stopped", "", 2.0))
+    foreign.write_manifest(foreign.manifest)
+    assert contents(tmp_path / "victim") == before
+    assert (foreign.folder / ".backup" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "link to a device", "link to a file"])
@@ -65,7 +104,6 @@ def test_one_bad_folder_does_not_spoil_the_others(
 ) -> None:
     put(kind, foreign.folder / name, tmp_path / "victim")
     make_experiment(tmp_path / "results", "mine", tiny_space)
-    os.utime(tmp_path / "results" / "mine" / "experiment.yaml", (2**40, 2**40))
     code = leaderboard.main(["mine"])
     assert code == 0
     assert leaderboard.main([]) == 0, "the newest is looked for among all"
@@ -74,8 +112,7 @@ def test_one_bad_folder_does_not_spoil_the_others(
 @pytest.mark.parametrize(
     ("command", "name", "expected"),
     [
-        ("leaderboard", "journal.jsonl", "is over 2 GiB"),
-        ("leaderboard", "experiment.yaml", "is over 64 KiB"),
+        ("leaderboard", "journal.jsonl", "is over 2,048 MiB"),
         ("retrain", "manifest.json", "is over 16 MiB"),
         ("resume", "manifest.json", "is over 16 MiB"),
         ("predict", "final/model.onnx", "is over 64 MiB"),
@@ -112,6 +149,8 @@ def test_a_journal_of_one_endless_line_is_not_read_to_its_end(on_folder: Call, f
         "curves.csv",
         "study.db",
         "some/where/else",
+        ".backup",
+        ".backup/journal.jsonl",
     ],
 )
 @pytest.mark.parametrize("command", WRITING)
@@ -139,8 +178,10 @@ def test_checkpoints_elsewhere_are_never_removed(place: str, foreign: Experiment
     path = foreign.folder / place
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
+    (tmp_path / "victim" / "session_1" / "precious.pkl").touch()
     before = contents(tmp_path / "victim")
     foreign.drop_checkpoints(1)
+    foreign.drop_ray_snapshots()
     assert contents(tmp_path / "victim") == before
     assert not own.exists()
 

@@ -59,6 +59,26 @@ def test_commands_that_refuse_print_none_either(command: str, on_folder: Call, h
     assert len(errors.splitlines()) == 1
 
 
+def test_a_space_that_was_changed_is_shown_without_either(on_folder: Call, hostile: Experiment) -> None:
+    path = hostile.folder / "journal.jsonl"
+    first, *others = path.read_text().splitlines()
+    hidden = '"space": {"dataset": {"\\u001b[2J": "\\u001b[2J\\n"}, "\\u202e": {"x": 1}}'
+    path.write_text("\n".join([f"{first.rstrip('}')}, {hidden}}}", *others, ""]))
+    code, output, errors = on_folder("resume", hostile.folder)
+    assert code == 2
+    assert output == ""
+    assert "`dataset.\\x1b[2J` was" in errors
+    assert_printable(errors)
+
+
+def test_a_told_line_prints_none_either(on_folder: Call, hostile: Experiment) -> None:
+    (hostile.folder / "journal.jsonl").unlink()
+    code, output, errors = on_folder("leaderboard", hostile.folder)
+    assert code == 0
+    assert "is missing; its copy" in errors
+    assert_printable(output + errors)
+
+
 def test_with_debug_the_trace_prints_none_either(on_folder: Call, hostile: Experiment) -> None:
     code, _, errors = on_folder("retrain", hostile.folder, "--debug")
     assert code == 2
@@ -76,6 +96,7 @@ def test_a_list_of_experiments_prints_none_either(on_folder: Call, hostile: Expe
 def test_the_commands_to_type_next_are_one_word_where_a_name_is(on_folder: Call, hostile: Experiment) -> None:
     (hostile.folder / "manifest.json").unlink()
     (hostile.folder / "journal.jsonl").unlink()
+    shutil.rmtree(hostile.folder / ".backup")
     _, _, errors = on_folder("retrain", hostile.folder, "--results", "a b; touch pwned")
     assert "no trial has completed" in errors
     command = errors.partition("(python")[2].partition("), or name one")[0]

@@ -27,29 +27,36 @@ def journal_with(folder: Path, line: int, change: str) -> None:
 @pytest.mark.parametrize(
     ("line", "change"),
     [
-        (2, '"validation_accuracy": 1e999'),
-        (2, '"validation_accuracy": -1'),
-        (2, f'"validation_accuracy": 1{"0" * 400}'),
-        (2, f'"validation_loss": 1{"0" * 400}'),
-        (2, '"train_loss": 1e300'),
-        (2, '"train_loss": [[]]'),
-        (2, '"train_s": 1e308'),
-        (2, '"at": 1e20'),
-        (2, f'"at": 1{"0" * 400}'),
-        (2, '"at": -1e10'),
-        (2, f'"epoch": 1{"0" * 5000}'),
-        (2, '"epoch": true'),
-        (2, '"lr": NaN'),
-        (2, f'"lr": {"[" * 20000}'),
-        (0, '"at": 1e999'),
-        (0, '"config": {"lr": 1e999}'),
-        (0, '"config": []'),
-        (0, '"suggested": {"lr": "0.1"}'),
-        (0, '"baseline": 1'),
-        (6, '"reason": 5'),
-        (6, '"status": []'),
-        (6, '"status": "running"'),
-        (6, '"trial": -1'),
+        (3, '"validation_accuracy": 1e999'),
+        (3, '"validation_accuracy": -1'),
+        (3, f'"validation_accuracy": 1{"0" * 400}'),
+        (3, f'"validation_loss": 1{"0" * 400}'),
+        (3, '"train_loss": 1e300'),
+        (3, '"train_loss": [[]]'),
+        (3, '"train_s": 1e308'),
+        (3, '"at": 1e20'),
+        (3, f'"at": 1{"0" * 400}'),
+        (3, '"at": -1e10'),
+        (3, f'"epoch": 1{"0" * 5000}'),
+        (3, '"epoch": true'),
+        (3, '"lr": NaN'),
+        (3, f'"lr": {"[" * 20000}'),
+        (0, '"space": []'),
+        (0, '"space": {"dataset": 3}'),
+        (0, f'"space": {{"dataset": {"[" * 500}{"]" * 500}}}'),
+        (0, f'"space": {{"dataset": {{"name": {"[" * 500}{"]" * 500}}}}}'),
+        (0, '"set_aside": [5]'),
+        (0, '"set_aside": [[]]'),
+        (0, '"at": -1'),
+        (1, '"at": 1e999'),
+        (1, '"config": {"lr": 1e999}'),
+        (1, '"config": []'),
+        (1, '"suggested": {"lr": "0.1"}'),
+        (1, '"baseline": 1'),
+        (7, '"reason": 5'),
+        (7, '"status": []'),
+        (7, '"status": "running"'),
+        (7, '"trial": -1'),
     ],
 )
 def test_a_number_that_no_search_writes_is_named_with_its_line(
@@ -64,8 +71,8 @@ def test_a_number_that_no_search_writes_is_named_with_its_line(
 def test_a_trial_that_completes_without_an_epoch_is_refused(foreign: Experiment) -> None:
     path = foreign.folder / "journal.jsonl"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], lines[-1], ""]))
-    with pytest.raises(InputError, match=r"journal.jsonl:2: .*completes without an epoch"):
+    path.write_text("\n".join([*lines[:2], lines[-1], ""]))
+    with pytest.raises(InputError, match=r"journal\.jsonl:3: .*completes without an epoch"):
         read_history(path)
 
 
@@ -127,11 +134,11 @@ def test_a_model_that_names_other_files_reads_none(
         (model(size=1), "its images are of 1 x 1 pixels"),
         (
             model(weights=[helper.make_tensor("w", TensorProto.FLOAT, [2], [float("nan")] * 2)]),
-            "something other than log-probabilities",
+            "it gives something other than log-probabilities",
         ),
         (
             model(weights=[helper.make_tensor("w", TensorProto.FLOAT, [2], [1e30] * 2)]),
-            "something other than log-probabilities",
+            "it gives something other than log-probabilities",
         ),
         (model(nodes=[helper.make_node("Nonsense\x1b[31m", ["images"], ["log_probabilities"])]), ""),
         (model(nodes=[helper.make_node("Reshape", ["images", "axes"], ["log_probabilities"])]), ""),
@@ -147,10 +154,14 @@ def test_a_model_that_names_other_files_reads_none(
     ],
 )
 def test_a_model_that_is_none_of_ours_is_one_line(
-    content: bytes, expected: str, foreign: Experiment, on_folder: Call, capfd: pytest.CaptureFixture[str]
+    content: bytes,
+    expected: str,
+    foreign: Experiment,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (foreign.final_folder / "model.onnx").write_bytes(content)
-    code = predict.main([str(foreign.folder), "image.png"])
+    code = predict.main([str(foreign.folder), str(tmp_path / "image.png")])
     captured = capfd.readouterr()  # also what onnxruntime itself would print
     assert_refused((code, captured.out, captured.err), "model.onnx", f"is not a model of ours ({expected}")
 
