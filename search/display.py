@@ -14,6 +14,7 @@ from search.ranking import best_accuracy
 from search.records import EpochDone, Event, History, RunEnded, RunEpochDone, Trial, TrialEnded
 from search.tables import SHORT_NAMES, short
 from spaces.parameters import Number
+from spaces.printable import printable
 from spaces.schema import Space
 
 REFRESH_S = 0.5
@@ -82,6 +83,7 @@ class SearchDisplay:
         return self._console.is_terminal and not self._quiet
 
     def _print(self, line: str, style: str) -> None:
+        line = printable(line)
         if self._shows_status:
             self._console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis", crop=True)
         else:

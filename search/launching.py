@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from search.state import Assignment, SearchState, ended_names, is_done
 from search.study import write_study
 from search.wall_clock import wall_clock
 from spaces.errors import RunError
+from spaces.printable import shell_word
 from spaces.schema import Space
 from trainable.checkpoint import checkpoint_epoch
 from trainable.datasets import TrainingData
@@ -137,7 +139,7 @@ def _full_disk_in_one_line(experiment: Experiment) -> Iterator[None]:
             raise
         raise RunError(
             f"{full or experiment.folder}: no space left on the disk; what was trained is safe. Make room, then go on "
-            f"with: python -m search.run --resume {experiment.name}"
+            f"with: python -m search.run --resume {shell_word(experiment.name)}"
         ) from error
 
 
@@ -243,7 +245,14 @@ def _open_session(experiment: Experiment, launch: Launch) -> int:
     started = Session(started_at=timestamp(launch.started_at))
     manifest = experiment.manifest.with_session(started, new=True)
     experiment.write_manifest(manifest)
-    return len(manifest.sessions)
+    return free_session(experiment.ray_folder, len(manifest.sessions))
+
+
+def free_session(ray_folder: Path, number: int) -> int:
+    """`number`, or the next one that has no folder yet: Ray must find nothing in its own that it did not write."""
+    while os.path.lexists(ray_folder / f"session_{number}"):
+        number += 1
+    return number
 
 
 def _close_session(experiment: Experiment, launch: Launch, end: SearchEnd) -> None:

@@ -5,6 +5,10 @@ from typing import Any
 
 from search.manifest import Opening
 from spaces import Space
+from spaces.printable import printable
+
+# Characters by which a name would end its cell of a table, or become a link, a picture or HTML.
+_MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`|<["})
 
 
 def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Opening]) -> str:
@@ -22,12 +26,12 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Open
     )
     size = space.dataset.image_size
     classes = "\n".join(
-        f"| {name} | {'-' if accuracy is None else f'{accuracy:.2%}'} |"
+        f"| {_cell(name)} | {'-' if accuracy is None else f'{accuracy:.2%}'} |"
         for name, accuracy in metrics["per_class_accuracy"].items()
     )
     seeds = ", ".join(f"{score['accuracy']:.2%}" for score in metrics["test_accuracy_per_seed"])
     exports = "\n".join(f"| `{name}` | {export['max_difference']:.1e} |" for name, export in metrics["exports"].items())
-    return f"""# {metrics["experiment"]}: classifier of {len(metrics["class_names"])} classes
+    return f"""# {_cell(metrics["experiment"])}: classifier of {len(metrics["class_names"])} classes
 
 A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
 (trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
@@ -86,6 +90,11 @@ def _openings(openings: Sequence[Opening]) -> str:
     lines = []
     for opening in openings:
         result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
-        reason = f", because: {opening.reason}" if opening.reason else ""
-        lines.append(f"- {opening.at}: trial {opening.trial}, {opening.seeds} seeds, {result}{reason}")
+        reason = f", because: {_cell(opening.reason)}" if opening.reason else ""
+        lines.append(f"- {_cell(opening.at)}: trial {opening.trial}, {opening.seeds} seeds, {result}{reason}")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A name or a sentence from elsewhere, as itself and nothing more."""
+    return printable(text).translate(_MARKDOWN)

@@ -23,6 +23,7 @@ from search.estimates import (
 from search.gpu_sharing import Sharing, choose_share, measure_sharing
 from search.manifest import Device
 from spaces.parameters import Fixed, Hyperparameters
+from spaces.printable import printable
 from spaces.schema import Dataset, Space
 from trainable.cache import cache_root
 from trainable.compute import Compute, choose_compute
@@ -218,7 +219,7 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         total_s = min(total_s, space.search.time_budget_s)
     rungs = ", ".join(str(epoch) for epoch in space.rung_epochs[:-1]) or "none"
     lines = [
-        f"space       {space.name}",
+        f"space       {printable(space.name)}",
         f"data set    {space.dataset.name}: {len(data.train):,} training and {len(data.validation):,} validation "
         f"images of {data.decoded.image_size} x {data.decoded.image_size}, {len(data.decoded.class_names)} classes",
         *_epoch_lines(data),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from spaces.parameters import Hyperparameters, Number
+from spaces.parameters import Hyperparameters, Number, shorten
 
 Status = Literal["completed", "stopped", "failed", "diverged", "running"]
 EndStatus = Literal["completed", "stopped", "failed", "diverged"]
@@ -163,6 +163,12 @@ _EVENT_TYPES: dict[str, type[Event]] = {
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
 _LOSSES = ("train_loss", "validation_loss")
+# No time, learning rate, accuracy or count of ours comes near; what is larger would overflow where it is summed or
+# shown. As a time in seconds since 1970 it is the year 5138. A loss is a 32-bit number.
+_LARGEST = 1e11
+_LARGEST_LOSS = 1e39
+# Section, parameter, kind of range, its ends.
+_DEEPEST_SPACE = 4
 
 
 def event_as_dict(event: Event) -> dict[str, Any]:
@@ -188,13 +194,14 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     for key in _LOSSES:
         if key in values and values[key] is None:
             values[key] = math.nan
-        elif key in values and not math.isfinite(values[key]):
-            raise ValueError(f"{key} is {values[key]}")
+        elif key in values and not (_fits(values[key], float) and abs(values[key]) <= _LARGEST_LOSS):
+            raise ValueError(f"{key} is {shorten(values[key])}")
     if event_type is TrialStarted:
         values["config"] = Hyperparameters.from_mapping(values["config"])
     for key, value in values.items():
-        if not _fits(value, hints[key]) or (key not in _LOSSES and value != value):
-            raise ValueError(f"{key} is {value!r}")
+        no_amount = isinstance(value, int | float) and key not in _LOSSES and not 0 <= value <= _LARGEST
+        if no_amount or not _fits(value, hints[key]):
+            raise ValueError(f"{key} is {shorten(value)}")
     return event_type(**values)
 
 
@@ -206,12 +213,18 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is dict:
-        return isinstance(value, dict)
+        sections = value.values() if isinstance(value, dict) else [None]
+        return all(isinstance(section, dict) for section in sections) and _is_nested_under(_DEEPEST_SPACE, value)
     if get_origin(hint) is list:
         return isinstance(value, list) and all(_fits(number, int) for number in value)
     if get_origin(hint) is Mapping:
         return isinstance(value, dict) and all(_fits(number, float) for number in value.values())
     return isinstance(value, hint)
+
+
+def _is_nested_under(depth: int, value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not inner or (depth > 0 and all(_is_nested_under(depth - 1, part) for part in inner))
 
 
 @dataclass
@@ -321,7 +334,10 @@ class History:
                     raise ValueError(f"trial {event.trial} has trained epoch {event.epoch} again, which is not known")
                 self.n_redone += 1
             case TrialEnded():
-                self._running(event.trial).end = event
+                trial = self._running(event.trial)
+                if event.status == "completed" and not trial.epochs:
+                    raise ValueError(f"trial {event.trial} completes without an epoch")
+                trial.end = event
             case RunStarted():
                 if event.run != len(self.runs) or event.trial not in self.trials:
                     raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.runs)} runs")
@@ -332,7 +348,10 @@ class History:
                     raise ValueError(f"run {event.run} has epoch {event.epoch} after {run.n_epochs}")
                 run.epochs.append(event)
             case RunEnded():
-                self._going_on(event.run).end = event
+                run = self._going_on(event.run)
+                if event.status == "completed" and not run.epochs:
+                    raise ValueError(f"run {event.run} completes without an epoch")
+                run.end = event
 
     @property
     def counting(self) -> list[Trial]:

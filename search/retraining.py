@@ -1,5 +1,6 @@
 """Retrains one configuration on all training images, tests it once, and exports it."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -237,7 +238,7 @@ def _put_in_place(folder: Path, final: Path) -> None:
     for path in folder.iterdir():
         path.chmod(0o644)
     replaced = final.with_name(REPLACED)
-    if final.exists():
+    if os.path.lexists(final):
         final.rename(replaced)
     folder.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -13,6 +13,7 @@ from search.experiment import trials_csv
 from search.manifest import Opening
 from search.ranking import METRIC, Ranked, fresh_text
 from spaces.parameters import Number
+from spaces.printable import printable
 
 # For screens; CSV, JSON and Markdown keep the full names.
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
@@ -78,7 +79,7 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines())
     for row in ranked:
         if row.status == "failed" or row.set_aside:
-            text += f"\ntrial {row.trial}: {row.reason}"
+            text += f"\ntrial {row.trial}: {printable(row.reason)}"
     if n_shown < len(parameters):
         text += f"\n(wider terminals also show {', '.join(parameters[n_shown:])})"
     return text
