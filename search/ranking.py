@@ -19,6 +19,7 @@ RESULT_COLUMNS = (
     "validation_loss",
     "seconds",
     "baseline",
+    "explored",
     "reason",
 )
 
@@ -39,6 +40,7 @@ class Ranked:
         config: all hyperparameters.
         reason: why it stopped, failed or diverged, or does not count; empty otherwise.
         set_aside: whether it lies outside the space as it was changed later.
+        explored: whether chance let it go to the end whatever a rung says.
     """
 
     rank: int
@@ -52,6 +54,7 @@ class Ranked:
     config: Hyperparameters
     reason: str
     set_aside: bool = False
+    explored: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         results = {name: getattr(self, name) for name in RESULT_COLUMNS}
@@ -118,7 +121,7 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
     return sorted(ranked, key=value)
 
 
-SORT_KEYS = tuple(name for name in RESULT_COLUMNS if name not in ("baseline", "reason"))
+SORT_KEYS = tuple(name for name in RESULT_COLUMNS if name not in ("baseline", "explored", "reason"))
 
 
 def _sort_key(trial: Trial) -> tuple[float, ...]:
@@ -155,6 +158,7 @@ def _row(position: int, trial: Trial) -> Ranked:
         config=trial.config,
         reason=_OUTSIDE if trial.set_aside else trial.end.reason if trial.end else "",
         set_aside=trial.set_aside,
+        explored=trial.explored,
     )
 
 
