@@ -18,11 +18,13 @@ from spaces.schema import Space
 
 # Fewer trials are split one by one, and every parameter seems to matter.
 MIN_TRIALS = 10
-# The forest takes time with trials; the latest say what there is to say.
-MAX_TRIALS = 300
+# Of more, so many are drawn: a forest takes seconds.
+MAX_TRIALS = 200
 N_TREES = 32
 # The largest of so many is passed by chance once in 20.
 N_SHUFFLED = 19
+# Fewer trees scatter more, so that what chance gives is rather overrated.
+N_TREES_SHUFFLED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,17 @@ def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importan
     Returns:
         None for fewer than `MIN_TRIALS` trials or two parameters, or if all values are equal.
     """
-    arrived = [(trial, value) for trial in trials if (value := _value_at(epoch, trial)) is not None][-MAX_TRIALS:]
+    generator = np.random.default_rng(space.search.seed)
+    arrived = [(trial, value) for trial in trials if (value := _value_at(epoch, trial)) is not None]
+    if len(arrived) > MAX_TRIALS:
+        arrived = [arrived[i] for i in sorted(generator.choice(len(arrived), MAX_TRIALS, replace=False))]
     known = [value for _, value in arrived if math.isfinite(value)]
     if len(arrived) < MIN_TRIALS or len(space.searched) < 2 or len(set(known)) < 2:
         return None
     configs = [trial.config for trial, _ in arrived]
     values = np.array([value if math.isfinite(value) else min(known) for _, value in arrived])
-    shares = _shares(configs, values, space)
-    generator = np.random.default_rng(space.search.seed)
-    shuffled = [_shares(configs, generator.permutation(values), space) for _ in range(N_SHUFFLED)]
+    shares = _shares(configs, values, space, N_TREES)
+    shuffled = [_shares(configs, generator.permutation(values), space, N_TREES_SHUFFLED) for _ in range(N_SHUFFLED)]
     by_chance = max(share for shares_then in shuffled for share in shares_then.values())
     return Importance(epoch, len(arrived), dict(sorted(shares.items(), key=lambda item: -item[1])), by_chance)
 
@@ -82,14 +86,16 @@ def _value_at(epoch: int, trial: Trial) -> float | None:
     return math.nan if trial.last and trial.last.diverged and trial.n_epochs <= epoch else None
 
 
-def _shares(configs: Sequence[Hyperparameters], values: NDArray[np.float64], space: Space) -> dict[str, float]:
+def _shares(
+    configs: Sequence[Hyperparameters], values: NDArray[np.float64], space: Space, n_trees: int
+) -> dict[str, float]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     scales = _in_own_scale(space)
     for config, value in zip(configs, values, strict=True):
         params = {name: _own(space, name, getattr(config, name)) for name in scales}
         study.add_trial(create_trial(params=params, distributions=scales, value=float(value)))
-    evaluator = FanovaImportanceEvaluator(n_trees=N_TREES, seed=space.search.seed)
+    evaluator = FanovaImportanceEvaluator(n_trees=n_trees, seed=space.search.seed)
     return {name: float(share) for name, share in evaluator.evaluate(study).items()}
 
 

@@ -142,9 +142,8 @@ def _yaml(parameter: Searched) -> str:
 
 
 def _importance_text(importance: Importance, of_all: bool) -> str:
-    which = (
-        f"after epoch {importance.epoch}, all {importance.n} trials" if of_all else f"{importance.n} completed trials"
-    )
+    n = importance.n
+    which = f"all {n} trials after epoch {importance.epoch}" if of_all else f"the {n} completed trials at the end"
     chance = f"shuffled accuracies give up to {importance.by_chance:.0%}"
     if not importance.found:
         name, share = next(iter(importance.shares.items()))

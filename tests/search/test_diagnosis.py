@@ -15,7 +15,7 @@ from search.exploration import is_explored
 from search.findings import Finding
 from search.importance import importance_at
 from search.records import History, SpaceSet, TrialEnded, TrialStarted
-from search.rung_correlation import expected_losses, first_refusals, rung_correlations
+from search.rung_correlation import expected_losses, first_refusals, rung_correlations, spearman
 from search.space_findings import divergences, edges, importances
 from search.state import SearchState
 from search.stopping_findings import rank_correlation, savings, would_be_winners
@@ -77,7 +77,7 @@ def test_ranks_that_never_change_give_a_correlation_of_one_and_lose_nothing() ->
     history = searched(space, lambda trial, config, epoch: (trial * 17 % 40) / 40)
     finding = rank_correlation(history, space)
     assert [found["value"] for found in finding.numbers["explored"]] == pytest.approx([1, 1])
-    assert all(found["low"] > 0.8 for found in finding.numbers["explored"])
+    assert all(found["low"] > 0.6 for found in finding.numbers["explored"])
     lost = would_be_winners(history, space)
     assert lost.verdict == "fine"
     assert lost.numbers["n_winners"] == lost.numbers["chance"] == 0
@@ -99,16 +99,17 @@ def test_curves_that_cross_give_a_low_correlation_and_a_later_rung_is_advised() 
 
 def test_explored_trials_give_the_truth_where_survivors_are_biased() -> None:
     space = space_with("search.explore=0.5", "search.trials=60")
-    truth = 6 / math.pi * math.asin(0.6 / 2)
+    truths = []
     values: dict[str, list[float]] = {"explored": [], "survivors": []}
     for seed in range(12):
-        curve, _ = normal_curves(seed, at_1=0.6, at_3=0.9, n_trials=60)
+        curve, ends = normal_curves(seed, at_1=0.6, at_3=0.9, n_trials=60)
+        truths.append(spearman(np.array([curve(trial, space.baseline, 1) for trial in range(60)]), ends))
         numbers = rank_correlation(searched(space, curve, seed), space).numbers
         for group, found in values.items():
             found += [correlation["value"] for correlation in numbers[group] if correlation["epoch"] == 1]
-    # A dozen searches of 30 explored trials leave a standard error of 0.04.
-    assert fmean(values["explored"]) == pytest.approx(truth, abs=0.1)
-    assert fmean(values["survivors"]) < truth - 0.2
+    # A dozen searches of 22 explored trials leave a standard error of 0.04.
+    assert fmean(values["explored"]) == pytest.approx(fmean(truths), abs=0.1)
+    assert fmean(values["survivors"]) < fmean(truths) - 0.2
 
 
 def test_the_interval_holds_the_truth_about_19_times_in_20() -> None:
@@ -337,8 +338,8 @@ def test_importance_needs_trials_parameters_and_differences() -> None:
     space = space_with()
     assert importance_at(1, made(space, *[("stopped", [0.1 * n], {}) for n in range(9)]).counting, space) is None
     assert importance_at(1, made(space, *[("stopped", [0.1], {})] * 30).counting, space) is None
-    fixed = ", ".join(f"{name}: {getattr(space.baseline, name):g}" for name in space.searched if name != "lr")
-    only_lr = load_space("quickstart", [f"space={{lr: {{loguniform: [0.002, 0.5]}}, {fixed}}}"])
+    fixed = [f"space.{name}={getattr(space.baseline, name)}" for name in space.searched if name != "lr"]
+    only_lr = load_space("quickstart", fixed)
     assert list(only_lr.searched) == ["lr"]
     history = made(only_lr, *[("stopped", [0.03 * n], {}) for n in range(30)])
     assert "cannot be told from one parameter" in importances(history, only_lr).sentence
