@@ -30,8 +30,8 @@ def diagnose(
         divergences(history, space),
         failures(history),
         edges(history, space),
-        would_be_winners(history, space),
         rank_correlation(history, space),
+        would_be_winners(history, space),
         flatness(history, n_validation, run_sd),
         importances(history, space),
         savings(history, space),
@@ -48,7 +48,7 @@ def failures(history: History) -> Finding:
     if not n_ended:
         return Finding("failures", "unknown", "No trial has ended yet.", "", numbers)
     if not n_failed:
-        return Finding("failures", "fine", f"None of {trials_text(n_ended)} failed.", "", numbers)
+        return Finding("failures", "fine", f"Of {trials_text(n_ended)}, none failed.", "", numbers)
     sentence = f"{n_failed} of {trials_text(n_ended)} ({n_failed / n_ended:.0%}) failed."
     return Finding("failures", "change", sentence, "Mend the reason that search.leaderboard gives for each.", numbers)
 

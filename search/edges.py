@@ -74,10 +74,10 @@ def widened(name: str, parameter: Uniform | LogUniform | RandInt, upper: bool) -
     """The range with a quarter more at one end, in its own scale and within what the parameter can take at all."""
     low, high = parameter.low, parameter.high
     if isinstance(parameter, RandInt):
-        more = max(1, round(WIDENED_BY * (high - low)))
-        end = high + more if upper else low - more
-        end = int(min(max(end, LIMITS[name].low), LIMITS[name].high))
-        return RandInt(int(low), end) if upper else RandInt(end, int(high))
+        whole = max(1, round(WIDENED_BY * (high - low)))
+        if upper:
+            return RandInt(parameter.low, int(min(high + whole, LIMITS[name].high)))
+        return RandInt(int(max(low - whole, LIMITS[name].low)), parameter.high)
     if isinstance(parameter, LogUniform):
         factor = (high / low) ** WIDENED_BY
         end = high * factor if upper else low / factor

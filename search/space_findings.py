@@ -30,7 +30,7 @@ def divergences(history: History, space: Space) -> Finding:
     if not ended:
         return Finding("divergences", "unknown", "No trial has ended yet.", "", numbers)
     if not diverged:
-        return Finding("divergences", "fine", f"None of {trials_text(len(ended))} diverged.", "", numbers)
+        return Finding("divergences", "fine", f"Of {trials_text(len(ended))}, none diverged.", "", numbers)
     share = len(diverged) / len(ended)
     numbers["share"] = share
     sentence = f"{len(diverged)} of {trials_text(len(ended))} ({share:.0%}) diverged."
@@ -137,8 +137,8 @@ def _edge_numbers(edge: Edge) -> dict[str, Any]:
 
 
 def _yaml(parameter: Searched) -> str:
-    kind, ends = next(iter(parameter.as_yaml().items()))
-    return f"{{{kind}: [{', '.join(f'{end:g}' for end in ends)}]}}"
+    ((kind, values),) = parameter.as_yaml().items()
+    return f"{{{kind}: [{', '.join(f'{value:g}' for value in values)}]}}"
 
 
 def _importance_text(importance: Importance, of_all: bool) -> str:
@@ -147,7 +147,7 @@ def _importance_text(importance: Importance, of_all: bool) -> str:
     chance = f"shuffled accuracies give up to {importance.by_chance:.0%}"
     if not importance.found:
         name, share = next(iter(importance.shares.items()))
-        return f"Nothing stands out in the accuracy of {which}: {name} explains {share:.0%}, {chance}"
+        return f"Nothing stands out in the accuracy of {which}: {name} explains most, {share:.0%}, and {chance}"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in importance.found.items())
     return f"In the accuracy of {which}: {shares} of the variance; the rest is no more than chance ({chance})"
 

@@ -82,7 +82,7 @@ def would_be_winners(history: History, space: Space) -> Finding:
             f"How many would-be winners were stopped cannot be told from {trials_text(len(_completed(history)))} "
             f"that went all the way."
         )
-        return Finding("would_be_winners", "unknown", sentence, _explore_advice(space), numbers)
+        return Finding("would_be_winners", "unknown", sentence, "", numbers)
     n_trials = sum(trial.n_epochs >= rungs[0] for trial in history.counting)
 
     def losses(end: Callable[[Correlation], float], first_rung: int = 0) -> Losses:
@@ -108,7 +108,7 @@ def would_be_winners(history: History, space: Space) -> Finding:
     if estimate.chance <= MAX_LOSS_CHANCE:
         return Finding("would_be_winners", "fine", sentence, "", numbers)
     if not explored:
-        return Finding("would_be_winners", "unknown", sentence, _explore_advice(space), numbers)
+        return Finding("would_be_winners", "unknown", sentence, "", numbers)
     later = losses(lambda c: c.value, first_rung=1) if len(rungs) > 2 else Losses(0.0, 0.0)
     numbers["chance_with_next_grace"] = later.chance
     advice = (
@@ -184,10 +184,19 @@ def _dearer(space: Space) -> str:
 
 
 def _explore_advice(space: Space) -> str:
-    if space.search.explore >= 1:
+    """How to have enough explored trials next time, and what that costs."""
+    search = space.search
+    enough = math.ceil(10 * MIN_TRIALS / max(search.trials - 1, 1)) / 10
+    share = min(1.0, max(enough, 2 * search.explore, 0.1))
+    now, then = (
+        expected_epochs(search.trials, space.rung_epochs, search.reduction_factor, n)
+        for n in (n_explored(space), round(share * (search.trials - 1)))
+    )
+    if then <= now:
         return ""
-    share = 0.1 if space.search.explore < 0.1 else min(1.0, 2 * space.search.explore)
-    return f"To measure it, let more trials go on whatever a rung says: search.explore: {share:g}."
+    return (
+        f"To measure it without bias: search.explore: {share:g}, about {then - now:.0f} epochs more in such a search."
+    )
 
 
 def _correlations_text(correlations: Sequence[Correlation]) -> str:

@@ -77,9 +77,9 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
 def _cells(row: Ranked, parameters: Sequence[str]) -> list[str]:
     accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
     loss = "-" if row.validation_loss is None else f"{row.validation_loss:.4f}"
-    trial = f"{row.trial} (baseline)" if row.baseline else str(row.trial)
+    exempt = " (baseline)" if row.baseline else " (explored)" if row.explored else ""
     values = row.config.as_dict()
-    fixed = [str(row.rank), trial, row.status, str(row.epochs), accuracy, loss, f"{row.seconds:.1f}"]
+    fixed = [str(row.rank), f"{row.trial}{exempt}", row.status, str(row.epochs), accuracy, loss, f"{row.seconds:.1f}"]
     return fixed + [short(values[name]) for name in parameters]
 
 

@@ -184,7 +184,7 @@ def test_without_exploration_survivors_stand_in_and_it_is_said() -> None:
     correlation, lost = rank_correlation(history, space), would_be_winners(history, space)
     assert correlation.verdict == "unknown"
     assert "which tends to be less than among all" in correlation.sentence
-    assert correlation.advice.endswith("search.explore: 0.1.")
+    assert correlation.advice.startswith("To measure it without bias: search.explore: 0.1, about ")
     assert lost.numbers["from"] == "survivors"
     assert "rather too many, for the correlation is that of survivors" in lost.sentence
 

@@ -101,6 +101,7 @@ def test_the_leaderboard_s_json_and_csv_say_who_was() -> None:
     rows = json.loads(tables.as_json("mine", rank(state.history)))["trials"]
     assert {row["trial"] for row in rows if row["explored"]} == {n for n in range(1, 30) if is_explored(n, 0, 0.3)}
     assert "explored" in tables.as_csv(rank(state.history), []).splitlines()[0]
+    assert tables.as_table(rank(state.history), []).count("(explored)") == n_explored(space)
 
 
 def test_what_it_costs_is_in_the_expected_epochs() -> None:
