@@ -94,9 +94,10 @@ def importances(history: History, space: Space) -> Finding:
         return Finding("importances", "unknown", sentence, "", numbers)
     texts = [_importance_text(found, of_all=found.epoch == first) for found in compared]
     enough = TRIALS_PER_PARAMETER * n_parameters
-    caution = f" With fewer than {enough} trials for {n_parameters} parameters, little can show." * (n_first < enough)
+    caution = f" (fewer than {enough} trials for {n_parameters} parameters can show little)" * (n_first < enough)
+    text = "; ".join(texts)
     verdict: Verdict = "fine" if any(found.found for found in compared) else "unknown"
-    return Finding("importances", verdict, f"{'; '.join(texts)}.{caution}", "", numbers)
+    return Finding("importances", verdict, f"{text[0].upper()}{text[1:]}{caution}.", "", numbers)
 
 
 def _lr_that_tells(diverged: Sequence[float], others: Sequence[float]) -> float | None:
@@ -147,9 +148,9 @@ def _importance_text(importance: Importance, of_all: bool) -> str:
     chance = f"shuffled accuracies give up to {importance.by_chance:.0%}"
     if not importance.found:
         name, share = next(iter(importance.shares.items()))
-        return f"Nothing stands out in the accuracy of {which}: {name} explains most, {share:.0%}, and {chance}"
+        return f"nothing stands out in the accuracy of {which}: {name} explains most, {share:.0%}, and {chance}"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in importance.found.items())
-    return f"In the accuracy of {which}: {shares} of the variance; the rest is no more than chance ({chance})"
+    return f"in the accuracy of {which}: {shares} of the variance; the rest is no more than chance ({chance})"
 
 
 def _importance_numbers(found: Importance) -> dict[str, Any]:

@@ -28,8 +28,8 @@ def rank_correlation(history: History, space: Space) -> Finding:
     """How well each rung's order of trials is the order at the end, from those that went all the way.
 
     Explored trials (`search.explore`) are a random part of all, so that theirs is unbiased. Those that stopping let
-    through lie close together at the rung, so that theirs is lower than that of all trials; the baseline, which is
-    never stopped, counts with them. Trials that diverged on the way are in neither.
+    through lie close together at the rung, so that theirs tends to be lower than that of all trials; the baseline,
+    which is never stopped, counts with them. Trials that diverged on the way are in neither.
     """
     if len(space.rung_epochs) == 1:
         return Finding("rank_correlation", "fine", "There is no rung before the end: no trial is stopped.", "", {})
@@ -52,10 +52,10 @@ def rank_correlation(history: History, space: Space) -> Finding:
         return Finding("rank_correlation", "unknown", sentence, measure, numbers)
     texts = []
     if explored:
-        texts.append(f"{_correlations_text(explored)} among {trials_text(n_random)} that chance sent to the end")
+        texts.append(f"{_correlations_text(explored)} among {trials_text(n_random)} that chance sent there (unbiased)")
     if others:
-        biased = "" if explored else ", which tends to be less than among all: stopping leaves trials that are alike"
-        texts.append(f"{_correlations_text(others)} among the {n_others} others that got there{biased}")
+        among = f"among the {n_others} others that got there"
+        texts.append(f"{_correlations_text(others)} {among} (biased: stopping leaves trials alike, which lowers it)")
     sentence = f"Rank correlation with the end: {'; '.join(texts)}."
     return Finding("rank_correlation", "fine" if explored else "unknown", sentence, measure, numbers)
 
@@ -65,11 +65,13 @@ def would_be_winners(history: History, space: Space) -> Finding:
 
     Estimated twice. By `expected_losses`: what searches of as many trials lose on average whose rungs tell the
     end as well as this one's, with the interval that the correlations' intervals give (all at their upper, all at
-    their lower ends). Where there are too few explored trials, the survivors' correlations stand in; they are lower
-    than those of all trials, so that the estimate is too high. And directly: of the explored trials that a
-    rung refused, the share that ended above every trial that no rung refused, times the number of trials stopped,
-    with Clopper and Pearson's interval: without any assumption, for explored trials are a random part of all,
-    but wide.
+    their lower ends). From few explored trials it errs as often upwards as downwards, but further upwards. Where
+    there are too few of them, the survivors' correlations stand in; those tend to be lower than those of all trials,
+    and the estimate therefore too high.
+
+    And directly: of the explored trials that a rung refused, the share that ended above every trial that no rung
+    refused, times the number of trials stopped, with Clopper and Pearson's interval. It is wide, but assumes nothing:
+    explored trials are a random part of all.
     """
     rungs, reduction = space.rung_epochs, space.search.reduction_factor
     if len(rungs) == 1:
@@ -103,7 +105,7 @@ def would_be_winners(history: History, space: Space) -> Finding:
     sentence = (
         f"Stopping costs a search like this one {estimate.n_winners:.1f} would-be winners "
         f"({least.n_winners:.1f} to {most.n_winners:.1f}), and with a chance of {estimate.chance:.0%} "
-        f"({least.chance:.0%} to {most.chance:.0%}) the best of all{too_high}.{_direct_text(numbers)}"
+        f"({least.chance:.0%} to {most.chance:.0%}) the best of all{too_high}{_direct_text(numbers)}."
     )
     if estimate.chance <= MAX_LOSS_CHANCE:
         return Finding("would_be_winners", "fine", sentence, "", numbers)
@@ -129,9 +131,8 @@ def savings(history: History, space: Space) -> Finding:
     if not trained:
         return Finding("savings", "unknown", "No epoch has been trained yet.", "", numbers)
     share = numbers["share"] = saved / (trained + saved)
-    sentence = f"Stopping saved {saved:,} epochs of {trained + saved:,} ({share:.0%})."
-    if explored:
-        sentence += f" {explored:,} of the {trained:,} trained went into exploring."
+    exploring = f"; {explored:,} of the {trained:,} trained went into exploring" if explored else ""
+    sentence = f"Stopping saved {saved:,} epochs of {trained + saved:,} ({share:.0%}){exploring}."
     return Finding("savings", "fine", sentence, "", numbers)
 
 
@@ -170,7 +171,7 @@ def _direct_text(numbers: Mapping[str, Any]) -> str:
     n, n_winners = numbers["n_explored_refused"], numbers["n_explored_refused_winners"]
     if not n:
         return ""
-    return f" Seen directly: {n_winners or 'none'} of {n} explored trials that a rung refused ended above the rest."
+    return f"; seen directly, {n_winners or 'none'} of {n} explored trials that a rung refused ended above the rest"
 
 
 def _dearer(space: Space) -> str:

@@ -183,7 +183,7 @@ def test_without_exploration_survivors_stand_in_and_it_is_said() -> None:
     history = searched(space, curve)
     correlation, lost = rank_correlation(history, space), would_be_winners(history, space)
     assert correlation.verdict == "unknown"
-    assert "which tends to be less than among all" in correlation.sentence
+    assert "others that got there (biased: stopping leaves trials alike" in correlation.sentence
     assert correlation.advice.startswith("To measure it without bias: search.explore: 0.1, about ")
     assert lost.numbers["from"] == "survivors"
     assert "rather too many, for the correlation is that of survivors" in lost.sentence
@@ -313,7 +313,7 @@ def test_importance_finds_the_one_parameter_that_matters_and_nothing_in_noise() 
     finding = importances(history, space)
     assert finding.verdict == "fine"
     assert finding.sentence.startswith("In the accuracy of all 60 trials after epoch 1: lr ")
-    assert "With fewer than 70 trials for 7 parameters, little can show." in finding.sentence
+    assert "(fewer than 70 trials for 7 parameters can show little)." in finding.sentence
 
     pure = made(space, *[("stopped", [0.5 + float(n)], values) for n, values in zip(noise, drawn, strict=True)])
     assert importances(pure, space).sentence.startswith("Nothing stands out in the accuracy of all 60 trials")
@@ -343,6 +343,21 @@ def test_importance_needs_trials_parameters_and_differences() -> None:
     assert list(only_lr.searched) == ["lr"]
     history = made(only_lr, *[("stopped", [0.03 * n], {}) for n in range(30)])
     assert "cannot be told from one parameter" in importances(history, only_lr).sentence
+
+
+def test_a_diverged_trial_counts_as_the_worst_that_did_not() -> None:
+    space = space_with()
+    drawn = np.random.default_rng(3).uniform(0.01, 0.5, 40)
+    good = [("stopped", [0.5 + 0.001 * n], {"lr": float(lr)}) for n, lr in enumerate(drawn) if lr <= 0.3]
+    bad = [("diverged", [0.99], {"lr": float(lr)}) for lr in drawn if lr > 0.3]
+    later = [("diverged", [0.5, 0.1], {"lr": 0.05})]
+    as_worst = [("stopped", [0.5], values) for _, _, values in [*bad, *later]]
+    found, expected = (
+        importance_at(1, made(space, *good, *rest).counting, space) for rest in ([*bad, *later], as_worst)
+    )
+    assert found == expected
+    assert found is not None
+    assert found.n == 41
 
 
 def test_divergence_is_laid_to_the_learning_rates_that_part_it() -> None:
