@@ -46,8 +46,8 @@ def rank_correlation(history: History, space: Space) -> Finding:
     measure = "" if explored else _explore_advice(space)
     if not explored and not others:
         sentence = (
-            f"How well a rung tells the end cannot be told from {trials_text(len(completed))} that went all the "
-            f"way, {MIN_TRIALS} would do."
+            f"How well a rung tells the end cannot be told from {n_random} explored and {trials_text(n_others)} more "
+            f"that went all the way; {MIN_TRIALS} of either would do."
         )
         return Finding("rank_correlation", "unknown", sentence, measure, numbers)
     texts = []
@@ -188,7 +188,7 @@ def _explore_advice(space: Space) -> str:
     """How to have enough explored trials next time, and what that costs."""
     search = space.search
     enough = math.ceil(10 * MIN_TRIALS / max(search.trials - 1, 1)) / 10
-    share = min(1.0, max(enough, 2 * search.explore, 0.1))
+    share = min(1.0, max(enough, 0.1))
     now, then = (
         expected_epochs(search.trials, space.rung_epochs, search.reduction_factor, n)
         for n in (n_explored(space), round(share * (search.trials - 1)))

@@ -31,17 +31,26 @@ def history_of(space: Space, path: Path | None = None) -> History:
 
 
 def test_who_is_exempt_is_a_function_of_seed_and_number_alone() -> None:
-    drawn = [[is_explored(trial, seed, 0.1) for trial in range(2000)] for seed in (0, 1)]
-    assert drawn[0] == [is_explored(trial, 0, 0.1) for trial in range(2000)]
-    assert drawn[0] != drawn[1]
-    assert all(150 < sum(of_seed) < 250 for of_seed in drawn)
     assert not any(is_explored(trial, 0, 0.0) for trial in range(100))
     assert all(is_explored(trial, 0, 1.0) for trial in range(100))
+    drawn = [[is_explored(trial, seed, 0.1) for trial in range(100)] for seed in (0, 1)]
+    assert drawn[0] == [is_explored(trial, 0, 0.1) for trial in range(100)]
+    assert drawn[0] != drawn[1]
 
 
-def test_a_larger_share_exempts_the_same_trials_and_more() -> None:
-    few, more = ({trial for trial in range(300) if is_explored(trial, 5, share)} for share in (0.1, 0.3))
-    assert few < more
+@pytest.mark.parametrize("explore", [0.05, 0.1, 0.3, 0.7])
+def test_every_trial_is_as_likely_and_no_stretch_of_a_search_goes_without(explore: float) -> None:
+    drawn = [[is_explored(trial, seed, explore) for trial in range(60)] for seed in range(2000)]
+    shares = [sum(trials) / 2000 for trials in zip(*drawn, strict=True)]
+    assert all(share == pytest.approx(explore, abs=0.05) for share in shares)
+    stretches = [sum(trials[first : first + 20]) for trials in drawn for first in (0, 13, 40)]
+    assert all(abs(n - 20 * explore) < 1 + 1e-9 for n in stretches)
+
+
+def test_their_number_is_known_beforehand() -> None:
+    for seed in range(20):
+        space = exploring(0.3, f"search.seed={seed}")
+        assert n_explored(space) == sum(is_explored(trial, seed, 0.3) for trial in range(1, 30))
 
 
 def test_exempt_trials_go_to_the_end_and_nobody_else_notices_at_the_first_rung() -> None:
