@@ -298,7 +298,8 @@ def _arrive(rungs: Rungs, trial: Trial, result: EpochDone) -> Verdict | None:
     value = 0.0 if result.diverged else result.validation_accuracy
     verdict = rungs.arrive(trial.number, result.epoch, value)
     # The baseline goes to the end whatever happens: it is what the winner is compared with.
-    return None if trial.baseline else verdict
+    # Explored trials do too: they show what became of those that are stopped.
+    return None if trial.baseline or trial.explored else verdict
 
 
 def _replay(history: History, rungs: Rungs) -> dict[int, Verdict]:
