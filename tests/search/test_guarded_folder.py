@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from search import guardian
 from search.guarded_folder import guarded_folder
+from tests.search.processes import marked_commands, wait_until
 
 # Starts a child, one that ignores SIGTERM in a session of its own, and one whose parent is gone; then waits for a line.
 COMMAND = """
@@ -45,7 +45,7 @@ class Command:
     other: Path
 
     def is_gone(self) -> bool:
-        return not (self.folder.exists() or self.other.exists() or everything_marked(self.folder))
+        return not (self.folder.exists() or self.other.exists() or marked_commands(self.folder))
 
 
 @pytest.fixture
@@ -75,23 +75,6 @@ def command(temporary: Path) -> Iterator[Command]:
         process.kill()
     wait_until(lambda: guardian_pid(folder) is None)
     guardian.end_marked(folder)
-
-
-def wait_until(reached: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not reached():
-        assert time.monotonic() < deadline_s, "it has not come to that"
-        time.sleep(0.02)
-
-
-def everything_marked(folder: Path) -> list[str]:
-    """The commands of all processes with the mark of `folder`, by their environment alone."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"{guardian.MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return found
 
 
 def guardian_pid(folder: Path) -> int | None:
@@ -143,7 +126,7 @@ def test_within_the_block_children_are_marked_and_keep_their_temporary_files_in_
 
 def test_an_orderly_end_leaves_nothing_when_it_returns(command: Command) -> None:
     assert command.folder.exists()
-    assert len(everything_marked(command.folder)) >= 4
+    assert len(marked_commands(command.folder)) >= 4
     command.process.communicate("end\n", timeout=10)
     assert command.process.returncode == 0
     assert command.is_gone()
@@ -160,7 +143,7 @@ def test_a_guardian_that_was_killed_is_missed_only_by_a_command_that_is_killed_t
     command.process.communicate("end\n", timeout=10)
     assert command.process.returncode == 0
     assert not command.folder.exists()
-    assert everything_marked(command.folder) == []
+    assert not marked_commands(command.folder)
 
 
 def test_a_guardian_ends_for_nothing_but_its_command_and_is_small(temporary: Path) -> None:
@@ -201,17 +184,17 @@ def test_python_s_tracker_of_shared_memory_is_left_to_clear_up_and_ends_by_itsel
         folder, semaphore = process.stdout.readline().split()
         semaphores = Path(f"/dev/shm/sem.{semaphore.removeprefix('/')}")
         assert semaphores.exists()
-        assert len(everything_marked(Path(folder))) == 1
+        assert len(marked_commands(Path(folder))) == 1
         process.kill()
-    wait_until(lambda: not (Path(folder).exists() or everything_marked(Path(folder)) or semaphores.exists()))
+    wait_until(lambda: not (Path(folder).exists() or marked_commands(Path(folder)) or semaphores.exists()))
 
 
 def test_what_a_power_cut_leaves_is_removed_by_the_next_command(command: Command) -> None:
     kill_both(command)
     assert command.folder.exists()
-    assert everything_marked(command.folder) != []
+    assert marked_commands(command.folder)
     with guarded_folder():
-        wait_until(lambda: not (command.folder.exists() or everything_marked(command.folder)))
+        wait_until(lambda: not (command.folder.exists() or marked_commands(command.folder)))
 
 
 def test_a_live_command_s_folder_stays_also_without_its_guardian(command: Command) -> None:
@@ -219,7 +202,7 @@ def test_a_live_command_s_folder_stays_also_without_its_guardian(command: Comman
     wait_until(lambda: guardian_pid(command.folder) is None)
     guardian.remove_stale_folders(command.folder.parent)
     assert command.folder.exists()
-    assert everything_marked(command.folder) != []
+    assert marked_commands(command.folder)
 
 
 def test_a_process_id_says_nothing_as_it_may_be_another_s_by_now(temporary: Path) -> None:
