@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 
@@ -59,7 +60,8 @@ class LocalCluster:
     However this process ends, none of Ray's outlives it; see `guarded_folder`. Nothing but the loopback is listened
     on, and whoever connects needs a token that only this user can read, and that ends with the cluster.
 
-    Must be entered in the thread that lives longest: Ray's processes end with the thread that started them.
+    Must be entered before anything imports Ray, which reads its settings then, and in the thread that lives longest:
+    Ray's processes end with the thread that started them.
 
     Args:
         n_workers: processes to start at once, and the CPUs that Ray may hand out.
@@ -103,6 +105,8 @@ class LocalCluster:
             # Below the private folder: Ray lets everybody write to what it is given here.
             _temp_dir=str(folder / "ray"),
         )
+        if not ip_address(ray.util.get_node_ip_address()).is_loopback:
+            raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
     def end(self) -> None:

@@ -102,6 +102,7 @@ def write_study(path: Path, space: Space, history: History) -> None:
     try:
         study_of(space, history, storage)
         with contextlib.closing(storage.engine.raw_connection()) as connection:
+            assert connection.driver_connection is not None
             content = connection.driver_connection.serialize()
     finally:
         storage.engine.dispose()

@@ -117,7 +117,7 @@ def start_strangers(folder: Path) -> subprocess.Popen[str]:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
     }
     command = [sys.executable, "-c", STRANGERS, f"{door.address}:{door.port}"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
 @pytest.fixture(scope="module")
