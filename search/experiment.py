@@ -42,6 +42,7 @@ _CURVE_COLUMNS = (
     "train_s",
     "validation_s",
 )
+_RUN_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
 
 
 class Experiment:
@@ -110,9 +111,13 @@ class Experiment:
         """
         return read_manifest(self.folder / "manifest.json", self.tell_once)
 
-    def drop_checkpoints(self, trial: int) -> None:
-        """Remove the checkpoints of a trial that ended: it is never gone on with, and a winner is retrained."""
-        for folder in self.ray_folder.glob(f"session_*/trial_{trial:04d}/checkpoint_*"):
+    def drop_checkpoints(self, name: str) -> None:
+        """Remove the checkpoints of a trial or run that ended: it is never gone on with, and a winner is retrained.
+
+        Args:
+            name: of its folder, such as `trial_0007`.
+        """
+        for folder in self.ray_folder.glob(f"session_*/{name}/checkpoint_*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def drop_ray_snapshots(self) -> None:
@@ -153,9 +158,11 @@ class Experiment:
             self._tell(line)
 
     def write_tables(self, history: History) -> None:
-        """Write `trials.csv` and `curves.csv`, each atomically."""
+        """Write `trials.csv`, `curves.csv` and, where there are fresh runs, `fresh_runs.csv`, each atomically."""
         write_text(self.folder / "trials.csv", trials_csv(rank(history)))
         write_text(self.folder / "curves.csv", curves_csv(history))
+        if history.runs:
+            write_text(self.folder / "fresh_runs.csv", fresh_runs_csv(history))
 
     def is_live(self) -> bool:
         """Whether a process is searching in this folder now."""
@@ -269,6 +276,16 @@ def curves_csv(history: History) -> str:
     trials = history.trials.values()
     rows = [[asdict(epoch)[column] for column in _CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
     return csv_text(_CURVE_COLUMNS, rows)
+
+
+def fresh_runs_csv(history: History) -> str:
+    """One row a fresh run and epoch."""
+    rows = [
+        [run.number, run.trial, run.block, *(asdict(epoch)[column] for column in _RUN_COLUMNS)]
+        for run in history.runs.values()
+        for epoch in run.epochs
+    ]
+    return csv_text(["run", "trial", "block", *_RUN_COLUMNS], rows)
 
 
 def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _show(options: argparse.Namespace) -> int:
     from search import tables
     from search.experiment import open_experiment
+    from search.manifest import opening_text
     from search.ranking import SORT_KEYS, lead_sentence, rank, sort_by
     from spaces import InputError
     from spaces.parameters import HYPERPARAMETER_NAMES
@@ -46,7 +47,7 @@ def _show(options: argparse.Namespace) -> int:
 
     match options.format:
         case "json":
-            print(tables.as_json(experiment.name, shown))
+            print(tables.as_json(experiment.name, shown, experiment.manifest.test_openings))
         case "csv":
             print(tables.as_csv(shown, parameters))
         case "markdown":
@@ -57,7 +58,9 @@ def _show(options: argparse.Namespace) -> int:
             now = ", running now" if live else ""
             print(f"{experiment.name}: {history.n_ended} of {experiment.space.search.trials} trials ended{now}\n")
             print(tables.as_table(shown, parameters, width, live))
-            print(f"\n{lead_sentence(ranked)}")
+            print(f"\n{lead_sentence(history)}")
+            for opening in experiment.manifest.test_openings:
+                print(opening_text(opening))
     return 0
 
 

@@ -101,6 +101,13 @@ class Opening(Part):
     test_accuracy_mean: float | None = None
 
 
+def opening_text(opening: Opening) -> str:
+    """One line for people."""
+    result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
+    reason = f", once more because: {opening.reason}" if opening.reason else ""
+    return f"Test set opened {opening.at} for trial {opening.trial} ({opening.seeds} seeds): {result}{reason}"
+
+
 class Manifest(Part):
     """All of `manifest.json`.
 

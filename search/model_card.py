@@ -36,7 +36,7 @@ A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparame
 **Test accuracy {metrics["test_accuracy_mean"]:.2%}**{spread}, on {metrics["tested_on"]["n_images"]:,} test images;
 by seed: {seeds}. The files here are the first seed's. The interval says how much another training run would differ,
 not how much another set of test images would.
-
+{_on_validation(metrics)}
 ## Use
 
 `model.onnx` and `model.pt2` take uint8 images (N, {size}, {size}, 3), RGB, N free, and give log-probabilities
@@ -68,6 +68,18 @@ log_probabilities = session.run(None, {{"images": images}})[0]
 It names one of its classes for any image, also for one that shows none of them. It was tested on images of the same
 origin as those it was trained on; elsewhere it will do worse. `metrics.json` has the confusion matrix.
 """
+
+
+def _on_validation(metrics: Mapping[str, Any]) -> str:
+    said = metrics["search_validation_accuracy"]
+    if said is None:
+        return ""
+    sentence = f"On the validation images the search said {said:.2%}"
+    fresh = metrics["fresh_runs"]
+    if fresh:
+        spread = "" if fresh["half_width_95"] is None else f" ± {100 * fresh['half_width_95']:.2f} points"
+        sentence += f"; {fresh['n']} runs with fresh seeds said {fresh['validation_accuracy_mean']:.2%}{spread}"
+    return f"\n{sentence}.\n"
 
 
 def _openings(openings: Sequence[Opening]) -> str:

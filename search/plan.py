@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from search import confirmation
 from search.cluster import count_cores
 from search.estimates import (
     disk_bytes,
@@ -228,7 +229,10 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
     epochs = epochs_expected(space)
     each = expected_epochs_left(0, space.rung_epochs, _passing(space))
     n_exempt = 1 + n_explored(space)
+    fresh = confirmation.expected_epochs(epochs, space)
+    n_runs = round(fresh / space.training.max_epochs)
     epochs_left = [*[space.training.max_epochs] * n_exempt, *[each] * (space.search.trials - n_exempt)]
+    epochs_left += [space.training.max_epochs] * n_runs
     total_s = seconds_left(epochs_left, epoch_s, placement.trials_side_by_side)
     if space.search.time_budget_s is not None:
         total_s = min(total_s, space.search.time_budget_s)
@@ -256,6 +260,8 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"cost        about {duration_text(total_s)} on {placement.places}: {space.search.trials} trials, at most "
         f"{space.training.max_epochs} epochs, about {epochs:.0f} epochs in all"
     )
+    if fresh:
+        lines.append(f"            then {n_runs} fresh runs of the best and the baseline, {fresh:.0f} epochs")
     lines.append(f"            ({epoch_s:.1f} s an epoch by steps timed now; start-up comes on top)")
     lines.append(
         f"disk        at most {size_text(experiment_bytes(space, data, placement))} in the experiment's folder, and "

@@ -46,8 +46,26 @@ class TrialStarted:
     at: float
 
 
+class _Trained:
+    """What epochs of trials and of fresh runs have in common."""
+
+    __slots__ = ()
+
+    train_loss: float
+    train_s: float
+    validation_s: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.train_loss)
+
+    @property
+    def seconds(self) -> float:
+        return self.train_s + self.validation_s
+
+
 @dataclass(frozen=True, slots=True)
-class EpochDone:
+class EpochDone(_Trained):
     """A trial finished an epoch.
 
     Losses are NaN where training diverged; `train_s` and `validation_s` are seconds, `at` is when the result
@@ -64,14 +82,6 @@ class EpochDone:
     train_s: float
     validation_s: float
     at: float
-
-    @property
-    def diverged(self) -> bool:
-        return not math.isfinite(self.train_loss)
-
-    @property
-    def seconds(self) -> float:
-        return self.train_s + self.validation_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,48 @@ class TrialEnded:
     at: float
 
 
-Event = SpaceSet | TrialStarted | EpochDone | EpochRedone | TrialEnded
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A trial's configuration is trained again with fresh random streams, to see what it is worth.
+
+    Attributes:
+        run: number of the fresh run, from 0.
+        trial: whose configuration.
+        block: from 1; the runs of a block share their random streams.
+        at: when, in seconds since 1970 (UTC).
+    """
+
+    run: int
+    trial: int
+    block: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunEpochDone(_Trained):
+    """A fresh run finished an epoch; as `EpochDone`."""
+
+    run: int
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    train_s: float
+    validation_s: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A fresh run will not go on; as `TrialEnded`."""
+
+    run: int
+    status: Literal["completed", "failed", "diverged"]
+    reason: str
+    at: float
+
+
+Event = SpaceSet | TrialStarted | EpochDone | EpochRedone | TrialEnded | RunStarted | RunEpochDone | RunEnded
 
 _EVENT_TYPES: dict[str, type[Event]] = {
     "space_set": SpaceSet,
@@ -107,6 +158,9 @@ _EVENT_TYPES: dict[str, type[Event]] = {
     "epoch_done": EpochDone,
     "epoch_redone": EpochRedone,
     "trial_ended": TrialEnded,
+    "run_started": RunStarted,
+    "run_epoch_done": RunEpochDone,
+    "run_ended": RunEnded,
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
 _LOSSES = ("train_loss", "validation_loss")
@@ -202,6 +256,26 @@ class Trial:
         return sum(epoch.seconds for epoch in self.epochs)
 
 
+@dataclass
+class Run:
+    """One fresh run as far as it is known; attributes as in `RunStarted` and `Trial`."""
+
+    number: int
+    trial: int
+    block: int
+    started_at: float
+    epochs: list[RunEpochDone] = field(default_factory=list)
+    end: RunEnded | None = None
+
+    @property
+    def n_epochs(self) -> int:
+        return len(self.epochs)
+
+    @property
+    def last(self) -> RunEpochDone | None:
+        return self.epochs[-1] if self.epochs else None
+
+
 class History:
     """All trials of an experiment, grown event by event.
 
@@ -209,6 +283,7 @@ class History:
         trials: by number, ascending.
         results_in_order: all epochs of all trials, as they arrived.
         space: that proposals come from now, as `Space.as_dict` gives it; None before it is known.
+        runs: fresh runs of the best trials, by number, ascending.
         n_redone: epochs that were trained again, after a worker or the search broke off.
     """
 
@@ -216,6 +291,7 @@ class History:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
+        self.runs: dict[int, Run] = {}
         self.n_redone = 0
         for event in events:
             self.apply(event)
@@ -257,6 +333,17 @@ class History:
                 self.n_redone += 1
             case TrialEnded():
                 self._running(event.trial).end = event
+            case RunStarted():
+                if event.run != len(self.runs) or event.trial not in self.trials:
+                    raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.runs)} runs")
+                self.runs[event.run] = Run(event.run, event.trial, event.block, event.at)
+            case RunEpochDone():
+                run = self._going_on(event.run)
+                if event.epoch != run.n_epochs + 1:
+                    raise ValueError(f"run {event.run} has epoch {event.epoch} after {run.n_epochs}")
+                run.epochs.append(event)
+            case RunEnded():
+                self._going_on(event.run).end = event
 
     @property
     def counting(self) -> list[Trial]:
@@ -275,6 +362,11 @@ class History:
             yield from (epoch.at for epoch in trial.epochs)
             if trial.end:
                 yield trial.end.at
+        for run in self.runs.values():
+            yield run.started_at
+            yield from (epoch.at for epoch in run.epochs)
+            if run.end:
+                yield run.end.at
 
     @property
     def n_ended(self) -> int:
@@ -284,10 +376,20 @@ class History:
     def n_epochs(self) -> int:
         return len(self.results_in_order)
 
+    @property
+    def unfinished_runs(self) -> list[Run]:
+        return [run for run in self.runs.values() if run.end is None]
+
     def _exploration(self) -> tuple[int, float]:
         """Seed and `search.explore`; journals from before there was such a thing do not have it."""
         search = (self.space or {}).get("search", {})
         return search.get("seed", 0), search.get("explore", 0.0)
+
+    def _going_on(self, number: int) -> Run:
+        run = self.runs.get(number)
+        if run is None or run.end is not None:
+            raise ValueError(f"run {number} was never started, or has ended already")
+        return run
 
     def _running(self, number: int) -> Trial:
         trial = self.trials.get(number)

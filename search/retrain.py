@@ -142,7 +142,9 @@ def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     print(f"\nTest accuracy {metrics['test_accuracy_mean']:.2%}{spread} (by seed: {per_seed})")
     validation = metrics["search_validation_accuracy"]
     if isinstance(validation, float):
-        print(f"The search's validation accuracy was {validation:.2%}.")
+        fresh = metrics["fresh_runs"]
+        runs = f"; {fresh['n']} fresh runs said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
+        print(f"The search's validation accuracy was {validation:.2%}{runs}.")
     print(f"Exported to {experiment.final_folder}: {', '.join(metrics['exports'])}, each compared with the network")
     print(f"Next: python -m search.predict {experiment.folder} IMAGE…")
 

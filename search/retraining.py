@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from search.confirmation import fresh_results
 from search.experiment import Experiment
 from search.export import Agreement, export_all
 from search.manifest import Opening, git_commit, timestamp, versions
@@ -189,6 +190,7 @@ def _metrics(
         "precision": plan.compute.precision,
         "tested_on": {"split": "test", "n_images": len(labels)},
         "search_validation_accuracy": last.validation_accuracy if last else None,
+        "fresh_runs": _fresh_runs(plan),
         "test_accuracy_per_seed": [asdict(score) for score in scores],
         "test_accuracy_mean": float(np.mean(accuracies)),
         "test_accuracy_interval_95": interval_95(accuracies),
@@ -204,6 +206,14 @@ def _metrics(
         "git_commit": git_commit(),
         "created_at": timestamp(),
     }
+
+
+def _fresh_runs(plan: Retraining) -> dict[str, float | int | None] | None:
+    """What fresh runs on the search's own split said of the configuration; None where there were none."""
+    fresh = fresh_results(plan.experiment.history()).get(plan.trial.number)
+    if fresh is None:
+        return None
+    return {"n": fresh.n_runs, "validation_accuracy_mean": fresh.mean, "half_width_95": fresh.half_width}
 
 
 def _config(plan: Retraining) -> str:

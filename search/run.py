@@ -129,6 +129,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     from search.cluster import cluster_for
+    from search.state import is_done
 
     changed = _changed(options, experiment)
     # A longer time budget is for this session; it does not change the experiment.
@@ -138,8 +139,7 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     _take_over(experiment, changed)
     _time_left_s(experiment, space)  # none left is said before Ray is started
     history = experiment.history()
-    all_ended = not history.unfinished and len(history.counting) >= space.search.trials
-    needed = contextlib.nullcontext() if all_ended else cluster_for(space)
+    needed = contextlib.nullcontext() if is_done(history, space) else cluster_for(space)
     with Interruption() as interruption, _torch_imported_beside(), needed as cluster:
         interruption.listen()  # again: ray.init takes SIGTERM for itself
         from search.plan import place
@@ -268,11 +268,12 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
     from search.ranking import lead_sentence, rank, winner
     from search.tables import as_table
 
-    ranked = rank(experiment.history())
+    history = experiment.history()
+    ranked = rank(history)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if ranked:
         print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
-    print(lead_sentence(ranked))
+    print(lead_sentence(history))
     flag = results_flag(options)
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"

@@ -24,7 +24,7 @@ from spaces.parameters import (
     parse_parameter,
     shorten,
 )
-from spaces.schema import SECTIONS, Section, Space
+from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Section, Space
 from spaces.yaml_lines import Document, parse
 
 SHIPPED_FOLDER = Path(__file__).parent
@@ -206,7 +206,7 @@ class _Validation:
 
     def _section(self, key: str, model: type[Section]) -> Section | None:
         raw = self._content.get(key)
-        if raw is None and key != "resources":
+        if raw is None and key not in OPTIONAL_SECTIONS:
             if key in self._content:
                 self._find((key,), f"`{key}` is empty, but must have {', '.join(model.model_fields)}.")
             return None

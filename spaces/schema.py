@@ -97,6 +97,20 @@ class Search(Section):
         return None if self.time_budget is None else duration_s(self.time_budget)
 
 
+class Confirm(Section):
+    """How the best trials are trained again, with fresh random streams, before one is called the winner.
+
+    Attributes:
+        top: how many of the best completed trials, the baseline not counted, which always takes part; 0: none.
+        seeds: fresh runs of each, unless the order is clear before; trials that are tied then get more.
+        budget: epochs that fresh runs may take, as a share of what the search itself trained.
+    """
+
+    top: int = Field(default=3, ge=0, le=100)
+    seeds: int = Field(default=3, ge=2, le=100)
+    budget: float = Field(default=0.33, ge=0, le=1000)
+
+
 class Resources(Section):
     """What the search may use.
 
@@ -113,10 +127,13 @@ class Resources(Section):
     cuda_graph: bool = False
 
 
+# Sections that a file may leave out.
+OPTIONAL_SECTIONS = frozenset({"confirm", "resources"})
 SECTIONS: Mapping[str, type[Section]] = {
     "dataset": Dataset,
     "training": Training,
     "search": Search,
+    "confirm": Confirm,
     "resources": Resources,
 }
 
@@ -135,6 +152,7 @@ class Space:
     dataset: Dataset
     training: Training
     search: Search
+    confirm: Confirm
     resources: Resources
     parameters: Mapping[str, Parameter]
     baseline: Hyperparameters
