@@ -134,6 +134,12 @@ def fresh_results(history: History) -> dict[int, Fresh]:
     }
 
 
+def run_sd(history: History) -> float | None:
+    """The standard deviation of one configuration's accuracy over fresh runs, pooled over trials; None if unknown."""
+    spread, freedom = _spread_within(_values_by_trial(history).values())
+    return spread if freedom else None
+
+
 def lead(history: History, first: int, second: int) -> Lead:
     """How far `first` is ahead of `second`, both trials' numbers."""
     table = _table(history, (first, second))
@@ -207,6 +213,8 @@ def _adjusted_means(history: History) -> dict[int, float]:
     """Each trial's mean as if it had been in all blocks: trial + block, by least squares; else its plain mean."""
     blocks = _by_block(history)
     cells = [(number, block, value) for block, values in blocks.items() for number, value in values.items()]
+    if not cells:
+        return {}
     numbers, names = sorted({number for number, _, _ in cells}), sorted(blocks)
     if len(cells) * (len(numbers) + len(names)) > MOST_CELLS:
         return {number: sum(values) / len(values) for number, values in _values_by_trial(history).items()}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from search.confirmation import run_sd
 from search.findings import Finding, Verdict, trials_text
 from search.records import History
 from search.space_findings import divergences, edges, importances
@@ -13,9 +14,7 @@ from spaces.schema import Space
 MIN_FLAT_TRIALS = 10
 
 
-def diagnose(
-    history: History, space: Space, n_validation: int | None = None, run_sd: float | None = None
-) -> list[Finding]:
+def diagnose(history: History, space: Space, n_validation: int | None = None) -> list[Finding]:
     """Everything that can be said of a search: first what to change, then what is well, then what cannot be told.
 
     Trials outside the space as it was changed later do not count.
@@ -24,7 +23,6 @@ def diagnose(
         history: of the search, which may still run.
         space: what is searched.
         n_validation: validation images; None if unknown.
-        run_sd: standard deviation of one configuration's accuracy over seeds, as a fraction; None if unknown.
     """
     findings = [
         divergences(history, space),
@@ -32,7 +30,7 @@ def diagnose(
         edges(history, space),
         rank_correlation(history, space),
         would_be_winners(history, space),
-        flatness(history, n_validation, run_sd),
+        flatness(history, n_validation, run_sd(history)),
         importances(history, space),
         savings(history, space),
     ]
@@ -53,12 +51,12 @@ def failures(history: History) -> Finding:
     return Finding("failures", "change", sentence, "Mend the reason that search.leaderboard gives for each.", numbers)
 
 
-def flatness(history: History, n_validation: int | None, run_sd: float | None) -> Finding:
+def flatness(history: History, n_validation: int | None, sd: float | None) -> Finding:
     """What the last third of the epochs added to the best completed trial.
 
-    It counts as nothing if it is less than the noise of one run: `run_sd`, or else the standard error that so many
-    validation images leave. Even a search that has not converged goes a third without a new best two times in three,
-    if its proposals do not improve.
+    It counts as nothing if it is less than the noise of one run: `sd`, the spread of one configuration over fresh
+    runs, or else the standard error that so many validation images leave. Even a search that has not converged goes
+    a third without a new best two times in three, if its proposals do not improve.
     """
     course = list(_course(history))
     spent = sum(trial.n_epochs for trial in history.counting)
@@ -69,7 +67,7 @@ def flatness(history: History, n_validation: int | None, run_sd: float | None) -
         sentence = f"Whether the search still improves cannot be told from {trials_text(n_ended)} and {spent} epochs."
         return Finding("flatness", "unknown", sentence, "", numbers)
     now = course[-1][1]
-    noise, noise_is = _noise(now, n_validation, run_sd)
+    noise, noise_is = _noise(now, n_validation, sd)
     gained = now - before
     numbers |= {"before": before, "now": now, "gained": gained, "noise": noise, "noise_is": noise_is}
     sentence = f"The last third of the {spent} epochs brought the best from {before:.2%} to {now:.2%}"
@@ -94,9 +92,9 @@ def _course(history: History) -> Iterator[tuple[int, float]]:
             yield spent, best
 
 
-def _noise(accuracy: float, n_validation: int | None, run_sd: float | None) -> tuple[float, str | None]:
-    if run_sd is not None:
-        return run_sd, "one configuration's standard deviation over seeds"
+def _noise(accuracy: float, n_validation: int | None, sd: float | None) -> tuple[float, str | None]:
+    if sd is not None:
+        return sd, "a configuration's standard deviation over fresh runs"
     if n_validation:
         return math.sqrt(accuracy * (1 - accuracy) / n_validation), f"standard error of {n_validation:,} images"
     return 0.0, None

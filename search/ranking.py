@@ -45,8 +45,8 @@ class Ranked:
         config: all hyperparameters.
         reason: why it stopped, failed or diverged, or does not count; empty otherwise.
         set_aside: whether it lies outside the space as it was changed later.
-        fresh: what fresh runs say of it; None where it has none, or where they do not cover the best trials yet.
         explored: whether chance let it go to the end whatever a rung says.
+        fresh: what fresh runs say of it; None where it has none, or where they do not cover the best trials yet.
     """
 
     rank: int
@@ -238,8 +238,8 @@ def _row(position: int, trial: Trial, fresh: Fresh | None) -> Ranked:
         config=trial.config,
         reason=_OUTSIDE if trial.set_aside else trial.end.reason if trial.end else "",
         set_aside=trial.set_aside,
-        fresh=fresh,
         explored=trial.explored,
+        fresh=fresh,
     )
 
 

@@ -399,16 +399,16 @@ class History:
     def unfinished_runs(self) -> list[Run]:
         return [run for run in self.runs.values() if run.end is None]
 
+    def _exploration(self) -> tuple[int, float]:
+        """Seed and `search.explore`; journals from before there was such a thing do not have it."""
+        search = (self.space or {}).get("search", {})
+        return search.get("seed", 0), search.get("explore", 0.0)
+
     def _going_on(self, number: int) -> Run:
         run = self.runs.get(number)
         if run is None or run.end is not None:
             raise ValueError(f"run {number} was never started, or has ended already")
         return run
-
-    def _exploration(self) -> tuple[int, float]:
-        """Seed and `search.explore`; journals from before there was such a thing do not have it."""
-        search = (self.space or {}).get("search", {})
-        return search.get("seed", 0), search.get("explore", 0.0)
 
     def _running(self, number: int) -> Trial:
         trial = self.trials.get(number)

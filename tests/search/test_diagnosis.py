@@ -8,6 +8,7 @@ from statistics import NormalDist, fmean
 import numpy as np
 import pytest
 
+from search.confirmation import run_sd
 from search.diagnose import findings_text
 from search.diagnosis import diagnose, failures, flatness
 from search.edges import crowded_edges, widened
@@ -406,7 +407,20 @@ def test_a_gain_within_the_noise_of_a_run_is_none() -> None:
     history = with_ends(*[0.8] * 11, 0.81)
     assert "it still improves" in flatness(history, None, None).sentence
     assert "standard error of 288 images: 2.31 points): it has flattened" in flatness(history, 288, None).sentence
-    assert "over seeds: 0.40 points): it still improves" in flatness(history, 288, 0.004).sentence
+    assert "over fresh runs: 0.40 points): it still improves" in flatness(history, 288, 0.004).sentence
+
+
+def test_the_noise_is_that_of_fresh_runs_where_there_are_any() -> None:
+    space = space_with()
+    state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
+    simulate(state, 0, curve=_rising, fresh_curve=lambda trial, block, epoch: 0.5 + trial / 1000 + block / 100)
+    n_blocks = max(run.block for run in state.history.runs.values())
+    assert n_blocks > 1
+    assert run_sd(state.history) == pytest.approx(0.01 * np.std(range(n_blocks), ddof=1), rel=0.3)
+    (flat,) = (finding for finding in diagnose(state.history, space, 288) if finding.name == "flatness")
+    assert flat.numbers["noise"] == run_sd(state.history)
+    assert "a configuration's standard deviation over fresh runs" in flat.sentence
+    assert run_sd(with_ends(0.5, 0.6)) is None
 
 
 # All of it
