@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.report import print_json
 from spaces import InputError, Space, load_space
-from spaces.command import CommandParser, add_space_arguments, run_command
+from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command
 from spaces.parameters import Choice, Hyperparameters, LogUniform, RandInt, Searched, Uniform
 
 METRIC = "validation_accuracy"
@@ -63,7 +63,7 @@ def train_trial(
 
 def _search(options: argparse.Namespace) -> int:
     started_s = time.perf_counter()
-    space = load_space(options.space, options.set)
+    space = load_space(options.space or DEFAULT_SPACE, options.set)
     if space.dataset.images_per_epoch is not None:
         raise InputError("`dataset.images_per_epoch` is set, but a plain script's epoch is all images. Leave it out.")
     with _temporary_folder() as folder:

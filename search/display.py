@@ -16,7 +16,7 @@ from spaces.parameters import Number
 from spaces.schema import Space
 
 REFRESH_S = 0.5
-_STYLES = {"completed": "green", "stopped": "dim", "failed": "red"}
+_STYLES = {"completed": "green", "stopped": "dim", "failed": "red", "diverged": "red"}
 
 
 class SearchDisplay:
@@ -58,7 +58,7 @@ class SearchDisplay:
             case EpochDone():
                 self._epoch_s.append(event.seconds)
             case TrialEnded():
-                if event.status == "failed" or not self._quiet:
+                if event.status in ("failed", "diverged") or not self._quiet:
                     self._print(self._end_line(history.trials[event.trial]), _STYLES[event.status])
             case TrialStarted():
                 pass
@@ -90,14 +90,14 @@ class SearchDisplay:
         name = "baseline" if trial.baseline else f"trial {trial.number}"
         values = self._space.baseline_suggestion() if trial.baseline else trial.suggested
         line = f"{name:<10} {trial.status:<9} epoch {trial.n_epochs:>3}  {accuracy}  {compact(values)}"
-        if trial.end and trial.status == "failed":
+        if trial.end and trial.status in ("failed", "diverged"):
             line += f"  ({trial.end.reason})"
         return line if self._shows_status else f"{line}  [{self._status()}]"
 
     def _status(self) -> str:
         n_running = sum(1 for trial in self._history.unfinished)
         parts = [
-            f"{self._history.n_ended}/{self._space.search.trials} trials",
+            f"{sum(trial.end is not None for trial in self._history.counting)}/{self._space.search.trials} trials",
             f"{self._history.n_epochs} epochs",
         ]
         if self._shows_status:
@@ -117,7 +117,7 @@ class SearchDisplay:
         recent = self._epoch_s[-20:]
         running = [self._epochs_left_of(trial) for trial in self._history.unfinished]
         unstarted = expected_epochs_left(0, self._space.rung_epochs, self._passing)
-        n_unstarted = self._space.search.trials - len(self._history.trials)
+        n_unstarted = self._space.search.trials - len(self._history.counting)
         epochs_left = [*running, *[unstarted] * n_unstarted]
         return seconds_left(epochs_left, sum(recent) / len(recent), self._trials_at_once)
 

@@ -1,5 +1,6 @@
 """What a search will cost, from its rungs. Pure functions."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -8,6 +9,13 @@ import numpy as np
 from search.rungs import Rungs
 
 N_SIMULATED = 200
+# Measured, and half as much again: journal and copy, tables, study.db, Ray's logs, and its snapshot while it runs.
+FOLDER_BYTES = 4_000_000
+TRIAL_BYTES = 60_000
+EPOCH_BYTES = 6_000
+# Retraining keeps one a seed until it has exported; the exports take about as much as another two.
+RETRAINED_CHECKPOINTS = 6
+
 # The share that passes a rung no longer changes beyond so many trials.
 MAX_SIMULATED_TRIALS = 500
 
@@ -39,6 +47,24 @@ def expected_epochs_left(done: int, rung_epochs: Sequence[int], passing: Sequenc
             at = rung
             reaches *= share
     return left
+
+
+def disk_bytes(trials: int, max_epochs: int, trials_at_once: int, checkpoint_bytes: int) -> int:
+    """What an experiment's folder may take at most, its retraining included.
+
+    Args:
+        trials: all of them trained to the end.
+        max_epochs: of each.
+        trials_at_once: each keeps two checkpoints while it runs, and writes a third.
+        checkpoint_bytes: of one.
+    """
+    checkpoints = checkpoint_bytes * max(3 * trials_at_once, RETRAINED_CHECKPOINTS)
+    return FOLDER_BYTES + checkpoints + trials * (TRIAL_BYTES + max_epochs * EPOCH_BYTES)
+
+
+def size_text(n_bytes: float) -> str:
+    """`13 MB`, in powers of ten; at least `1 MB`."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{max(1, math.ceil(n_bytes / 1e6))} MB"
 
 
 def seconds_left(epochs_left: Iterable[float], epoch_s: float, trials_at_once: int) -> float:

@@ -7,21 +7,27 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from search.journal import Journal, read_history
-from search.manifest import Manifest, read_manifest
+import yaml
+
+from search.journal import Journal, read_history, set_damaged_aside
+from search.manifest import Manifest, read_manifest, write_manifest
 from search.ranking import RESULT_COLUMNS, Ranked, rank
-from search.records import History
+from search.records import History, SpaceSet
 from spaces.errors import InputError, expanded
-from spaces.loader import dump_space, load_space
+from spaces.loader import dump_space, load_space, space_from_text
 from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.schema import Space
-from trainable.files import write_json, write_text
+from trainable.files import write_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -41,12 +47,18 @@ _CURVE_COLUMNS = (
 class Experiment:
     """One folder under `results/`. Reading needs neither Ray nor torch, and executes nothing from it.
 
+    A damaged journal, manifest or space is replaced by its copy, and the user is told, once; a folder is mended
+    on the disk by whoever holds it for writing.
+
     Args:
-        folder: exists and holds `experiment.yaml`.
+        folder: exists.
+        tell: called with a line for the user; None prints it to standard error.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tell: Callable[[str], None] | None = None) -> None:
         self.folder = folder
+        self._tell = tell or partial(print, file=sys.stderr)
+        self._told: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -62,12 +74,32 @@ class Experiment:
 
     @property
     def space(self) -> Space:
-        """The resolved space.
+        """The resolved space; where the file is missing or not valid, as the search journaled it.
 
         Raises:
-            InputError: the file is missing or not valid.
+            InputError: neither is there.
         """
-        return load_space(str(self.folder / "experiment.yaml"))
+        return self.space_with(())
+
+    def space_with(self, overrides: Sequence[str]) -> Space:
+        """The resolved space, with `section.key=value` options laid over it.
+
+        Raises:
+            InputError: as for `space`, or an option is not valid.
+        """
+        path = self.folder / "experiment.yaml"
+        try:
+            if not path.exists():
+                raise InputError(f"{path}: is missing.")
+            load_space(str(path))
+        except InputError as error:
+            journaled = self.history().space
+            if journaled is None:
+                raise
+            self.tell_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
+            text = str(yaml.safe_dump(journaled, sort_keys=False))
+            return space_from_text(text, "the journal's space", self.name, overrides)
+        return load_space(str(path), overrides)
 
     @property
     def manifest(self) -> Manifest:
@@ -76,22 +108,49 @@ class Experiment:
         Raises:
             InputError: the file is missing or damaged.
         """
-        return read_manifest(self.folder / "manifest.json")
+        return read_manifest(self.folder / "manifest.json", self.tell_once)
 
     def drop_checkpoints(self, trial: int) -> None:
         """Remove the checkpoints of a trial that ended: it is never gone on with, and a winner is retrained."""
         for folder in self.ray_folder.glob(f"session_*/trial_{trial:04d}/checkpoint_*"):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def drop_ray_snapshots(self) -> None:
+        """Remove Ray's own state of its sessions, which is never read back and holds pickles; its logs stay."""
+        for pattern in ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl"):
+            for path in self.ray_folder.glob(f"session_*/{pattern}"):
+                path.unlink(missing_ok=True)
+
     def history(self) -> History:
         """All trials so far; safe to call while the search runs."""
-        return read_history(self.folder / "journal.jsonl")
+        return read_history(self.folder / "journal.jsonl", self.tell_once)
 
     def journal(self) -> Journal:
-        return Journal(self.folder / "journal.jsonl")
+        """For the process that holds the folder; mends the file first."""
+        return Journal(self.folder / "journal.jsonl", self.tell_once)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        write_json(self.folder / "manifest.json", manifest.model_dump())
+        write_manifest(self.folder / "manifest.json", manifest)
+
+    def write_space(self, space: Space) -> None:
+        write_text(self.folder / "experiment.yaml", dump_space(space))
+
+    def mend_space(self) -> None:
+        """Write `experiment.yaml` anew where it cannot be used; for the process that holds the folder."""
+        path = self.folder / "experiment.yaml"
+        try:
+            load_space(str(path))
+        except InputError:
+            space = self.space
+            if path.exists():
+                set_damaged_aside(path)
+            self.write_space(space)
+
+    def tell_once(self, line: str) -> None:
+        """Tell the user something of this folder, but not twice."""
+        if line not in self._told:
+            self._told.add(line)
+            self._tell(line)
 
     def write_tables(self, history: History) -> None:
         """Write `trials.csv` and `curves.csv`, each atomically."""
@@ -135,8 +194,8 @@ class Experiment:
             yield
 
 
-def create_experiment(results: Path, name: str, space: Space) -> Experiment:
-    """Make the folder of a new experiment.
+def create_experiment(results: Path, name: str, space: Space, manifest: Manifest) -> Experiment:
+    """Make the folder of a new experiment, whole or not at all.
 
     Raises:
         InputError: the name is taken or not usable.
@@ -148,8 +207,13 @@ def create_experiment(results: Path, name: str, space: Space) -> Experiment:
             f"--name is {name}, but {folder} exists. Choose another name, or go on with it: --resume {name}."
         )
     results.mkdir(parents=True, exist_ok=True)
-    folder.mkdir()
-    write_text(folder / "experiment.yaml", dump_space(space))
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=results, ignore_cleanup_errors=True) as parent:
+        made = Experiment(Path(parent) / name)
+        made.folder.mkdir()
+        made.write_space(space)
+        made.write_manifest(manifest)
+        made.journal().append(SpaceSet(space.as_dict(), [], time.time()))
+        made.folder.rename(folder)
     return Experiment(folder)
 
 
@@ -163,7 +227,7 @@ def open_experiment(given: str | None, results: Path) -> Experiment:
         return _newest(results)
     candidates = [expanded(given)] if os.sep in given else [results / given, Path(given)]
     for folder in candidates:
-        if (folder / "experiment.yaml").is_file():
+        if _is_experiment(folder):
             return Experiment(folder)
     names = ", ".join(experiment.name for experiment in list_experiments(results)[:10]) or "none yet"
     raise InputError(f"`{given}` is not an experiment: {results}/ has {names}. Give a name or a path to its folder.")
@@ -173,7 +237,7 @@ def list_experiments(results: Path) -> list[Experiment]:
     """All experiments under `results`, the newest first."""
     if not results.is_dir():
         return []
-    folders = [path.parent for path in results.glob("*/experiment.yaml")]
+    folders = [path for path in results.iterdir() if not path.name.startswith(".") and _is_experiment(path)]
     return [Experiment(folder) for folder in sorted(folders, key=_started, reverse=True)]
 
 
@@ -217,6 +281,11 @@ def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
     return buffer.getvalue()
 
 
+def _is_experiment(folder: Path) -> bool:
+    # Any of the two: the other may be what was lost.
+    return any((folder / name).is_file() for name in ("experiment.yaml", "journal.jsonl"))
+
+
 def _newest(results: Path) -> Experiment:
     experiments = list_experiments(results)
     if not experiments:
@@ -229,4 +298,4 @@ def _started(folder: Path) -> tuple[str, float]:
         created = str(json.loads((folder / "manifest.json").read_text()).get("created_at", ""))
     except (OSError, ValueError, AttributeError, RecursionError):
         created = ""
-    return (created, (folder / "experiment.yaml").stat().st_mtime)
+    return (created, folder.stat().st_mtime)

@@ -1,80 +1,164 @@
 """The journal: an append-only file of events, from which everything else in an experiment is derived.
 
 Ray's own snapshots are not read back: ASHA's rungs are not in them, a truncated one silently starts a
-fresh search, and restoring them unpickles. One JSON object a line survives a crash at any byte.
+fresh search, and restoring them unpickles. One JSON object a line survives a crash at any byte. A copy
+beside it, a line behind at most, stands in where the file itself was damaged later.
 """
 
 import json
 import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from search.records import Event, History, event_as_dict, event_from_dict
 from spaces.errors import InputError
+from trainable.files import replacing
 
 # A journal of 100,000 trials × 27 epochs is about 600 MB; anything over this is not one of ours.
-MAX_LINE_BYTES = 64 * 1024
+MAX_LINE_BYTES = 1024 * 1024
+BACKUP_FOLDER = ".backup"
+
+Tell = Callable[[str], None]
+
+
+def backup_of(path: Path) -> Path:
+    """Where the copy of a state file lies."""
+    return path.parent / BACKUP_FOLDER / path.name
+
+
+def set_damaged_aside(path: Path) -> Path:
+    """Rename a damaged file out of the way, so that nothing of it is lost; its new path."""
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
+    path.rename(aside)
+    return aside
 
 
 class Journal:
-    """Appends events to a file; each is on the disk when `append` returns.
+    """Appends events to a file and its copy; an event is on the disk when `append` returns.
+
+    Must be opened by the one process that holds the experiment. What a crash left is mended first: a half-written
+    last line is cut off, and of file and copy the one that has more good events replaces the other.
 
     Args:
-        path: made when the first event comes. A half-written last line, as a power cut leaves it, is cut off.
+        path: made when the first event comes.
+        tell: called with a line where the copy had to be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tell: Tell = lambda line: None) -> None:
         self.path = path
-        _cut_torn_tail(path)
+        self._copy = backup_of(path)
+        self._mend(tell)
 
     def append(self, event: Event) -> None:
-        line = json.dumps(event_as_dict(event), allow_nan=False) + "\n"
+        line = (json.dumps(event_as_dict(event), allow_nan=False) + "\n").encode()
         with self.path.open("ab") as file:
-            file.write(line.encode())
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        # Only after the file itself: whoever reads both must never find the copy ahead of an intact file.
+        self._copy.parent.mkdir(exist_ok=True)
+        with self._copy.open("ab") as file:
+            file.write(line)
+
+    def _mend(self, tell: Tell) -> None:
+        better = _better_reading(self.path, tell)
+        if better.path != self.path and self.path.exists():
+            set_damaged_aside(self.path)
+        _keep_first_bytes(better, self.path)
+        _keep_first_bytes(better, self._copy)
 
 
-def read_history(path: Path) -> History:
-    """All that a journal says; an experiment without one has no trials yet.
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What one file says.
+
+    Attributes:
+        path: the file.
+        history: of the good lines.
+        n_bytes: that they take.
+        damage: what is wrong with the line after them; None where only a torn last line follows, or nothing.
+    """
+
+    path: Path
+    history: History
+    n_bytes: int
+    damage: str | None
+
+
+def read_history(path: Path, tell: Tell = lambda line: None) -> History:
+    """All that a journal says; an experiment without one has no trials yet. Changes nothing on the disk.
+
+    Args:
+        path: of the journal; its copy is read where it is damaged.
+        tell: called with a line where the copy had to be used.
 
     Raises:
-        InputError: a line in the middle is damaged; names it.
+        InputError: a line in the middle is damaged, and the copy has no more; names it.
     """
-    history = History()
+    return _better_reading(path, tell).history
+
+
+def _better_reading(path: Path, tell: Tell) -> _Reading:
+    copy = backup_of(path)
+    # Before the file is read: one that is being written is then never behind its copy.
+    copy_bytes = copy.stat().st_size if copy.exists() else 0
+    own = _read(path)
+    if own.damage is None and own.n_bytes >= copy_bytes:
+        return own
+    copied = _read(copy)
+    if copied.n_bytes > own.n_bytes or (own.damage and copied.n_bytes == own.n_bytes > 0):
+        wrong = own.damage or (f"{path}: ends too early" if path.exists() else f"{path}: is missing")
+        tell(f"{wrong}; its copy {BACKUP_FOLDER}/{copy.name} is used.")
+        return copied
+    if own.damage is not None:
+        raise InputError(f"{own.damage}. Restore the file from a copy, or remove that line and those after it.")
+    return own
+
+
+def _read(path: Path) -> _Reading:
+    history, n_bytes = History(), 0
     if not path.exists():
-        return history
+        return _Reading(path, history, n_bytes, None)
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
             try:
                 if len(line) > MAX_LINE_BYTES:
                     raise ValueError("it is too long")
+                if not line.endswith(b"\n"):
+                    break
                 history.apply(event_from_dict(json.loads(line, parse_constant=_refuse_constant)))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise InputError(
-                    f"{path}:{number}: is not an event of a search ({type(error).__name__}: {error}). "
-                    f"Restore the file from a copy, or remove that line and those after it."
-                ) from None
-    return history
+                damage = f"{path}:{number}: is not an event of a search ({type(error).__name__}: {error})"
+                return _Reading(path, history, n_bytes, damage)
+            n_bytes += len(line)
+    return _Reading(path, history, n_bytes, None)
+
+
+def _keep_first_bytes(good: _Reading, path: Path) -> None:
+    """Make `path` hold the good lines and nothing else; nothing to do where that is so."""
+    if path.exists() and path.stat().st_size == good.n_bytes and (path == good.path or _same_bytes(path, good)):
+        return
+    if path == good.path and path.exists():
+        with path.open("rb+") as file:
+            file.truncate(good.n_bytes)
+        return
+    if not good.n_bytes and not path.exists():
+        return
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as temporary, good.path.open("rb") as source, temporary.open("wb") as target:
+        shutil.copyfileobj(source, target)
+        target.truncate(good.n_bytes)
+
+
+def _same_bytes(path: Path, good: _Reading) -> bool:
+    with path.open("rb") as one, good.path.open("rb") as other:
+        return one.read() == other.read(good.n_bytes)
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _cut_torn_tail(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content_end = file.seek(0, os.SEEK_END)
-        position = content_end
-        while position > 0:
-            step = min(4096, position)
-            position -= step
-            file.seek(position)
-            newline = file.read(step).rfind(b"\n")
-            if newline >= 0:
-                file.truncate(position + newline + 1)
-                return
-        file.truncate(0)

@@ -1,8 +1,10 @@
 """Launches a search on Ray, or goes on with one, and leaves its folder complete."""
 
+import contextlib
 import math
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ from ray.tune.execution import class_cache
 from search.cluster import LocalCluster
 from search.display import SearchDisplay
 from search.experiment import Experiment
+from search.failures import first_full, is_full_disk
 from search.interruption import Interruption
 from search.manifest import Session, timestamp
 from search.plan import Placement
@@ -28,6 +31,7 @@ from search.records import Event, History, TrialEnded
 from search.state import Assignment, SearchState
 from search.study import write_study
 from search.wall_clock import wall_clock
+from spaces.errors import RunError
 from spaces.schema import Space
 from trainable.checkpoint import checkpoint_epoch
 from trainable.datasets import TrainingData
@@ -80,7 +84,15 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
 
     Returns:
         Why it ended. The folder's files are up to date whatever happened.
+
+    Raises:
+        RunError: the disk is full, or the first trials all failed for one reason; the search can go on.
     """
+    with _full_disk_in_one_line(launch.experiment):
+        return _run_session(launch, display)
+
+
+def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     experiment = launch.experiment
     keeper = _FileKeeper(launch)
     state = SearchState(
@@ -97,18 +109,36 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
         if launch.cluster:
             if not reached():
                 _tune(launch, state, display, reached, session)
+                state.close()
             launch.cluster.end()
         if not state.history.unfinished and not state.n_left:
             end = "finished"
         elif not launch.interruption.wished and time.monotonic() >= deadline_s:
             end = "time budget used"
     finally:
-        keeper.write(state.history)
+        # First what makes room.
         for trial in state.history.trials.values():
             if trial.end:
                 experiment.drop_checkpoints(trial.number)
+        experiment.drop_ray_snapshots()
+        keeper.write(state.history)
         _close_session(experiment, launch, end)
     return end
+
+
+@contextlib.contextmanager
+def _full_disk_in_one_line(experiment: Experiment) -> Iterator[None]:
+    """Say what else would come as whatever Ray makes of a failed write, such as an EOFError."""
+    try:
+        yield
+    except Exception as error:
+        full = first_full(experiment.folder, Path(tempfile.gettempdir()))
+        if full is None and not is_full_disk(error):
+            raise
+        raise RunError(
+            f"{full or experiment.folder}: no space left on the disk; what was trained is safe. Make room, then go on "
+            f"with: python -m search.run --resume {experiment.name}"
+        ) from error
 
 
 def _tune(

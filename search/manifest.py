@@ -9,9 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from search.journal import BACKUP_FOLDER, Tell, backup_of
 from search.records import History
 from spaces.errors import InputError
 from spaces.schema import Precision, Space
+from trainable.files import write_json
 
 _PACKAGES = (
     "depthwise-search",
@@ -131,12 +133,36 @@ class Manifest(Part):
         return self.model_copy(update={"test_openings": [*before, opening]})
 
 
-def read_manifest(path: Path) -> Manifest:
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest, then its copy, each atomically."""
+    write_json(path, manifest.model_dump())
+    backup_of(path).parent.mkdir(exist_ok=True)
+    write_json(backup_of(path), manifest.model_dump())
+
+
+def read_manifest(path: Path, tell: Tell = lambda line: None) -> Manifest:
     """Read and check a manifest.
 
+    Args:
+        path: of the manifest; its copy is read where it is damaged.
+        tell: called with a line where the copy had to be used.
+
     Raises:
-        InputError: it is missing or damaged.
+        InputError: both are missing or damaged.
     """
+    try:
+        return _read(path)
+    except InputError as error:
+        try:
+            copied = _read(backup_of(path))
+        except InputError:
+            raise error from None
+        finding = error.lines[0].removesuffix(" Restore it from a copy.").removesuffix(".")
+        tell(f"{finding}; its copy {BACKUP_FOLDER}/{path.name} is used.")
+        return copied
+
+
+def _read(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except OSError as error:

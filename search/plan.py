@@ -10,15 +10,25 @@ from pathlib import Path
 import torch
 
 from search.cluster import count_cores
-from search.estimates import duration_text, expected_epochs, expected_epochs_left, passing_shares, seconds_left
+from search.estimates import (
+    disk_bytes,
+    duration_text,
+    expected_epochs,
+    expected_epochs_left,
+    passing_shares,
+    seconds_left,
+    size_text,
+)
 from search.gpu_sharing import Sharing, choose_share, measure_sharing
 from search.manifest import Device
 from spaces.parameters import Fixed, Hyperparameters
 from spaces.schema import Dataset, Space
+from trainable.cache import cache_root
 from trainable.compute import Compute, choose_compute
 from trainable.datasets import ImageSet, TrainingData, open_training_data
 from trainable.devices import describe_device
 from trainable.fit_evaluate import FitEvaluate
+from trainable.model import DepthwiseSeparableNet, count_parameters
 from trainable.seeding import RunSeed
 
 # Ray rounds fractions of a resource to so many parts; rounded up, the last trial would find no place.
@@ -26,6 +36,8 @@ RAY_PARTS = 10_000
 TOKEN_CPU = 1 / RAY_PARTS
 N_TIMED_STEPS = 5
 N_TIMED_IMAGES = 128
+# Running statistics, names and settings.
+CHECKPOINT_EXTRA_BYTES = 50_000
 # The forward pass alone, without gradients.
 IMAGES_EVALUATED_PER_TRAINED = 4
 
@@ -133,6 +145,14 @@ def baseline_step(
     return lambda: next(steps)[1]
 
 
+def experiment_bytes(space: Space, data: TrainingData, placement: Placement) -> int:
+    """What the experiment's folder may take at most."""
+    network = DepthwiseSeparableNet(len(data.decoded.class_names))
+    # Weights and their momentum in fp32, whatever they are computed in; the rest is small.
+    checkpoint = 2 * 4 * count_parameters(network) + CHECKPOINT_EXTRA_BYTES
+    return disk_bytes(space.search.trials, space.training.max_epochs, placement.trials_at_once, checkpoint)
+
+
 def epochs_expected(space: Space) -> float:
     return expected_epochs(space.search.trials, space.rung_epochs, space.search.reduction_factor)
 
@@ -216,4 +236,8 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"{space.training.max_epochs} epochs, about {epochs:.0f} epochs in all"
     )
     lines.append(f"            ({epoch_s:.1f} s an epoch by steps timed now; start-up comes on top)")
+    lines.append(
+        f"disk        at most {size_text(experiment_bytes(space, data, placement))} in the experiment's folder, and "
+        f"{size_text(data.decoded.images.nbytes)} of decoded images in {cache_root()}, for all experiments"
+    )
     return "\n".join(lines)

@@ -30,14 +30,15 @@ class Ranked:
     Attributes:
         rank: from 1.
         trial: its number.
-        status: `completed`, `stopped` by ASHA, `failed`, or `running` (it can still go on).
+        status: `completed`, `stopped` by ASHA, `failed`, `diverged`, or `running` (it can still go on).
         epochs: how many it trained.
         validation_accuracy: 0 to 1, after its last epoch; None before the first, or when it diverged.
         validation_loss: likewise.
         seconds: spent in training and validation.
         baseline: whether it is the hand-picked configuration.
         config: all hyperparameters.
-        reason: why it stopped or failed; empty otherwise.
+        reason: why it stopped, failed or diverged, or does not count; empty otherwise.
+        set_aside: whether it lies outside the space as it was changed later.
     """
 
     rank: int
@@ -50,21 +51,25 @@ class Ranked:
     baseline: bool
     config: Hyperparameters
     reason: str
+    set_aside: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         results = {name: getattr(self, name) for name in RESULT_COLUMNS}
         return {**results, "seconds": round(self.seconds, 3), "config": self.config.as_dict()}
 
 
+_OUTSIDE = "outside the space as it was changed later"
+
 # Lower sorts first. A stopped trial may look better than a completed one, but only up to where it stopped.
-_STATUS_ORDER = {"completed": 0, "stopped": 1, "running": 1, "failed": 2}
+_STATUS_ORDER = {"completed": 0, "stopped": 1, "running": 1, "failed": 2, "diverged": 3}
 
 
 def rank(history: History) -> list[Ranked]:
     """All trials, best first.
 
     Completed trials by validation accuracy after their last epoch; then stopped and running ones by epochs
-    reached and accuracy; then failed ones. Equal accuracies are ordered by loss, then by number.
+    reached and accuracy; then failed and diverged ones; last those outside the space as it was changed later. Equal
+    accuracies are ordered by loss, then by number.
     """
     ordered = sorted(history.trials.values(), key=_sort_key)
     return [_row(position, trial) for position, trial in enumerate(ordered, 1)]
@@ -72,7 +77,7 @@ def rank(history: History) -> list[Ranked]:
 
 def winner(ranked: Sequence[Ranked]) -> Ranked | None:
     """The best completed trial; None while there is none."""
-    return next((row for row in ranked if row.status == "completed"), None)
+    return next((row for row in ranked if row.status == "completed" and not row.set_aside), None)
 
 
 def lead_sentence(ranked: Sequence[Ranked]) -> str:
@@ -83,7 +88,8 @@ def lead_sentence(ranked: Sequence[Ranked]) -> str:
     claim = f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy"
     if best.baseline:
         return f"{claim}. It is the baseline: no searched configuration beat it."
-    baseline = next((row for row in ranked if row.baseline), None)
+    # The last one: the space may have been changed, and its baseline with it.
+    baseline = max((row for row in ranked if row.baseline), key=lambda row: row.trial, default=None)
     if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
         return f"{claim}. The baseline has not completed."
     lead = 100 * (best.validation_accuracy - baseline.validation_accuracy)
@@ -119,6 +125,7 @@ def _sort_key(trial: Trial) -> tuple[float, ...]:
     accuracy, loss = _last_scores(trial)
     epochs_first = 0 if trial.status == "completed" else -trial.n_epochs
     return (
+        trial.set_aside,
         _STATUS_ORDER[trial.status],
         epochs_first,
         -(accuracy if accuracy is not None else -1.0),
@@ -146,7 +153,8 @@ def _row(position: int, trial: Trial) -> Ranked:
         seconds=trial.seconds,
         baseline=trial.baseline,
         config=trial.config,
-        reason=trial.end.reason if trial.end else "",
+        reason=_OUTSIDE if trial.set_aside else trial.end.reason if trial.end else "",
+        set_aside=trial.set_aside,
     )
 
 
@@ -155,7 +163,7 @@ def best_accuracy(trials: Iterable[Trial]) -> tuple[int, float] | None:
     scored = [
         (trial.last.validation_accuracy, -trial.number)
         for trial in trials
-        if trial.last and trial.status != "failed" and not trial.last.diverged
+        if trial.last and trial.status not in ("failed", "diverged") and not trial.last.diverged and not trial.set_aside
     ]
     if not scored:
         return None

@@ -4,6 +4,8 @@ Ray copies and pickles what it is given; these share the state by reference all 
 lives in the driver only.
 """
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,14 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from search.failures import reason_in_words, tells_of_full_disk
 from search.ranking import METRIC
 from search.records import EpochDone
 from search.state import Assignment, SearchState
 
 MODE = "max"
+# Ray appends each failure of a trial to one file.
+MAX_TRACE_CHARACTERS = 20_000
 
 _RESULT_FIELDS = tuple(name for name in EpochDone.__dataclass_fields__ if name != "at")
 
@@ -148,11 +153,16 @@ class Housekeeping(tune.Callback):
         self._on_idle()
 
     def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._on_retry(self._number(trial), failure_reason(trial))
+        trace = failure_trace(trial)
+        if not self._ends_search(trace):
+            self._on_retry(self._number(trial), reason_in_words(trace))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._shared.kept(lambda: self._shared.state.fail(self._number(trial), failure_reason(trial)), None)
-        self._drop_checkpoints(self._number(trial))
+        number, trace = self._number(trial), failure_trace(trial)
+        if not self._ends_search(trace):
+            self._shared.kept(lambda: self._shared.state.fail(number, reason_in_words(trace)), None)
+            if self._shared.state.history.trials[number].end:
+                self._drop_checkpoints(number)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         self._drop_checkpoints(self._number(trial))
@@ -160,16 +170,20 @@ class Housekeeping(tune.Callback):
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (tune.Callback, ())
 
+    def _ends_search(self, trace: str) -> bool:
+        # Trial after trial would fail for it; as it is, all go on when there is room.
+        if tells_of_full_disk(trace) and self._shared.failure is None:
+            self._shared.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return tells_of_full_disk(trace)
+
     def _number(self, trial: RayTrial) -> int:
         return self._shared.numbers[trial.trial_id]
 
 
-def failure_reason(trial: RayTrial) -> str:
-    """The last line of what a worker raised, in one line."""
+def failure_trace(trial: RayTrial) -> str:
+    """What a worker raised last, as Ray wrote it down; empty where it wrote nothing."""
     file = trial.error_file
-    text = Path(file).read_text(errors="replace") if file and Path(file).is_file() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "the worker failed without saying why"
+    return Path(file).read_text(errors="replace")[-MAX_TRACE_CHARACTERS:] if file and Path(file).is_file() else ""
 
 
 def trial_folder_name(trial: RayTrial) -> str:

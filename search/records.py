@@ -7,8 +7,23 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from spaces.parameters import Hyperparameters, Number
 
-Status = Literal["completed", "stopped", "failed", "running"]
-EndStatus = Literal["completed", "stopped", "failed"]
+Status = Literal["completed", "stopped", "failed", "diverged", "running"]
+EndStatus = Literal["completed", "stopped", "failed", "diverged"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceSet:
+    """The space that proposals come from now; the first event, and again where it was changed.
+
+    Attributes:
+        space: as `Space.as_dict` gives it.
+        set_aside: numbers of earlier trials that are not in it, and count no more.
+        at: when, in seconds since 1970 (UTC).
+    """
+
+    space: dict[str, Any]
+    set_aside: list[int]
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +74,20 @@ class EpochDone:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochRedone:
+    """A result came in for an epoch that is known: training went on from an older checkpoint. It changes nothing."""
+
+    trial: int
+    epoch: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrialEnded:
     """A trial will not go on.
 
     Attributes:
-        status: `completed` all epochs, `stopped` by ASHA, or `failed`.
+        status: `completed` all epochs, `stopped` by ASHA, `diverged` (its loss is not finite), or `failed`.
         reason: why, in words; empty for completed trials.
         at: when, in seconds since 1970 (UTC).
     """
@@ -74,11 +98,13 @@ class TrialEnded:
     at: float
 
 
-Event = TrialStarted | EpochDone | TrialEnded
+Event = SpaceSet | TrialStarted | EpochDone | EpochRedone | TrialEnded
 
-_EVENT_TYPES: dict[str, type[TrialStarted] | type[EpochDone] | type[TrialEnded]] = {
+_EVENT_TYPES: dict[str, type[Event]] = {
+    "space_set": SpaceSet,
     "trial_started": TrialStarted,
     "epoch_done": EpochDone,
+    "epoch_redone": EpochRedone,
     "trial_ended": TrialEnded,
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
@@ -125,6 +151,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(number, int) for number in value)
     if get_origin(hint) is Mapping:
         return isinstance(value, dict) and all(_fits(number, float) for number in value.values())
     return isinstance(value, hint)
@@ -140,6 +170,7 @@ class Trial:
         started_at: seconds since 1970 (UTC).
         epochs: results in order; the first is epoch 1.
         end: how it ended; None while it can go on.
+        set_aside: whether it lies outside the space as it was changed later, and counts no more.
     """
 
     number: int
@@ -149,6 +180,7 @@ class Trial:
     started_at: float
     epochs: list[EpochDone] = field(default_factory=list)
     end: TrialEnded | None = None
+    set_aside: bool = False
 
     @property
     def status(self) -> Status:
@@ -173,11 +205,15 @@ class History:
     Attributes:
         trials: by number, ascending.
         results_in_order: all epochs of all trials, as they arrived.
+        space: that proposals come from now, as `Space.as_dict` gives it; None before it is known.
+        n_redone: epochs that were trained again, after a worker or the search broke off.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
+        self.space: dict[str, Any] | None = None
+        self.n_redone = 0
         for event in events:
             self.apply(event)
 
@@ -188,6 +224,12 @@ class History:
             ValueError: it contradicts what is known.
         """
         match event:
+            case SpaceSet():
+                if not set(event.set_aside) <= set(self.trials):
+                    raise ValueError(f"it sets aside {event.set_aside} of {len(self.trials)} trials")
+                self.space = event.space
+                for trial in self.trials.values():
+                    trial.set_aside = trial.number in event.set_aside
             case TrialStarted():
                 if event.trial != len(self.trials):
                     raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
@@ -198,8 +240,17 @@ class History:
                     raise ValueError(f"trial {event.trial} has epoch {event.epoch} after {trial.n_epochs}")
                 trial.epochs.append(event)
                 self.results_in_order.append(event)
+            case EpochRedone():
+                if event.epoch > self._running(event.trial).n_epochs:
+                    raise ValueError(f"trial {event.trial} has trained epoch {event.epoch} again, which is not known")
+                self.n_redone += 1
             case TrialEnded():
                 self._running(event.trial).end = event
+
+    @property
+    def counting(self) -> list[Trial]:
+        """Trials that lie in the space as it is now."""
+        return [trial for trial in self.trials.values() if not trial.set_aside]
 
     @property
     def unfinished(self) -> list[Trial]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from search.interruption import Interruption
 from search.options import add_results_argument, results_flag
-from spaces.command import EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
+from spaces.command import DEFAULT_SPACE, EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
 from spaces.errors import InputError, expanded
 
 if TYPE_CHECKING:
@@ -49,6 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of proposals, weights, order, dropout and augmentation")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--resume", metavar="NAME", help="go on with an experiment where it was")
+    parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: so many more than it had")
+    parser.add_argument(
+        "--allow-changed-space",
+        action="store_true",
+        help="with --resume: go on although SPACE, --set or experiment.yaml changed what is searched",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what it will cost, and stop")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     return run_command(parser, _run, arguments)
@@ -56,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     options.started_s = time.monotonic()
-    return _launch(options) if options.resume is None else _resume(options)
+    if options.resume is not None:
+        return _resume(options)
+    if options.add_trials is not None or options.allow_changed_space:
+        raise InputError("--add-trials and --allow-changed-space change a search that there is: give --resume NAME.")
+    return _launch(options)
 
 
 def _launch(options: argparse.Namespace) -> int:
@@ -65,7 +75,9 @@ def _launch(options: argparse.Namespace) -> int:
     from search.manifest import new_manifest
     from spaces.loader import load_space
 
-    space = _with_absolute_root(load_space(options.space, [*_shortcut_overrides(options), *options.set]))
+    space = _with_absolute_root(
+        load_space(options.space or DEFAULT_SPACE, [*_shortcut_overrides(options), *options.set])
+    )
     name = options.name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
     must_be_a_name(name)
     if (options.results / name).exists():
@@ -81,9 +93,10 @@ def _launch(options: argparse.Namespace) -> int:
         from search.plan import place
 
         placement = place(space, data)
-        experiment = create_experiment(options.results, name, space)
-        experiment.write_manifest(new_manifest(space, name, placement.for_manifest, _data_facts(data)))
-        end = _search(options, experiment, space, data, placement, cluster, interruption)
+        manifest = new_manifest(space, name, placement.for_manifest, _data_facts(data))
+        experiment = create_experiment(options.results, name, space, manifest)
+        with experiment.exclusive():
+            end = _search(options, experiment, space, data, placement, cluster, interruption)
     return _finish(options, experiment, end)
 
 
@@ -97,44 +110,92 @@ def _dry_run(space: Space) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from search.cluster import cluster_for
     from search.experiment import open_experiment
-    from search.state import must_fit
-    from spaces.schema import Search
 
     given = [option for option in ("name", "trials", "seed", "device") if getattr(options, option) is not None]
-    if options.set or given or options.dry_run or options.space != "quickstart":
+    if given or options.dry_run:
         raise InputError(
-            "--resume goes on with the experiment's own settings: of the other options it takes --results, "
-            "--time-budget and --quiet only."
+            f"--resume goes on with the experiment's own settings: it does not take "
+            f"--{(given or ['dry-run'])[0]}. More trials: --add-trials N; other settings: --set SECTION.KEY=VALUE."
         )
+    if options.add_trials is not None and options.add_trials < 1:
+        raise InputError(f"--add-trials is {options.add_trials}, but must be at least 1.")
     experiment = open_experiment(options.resume, options.results)
-    experiment.must_be_free()
-    space = experiment.space
-    if options.time_budget is not None:
-        section = {**space.search.model_dump(), "time_budget": options.time_budget}
-        try:
-            space = replace(space, search=Search.model_validate(section))
-        except ValueError:
-            raise InputError(
-                f"--time-budget is {options.time_budget}, but must be a duration such as 30m, 1h30m or 90s."
-            ) from None
-    history = experiment.history()
-    must_fit(space, history)
-    all_ended = history.n_ended >= space.search.trials
+    with experiment.exclusive():
+        experiment.mend_space()
+        end = _go_on(options, experiment)
+    return _finish(options, experiment, end)
+
+
+def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
+    from search.cluster import cluster_for
+
+    changed = _changed(options, experiment)
+    # A longer time budget is for this session; it does not change the experiment.
+    space = _with_time_budget(changed, options.time_budget)
     data = _prepare(space)
     _must_be_the_same_images(experiment, data)
+    _take_over(experiment, changed)
     _time_left_s(experiment, space)  # none left is said before Ray is started
+    history = experiment.history()
+    all_ended = not history.unfinished and len(history.counting) >= space.search.trials
     needed = contextlib.nullcontext() if all_ended else cluster_for(space)
     with Interruption() as interruption, _torch_imported_beside(), needed as cluster:
         interruption.listen()  # again: ray.init takes SIGTERM for itself
         from search.plan import place
 
         placement = place(space, data, experiment.manifest.device)
-        end = _search(options, experiment, space, data, placement, cluster, interruption)
-    return _finish(options, experiment, end)
+        return _search(options, experiment, space, data, placement, cluster, interruption)
+
+
+def _changed(options: argparse.Namespace, experiment: Experiment) -> Space:
+    """The experiment's space with what the command changes in it; checked, but not written yet."""
+    from search.space_change import must_be_allowed
+    from spaces.loader import load_space
+
+    history = experiment.history()
+    overrides = list(options.set)
+    if options.add_trials is not None:
+        n_trials = experiment.space.search.trials + options.add_trials
+        overrides.append(f"search.trials={n_trials}")
+    space = experiment.space_with(overrides) if options.space is None else load_space(options.space, overrides)
+    space = _with_absolute_root(space)
+    if history.space is None:
+        raise InputError(
+            f"{experiment.folder}: its journal does not say what was searched. Start a new search: "
+            f"python -m search.run {experiment.folder}"
+        )
+    must_be_allowed(history.space, space, options.allow_changed_space, experiment.folder)
+    return space
+
+
+def _take_over(experiment: Experiment, space: Space) -> None:
+    """Make `space` the experiment's, where it is not that already."""
+    from search.records import SpaceSet, TrialEnded
+    from search.space_change import set_aside, unfinished_outside
+
+    history = experiment.history()
+    if history.space == space.as_dict():
+        return
+    experiment.write_space(space)
+    journal = experiment.journal()
+    for trial in unfinished_outside(space, history):
+        journal.append(TrialEnded(trial.number, "stopped", "the space was changed", time.time()))
+    journal.append(SpaceSet(space.as_dict(), set_aside(space, history), time.time()))
+
+
+def _with_time_budget(space: Space, time_budget: str | None) -> Space:
+    from dataclasses import replace
+
+    from spaces.schema import Search
+
+    if time_budget is None:
+        return space
+    try:
+        search = Search.model_validate({**space.search.model_dump(), "time_budget": time_budget})
+    except ValueError:
+        raise InputError(f"--time-budget is {time_budget}, but must be a duration such as 30m, 1h30m or 90s.") from None
+    return replace(space, search=search)
 
 
 @contextlib.contextmanager
@@ -181,21 +242,19 @@ def _search(
     from search.plan import epochs_expected
 
     console = Console(highlight=False)
-    with experiment.exclusive():
-        left_s = _time_left_s(experiment, space)
-        launch = Launch(experiment, space, data, placement, cluster, interruption, options.started_s, left_s)
-        expected = epochs_expected(space)
-        if not options.quiet:
-            n_done = len(experiment.history().trials)
-            so_far = f", {n_done} begun before" if n_done else ""
-            console.print(
-                f"{experiment.folder}: {space.search.trials} trials{so_far} on {placement.description} in "
-                f"{placement.compute.precision} ({placement.precision_reason}), "
-                f"{placement.trials_at_once} at once, about {expected:.0f} epochs in all",
-                soft_wrap=True,
-            )
-        with SearchDisplay(space, console, placement.trials_at_once, options.quiet) as display:
-            return run_session(launch, display)
+    left_s = _time_left_s(experiment, space)
+    launch = Launch(experiment, space, data, placement, cluster, interruption, options.started_s, left_s)
+    if not options.quiet:
+        n_done = len(experiment.history().counting)
+        so_far = f", {n_done} begun before" if n_done else ""
+        console.print(
+            f"{experiment.folder}: {space.search.trials} trials{so_far} on {placement.description} in "
+            f"{placement.compute.precision} ({placement.precision_reason}), "
+            f"{placement.trials_at_once} at once, about {epochs_expected(space):.0f} epochs in all",
+            soft_wrap=True,
+        )
+    with SearchDisplay(space, console, placement.trials_at_once, options.quiet) as display:
+        return run_session(launch, display)
 
 
 def _finish(options: argparse.Namespace, experiment: Experiment, end: SearchEnd) -> int:

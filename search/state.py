@@ -1,18 +1,22 @@
 """The state of a running search, and every decision in it. Pure Python: Ray's part is in `search.ray_adapters`."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from search.journal import Journal
-from search.records import EndStatus, EpochDone, Event, History, Trial, TrialEnded, TrialStarted
+from search.records import EndStatus, EpochDone, EpochRedone, Event, History, Trial, TrialEnded, TrialStarted
 from search.rungs import Rungs, Verdict
 from search.study import Proposer
-from spaces.errors import InputError
+from spaces.errors import RunError
 from spaces.parameters import Hyperparameters
 from spaces.schema import Space
 
 Observer = Callable[[Event, History], None]
+
+# So many trials that fail alike before any has trained an epoch say that all would.
+ALIKE_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,44 +69,57 @@ class SearchState:
             if trial.last:
                 self._end_if_due(trial, trial.last, verdicts.get(trial.number))
         self._to_resume = list(history.unfinished)
-        self._given_out: set[int] = set()
+        self._given_out: list[int] = []
+        # Until a trial has trained an epoch, a failure may be everybody's.
+        self._fails_alone = False
+        self._unexplained: dict[int, str] = {}
 
     @property
     def n_left(self) -> int:
         """Trials that `next_assignment` has still to give out."""
-        return len(self._to_resume) + max(0, self.space.search.trials - len(self.history.trials))
+        return len(self._to_resume) + self._n_to_propose
 
     @property
     def n_running(self) -> int:
         """Trials given out that have not ended."""
-        return sum(self.history.trials[number].end is None for number in self._given_out)
+        running = [number for number in self._given_out if self.history.trials[number].end is None]
+        return len(set(running) - self._unexplained.keys())
+
+    @property
+    def _n_to_propose(self) -> int:
+        return max(0, self.space.search.trials - len(self.history.counting))
 
     def next_assignment(self) -> Assignment | None:
         """What to train next: first what was left unfinished, then new proposals; None when all are given out."""
         if self._to_resume:
             trial = self._to_resume.pop(0)
-            self._given_out.add(trial.number)
+            self._given_out.append(trial.number)
             return Assignment(trial.number, trial.config, trial.n_epochs)
-        number = len(self.history.trials)
-        if number >= self.space.search.trials:
+        if not self._n_to_propose:
             return None
-        suggested = self._proposer.propose(number)
+        number = len(self.history.trials)
+        # First of all, and again where the space was changed and the baseline with it.
+        baseline = not any(trial.baseline and trial.config == self.space.baseline for trial in self.history.counting)
+        suggested = self._proposer.propose(number, baseline)
         config = self.space.complete(suggested)
-        self._happened(TrialStarted(number, suggested, config, baseline=number == 0, at=self._now()))
-        self._given_out.add(number)
+        self._happened(TrialStarted(number, suggested, config, baseline, at=self._now()))
+        self._given_out.append(number)
         return Assignment(number, config, 0)
 
     def record(self, result: EpochDone) -> bool:
         """Take in an epoch's result.
 
-        Results that are known already, as after a resume from an older checkpoint, change nothing.
+        Results that are known already, as after a resume from an older checkpoint, decide nothing.
 
         Returns:
             Whether the trial goes on.
         """
         trial = self.history.trials[result.trial]
-        if trial.end is None and result.epoch > trial.n_epochs:
+        if trial.end is None and result.epoch <= trial.n_epochs:
+            self._happened(EpochRedone(result.trial, result.epoch, self._now()))
+        elif trial.end is None:
             self._happened(result)
+            self._accept_failures()
             if not result.diverged:
                 self._proposer.report(trial.number, result.epoch, result.validation_accuracy)
             verdict = _arrive(self._rungs, trial, result)
@@ -110,14 +127,47 @@ class SearchState:
         return trial.end is None
 
     def fail(self, number: int, reason: str) -> None:
-        """Give up on a trial whose worker cannot train it."""
-        trial = self.history.trials[number]
-        if trial.end is None:
-            self._end(trial, "failed", reason)
+        """Give up on a trial whose worker cannot train it.
+
+        Raises:
+            RunError: no trial has trained an epoch in this session, and the first few all failed for one reason.
+        """
+        if self.history.trials[number].end is not None:
+            return
+        self._unexplained[number] = reason
+        first = self._given_out[:ALIKE_FAILURES]
+        if self._fails_alone:
+            self._accept_failures()
+        elif len(first) == ALIKE_FAILURES and self._unexplained.keys() >= set(first):
+            self._refuse_alike_failures()
+
+    def close(self) -> None:
+        """At the end of a session: settle the failures that nothing has explained yet.
+
+        Raises:
+            RunError: every trial of the session failed, and for one reason.
+        """
+        if self._unexplained:
+            self._refuse_alike_failures()
+
+    def _refuse_alike_failures(self) -> None:
+        # They stay unfinished: when the cause is mended, they are tried again.
+        reasons = list(self._unexplained.values())
+        if len({_gist(reason) for reason in reasons}) == 1:
+            which = "the only trial" if len(reasons) == 1 else f"the first {len(reasons)} trials"
+            alike = "" if len(reasons) == 1 else " in the same way"
+            raise RunError(f"{which} failed{alike}: {reasons[0].rstrip('.')}. Mend that, then go on with --resume.")
+        self._accept_failures()
+
+    def _accept_failures(self) -> None:
+        self._fails_alone = True
+        for number, reason in self._unexplained.items():
+            self._end(self.history.trials[number], "failed", reason)
+        self._unexplained.clear()
 
     def _end_if_due(self, trial: Trial, result: EpochDone, verdict: Verdict | None) -> None:
         if result.diverged:
-            self._end(trial, "failed", f"diverged in epoch {result.epoch}: the loss is not finite")
+            self._end(trial, "diverged", f"the loss was not finite in epoch {result.epoch}")
         elif result.epoch >= self.space.training.max_epochs:
             self._end(trial, "completed", "")
         elif verdict and not verdict.passed:
@@ -153,6 +203,8 @@ def _replay(history: History, rungs: Rungs) -> dict[int, Verdict]:
     verdicts: dict[int, Verdict] = {}
     for result in history.results_in_order:
         trial = history.trials[result.trial]
+        if trial.set_aside:
+            continue
         verdict = _arrive(rungs, trial, result)
         verdicts.pop(result.trial, None)
         if verdict:
@@ -160,15 +212,6 @@ def _replay(history: History, rungs: Rungs) -> dict[int, Verdict]:
     return verdicts
 
 
-def must_fit(space: Space, history: History) -> None:
-    """Raise InputError unless every trial of `history` could have come from `space`."""
-    for trial in history.trials.values():
-        try:
-            fits = space.complete(trial.suggested) == trial.config
-        except ValueError:
-            fits = False
-        if not fits:
-            raise InputError(
-                f"the space was changed since the search began: trial {trial.number} with {dict(trial.suggested)} "
-                f"is not of it. Restore experiment.yaml, or start a new search."
-            )
+def _gist(reason: str) -> str:
+    """A reason without what differs from one process to the next: numbers and addresses."""
+    return re.sub(r"0x[0-9a-fA-F]+|[0-9a-f]{16,}|\d+", "#", reason)

@@ -23,6 +23,7 @@ _STATES = {
     "completed": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
+    "diverged": TrialState.FAIL,
     "running": TrialState.RUNNING,
 }
 
@@ -48,14 +49,14 @@ class Proposer:
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         }
 
-    def propose(self, number: int) -> dict[str, Number]:
-        """Values of the searched parameters for trial `number`; the first trial is the baseline.
+    def propose(self, number: int, baseline: bool) -> dict[str, Number]:
+        """Values of the searched parameters for trial `number`: the baseline's, or the sampler's.
 
         Raises:
             ValueError: `number` is not the next trial's.
         """
         self._study.sampler = sampler_for(self._space, number)
-        if number == 0:
+        if baseline:
             self._study.enqueue_trial(self._space.baseline_suggestion(), user_attrs={"baseline": True})
         trial = self._study.ask(self._distributions)
         if trial.number != number:
@@ -121,6 +122,8 @@ def _distribution(parameter: Searched) -> BaseDistribution:
 
 
 def _frozen(trial: Trial, space: Space) -> FrozenTrial:
+    if trial.set_aside:
+        return _nothing_known(trial)
     return FrozenTrial(
         number=trial.number,
         trial_id=trial.number,
@@ -129,11 +132,30 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
         # Optuna keeps local times without a zone.
         datetime_start=datetime.fromtimestamp(trial.started_at),
         datetime_complete=datetime.fromtimestamp(trial.end.at) if trial.end else None,
-        params=dict(trial.suggested),
+        # Not what was suggested: the space may have been changed since.
+        params={name: getattr(trial.config, name) for name in space.searched},
         distributions=distributions(space),
         user_attrs=_user_attributes(trial),
         system_attrs={},
         intermediate_values={epoch.epoch: epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged},
+    )
+
+
+def _nothing_known(trial: Trial) -> FrozenTrial:
+    """A trial outside the space as it is now: it keeps its number, but the sampler learns nothing from it."""
+    started = datetime.fromtimestamp(trial.started_at)
+    return FrozenTrial(
+        number=trial.number,
+        trial_id=trial.number,
+        state=TrialState.FAIL,
+        value=None,
+        datetime_start=started,
+        datetime_complete=started,
+        params={},
+        distributions={},
+        user_attrs=_user_attributes(trial),
+        system_attrs={},
+        intermediate_values={},
     )
 
 

@@ -57,7 +57,7 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     for name in parameters[:n_shown]:
         table.add_column(SHORT_NAMES.get(name, name), justify="right", no_wrap=True)
     for row in ranked:
-        style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red"}[row.status]
+        style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}[row.status]
         cells = _cells(row, parameters[:n_shown])
         if row.status == "running" and not live:
             cells[_HEADER.index("status")] = "unfinished"
@@ -66,6 +66,9 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     console = Console(file=buffer, width=width or 400, force_terminal=width is not None)
     console.print(table)
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines())
+    for row in ranked:
+        if row.status == "failed" or row.set_aside:
+            text += f"\ntrial {row.trial}: {row.reason}"
     if n_shown < len(parameters):
         text += f"\n(wider terminals also show {', '.join(parameters[n_shown:])})"
     return text

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from spaces.errors import InputError, RunError
 
+DEFAULT_SPACE = "quickstart"
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -40,9 +41,8 @@ def add_space_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "space",
         nargs="?",
-        default="quickstart",
         metavar="SPACE",
-        help="a YAML file, an experiment's folder, or a shipped name (default: quickstart)",
+        help=f"a YAML file, an experiment's folder, or a shipped name (default: {DEFAULT_SPACE})",
     )
     parser.add_argument(
         "--set",

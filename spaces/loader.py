@@ -57,10 +57,24 @@ def load_space(space: str, overrides: Iterable[str] = ()) -> Space:
         InputError: every finding, each with the line of the file or the `--set` that it is about.
     """
     path = find_space(space)
-    document = parse(_read(path), path.name)
-    finder = _Overridden(document, path.name)
+    return space_from_text(_read(path), path.name, _space_name(path), overrides)
+
+
+def space_from_text(text: str, source: str, name: str, overrides: Iterable[str] = ()) -> Space:
+    """Check a space given as YAML.
+
+    Args:
+        text: the YAML.
+        source: where it comes from, for messages.
+        name: of the space.
+        overrides: as in `load_space`.
+
+    Raises:
+        InputError: every finding.
+    """
+    finder = _Overridden(parse(text, source), source)
     finder.apply(overrides)
-    return _Validation(finder).run(_space_name(path))
+    return _Validation(finder).run(name)
 
 
 def find_space(space: str) -> Path:

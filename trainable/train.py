@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from spaces.command import CommandParser, add_space_arguments, run_command
+from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def _train(options: argparse.Namespace) -> int:
     from trainable.model import summary
     from trainable.seeding import RunSeed
 
-    space = load_space(options.space, options.set)
+    space = load_space(options.space or DEFAULT_SPACE, options.set)
     n_epochs = space.training.max_epochs if options.epochs is None else options.epochs
     if n_epochs < 1:
         raise InputError(f"--epochs is {n_epochs}, but must be at least 1.")

@@ -1,6 +1,7 @@
 """Bad command lines and folders: one clear line each, exit code 2, and nothing left behind. No cluster."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,10 +45,10 @@ def call(
 @pytest.fixture
 def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
     """A search that was broken off: a completed baseline, a stopped trial and an unfinished one."""
-    made = create_experiment(tmp_path / "results", "mine", tiny_space)
     device = Device(device="cpu", name="CPU", trials_at_once=2)
     data = Data(n_train=320, n_validation=80, class_names=["0", "1"], mean=[0.3], std=[0.3], content_sha256="0" * 64)
-    made.write_manifest(new_manifest(tiny_space, "mine", device, data))
+    manifest = new_manifest(tiny_space, "mine", device, data)
+    made = create_experiment(tmp_path / "results", "mine", tiny_space, manifest)
     journal = made.journal()
     for number in range(3):
         journal.append(TrialStarted(number, tiny_space.baseline_suggestion(), tiny_space.baseline, number == 0, 0.0))
@@ -79,9 +80,12 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
             "Choose another name, or go on with it: python -m search.run --resume mine",
         ),
         ("run", ["--resume", "nobody"], "`nobody` is not an experiment: results/ has mine."),
-        ("run", ["--resume", "mine", "--trials", "3"], "goes on with the experiment's own settings"),
+        ("run", ["--resume", "mine", "--trials", "3"], "does not take --trials. More trials: --add-trials N"),
+        ("run", ["--resume", "mine", "--dry-run"], "does not take --dry-run."),
+        ("run", ["--resume", "mine", "--add-trials", "0"], "--add-trials is 0, but must be at least 1."),
+        ("run", ["--add-trials", "3"], "change a search that there is: give --resume NAME."),
         ("run", ["--resume", "mine", "--time-budget", "x"], "--time-budget is x"),
-        ("run", ["--resume=mine", "--set", "search.trials=3"], "goes on with the experiment's own settings"),
+        ("run", ["--resume=mine", "--set", "search.trials=0"], "`search.trials` is 0, but must be at least 1."),
         ("run", ["--set", "training.max_epochs=10"], "the nearest are 9 and 27"),
         ("run", ["--nonsense"], "unrecognized arguments: --nonsense. See --help."),
         (
@@ -189,6 +193,7 @@ def test_a_name_needs_no_results_folder_to_be_a_path(experiment: Experiment, tmp
 def test_a_damaged_manifest_or_journal_is_named(
     call: Callable[..., tuple[int, str, str]], experiment: Experiment
 ) -> None:
+    shutil.rmtree(experiment.folder / ".backup")
     (experiment.folder / "manifest.json").write_text("{")
     code, _, errors = call("retrain")
     assert code == 2
@@ -227,6 +232,7 @@ def test_a_manifest_of_another_shape_is_refused(
 ) -> None:
     path = experiment.folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    (experiment.folder / ".backup" / "manifest.json").unlink()
     code, _, errors = call("retrain")
     assert code == 2
     assert f"manifest.json: is not a manifest of a search ({key}" in errors
@@ -246,9 +252,35 @@ def test_resuming_with_a_changed_space_is_refused(
 ) -> None:
     path = experiment.folder / "experiment.yaml"
     path.write_text(path.read_text().replace("    - 0.002\n", "    - 0.02\n").replace("  lr: 0.01\n", "  lr: 0.03\n"))
+    before = sorted((file, file.stat().st_mtime_ns) for file in experiment.folder.rglob("*") if file.name != ".lock")
     code, _, errors = call("run", "--resume", "mine")
     assert code == 2
-    assert "the space was changed since the search began: trial 0" in errors
+    changes = ["`space.lr` was {loguniform: [0.002, 0.5]} and is {loguniform: [0.02, 0.5]}", "`baseline.lr` was 0.01"]
+    assert all(change in errors for change in changes)
+    assert "give --allow-changed-space" in errors.splitlines()[-1]
+    after = sorted((file, file.stat().st_mtime_ns) for file in experiment.folder.rglob("*") if file.name != ".lock")
+    assert after == before, "a refusal changes nothing"
+
+
+def test_a_change_that_makes_trials_incomparable_is_refused_whatever_is_allowed(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment
+) -> None:
+    code, _, errors = call("run", "--resume=mine", "--set", "dataset.train_limit=300", "--allow-changed-space")
+    assert code == 2
+    assert "`dataset.train_limit` was 400 and is 300" in errors
+    assert "start a new search" in errors
+
+
+def test_a_damaged_file_is_told_and_its_copy_shown(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment
+) -> None:
+    (experiment.folder / "journal.jsonl").write_text("garbage\n")
+    code, output, errors = call("leaderboard")
+    assert code == 0
+    assert output.startswith("mine: 2 of 8 trials ended\n")
+    assert errors.count("\n") == 1
+    assert "journal.jsonl:1: is not an event of a search" in errors
+    assert "its copy .backup/journal.jsonl is used" in errors
 
 
 def test_a_killed_session_counts_until_its_last_event(experiment: Experiment) -> None:

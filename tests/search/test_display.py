@@ -55,4 +55,4 @@ def test_quiet_shows_failures_only(space: Space) -> None:
     state = SearchState(space, History(), observe=display.observe)
     state.next_assignment()
     state.record(result(0, 1, 0.1, loss=float("nan")))
-    assert "diverged in epoch 1" in stream.getvalue()
+    assert "(the loss was not finite in epoch 1)" in stream.getvalue()

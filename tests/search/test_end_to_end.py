@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 from search.journal import read_history
-from search.records import History
+from search.records import Event, History, event_from_dict
+from search.study import Proposer
 from spaces import Dataset, Space, load_space
 from tests.conftest import TINY, set_options
 from trainable.cache import decode_once
@@ -29,6 +30,15 @@ from trainable.cache import decode_once
 pytestmark = pytest.mark.cluster
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def events_until(journal: Path, event: str, trial: int) -> Iterator[Event]:
+    """The journal's events before the one of this name and trial."""
+    for line in journal.read_text().splitlines():
+        content = json.loads(line)
+        if content["event"] == event and content["trial"] == trial:
+            return
+        yield event_from_dict(content)
 
 
 @dataclass
@@ -237,12 +247,36 @@ def test_the_resolved_space_repeats_the_search(finished: Watched, run: Run, tmp_
     assert not (tmp_path / "results").exists(), "a dry run leaves nothing"
 
 
-def test_resuming_a_finished_search_changes_no_trial(finished: Watched, run: Run, tmp_path: Path) -> None:
+def test_a_finished_search_takes_no_trial_again_but_more_of_them(finished: Watched, run: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(finished.folder, tmp_path / "results" / "again")
     before = (folder / "journal.jsonl").read_bytes()
     result = run("search.run", "--resume", "again", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (folder / "journal.jsonl").read_bytes() == before
+
+    more = run("search.run", "--resume", "again", "--add-trials", "2", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert (folder / "journal.jsonl").read_bytes().startswith(before)
+    history = read_history(folder / "journal.jsonl")
+    assert len(history.trials) == 10
+    assert not history.unfinished
+    space = load_space(str(folder))
+    assert space.search.trials == 10
+    afresh = Proposer(space, History(events_until(folder / "journal.jsonl", "trial_started", 8)))
+    assert history.trials[8].suggested == afresh.propose(8, baseline=False), "with all that the search knows"
+
+    narrowed = ("--set", "space.momentum={uniform: [0.5, 0.9]}")
+    refused = run("search.run", "--resume", "again", *narrowed, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "`space.momentum` was {uniform: [0.5, 0.98]} and is {uniform: [0.5, 0.9]}" in refused.stderr
+    changed = run("search.run", "--resume", "again", *narrowed, "--allow-changed-space", cwd=tmp_path)
+    assert changed.returncode == 0, changed.stderr
+    after = read_history(folder / "journal.jsonl")
+    outside = [trial for trial in history.trials.values() if not 0.5 <= trial.config.momentum <= 0.9]
+    assert [trial.number for trial in after.trials.values() if trial.set_aside] == [t.number for t in outside]
+    assert len(after.counting) == 10
+    assert all(0.5 <= trial.config.momentum <= 0.9 for trial in after.counting)
+    assert load_space(str(folder)).as_dict() == after.space
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def mixed(tiny_space: Space) -> History:
         ("completed", [0.1, 0.5, 0.7]),
         ("stopped", [0.95]),
         ("completed", [0.2, 0.6, 0.8]),
-        ("failed", [math.nan]),
+        ("diverged", [math.nan]),
         ("stopped", [0.3, 0.4]),
         ("running", [0.5, 0.6]),
         ("failed", []),
@@ -43,8 +43,8 @@ def mixed(tiny_space: Space) -> History:
     )
 
 
-def test_completed_first_then_stopped_and_running_by_epochs_then_failed(mixed: History) -> None:
-    assert [row.trial for row in rank(mixed)] == [2, 7, 0, 5, 4, 1, 3, 6]
+def test_completed_first_then_stopped_and_running_by_epochs_then_failed_then_diverged(mixed: History) -> None:
+    assert [row.trial for row in rank(mixed)] == [2, 7, 0, 5, 4, 1, 6, 3]
     assert [row.rank for row in rank(mixed)] == list(range(1, 9))
     best = winner(rank(mixed))
     assert best is not None
@@ -52,7 +52,7 @@ def test_completed_first_then_stopped_and_running_by_epochs_then_failed(mixed: H
 
 
 def test_a_failed_trial_shows_no_accuracy(mixed: History) -> None:
-    failed = [row for row in rank(mixed) if row.status == "failed"]
+    failed = [row for row in rank(mixed) if row.status in ("failed", "diverged")]
     assert [row.validation_accuracy for row in failed] == [None, None]
 
 
@@ -100,7 +100,8 @@ def test_tables_have_a_row_a_trial_in_every_format(mixed: History) -> None:
     assert rows[2]["baseline"] == "true"
     assert len(tables.as_markdown(ranked, ["lr"]).splitlines()) == 10
     text = tables.as_table(ranked, ["lr", "momentum"])
-    assert len(text.splitlines()) == 10
+    assert len(text.splitlines()) == 11
+    assert text.splitlines()[-1] == "trial 6: why", "why a trial failed"
     assert "\x1b" not in text
     assert "0 (baseline)" in text
     assert "unfinished" in tables.as_table(ranked, [], live=False)

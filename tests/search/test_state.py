@@ -6,11 +6,21 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.journal import Journal, read_history
-from search.records import EpochDone, History, TrialEnded, TrialStarted, event_as_dict, event_from_dict
+from search.journal import Journal, backup_of, read_history
+from search.records import (
+    EpochDone,
+    EpochRedone,
+    History,
+    SpaceSet,
+    TrialEnded,
+    TrialStarted,
+    event_as_dict,
+    event_from_dict,
+)
 from search.state import SearchState
 from search.study import STUDY_NAME, Proposer, write_study
 from spaces import InputError, Space, load_space
+from spaces.errors import RunError
 from tests.search.simulation import result, simulate
 
 EPOCH = json.dumps(event_as_dict(result(0, 1, 0.5)))
@@ -61,18 +71,71 @@ def test_a_diverged_trial_fails_counts_as_worst_and_does_not_stop_the_search(spa
     for _ in range(3):
         state.next_assignment()
     assert not state.record(result(1, 1, 0.1, loss=math.nan))
-    assert state.history.trials[1].status == "failed"
-    assert "diverged in epoch 1" in state.history.trials[1].end.reason  # type: ignore[union-attr]
+    assert state.history.trials[1].status == "diverged"
+    assert state.history.trials[1].end.reason == "the loss was not finite in epoch 1"  # type: ignore[union-attr]
     assert state.record(result(2, 1, 0.05)), "anything passes a rung where only a diverged trial was"
 
 
-def test_a_result_known_already_changes_nothing(space: Space, tmp_path: Path) -> None:
-    state = SearchState(space, History(), Journal(tmp_path / "journal.jsonl"))
-    state.next_assignment()
+def test_a_result_known_already_decides_nothing_but_is_counted(space: Space, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    state = SearchState(space, History(), Journal(path))
+    for _ in range(2):
+        state.next_assignment()
     state.record(result(0, 1, 0.5))
-    before = (tmp_path / "journal.jsonl").read_bytes()
-    assert state.record(result(0, 1, 0.5))
-    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    state.record(result(1, 1, 0.9))
+    epochs = list(state.history.results_in_order)
+    assert state.record(result(1, 1, 0.0))
+    assert state.history.results_in_order == epochs
+    assert state.history.n_redone == read_history(path).n_redone == 1
+    assert json.loads(path.read_text().splitlines()[-1])["event"] == "epoch_redone"
+
+
+def test_trials_that_fail_alike_at_the_start_end_the_search_but_not_for_good(space: Space, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    state = SearchState(space, History(), Journal(path))
+    for number in range(2):
+        state.next_assignment()
+        state.fail(number, f"process {number} at 0x7f{number} has no libfoo.so")
+    state.next_assignment()
+    with pytest.raises(RunError, match="the first 3 trials failed in the same way: process 0 at"):
+        state.fail(2, "process 99 at 0xabc has no libfoo.so")
+    assert not any(trial.end for trial in read_history(path).trials.values())
+    again = SearchState(space, read_history(path), Journal(path))
+    simulate(again, seed=0)
+    assert set(statuses(again.history).values()) == {"completed", "stopped"}
+
+
+def test_trials_that_fail_for_different_reasons_are_given_up_one_by_one(space: Space) -> None:
+    state = SearchState(space, History())
+    for number, reason in enumerate(("no memory", "no driver", "no memory")):
+        state.next_assignment()
+        state.fail(number, reason)
+    assert list(statuses(state.history).values()) == ["failed"] * 3
+    state.next_assignment()
+    state.fail(3, "no memory")
+    assert statuses(state.history)[3] == "failed"
+
+
+def test_a_failure_is_its_trial_s_own_once_another_has_trained(space: Space) -> None:
+    state = SearchState(space, History())
+    for _ in range(4):
+        state.next_assignment()
+    for number in (1, 2, 3):
+        state.fail(number, "no memory")
+    assert set(statuses(state.history).values()) == {"running"}, "the first trial has not failed and may say more"
+    assert state.n_running == 1
+    state.record(result(0, 1, 0.5))
+    assert list(statuses(state.history).values()) == ["running", "failed", "failed", "failed"]
+
+
+def test_a_search_of_failures_only_says_why_at_its_end() -> None:
+    state = SearchState(load_space("quickstart", ["search.trials=2"]), History())
+    for number in range(2):
+        state.next_assignment()
+        state.fail(number, "no memory")
+    assert state.next_assignment() is None
+    with pytest.raises(RunError, match="the first 2 trials failed in the same way: no memory"):
+        state.close()
 
 
 def test_the_sampler_is_told_the_truth(space: Space, tmp_path: Path) -> None:
@@ -87,7 +150,7 @@ def test_the_sampler_is_told_the_truth(space: Space, tmp_path: Path) -> None:
         live,
         optuna.load_study(study_name=STUDY_NAME, storage=f"sqlite:///{tmp_path / 'study.db'}"),
     ):
-        states = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+        states = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.FAIL}
         assert study.direction.name == "MAXIMIZE"
         assert len(study.trials) == len(state.history.trials)
         for trial in study.trials[1:]:
@@ -98,7 +161,7 @@ def test_the_sampler_is_told_the_truth(space: Space, tmp_path: Path) -> None:
             assert trial.state == states[ours.status]
             assert trial.params == ours.suggested
             assert trial.intermediate_values == {e.epoch: e.validation_accuracy for e in ours.epochs if not e.diverged}
-            expected = None if ours.status == "failed" else ours.epochs[-1].validation_accuracy
+            expected = None if ours.status == "diverged" else ours.epochs[-1].validation_accuracy
             assert trial.value == expected
             assert trial.user_attrs.get("reason", "") == ours.end.reason
     assert TrialState.FAIL in {trial.state for trial in live.trials}
@@ -108,15 +171,15 @@ def test_the_same_history_gives_the_same_proposal(space: Space) -> None:
     state = SearchState(space, History())
     simulate(state, seed=0, max_results=40)
     number = len(state.history.trials)
-    assert Proposer(space, state.history).propose(number) == Proposer(space, state.history).propose(number)
-    assert state._proposer.propose(number) == Proposer(space, state.history).propose(number)
+    afresh = [Proposer(space, state.history).propose(number, baseline=False) for _ in range(2)]
+    assert afresh[0] == afresh[1] == state._proposer.propose(number, baseline=False)
 
 
 def test_another_seed_gives_other_proposals_but_the_same_baseline(space: Space) -> None:
     other = load_space("quickstart", ["search.trials=20", "search.seed=1"])
     first, second = Proposer(space, History()), Proposer(other, History())
-    assert first.propose(0) == second.propose(0) == space.baseline_suggestion()
-    assert first.propose(1) != second.propose(1)
+    assert first.propose(0, baseline=True) == second.propose(0, baseline=True) == space.baseline_suggestion()
+    assert first.propose(1, baseline=False) != second.propose(1, baseline=False)
 
 
 @pytest.mark.parametrize("broke_off_after", [0, 1, 2, 5, 11, 23, 36])
@@ -204,7 +267,8 @@ def test_a_line_that_a_power_cut_tore_is_dropped(space: Space, tmp_path: Path, n
     path = tmp_path / "journal.jsonl"
     simulate(SearchState(space, History(), Journal(path)), seed=0, max_results=10)
     whole = read_history(path)
-    path.write_bytes(path.read_bytes()[:-n_bytes_lost])
+    for one in (path, backup_of(path)):
+        one.write_bytes(one.read_bytes()[:-n_bytes_lost])
     torn = read_history(path)
     assert torn.n_epochs + sum(t.end is not None for t in torn.trials.values()) + len(torn.trials) == (
         whole.n_epochs + whole.n_ended + len(whole.trials) - 1
@@ -219,6 +283,10 @@ def test_a_line_that_a_power_cut_tore_is_dropped(space: Space, tmp_path: Path, n
         "not json",
         "[]",
         '{"event": "no such event"}',
+        '{"event": "epoch_redone", "trial": 0, "epoch": 1, "at": 0}',
+        '{"event": "space_set", "space": [], "set_aside": [], "at": 0}',
+        '{"event": "space_set", "space": {}, "set_aside": [7], "at": 0}',
+        '{"event": "space_set", "space": {}, "set_aside": ["0"], "at": 0}',
         '{"event": "trial_ended", "trial": 99, "status": "failed", "reason": "", "at": 0}',
         '{"event": "epoch_done", "trial": 0, "epoch": 7}',
         EPOCH.replace('"validation_accuracy": 0.5', '"validation_accuracy": "0.5"'),
@@ -239,6 +307,7 @@ def test_a_damaged_line_is_named(space: Space, tmp_path: Path, line: str) -> Non
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
     journal.append(TrialStarted(0, {}, space.baseline, True, 0.0))
+    backup_of(path).unlink()
     with path.open("a") as file:
         file.write(line + "\n")
     with pytest.raises(InputError, match=r"journal\.jsonl:2: is not an event of a search"):
@@ -247,7 +316,9 @@ def test_a_damaged_line_is_named(space: Space, tmp_path: Path, line: str) -> Non
 
 def test_events_survive_json(space: Space) -> None:
     events = [
+        SpaceSet(space.as_dict(), [], 1.0),
         TrialStarted(0, {"lr": 0.1}, space.baseline, True, 1.5),
+        EpochRedone(0, 1, 1.7),
         EpochDone(0, 1, 0.1, 0.5, 0.6, 0.7, 0.8, 1.0, 0.1, 2.0),
         TrialEnded(0, "stopped", "below", 2.5),
     ]

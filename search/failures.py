@@ -1,0 +1,66 @@
+"""What went wrong in a worker or on a disk, in words. Pure functions but for `first_full`."""
+
+import errno
+import re
+import shutil
+from pathlib import Path
+
+MAX_REASON_LENGTH = 300
+# Less than this is a full disk: the smallest of what a search writes at once are a few kilobytes.
+FULL_BELOW_BYTES = 256 * 1024
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_FULL_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (?:28|122)\]")
+
+# The first that fits a worker's last words; Ray's own are long, and differ from one version to the next.
+_IN_WORDS = (
+    (
+        re.compile(r"CUDA out of memory|CUDA error: out of memory|torch\.(?:cuda\.)?OutOfMemoryError"),
+        "the GPU ran out of memory; lower `training.batch_size` or `resources.trials_per_gpu`",
+    ),
+    (
+        # Not "OOM killer": Ray names it among the possible causes of every death.
+        re.compile(r"node running low on memory|ray\.exceptions\.OutOfMemoryError"),
+        "the machine ran out of memory; lower `training.batch_size` or `resources.trials_at_once`",
+    ),
+    (_FULL_DISK_WORDS, "the disk is full"),
+    (re.compile(r"NodeDiedError|its node has died"), "its machine was lost"),
+    (
+        re.compile(r"ActorDiedError|RayActorError|WorkerCrashedError|The actor died|worker process has died"),
+        "its worker process died (it was killed, or crashed)",
+    ),
+)
+
+
+def reason_in_words(trace: str) -> str:
+    """One line that says why a worker failed.
+
+    Args:
+        trace: what it raised, as Ray wrote it down; may be empty.
+    """
+    for pattern, words in _IN_WORDS:
+        if pattern.search(trace):
+            return words
+    lines = [line.strip() for line in trace.splitlines() if line.strip()]
+    return lines[-1][:MAX_REASON_LENGTH] if lines else "the worker failed without saying why"
+
+
+def tells_of_full_disk(trace: str) -> bool:
+    """Whether a worker failed because it could not write."""
+    return _FULL_DISK_WORDS.search(trace) is not None
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that of a full disk or a used-up quota."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _FULL_DISK:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def first_full(*folders: Path) -> Path | None:
+    """The first of these folders whose disk has no room left; None where all have."""
+    return next((folder for folder in folders if shutil.disk_usage(folder).free < FULL_BELOW_BYTES), None)

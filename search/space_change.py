@@ -1,0 +1,99 @@
+"""What it means for a search that its space was changed after it began. Pure functions."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.records import History, Trial
+from spaces.errors import InputError
+from spaces.parameters import Hyperparameters
+from spaces.schema import Space
+
+# What says where things are and how long the search goes on, but not what it means.
+_FREE = ("search.trials", "search.time_budget", "dataset.root", "dataset.download", "resources")
+# What every trial's result depends on: trials on either side of such a change cannot be compared.
+_NEVER = ("dataset", "training.max_epochs", "training.precision", "search.seed")
+
+
+def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, folder: Path) -> bool:
+    """Check what was changed in a space.
+
+    Args:
+        before: as the search journaled it.
+        after: as it is to be from now on.
+        allowed: whether the user allows changes that set trials aside.
+        folder: of the experiment, for the message.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        InputError: a change is not allowed; shows each.
+    """
+    changes = list(differences(before, after.as_dict()))
+    never = [line for key, line in changes if _is_of(key, _NEVER) and not _is_of(key, _FREE)]
+    if never:
+        raise InputError(
+            [
+                *(f"{folder}: {line}." for line in never),
+                f"{folder}: its trials would not compare with later ones. Change that back, or start a new search.",
+            ]
+        )
+    askable = [line for key, line in changes if not _is_of(key, _FREE)]
+    if askable and not allowed:
+        raise InputError(
+            [
+                *(f"{folder}: {line}." for line in askable),
+                f"{folder}: the space was changed since the search began. Change that back, or give "
+                f"--allow-changed-space: trials that lie in the new space count on, others are set aside.",
+            ]
+        )
+    return bool(changes)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Each key that differs, as `section.key`, with a line that shows both values."""
+    for section in {**before, **after}:
+        old, new = before.get(section) or {}, after.get(section) or {}
+        for name in {**old, **new}:
+            if old.get(name, _MISSING) != new.get(name, _MISSING):
+                key = f"{section}.{name}"
+                yield key, f"`{key}` was {_shown(old, name)} and is {_shown(new, name)}"
+
+
+def set_aside(space: Space, history: History) -> list[int]:
+    """Numbers of the trials whose configuration could not have come from `space`."""
+    return [number for number, trial in history.trials.items() if not contains(space, trial.config)]
+
+
+def contains(space: Space, config: Hyperparameters) -> bool:
+    """Whether a configuration could have come from `space`."""
+    values = config.as_dict()
+    searched = space.searched
+    return all(
+        searched[name].contains(value) if name in searched else value == getattr(space.baseline, name)
+        for name, value in values.items()
+    )
+
+
+def unfinished_outside(space: Space, history: History) -> list[Trial]:
+    """Trials that would have gone on, but are set aside."""
+    return [trial for trial in history.unfinished if not contains(space, trial.config)]
+
+
+_MISSING = object()
+
+
+def _shown(section: Mapping[str, Any], name: str) -> str:
+    if name not in section:
+        return "not given"
+    # A scalar alone is followed by YAML's end of a document.
+    text: str = yaml.safe_dump(section[name], default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
+
+
+def _is_of(key: str, keys: Iterable[str]) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in keys)

@@ -1,0 +1,150 @@
+"""Damaged state files: the last good copy is used, the user is told, and nothing starts afresh in silence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from search.experiment import Experiment, create_experiment
+from search.journal import Journal, backup_of, read_history
+from search.manifest import Data, Device, new_manifest
+from search.records import History
+from search.state import SearchState
+from spaces import InputError, Space
+from tests.search.simulation import simulate
+
+
+@pytest.fixture
+def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
+    data = Data(n_train=320, n_validation=80, class_names=["0", "1"], mean=[0.3], std=[0.3], content_sha256="0" * 64)
+    device = Device(device="cpu", name="CPU", trials_at_once=2)
+    made = create_experiment(tmp_path, "mine", tiny_space, new_manifest(tiny_space, "mine", device, data))
+    simulate(SearchState(tiny_space, made.history(), made.journal()), seed=0, max_results=9)
+    return made
+
+
+def as_text(history: History) -> str:
+    return repr([history.space, list(history.trials.values()), history.results_in_order])
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] = 0
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "a byte": flip_a_byte,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["journal.jsonl", "manifest.json", "experiment.yaml"])
+def test_a_damaged_file_is_read_from_its_copy_and_the_user_told_once(
+    experiment: Experiment, tiny_space: Space, name: str, damage: Callable[[Path], object]
+) -> None:
+    before, manifest = as_text(experiment.history()), experiment.manifest
+    damage(experiment.folder / name)
+    told: list[str] = []
+    damaged = Experiment(experiment.folder, told.append)
+    for _ in range(2):
+        assert as_text(damaged.history()) == before
+        assert damaged.manifest == manifest
+        assert damaged.space.as_dict() == tiny_space.as_dict()
+    assert len(told) == 1
+    assert name in told[0]
+
+
+def test_a_torn_last_line_is_no_damage(experiment: Experiment) -> None:
+    path = experiment.folder / "journal.jsonl"
+    whole = experiment.history()
+    with path.open("ab") as file:
+        file.write(b'{"event": "epoch_d')
+    told: list[str] = []
+    assert as_text(read_history(path, told.append)) == as_text(whole)
+    assert told == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("which", ["file", "copy"])
+def test_opening_the_journal_mends_both_files(
+    experiment: Experiment, which: str, damage: Callable[[Path], object]
+) -> None:
+    path = experiment.folder / "journal.jsonl"
+    before = path.read_bytes()
+    damage(path if which == "file" else backup_of(path))
+    Journal(path)
+    assert path.read_bytes() == backup_of(path).read_bytes() == before
+    kept = list(experiment.folder.glob("journal.jsonl.damaged-*"))
+    assert len(kept) == (which == "file" and damage is not DAMAGES["gone"]), "a damaged file is kept, not overwritten"
+
+
+def test_a_search_goes_on_from_the_copy_as_it_would_have(experiment: Experiment, tiny_space: Space) -> None:
+    path = experiment.folder / "journal.jsonl"
+    before = experiment.history()
+    DAMAGES["a byte"](path)
+    told: list[str] = []
+    simulate(SearchState(tiny_space, read_history(path), Journal(path, told.append)), seed=1)
+    after = read_history(path)
+    assert len(told) == 1
+    assert len(after.trials) == tiny_space.search.trials
+    for number, trial in before.trials.items():
+        assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
+
+
+def test_where_the_copy_is_damaged_too_the_line_is_named(experiment: Experiment) -> None:
+    for path in (experiment.folder / "journal.jsonl", experiment.folder / ".backup" / "journal.jsonl"):
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join([lines[0], b"nonsense\n", *lines[2:]]))
+    (experiment.folder / ".backup" / "journal.jsonl").unlink()
+    with pytest.raises(InputError, match=r"journal\.jsonl:2: is not an event of a search"):
+        experiment.history()
+
+
+def test_a_reader_beside_a_running_search_is_told_nothing(experiment: Experiment, tiny_space: Space) -> None:
+    told: list[str] = []
+    journal = experiment.folder / "journal.jsonl"
+
+    class Watched(Journal):
+        def append(self, event: object) -> None:
+            super().append(event)  # type: ignore[arg-type]
+            read_history(journal, told.append)
+
+    simulate(SearchState(tiny_space, experiment.history(), Watched(journal)), seed=1)
+    assert told == []
+
+
+def test_an_edit_that_does_not_load_is_kept_aside(experiment: Experiment, tiny_space: Space) -> None:
+    path = experiment.folder / "experiment.yaml"
+    path.write_text(path.read_text().replace("trials: 8", "trials: many"))
+    told: list[str] = []
+    edited = Experiment(experiment.folder, told.append)
+    edited.mend_space()
+    assert "`search.trials` is 'many'" in told[0]
+    assert "the space as the search journaled it is used" in told[0]
+    assert edited.space.as_dict() == tiny_space.as_dict()
+    (kept,) = experiment.folder.glob("experiment.yaml.damaged-*")
+    assert "trials: many" in kept.read_text()
+
+
+def test_a_new_experiment_is_there_whole_or_not_at_all(
+    tiny_space: Space, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        create_experiment(tmp_path, "other", tiny_space, experiment.manifest)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_journal_begins_with_the_space(experiment: Experiment, tiny_space: Space) -> None:
+    first = json.loads((experiment.folder / "journal.jsonl").read_text().splitlines()[0])
+    assert first["event"] == "space_set"
+    assert first["space"] == json.loads(json.dumps(tiny_space.as_dict()))

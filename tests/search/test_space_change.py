@@ -1,0 +1,118 @@
+"""A search whose space was changed: what is refused, what is set aside, and what counts on."""
+
+from pathlib import Path
+
+import pytest
+
+from search.ranking import lead_sentence, rank, winner
+from search.records import History, SpaceSet
+from search.space_change import contains, must_be_allowed, set_aside
+from search.state import SearchState
+from search.study import study_of
+from spaces import InputError, Space, load_space
+from tests.search.simulation import simulate
+
+FOLDER = Path("results/mine")
+NARROWED = ("space.lr={loguniform: [0.002, 0.05]}",)
+
+
+@pytest.fixture
+def space() -> Space:
+    return load_space("quickstart", ["search.trials=20"])
+
+
+@pytest.fixture
+def searched(space: Space) -> History:
+    state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
+    simulate(state, seed=0)
+    return state.history
+
+
+def changed(*overrides: str) -> Space:
+    return load_space("quickstart", ["search.trials=20", *overrides])
+
+
+def test_an_unchanged_space_is_no_change(space: Space) -> None:
+    assert not must_be_allowed(space.as_dict(), changed(), allowed=False, folder=FOLDER)
+
+
+@pytest.mark.parametrize("override", ["search.trials=30", "search.time_budget=1h", "resources.trials_at_once=1"])
+def test_what_does_not_touch_results_may_change(space: Space, override: str) -> None:
+    assert must_be_allowed(space.as_dict(), changed(override), allowed=False, folder=FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (NARROWED[0], "`space.lr` was {loguniform: [0.002, 0.5]} and is {loguniform: [0.002, 0.05]}"),
+        ("baseline.lr=0.02", "`baseline.lr` was 0.01 and is 0.02"),
+        ("training.batch_size=32", "`training.batch_size` was 16 and is 32"),
+        ("space.dropout={uniform: [0, 0.5]}", "`space.dropout` was not given and is {uniform: [0.0, 0.5]}"),
+    ],
+)
+def test_a_changed_space_is_shown_and_must_be_allowed(space: Space, override: str, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        must_be_allowed(space.as_dict(), changed(override), allowed=False, folder=FOLDER)
+    assert f"{FOLDER}: {line}." in error.value.lines
+    assert "--allow-changed-space" in error.value.lines[-1]
+    assert must_be_allowed(space.as_dict(), changed(override), allowed=True, folder=FOLDER)
+
+
+@pytest.mark.parametrize(
+    "override", ["dataset.train_limit=400", "training.max_epochs=27", "training.precision=fp32", "search.seed=1"]
+)
+def test_what_every_result_rests_on_cannot_change(space: Space, override: str) -> None:
+    with pytest.raises(InputError, match="its trials would not compare with later ones"):
+        must_be_allowed(space.as_dict(), changed(override), allowed=True, folder=FOLDER)
+
+
+def test_trials_outside_count_no_more_and_those_inside_do(searched: History) -> None:
+    narrowed = changed(*NARROWED)
+    outside = set_aside(narrowed, searched)
+    assert outside == [n for n, trial in searched.trials.items() if trial.config.lr > 0.05]
+    assert 0 < len(outside) < 20
+    searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
+
+    ranked = rank(searched)
+    assert [row.set_aside for row in ranked] == sorted(row.set_aside for row in ranked), "last"
+    assert winner(ranked).trial not in outside  # type: ignore[union-attr]
+    assert {row.reason for row in ranked if row.set_aside} == {"outside the space as it was changed later"}
+
+    study = study_of(narrowed, searched)
+    assert [trial.number for trial in study.trials if not trial.params] == outside
+
+    state = SearchState(narrowed, searched)
+    assert state.n_left == len(outside), "so many are tried in their place"
+    simulate(state, seed=1)
+    assert len(searched.counting) == 20
+    assert all(contains(narrowed, trial.config) for trial in searched.counting)
+    assert [trial.number for trial in searched.trials.values() if trial.baseline] == [0]
+
+
+def test_rungs_hold_no_trial_that_is_set_aside(searched: History) -> None:
+    narrowed = changed(*NARROWED)
+    outside = set_aside(narrowed, searched)
+    searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
+    values = SearchState(narrowed, searched)._rungs._values
+    assert all(not set(outside) & arrived.keys() for arrived in values.values())
+    assert values[1]
+
+
+def test_a_new_baseline_is_run_and_led_against(searched: History) -> None:
+    moved = changed("baseline.lr=0.03")
+    searched.apply(SpaceSet(moved.as_dict(), set_aside(moved, searched), 1.0))
+    state = SearchState(changed("baseline.lr=0.03", "search.trials=22"), searched)
+    simulate(state, seed=2)
+    baselines = [trial for trial in searched.trials.values() if trial.baseline]
+    assert [trial.number for trial in baselines] == [0, 20]
+    assert baselines[1].config.lr == 0.03
+    assert baselines[1].status == "completed"
+    sentence = lead_sentence(rank(searched))
+    assert "(trial 20, " in sentence or "It is the baseline" in sentence
+
+
+def test_a_parameter_that_is_searched_from_now_on_takes_old_trials_at_their_fixed_value(searched: History) -> None:
+    widened = changed("space.dropout={uniform: [0.0, 0.5]}")
+    assert set_aside(widened, searched) == []
+    searched.apply(SpaceSet(widened.as_dict(), [], 1.0))
+    assert all(trial.params["dropout"] == 0.1 for trial in study_of(widened, searched).trials)
