@@ -25,6 +25,7 @@ from benchmarks.fault_invariants import (
     history_problems,
     leaderboard_problems,
     prefix_problems,
+    redone_problems,
     rung_problems,
     session_problems,
     study_problems,
@@ -269,6 +270,7 @@ class SearchUnderFaults:
             *rung_problems(events, asked),
             *([] if finished else checkpoint_problems(events, files.checkpoints)),
             *trained_problems(events_of(launch.before), launch.trained, len(launch.workers_killed)),
+            *redone_problems(launch.before, files.journal, launch.trained, len(launch.workers_killed)),
             *session_problems(self._last.sessions, files.sessions),
             *budget_problems(files.used_s, self._last.used_s, times, events),
             *([] if files.study is None else study_problems(files.study, events, current=finished)),
@@ -286,6 +288,8 @@ class SearchUnderFaults:
             raise RunError(f"{self.folder}: has not ended {REST_S:.0f} s after the last fault.") from None
         if code != 0:
             raise RunError(f"{self.folder}: search.run ended with code {code}: {process.errors[-2000:]}")
+        if process.errors:
+            self.problems.append(f"launch {len(self.launches)} said: {process.errors}")
 
     def _check_end(self, temporary: Path) -> None:
         left = wait_until_none(temporary, GONE_S)

@@ -106,7 +106,7 @@ def history_problems(
         events: of the whole journal.
         asked: by the space.
         finished: whether the search says that it is.
-        may_fail: trials that may have failed though their loss was finite.
+        may_fail: trials that may have failed.
     """
     return [*_order_problems(events), *_end_problems(trials_of(events), asked, finished, may_fail)]
 
@@ -149,8 +149,8 @@ def _end_problems(
             problems.append(f"trial {number} has {n_epochs} epochs of {asked.max_epochs}")
         if trial.status == "completed" and n_epochs != asked.max_epochs:
             problems.append(f"trial {number} is completed after {n_epochs} epochs of {asked.max_epochs}")
-        if trial.status in ("failed", "diverged") and not trial.diverged and number not in may_fail:
-            problems.append(f"trial {number} failed ({trial.end['reason'] if trial.end else ''})")
+        if trial.end and trial.status == "failed" and number not in may_fail:
+            problems.append(f"trial {number} failed ({trial.end['reason']})")
     if len(trials) > asked.trials or (finished and len(trials) != asked.trials):
         problems.append(f"{len(trials)} trials were begun of {asked.trials}")
     return problems
@@ -164,13 +164,16 @@ def rung_problems(events: Sequence[Event], asked: Asked) -> list[str]:
     problems: list[str] = []
     rungs: dict[int, list[float]] = {epoch: [] for epoch in asked.rung_epochs[:-1]}
     due: dict[int, str] = {}
+    baselines = {event["trial"] for event in events if event["event"] == "trial_started" and event["baseline"]}
     for event in events:
         kind, trial = event["event"], event.get("trial")
         if kind == "epoch_done":
             was_due = due.pop(event["trial"], _NOT_DUE)
             if was_due not in (_NOT_DUE, _TIED):
                 problems.append(f"trial {trial} goes on to epoch {event['epoch']}, but was {was_due}")
-            due[event["trial"]] = _due(event, rungs, asked)
+            verdict = _due(event, rungs, asked)
+            # The baseline always goes to the end.
+            due[event["trial"]] = _NOT_DUE if trial in baselines and verdict in (_TIED, _DUE_STOPPED) else verdict
         elif kind == "trial_ended":
             was_due = due.pop(event["trial"], _NOT_DUE)
             # Losing its worker again and again ends a trial anywhere.
@@ -183,13 +186,13 @@ _NOT_DUE = "not to end"
 _TIED = "as good as its rung's cutoff"
 _DUE_STOPPED = "to be stopped"
 _DUE_COMPLETED = "to be completed"
-_DUE_FAILED = "to fail, as its loss was not finite"
+_DUE_FAILED = "to end as diverged"
 _DUE_STATUSES = {
     _NOT_DUE: (),
     _TIED: ("stopped", "failed"),
     _DUE_STOPPED: ("stopped",),
     _DUE_COMPLETED: ("completed",),
-    _DUE_FAILED: ("failed", "diverged"),
+    _DUE_FAILED: ("diverged",),
 }
 
 
@@ -206,8 +209,6 @@ def _due(result: Event, rungs: Mapping[int, list[float]], asked: Asked) -> str:
         return _DUE_FAILED
     if result["epoch"] >= asked.max_epochs:
         return _DUE_COMPLETED
-    if result["trial"] == 0:
-        return _NOT_DUE  # the baseline always goes to the end
     if abs(over) < CUTOFF_TOLERANCE:
         return _TIED
     return _DUE_STOPPED if over < 0 else _NOT_DUE
@@ -279,6 +280,32 @@ def redone_within(trained: Trained) -> dict[int, int]:
     return {number: len(epochs) - len(set(epochs)) for number, epochs in trained.items()}
 
 
+def redone_journaled(before: bytes, after: bytes) -> dict[int, int]:
+    """For each trial, how many epochs were redone by the lines that `after` has more than `before`."""
+    new = events_of(whole_lines(after)[len(whole_lines(before)) :])
+    return dict(Counter(event["trial"] for event in new if event["event"] == "epoch_redone"))
+
+
+def redone_problems(before: bytes, after: bytes, trained: Trained, n_workers_killed: int) -> list[str]:
+    """A session journals each epoch that it redid, and redid no more than one a trial and process lost.
+
+    Args:
+        before, after: the journal at its start and end.
+        trained: by the session, as Ray's logs tell; they miss at most the last result of each trial.
+        n_workers_killed: in the session.
+    """
+    journaled = redone_journaled(before, after)
+    since, within = redone_since(events_of(before), trained), redone_within(trained)
+    problems = []
+    for number in sorted({*journaled, *trained}):
+        says, logs = journaled.get(number, 0), since.get(number, 0) + within.get(number, 0)
+        if not logs <= says <= logs + 1:
+            problems.append(f"trial {number} redid {says} epochs by the journal and {logs} by Ray's logs")
+        if says > MOST_EPOCHS_REDONE * (1 + n_workers_killed):
+            problems.append(f"trial {number} redid {says} epochs in a session")
+    return problems
+
+
 def lost_trials(before: Sequence[Event], after: Sequence[Event]) -> list[int]:
     """Trials of which something was journaled before that is not there after."""
     left = Counter(json.dumps(event, sort_keys=True) for event in after)
@@ -347,7 +374,7 @@ def _first(values: Mapping[int, float], n: int) -> dict[int, float]:
     return dict(list(values.items())[:n])
 
 
-_GROUPS = {"completed": 0, "stopped": 1, "running": 1, "failed": 2, "diverged": 2}
+_GROUPS = {"completed": 0, "stopped": 1, "running": 1, "failed": 2, "diverged": 3}
 
 
 def leaderboard_problems(rows: Sequence[Mapping[str, Any]], events: Sequence[Event], current: bool) -> list[str]:

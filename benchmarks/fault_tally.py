@@ -1,10 +1,18 @@
 """What became of a search's trials over its faults, counted by kind of fault. Pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from benchmarks.fault_invariants import Asked, Trained, events_of, lost_trials, redone_since, redone_within, trials_of
+from benchmarks.fault_invariants import (
+    Asked,
+    Trained,
+    events_of,
+    lost_trials,
+    redone_journaled,
+    redone_within,
+    trials_of,
+)
 
 Kind = Literal["driver alone", "driver and workers", "worker only"]
 DRIVER_KINDS: tuple[Kind, ...] = ("driver alone", "driver and workers")
@@ -67,34 +75,38 @@ class Tally:
 def tallies(launches: Sequence[Launch]) -> dict[Kind, Tally]:
     """By kind of fault, what became of the trials of one search."""
     found: dict[Kind, Tally] = {}
-    for launch, after in zip(launches, [*launches[1:], None], strict=True):
-        for journal in launch.workers_killed:
-            found.setdefault("worker only", Tally()).add(_tally(journal, launch.after, {}, in_start_up=False))
-        if launch.workers_killed:
-            again = redone_within(launch.trained)
-            most = max(again.values(), default=0)
-            found["worker only"].add(Tally(redone=sum(again.values()), most_redone=most))
+    nexts: list[Launch | None] = [*launches[1:], None]
+    for launch, after in zip(launches, nexts, strict=True):
+        for i, journal in enumerate(launch.workers_killed):
+            # Which of several losses in one launch an epoch was redone for, the files do not tell.
+            redone = {} if i else redone_within(launch.trained)
+            found.setdefault("worker only", Tally()).add(_tally(journal, launch.after, {}, redone))
         if launch.killed_by and after:
-            tally = _tally(launch.after, after.after, after.trained, launch.in_start_up)
+            tally = _tally(launch.after, after.after, after.trained, _redone_after_a_kill(after))
+            tally.in_start_up = int(launch.in_start_up)
             found.setdefault(launch.killed_by, Tally()).add(tally)
     return found
 
 
-def _tally(before: bytes, after: bytes, trained: Trained, in_start_up: bool) -> Tally:
+def _redone_after_a_kill(launch: Launch) -> dict[int, int]:
+    within = redone_within(launch.trained)
+    journaled = redone_journaled(launch.before, launch.after)
+    return {number: n - within.get(number, 0) for number, n in journaled.items()}
+
+
+def _tally(before: bytes, after: bytes, trained: Trained, redone: Mapping[int, int]) -> Tally:
     events = events_of(before)
     trials = trials_of(events)
     n_lost = len(lost_trials(events, events_of(after)))
-    again = redone_since(events, {n: e for n, e in trained.items() if n in trials and trials[n].end is None})
     return Tally(
         faults=1,
-        in_start_up=int(in_start_up),
         expected=len(trials),
         found=len(trials) - n_lost,
         repeated=sum(number in trained for number, trial in trials.items() if trial.end),
         lost=n_lost,
         running=sum(trial.end is None for trial in trials.values()),
-        redone=sum(again.values()),
-        most_redone=max(again.values(), default=0),
+        redone=sum(redone.values()),
+        most_redone=max(redone.values(), default=0),
     )
 
 

@@ -22,6 +22,8 @@ from benchmarks.fault_invariants import (
     lost_trials,
     prefix_problems,
     quantile,
+    redone_journaled,
+    redone_problems,
     redone_since,
     redone_within,
     rung_problems,
@@ -186,7 +188,7 @@ def test_a_diverged_trial_counts_as_worst_and_must_fail(space: Space, tmp_path: 
     assert all_problems(events) == []
     events[at(events, "trial_ended", trial=1)]["status"] = "stopped"
     assert rung_problems(events, ASKED) == [
-        "trial 1 is stopped, but was to fail, as its loss was not finite",
+        "trial 1 is stopped, but was to end as diverged",
     ]
 
 
@@ -197,6 +199,7 @@ def test_a_trial_that_lost_its_worker_again_and_again_may_fail_where_that_is_exp
     state = SearchState(space, History(), Journal(path))
     for _ in range(2):
         state.next_assignment()
+    state.record(result(0, 1, 0.5))
     state.fail(1, "The actor died.")
     simulate(SearchState(space, read_history(path), Journal(path)), 0)
     events = events_of(path.read_bytes())
@@ -344,24 +347,48 @@ def test_damaged_checkpoints_do_not_count(tmp_path: Path) -> None:
     assert newest_checkpoints(tmp_path) == {7: 4}
 
 
+def redone_line(trial: int, epoch: int) -> bytes:
+    return json.dumps({"event": "epoch_redone", "trial": trial, "epoch": epoch, "at": 0.0}).encode() + b"\n"
+
+
+def test_what_was_redone_stands_in_the_journal_and_in_ray_s_logs(journal: bytes) -> None:
+    lines = journal.splitlines(keepends=True)
+    n = at([dict(event) for event in events_of(journal)], "epoch_done", trial=0, epoch=5) + 1
+    before, rest = b"".join(lines[:n]), b"".join(lines[n:])
+    after = before + redone_line(0, 5) + rest
+    assert redone_journaled(before, after) == {0: 1}
+    assert redone_problems(before, after, {0: [5, 6]}, 0) == []
+    assert redone_problems(before, after, {0: []}, 0) == [], "the log's last line may be missing"
+    assert redone_problems(before, before + rest, {0: [5, 6]}, 0) == [
+        "trial 0 redid 0 epochs by the journal and 1 by Ray's logs"
+    ]
+    twice = after.replace(rest, redone_line(0, 5) + rest)
+    assert redone_problems(before, twice, {0: [5, 5, 6]}, 1) == []
+    assert redone_problems(before, twice, {0: [5, 5, 6]}, 0) == ["trial 0 redid 2 epochs in a session"]
+
+
 def test_faults_are_counted_by_kind(journal: bytes) -> None:
     lines = journal.splitlines(keepends=True)
-    events = events_of(journal)
-    cuts = [0, 0, at([dict(e) for e in events], "epoch_done", trial=0, epoch=5) + 1, len(lines)]
-    parts = [b"".join(lines[:n]) for n in cuts]
-    first = Launch(parts[0], parts[1], killed_by="driver alone", in_start_up=True)
-    second = Launch(parts[1], parts[2], {0: [1, 2, 3, 4, 4, 5]}, "driver and workers", workers_killed=[parts[0]])
-    third = Launch(parts[2], parts[3], {0: [5, 6, 7, 8, 9]})
-    counted = tallies([first, second, third])
-    assert counted["driver alone"] == Tally(faults=1, in_start_up=1)
-    assert counted["worker only"] == Tally(faults=1, redone=1, most_redone=1)
-    known = trials_of(events_of(parts[2]))
+    n = at([dict(event) for event in events_of(journal)], "epoch_done", trial=0, epoch=5) + 1
+    killed = b"".join(lines[:n])
+    killed_later = killed + redone_line(0, 5)
+    ended = killed_later + redone_line(0, 5) + b"".join(lines[n:])
+    launches = [
+        Launch(b"", b"", killed_by="driver alone", in_start_up=True),
+        Launch(b"", killed, {0: [1, 2, 3, 4, 5]}, "driver and workers"),
+        Launch(killed, killed_later, {0: [5]}, "driver alone", workers_killed=[killed]),
+        Launch(killed_later, ended, {0: [5, 6, 7, 8, 9]}),
+    ]
+    counted = tallies(launches)
+    known = trials_of(events_of(killed))
     running = sum(trial.end is None for trial in known.values())
-    assert counted["driver and workers"] == Tally(
-        1, expected=len(known), found=len(known), running=running, redone=1, most_redone=1
-    )
-    ends = total([first, second, third], ASKED)
-    assert (ends.faults, ends.expected, ends.found, ends.repeated, ends.lost) == (3, 20, 20, 0, 0)
+    each = Tally(faults=1, expected=len(known), found=len(known), running=running)
+    assert counted["worker only"] == each
+    assert counted["driver and workers"] == replace(each, redone=1, most_redone=1)
+    twice = replace(each, faults=2, in_start_up=1, redone=1, most_redone=1)
+    assert counted["driver alone"] == twice
+    ends = total(launches, ASKED)
+    assert (ends.faults, ends.expected, ends.found, ends.repeated, ends.lost) == (4, 20, 20, 0, 0)
     assert (ends.redone, ends.most_redone) == (2, 1)
 
 

@@ -9,14 +9,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.fault_files import asked_of, read_or_empty
 from benchmarks.fault_injection import OVERRIDES, SearchUnderFaults
-from benchmarks.fault_invariants import events_of, history_problems, rung_problems, trials_of
+from benchmarks.fault_invariants import events_of, history_problems, prefix_problems, rung_problems, trials_of
 from benchmarks.fault_tally import ALL_KINDS, DRIVER_KINDS, tallies, total
 from benchmarks.search_processes import SearchProcess, short_temporary_folder, wait_until_none
 from tests.conftest import TINY, set_options
@@ -65,12 +65,11 @@ def trial_in(journal: Path, number: int, status: str | None = None) -> bool:
     return trial is not None and status in (None, trial.status)
 
 
-def wait_until(condition: bool, process: SearchProcess, deadline: float) -> None:
-    """One turn of a loop that waits for something to be journaled."""
-    if not condition:
-        assert process.exit_code is None, process.errors
-        assert time.monotonic() < deadline, "nothing came"
-        time.sleep(0.01)
+def wait_a_little(process: SearchProcess, deadline: float) -> None:
+    """One turn of a loop that waits for something that the search does."""
+    assert process.exit_code is None, process.errors
+    assert time.monotonic() < deadline, "nothing came"
+    time.sleep(0.01)
 
 
 @pytest.mark.timeout(400)
@@ -84,15 +83,14 @@ def test_a_trial_that_loses_its_worker_thrice_fails_with_a_reason_and_the_search
     deadline = time.monotonic() + 200
     try:
         while not trial_in(journal, 1):
-            wait_until(False, process, deadline)
+            wait_a_little(process, deadline)
         killed: set[int] = set()
         while trial_in(journal, 1, "running"):
             # With one place, whatever worker there is holds this trial.
             fresh = [pid for pid in process.workers() if pid not in killed]
-            if trial_in(journal, 1, "running"):
-                process.kill(fresh)
-                killed.update(fresh)
-            wait_until(False, process, deadline)
+            process.kill(fresh)
+            killed.update(fresh)
+            wait_a_little(process, deadline)
         assert process.wait(200) == 0, process.errors
     finally:
         process.end_all()
@@ -107,6 +105,67 @@ def test_a_trial_that_loses_its_worker_thrice_fails_with_a_reason_and_the_search
     assert history_problems(events, asked, finished=True, may_fail=frozenset({1})) == []
     assert rung_problems(events, asked) == []
     assert process.errors == ""
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def break_a_line(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"\0" * 40 + b"\n", *lines[3:]]))
+
+
+def fill_with_zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+DAMAGES: tuple[tuple[str, Callable[[Path], None]], ...] = (
+    ("journal.jsonl", cut_in_half),
+    ("manifest.json", fill_with_zeros),
+    ("experiment.yaml", Path.unlink),
+    ("journal.jsonl", break_a_line),
+)
+
+
+@pytest.mark.timeout(600)
+def test_a_search_whose_files_are_damaged_goes_on_from_their_copies_and_says_so(
+    tmp_path: Path, temporary: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    journal, copy = folder / "journal.jsonl", folder / ".backup" / "journal.jsonl"
+
+    def search_for(n_lines: int, *arguments: str) -> str:
+        """Search until the journal has so many lines, then kill all of it; what it printed to standard error."""
+        process = SearchProcess([*arguments, "--results", str(tmp_path)], temporary, tmp_path / "search.out")
+        deadline = time.monotonic() + 200
+        try:
+            while read_or_empty(journal).count(b"\n") < n_lines:
+                wait_a_little(process, deadline)
+        finally:
+            process.end_all()
+        return process.errors
+
+    settings = set_options(*TINY, "search.trials=12", "training.max_epochs=9")
+    assert search_for(6, *settings, "--name", "damaged") == ""
+    for name, damage in DAMAGES:
+        # A kill between the two leaves the copy one line behind.
+        before = (copy if name == journal.name else journal).read_bytes()
+        damage(folder / name)
+        told = search_for(before.count(b"\n") + 4, "--resume", "damaged")
+        assert told.count("\n") == 1, told
+        assert name in told
+        assert prefix_problems(before, journal.read_bytes()) == []
+    last = SearchProcess(["--resume", "damaged", "--results", str(tmp_path)], temporary, tmp_path / "last.out")
+    try:
+        assert last.wait(240) == 0, last.errors
+    finally:
+        last.end_all()
+    assert last.errors == ""
+    events, asked = events_of(journal.read_bytes()), asked_of(folder)
+    assert history_problems(events, asked, finished=True) == []
+    assert rung_problems(events, asked) == []
+    assert journal.read_bytes() == copy.read_bytes()
 
 
 # Runs in a namespace of its own, so that the small file system is gone with it.
