@@ -22,6 +22,8 @@ from search.records import EpochDone
 from search.state import Assignment, SearchState
 
 MODE = "max"
+# The newest may be half-written when everything ends.
+CHECKPOINTS_KEPT = 2
 # Ray appends each failure of a trial to one file.
 MAX_TRACE_CHARACTERS = 20_000
 
@@ -134,7 +136,7 @@ class Housekeeping(tune.Callback):
         shared: the state.
         on_retry: called with a trial's number and the reason when its worker died and it is tried again.
         on_idle: called at each turn of Ray's loop.
-        drop_checkpoints: removes those of a trial, by its number.
+        drop_checkpoints: removes those of a trial, by its number, but so many of the newest.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class Housekeeping(tune.Callback):
         shared: Shared,
         on_retry: Callable[[int, str], None],
         on_idle: Callable[[], None],
-        drop_checkpoints: Callable[[int], None],
+        drop_checkpoints: Callable[[int, int], None],
     ) -> None:
         self._shared = shared
         self._on_retry = on_retry
@@ -162,10 +164,17 @@ class Housekeeping(tune.Callback):
         if not self._ends_search(trace):
             self._shared.kept(lambda: self._shared.state.fail(number, reason_in_words(trace)), None)
             if self._shared.state.history.trials[number].end:
-                self._drop_checkpoints(number)
+                self._drop_checkpoints(number, 0)
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, checkpoint: tune.Checkpoint, **info: Any
+    ) -> None:
+        # Not left to Ray's `num_to_keep`: it writes and copies the state of all trials every so many checkpoints of
+        # one, which takes the longer the more trials there were.
+        self._drop_checkpoints(self._number(trial), CHECKPOINTS_KEPT)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._drop_checkpoints(self._number(trial))
+        self._drop_checkpoints(self._number(trial), 0)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (tune.Callback, ())

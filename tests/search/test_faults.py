@@ -221,7 +221,8 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(tmp_p
     errors = (logs / "first.err").read_text()
     assert (logs / "first.code").read_text().strip() == "1", errors
     assert errors.count("\n") == 1, errors
-    assert "No space left on device" in errors or "disk is full" in errors
+    assert "no space left on the disk" in errors
+    assert "--resume full" in errors
     assert "Traceback" not in errors + (logs / "first.out").read_text()
     before = events_of((logs / "first.jsonl").read_bytes())
     asked = asked_of(logs)
