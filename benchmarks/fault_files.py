@@ -97,7 +97,7 @@ def proposal_problems(folder: Path) -> list[str]:
     for content in events_of(read_or_empty(folder / "journal.jsonl")):
         event = event_from_dict(content)
         if isinstance(event, TrialStarted):
-            proposed = Proposer(space, history).propose(event.trial)
+            proposed = Proposer(space, history).propose(event.trial, event.baseline)
             if proposed != event.suggested:
                 problems.append(f"trial {event.trial} is not what the study of the lines before it proposes")
         history.apply(event)
