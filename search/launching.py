@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ray import tune
 from ray.tune.execution import class_cache
+from ray.tune.logger import JsonLoggerCallback
 
 from search.cluster import LocalCluster
 from search.display import SearchDisplay
@@ -168,7 +169,10 @@ def _tune(
             storage_path=str(launch.experiment.ray_folder.resolve()),
             stop=EndWhen(lambda: reached() or shared.failure is not None),
             verbose=0,
-            callbacks=[Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints)],
+            callbacks=[
+                Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints),
+                JsonLoggerCallback(),
+            ],
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=False),
         ),

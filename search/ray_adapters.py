@@ -175,6 +175,9 @@ class Housekeeping(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         self._drop_checkpoints(self._number(trial), 0)
+        # Ray keeps each trial, with statistics of each of its metrics that nobody asks for, until the search ends.
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (tune.Callback, ())

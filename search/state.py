@@ -64,6 +64,7 @@ class SearchState:
         self._rungs = Rungs(space.rung_epochs, space.search.reduction_factor)
         verdicts = _replay(history, self._rungs)
         self._proposer = Proposer(space, history)
+        self._running: set[int] = set()
         for trial in history.unfinished:
             # The search broke off between a result and what follows from it.
             if trial.last:
@@ -82,8 +83,7 @@ class SearchState:
     @property
     def n_running(self) -> int:
         """Trials given out that have not ended."""
-        running = [number for number in self._given_out if self.history.trials[number].end is None]
-        return len(set(running) - self._unexplained.keys())
+        return len(self._running - self._unexplained.keys())
 
     @property
     def _n_to_propose(self) -> int:
@@ -93,7 +93,7 @@ class SearchState:
         """What to train next: first what was left unfinished, then new proposals; None when all are given out."""
         if self._to_resume:
             trial = self._to_resume.pop(0)
-            self._given_out.append(trial.number)
+            self._give_out(trial.number)
             return Assignment(trial.number, trial.config, trial.n_epochs)
         if not self._n_to_propose:
             return None
@@ -103,7 +103,7 @@ class SearchState:
         suggested = self._proposer.propose(number, baseline)
         config = self.space.complete(suggested)
         self._happened(TrialStarted(number, suggested, config, baseline, at=self._now()))
-        self._given_out.append(number)
+        self._give_out(number)
         return Assignment(number, config, 0)
 
     def record(self, result: EpochDone) -> bool:
@@ -174,8 +174,13 @@ class SearchState:
             reason = f"{result.validation_accuracy:.2%} at rung {result.epoch}, below its cutoff {verdict.cutoff:.2%}"
             self._end(trial, "stopped", reason)
 
+    def _give_out(self, number: int) -> None:
+        self._given_out.append(number)
+        self._running.add(number)
+
     def _end(self, trial: Trial, status: EndStatus, reason: str) -> None:
         self._happened(TrialEnded(trial.number, status, reason, at=self._now()))
+        self._running.discard(trial.number)
         self._proposer.end(trial)
 
     def _happened(self, event: Event) -> None:
