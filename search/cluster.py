@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
     # Trials start together, as many as the searcher gives out; Ray's default is one after the other.
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    # One log a trial (`result.json`, see `launching`), not the same in three forms.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Ray's snapshots are never read back.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -105,7 +107,7 @@ class LocalCluster:
             # Below the private folder: Ray lets everybody write to what it is given here.
             _temp_dir=str(folder / "ray"),
         )
-        if not ip_address(ray.util.get_node_ip_address()).is_loopback:
+        if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
             raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
 

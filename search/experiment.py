@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,13 +113,17 @@ class Experiment:
         """
         return read_manifest(self.folder / "manifest.json", self.tell_once)
 
-    def drop_checkpoints(self, name: str) -> None:
-        """Remove the checkpoints of a trial or run that ended: it is never gone on with, and a winner is retrained.
+    def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
+        """Remove the checkpoints of a trial or run but the `but_newest` newest ones.
+
+        All of them when it has ended: it is never gone on with, and a winner is retrained.
 
         Args:
             name: of its folder, such as `trial_0007`.
+            but_newest: how many to keep.
         """
-        for folder in self.ray_folder.glob(f"session_*/{name}/checkpoint_*"):
+        found = sorted(self.ray_folder.glob(f"session_*/{name}/checkpoint_*"), key=_checkpoint_order)
+        for folder in found[: max(0, len(found) - but_newest)]:
             if self._holds(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -292,14 +295,14 @@ def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAME
 def curves_csv(history: History) -> str:
     """One row a trial and epoch."""
     trials = history.trials.values()
-    rows = [[asdict(epoch)[column] for column in _CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
+    rows = [[getattr(epoch, column) for column in _CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
     return csv_text(_CURVE_COLUMNS, rows)
 
 
 def fresh_runs_csv(history: History) -> str:
     """One row a fresh run and epoch."""
     rows = [
-        [run.number, run.trial, run.block, *(asdict(epoch)[column] for column in _RUN_COLUMNS)]
+        [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _RUN_COLUMNS)]
         for run in history.runs.values()
         for epoch in run.epochs
     ]
@@ -319,6 +322,11 @@ def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
 def _is_experiment(folder: Path) -> bool:
     # Any of the two: the other may be what was lost.
     return any((folder / name).is_file() for name in ("experiment.yaml", "journal.jsonl"))
+
+
+def _checkpoint_order(folder: Path) -> tuple[int, str]:
+    session = folder.parts[-3].removeprefix("session_")
+    return (int(session) if session.isdecimal() else 0, folder.name)
 
 
 def _newest(results: Path) -> Experiment:

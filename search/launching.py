@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ray import tune
 from ray.tune.execution import class_cache
+from ray.tune.logger import JsonLoggerCallback
 
 from search.cluster import LocalCluster
 from search.display import SearchDisplay
@@ -43,9 +44,11 @@ from trainable.seeding import Purpose
 SearchEnd = Literal["finished", "interrupted", "time budget used"]
 
 MAX_RETRIES = 2
-# Files derived from the journal are brought up to date this often while a search runs.
+# Files derived from the journal are brought up to date this often while a search runs, or more seldom where they
+# have become so long that writing them would take more than this share of the time.
 TABLES_EVERY_S = 5.0
 STUDY_EVERY_S = 60.0
+LONGEST_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,12 @@ def _tune(
             storage_path=str(launch.experiment.ray_folder.resolve()),
             stop=EndWhen(lambda: reached() or shared.failure is not None),
             verbose=0,
-            callbacks=[Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints)],
+            callbacks=[
+                Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints),
+                JsonLoggerCallback(),  # type: ignore[no-untyped-call]
+            ],
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=False),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=False),
         ),
     )
     tuner.fit()
@@ -212,16 +218,13 @@ class _FileKeeper:
     def __init__(self, launch: Launch) -> None:
         self._experiment = launch.experiment
         self._space = launch.space
-        self._tables_at = self._study_at = time.monotonic()
+        self._tables = _Rhythm(TABLES_EVERY_S)
+        self._study = _Rhythm(STUDY_EVERY_S)
 
     def observe(self, event: Event, history: History) -> None:
-        now = time.monotonic()
-        if isinstance(event, TrialEnded) and now - self._tables_at >= TABLES_EVERY_S:
-            self._tables_at = now
-            self._experiment.write_tables(history)
-        if isinstance(event, TrialEnded) and now - self._study_at >= STUDY_EVERY_S:
-            self._study_at = now
-            self._write_study(history)
+        if isinstance(event, TrialEnded):
+            self._tables.act_if_due(lambda: self._experiment.write_tables(history))
+            self._study.act_if_due(lambda: self._write_study(history))
 
     def write(self, history: History) -> None:
         self._experiment.write_tables(history)
@@ -229,6 +232,22 @@ class _FileKeeper:
 
     def _write_study(self, history: History) -> None:
         write_study(self._experiment.folder / "study.db", self._space, history)
+
+
+class _Rhythm:
+    """Does something again and again: not more often than every `every_s`, nor for more than `LONGEST_SHARE`."""
+
+    def __init__(self, every_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._now = now
+        self._due_s = now() + every_s
+
+    def act_if_due(self, action: Callable[[], None]) -> None:
+        started_s = self._now()
+        if started_s >= self._due_s:
+            action()
+            ended_s = self._now()
+            self._due_s = max(started_s + self._every_s, ended_s + (ended_s - started_s) / LONGEST_SHARE)
 
 
 def _both(

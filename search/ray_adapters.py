@@ -22,6 +22,8 @@ from search.records import EpochDone, RunEpochDone
 from search.state import Assignment, SearchState
 
 MODE = "max"
+# The newest may be half-written when everything ends.
+CHECKPOINTS_KEPT = 2
 # Ray appends each failure of a trial to one file.
 MAX_TRACE_CHARACTERS = 20_000
 
@@ -143,7 +145,7 @@ class Housekeeping(tune.Callback):
         shared: the state.
         on_retry: called with what lost its worker and is tried again, and the reason.
         on_idle: called at each turn of Ray's loop.
-        drop_checkpoints: removes those of an assignment, by its name.
+        drop_checkpoints: removes those of an assignment, by its name, but so many of the newest.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class Housekeeping(tune.Callback):
         shared: Shared,
         on_retry: Callable[[str, str], None],
         on_idle: Callable[[], None],
-        drop_checkpoints: Callable[[str], None],
+        drop_checkpoints: Callable[[str, int], None],
     ) -> None:
         self._shared = shared
         self._on_retry = on_retry
@@ -172,10 +174,20 @@ class Housekeeping(tune.Callback):
             fail = state.fail_run if assignment.kind == "run" else state.fail
             self._shared.kept(lambda: fail(assignment.number, reason_in_words(trace)), None)
             if state.has_ended(assignment):
-                self._drop_checkpoints(assignment.name)
+                self._drop_checkpoints(assignment.name, 0)
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, checkpoint: tune.Checkpoint, **info: Any
+    ) -> None:
+        # Not left to Ray's `num_to_keep`: it writes and copies the state of all trials every so many checkpoints of
+        # one, which takes the longer the more trials there were.
+        self._drop_checkpoints(self._assignment(trial).name, CHECKPOINTS_KEPT)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._drop_checkpoints(self._assignment(trial).name)
+        self._drop_checkpoints(self._assignment(trial).name, 0)
+        # Ray keeps each trial, with statistics of each of its metrics that nobody asks for, until the search ends.
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (tune.Callback, ())

@@ -11,6 +11,8 @@ from spaces.parameters import Hyperparameters, Number, shorten
 Status = Literal["completed", "stopped", "failed", "diverged", "running"]
 EndStatus = Literal["completed", "stopped", "failed", "diverged"]
 
+RunStatus = Literal["completed", "failed", "diverged"]
+
 
 @dataclass(frozen=True, slots=True)
 class SpaceSet:
@@ -145,7 +147,7 @@ class RunEnded:
     """A fresh run will not go on; as `TrialEnded`."""
 
     run: int
-    status: Literal["completed", "failed", "diverged"]
+    status: RunStatus
     reason: str
     at: float
 

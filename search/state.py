@@ -18,6 +18,7 @@ from search.records import (
     RunEnded,
     RunEpochDone,
     RunStarted,
+    RunStatus,
     Trial,
     TrialEnded,
     TrialStarted,
@@ -108,6 +109,8 @@ class SearchState:
         self._rungs = Rungs(space.rung_epochs, space.search.reduction_factor)
         verdicts = _replay(history, self._rungs)
         self._proposer = Proposer(space, history)
+        self._running: set[int] = set()
+        self._runs_running: set[int] = set()
         for trial in history.unfinished:
             # The search broke off between a result and what follows from it.
             if trial.last:
@@ -117,7 +120,6 @@ class SearchState:
                 self._end_run_if_due(run, run.last)
         self._to_resume = list(history.unfinished)
         self._runs_to_resume = list(history.unfinished_runs)
-        self._runs_given_out: set[int] = set()
         self._given_out: list[int] = []
         # Until a trial has trained an epoch, a failure may be everybody's.
         self._fails_alone = False
@@ -136,13 +138,11 @@ class SearchState:
     @property
     def n_running(self) -> int:
         """Trials and fresh runs given out that have not ended."""
-        runs = [number for number in self._runs_given_out if self.history.runs[number].end is None]
-        return len(runs) + self._n_trials_running
+        return len(self._runs_running) + self._n_trials_running
 
     @property
     def _n_trials_running(self) -> int:
-        running = [number for number in self._given_out if self.history.trials[number].end is None]
-        return len(set(running) - self._unexplained.keys())
+        return len(self._running - self._unexplained.keys())
 
     @property
     def _n_to_propose(self) -> int:
@@ -156,7 +156,7 @@ class SearchState:
         """
         if self._to_resume:
             trial = self._to_resume.pop(0)
-            self._given_out.append(trial.number)
+            self._give_out(trial.number)
             return Assignment("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs)
         if not self._n_to_propose:
             return None if self._n_trials_running or self._unexplained else self._next_run()
@@ -166,7 +166,7 @@ class SearchState:
         suggested = self._proposer.propose(number, baseline)
         config = self.space.complete(suggested)
         self._happened(TrialStarted(number, suggested, config, baseline, at=self._now()))
-        self._given_out.append(number)
+        self._give_out(number)
         return Assignment("trial", number, number, number, config, 0)
 
     def has_ended(self, assignment: Assignment) -> bool:
@@ -189,7 +189,7 @@ class SearchState:
             number = len(self.history.runs)
             self._happened(RunStarted(number, *chosen, at=self._now()))
             run = self.history.runs[number]
-        self._runs_given_out.add(run.number)
+        self._runs_running.add(run.number)
         config = self.history.trials[run.trial].config
         return Assignment("run", run.number, run.trial, run.block, config, run.n_epochs)
 
@@ -224,7 +224,7 @@ class SearchState:
     def fail_run(self, number: int, reason: str) -> None:
         """Give up on a fresh run whose worker cannot train it."""
         if self.history.runs[number].end is None:
-            self._happened(RunEnded(number, "failed", reason, at=self._now()))
+            self._end_run(number, "failed", reason)
 
     def fail(self, number: int, reason: str) -> None:
         """Give up on a trial whose worker cannot train it.
@@ -276,13 +276,21 @@ class SearchState:
 
     def _end_run_if_due(self, run: Run, result: RunEpochDone) -> None:
         if result.diverged:
-            reason = f"the loss was not finite in epoch {result.epoch}"
-            self._happened(RunEnded(run.number, "diverged", reason, at=self._now()))
+            self._end_run(run.number, "diverged", f"the loss was not finite in epoch {result.epoch}")
         elif result.epoch >= self.space.training.max_epochs:
-            self._happened(RunEnded(run.number, "completed", "", at=self._now()))
+            self._end_run(run.number, "completed", "")
+
+    def _end_run(self, number: int, status: RunStatus, reason: str) -> None:
+        self._happened(RunEnded(number, status, reason, at=self._now()))
+        self._runs_running.discard(number)
+
+    def _give_out(self, number: int) -> None:
+        self._given_out.append(number)
+        self._running.add(number)
 
     def _end(self, trial: Trial, status: EndStatus, reason: str) -> None:
         self._happened(TrialEnded(trial.number, status, reason, at=self._now()))
+        self._running.discard(trial.number)
         self._proposer.end(trial)
 
     def _happened(self, event: Event) -> None:
