@@ -7,6 +7,7 @@ from statistics import NormalDist, fmean
 
 import numpy as np
 import pytest
+from optuna.samplers import RandomSampler
 
 from search.confirmation import run_sd
 from search.diagnose import findings_text
@@ -25,6 +26,12 @@ from spaces.parameters import LogUniform, RandInt, Uniform
 from tests.search.simulation import Curve, result, simulate
 
 RUNGS = (1, 3, 9)
+
+
+@pytest.fixture(autouse=True)
+def _random_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curve here depends on what is proposed, and TPE would take most of the time."""
+    monkeypatch.setattr("search.study.sampler_for", lambda space, number: RandomSampler(seed=number))
 
 
 def space_with(*overrides: str) -> Space:
@@ -147,7 +154,6 @@ def test_expected_losses_run_from_none_to_those_of_drawing_lots() -> None:
     some, explored = (expected_losses(40, RUNGS, 3, [0.6, 0.9], explore) for explore in (0.0, 0.5))
     assert 0 < explored.chance < some.chance < lots.chance
     assert expected_losses(40, RUNGS, 3, [0.6, 0.9], 0.0) == some, "the same every time"
-    assert expected_losses(40, RUNGS, 3, [0.6, 0.2], 0.0) == expected_losses(40, RUNGS, 3, [0.6, 0.6], 0.0)
 
 
 def test_expected_losses_are_those_of_real_searches() -> None:
@@ -411,7 +417,7 @@ def test_a_gain_within_the_noise_of_a_run_is_none() -> None:
 
 
 def test_the_noise_is_that_of_fresh_runs_where_there_are_any() -> None:
-    space = space_with()
+    space = space_with("search.trials=14")
     state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
     simulate(state, 0, curve=_rising, fresh_curve=lambda trial, block, epoch: 0.5 + trial / 1000 + block / 100)
     n_blocks = max(run.block for run in state.history.runs.values())
@@ -465,7 +471,8 @@ def test_findings_are_in_order_of_use_and_wrapped_to_a_terminal() -> None:
     wrapped = findings_text(findings, 20).splitlines()
     assert max(map(len, wrapped)) <= 20
     assert "  five. Widen it." in wrapped
-    order = [finding.verdict for finding in diagnose(searched(space_with(), _rising), space_with())]
+    space = space_with("search.trials=14")
+    order = [finding.verdict for finding in diagnose(searched(space, _rising), space)]
     assert order == sorted(order, key=("change", "fine", "unknown").index)
 
 
