@@ -73,6 +73,8 @@ def choice(options: argparse.Namespace, seed: int) -> SpaceChoice:
     settings = (
         f"training.max_epochs={options.max_epochs}",
         f"search.trials={options.trials}",
+        # The script has nothing like it.
+        "confirm.top=0",
         "search.grace_epochs=1",
         "search.reduction_factor=3",
         f"search.seed={seed}",

@@ -95,7 +95,8 @@ class LocalCluster:
             logging_level=logging.ERROR,
             _temp_dir=self._folder,
         )
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def end(self) -> None:
         """End Ray's processes and give the environment back; nothing where that is done already."""

@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from search import confirmation
 from search.estimates import duration_text, expected_epochs_left, passing_shares, seconds_left
 from search.ranking import best_accuracy
-from search.records import EpochDone, Event, History, Trial, TrialEnded, TrialStarted
+from search.records import EpochDone, Event, History, RunEnded, RunEpochDone, Trial, TrialEnded
 from search.tables import SHORT_NAMES, short
 from spaces.parameters import Number
+from spaces.printable import printable
 from spaces.schema import Space
 
 REFRESH_S = 0.5
@@ -55,13 +57,14 @@ class SearchDisplay:
         """Take in an event of the search."""
         self._history = history
         match event:
-            case EpochDone():
+            case EpochDone() | RunEpochDone():
                 self._epoch_s.append(event.seconds)
             case TrialEnded():
                 if event.status in ("failed", "diverged") or not self._quiet:
                     self._print(self._end_line(history.trials[event.trial]), _STYLES[event.status])
-            case TrialStarted():
-                pass
+            case RunEnded():
+                if event.status != "completed" or not self._quiet:
+                    self._print(self._run_line(event), _STYLES[event.status])
         self.refresh()
 
     def note(self, message: str) -> None:
@@ -80,6 +83,7 @@ class SearchDisplay:
         return self._console.is_terminal and not self._quiet
 
     def _print(self, line: str, style: str) -> None:
+        line = printable(line)
         if self._shows_status:
             self._console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis", crop=True)
         else:
@@ -94,12 +98,23 @@ class SearchDisplay:
             line += f"  ({trial.end.reason})"
         return line if self._shows_status else f"{line}  [{self._status()}]"
 
+    def _run_line(self, event: RunEnded) -> str:
+        run = self._history.runs[event.run]
+        accuracy = f"{run.last.validation_accuracy:7.2%}" if run.last and not run.last.diverged else "      -"
+        line = f"fresh run  {event.status:<9} epoch {run.n_epochs:>3}  {accuracy}  of trial {run.trial}"
+        if event.reason:
+            line += f"  ({event.reason})"
+        return line if self._shows_status else f"{line}  [{self._status()}]"
+
     def _status(self) -> str:
-        n_running = sum(1 for trial in self._history.unfinished)
+        n_running = len(self._history.unfinished) + len(self._history.unfinished_runs)
+        n_runs_ended = len(self._history.runs) - len(self._history.unfinished_runs)
         parts = [
             f"{sum(trial.end is not None for trial in self._history.counting)}/{self._space.search.trials} trials",
             f"{self._history.n_epochs} epochs",
         ]
+        if self._history.runs:
+            parts.append(f"{n_runs_ended} fresh runs")
         if self._shows_status:
             parts.append(f"{n_running} running")
         best = best_accuracy(self._history.trials.values())
@@ -118,8 +133,18 @@ class SearchDisplay:
         running = [self._epochs_left_of(trial) for trial in self._history.unfinished]
         unstarted = expected_epochs_left(0, self._space.rung_epochs, self._passing)
         n_unstarted = self._space.search.trials - len(self._history.counting)
-        epochs_left = [*running, *[unstarted] * n_unstarted]
+        epochs_left = [*running, *[unstarted] * n_unstarted, *self._epochs_left_of_runs(sum(running))]
         return seconds_left(epochs_left, sum(recent) / len(recent), self._trials_at_once)
+
+    def _epochs_left_of_runs(self, epochs_to_come: float) -> list[float]:
+        """Of each fresh run that is to come, if nobody is tied."""
+        max_epochs = self._space.training.max_epochs
+        begun = [float(max_epochs - run.n_epochs) for run in self._history.unfinished_runs]
+        total = confirmation.expected_epochs(self._history.n_epochs + epochs_to_come, self._space)
+        n_to_come = max(0, round(total / max_epochs) - len(self._history.runs))
+        if self._history.runs and not confirmation.next_run(self._history, self._space):
+            n_to_come = 0  # the order was clear early
+        return begun + [float(max_epochs)] * n_to_come
 
     def _epochs_left_of(self, trial: Trial) -> float:
         if trial.baseline:

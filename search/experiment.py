@@ -19,15 +19,18 @@ from typing import Any
 import yaml
 
 from search.journal import Journal, read_history, set_damaged_aside
-from search.manifest import Manifest, read_manifest, write_manifest
+from search.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
 from search.ranking import RESULT_COLUMNS, Ranked, rank
 from search.records import History, SpaceSet
 from spaces.errors import InputError, expanded
 from spaces.loader import dump_space, load_space, space_from_text
 from spaces.parameters import HYPERPARAMETER_NAMES
+from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
+from spaces.printable import printable
 from spaces.schema import Space
 from trainable.files import write_text
 
+MAX_LOCK_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _CURVE_COLUMNS = (
@@ -41,6 +44,7 @@ _CURVE_COLUMNS = (
     "train_s",
     "validation_s",
 )
+_RUN_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
 
 
 class Experiment:
@@ -109,20 +113,33 @@ class Experiment:
         """
         return read_manifest(self.folder / "manifest.json", self.tell_once)
 
-    def drop_checkpoints(self, trial: int, but_newest: int = 0) -> None:
-        """Remove the checkpoints of a trial but the `but_newest` newest ones.
+    def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
+        """Remove the checkpoints of a trial or run but the `but_newest` newest ones.
 
         All of them when it has ended: it is never gone on with, and a winner is retrained.
+
+        Args:
+            name: of its folder, such as `trial_0007`.
+            but_newest: how many stay.
         """
-        found = sorted(self.ray_folder.glob(f"session_*/trial_{trial:04d}/checkpoint_*"), key=_checkpoint_order)
+        found = sorted(self.ray_folder.glob(f"session_*/{name}/checkpoint_*"), key=_checkpoint_order)
         for folder in found[: max(0, len(found) - but_newest)]:
-            shutil.rmtree(folder, ignore_errors=True)
+            if self._holds(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def drop_ray_snapshots(self) -> None:
         """Remove Ray's own state of its sessions, which is never read back and holds pickles; its logs stay."""
         for pattern in ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl"):
             for path in self.ray_folder.glob(f"session_*/{pattern}"):
-                path.unlink(missing_ok=True)
+                if self._holds(path.parent):
+                    path.unlink(missing_ok=True)
+
+    def must_be_plain(self) -> None:
+        """Raise InputError if the folder holds links or other things that a search does not make.
+
+        Whoever writes or removes anything here asks first: through a link it would happen somewhere else.
+        """
+        must_hold_plain_files(self.folder)
 
     def history(self) -> History:
         """All trials so far; safe to call while the search runs."""
@@ -153,19 +170,21 @@ class Experiment:
         """Tell the user something of this folder, but not twice."""
         if line not in self._told:
             self._told.add(line)
-            self._tell(line)
+            self._tell(printable(line))
 
     def write_tables(self, history: History) -> None:
-        """Write `trials.csv` and `curves.csv`, each atomically."""
+        """Write `trials.csv`, `curves.csv` and, where there are fresh runs, `fresh_runs.csv`, each atomically."""
         write_text(self.folder / "trials.csv", trials_csv(rank(history)))
         write_text(self.folder / "curves.csv", curves_csv(history))
+        if history.runs:
+            write_text(self.folder / "fresh_runs.csv", fresh_runs_csv(history))
 
     def is_live(self) -> bool:
         """Whether a process is searching in this folder now."""
         lock = self.folder / ".lock"
-        if not lock.exists():
+        if not os.path.lexists(lock):
             return False
-        with lock.open() as file:
+        with open_plain(lock) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -175,7 +194,8 @@ class Experiment:
     def must_be_free(self) -> None:
         """Raise InputError, naming the process, if one is searching in this folder now."""
         if self.is_live():
-            holder = (self.folder / ".lock").read_text().strip() or "unknown"
+            pid = read_plain(self.folder / ".lock", MAX_LOCK_BYTES).strip()
+            holder = pid.decode() if pid.isdigit() else "unknown"
             raise InputError(f"{self.folder}: is in use by process {holder}. Wait until it ends, or stop it first.")
 
     @contextmanager
@@ -185,16 +205,20 @@ class Experiment:
         Raises:
             InputError: another process holds it.
         """
-        with (self.folder / ".lock").open("a+") as file:
+        with open_plain(self.folder / ".lock", "a+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.must_be_free()
                 raise InputError(f"{self.folder}: was in use just now. Try again.") from None
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(str(os.getpid()).encode())
             file.flush()
             yield
+
+    def _holds(self, folder: Path) -> bool:
+        # Commands that write refuse links before they begin; what is removed must be ours whoever asks for it.
+        return folder.resolve().is_relative_to(self.folder.resolve())
 
 
 def create_experiment(results: Path, name: str, space: Space, manifest: Manifest) -> Experiment:
@@ -263,6 +287,7 @@ def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAME
     rows = []
     for row in ranked:
         content = row.as_dict()
+        content["reason"] = printable(content["reason"])
         rows.append([*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)])
     return csv_text([*RESULT_COLUMNS, *parameters], rows)
 
@@ -272,6 +297,16 @@ def curves_csv(history: History) -> str:
     trials = history.trials.values()
     rows = [[getattr(epoch, column) for column in _CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
     return csv_text(_CURVE_COLUMNS, rows)
+
+
+def fresh_runs_csv(history: History) -> str:
+    """One row a fresh run and epoch."""
+    rows = [
+        [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _RUN_COLUMNS)]
+        for run in history.runs.values()
+        for epoch in run.epochs
+    ]
+    return csv_text(["run", "trial", "block", *_RUN_COLUMNS], rows)
 
 
 def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
@@ -303,7 +338,8 @@ def _newest(results: Path) -> Experiment:
 
 def _started(folder: Path) -> tuple[str, float]:
     try:
-        created = str(json.loads((folder / "manifest.json").read_text()).get("created_at", ""))
+        content = read_plain(folder / "manifest.json", MAX_MANIFEST_BYTES)
+        created = str(json.loads(content).get("created_at", ""))
     except (OSError, ValueError, AttributeError, RecursionError):
         created = ""
     return (created, folder.stat().st_mtime)

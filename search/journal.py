@@ -15,18 +15,27 @@ from pathlib import Path
 
 from search.records import Event, History, event_as_dict, event_from_dict
 from spaces.errors import InputError
+from spaces.plain_files import MIB, open_plain
 from trainable.files import replacing
 
-# A journal of 100,000 trials × 27 epochs is about 600 MB; anything over this is not one of ours.
-MAX_LINE_BYTES = 1024 * 1024
+# A journal of 100,000 trials × 27 epochs is about 600 MB; anything over these is not one of ours.
+MAX_LINE_BYTES = MIB
+MAX_BYTES = 2048 * MIB
 BACKUP_FOLDER = ".backup"
 
 Tell = Callable[[str], None]
 
 
 def backup_of(path: Path) -> Path:
-    """Where the copy of a state file lies."""
-    return path.parent / BACKUP_FOLDER / path.name
+    """Where the copy of a state file lies.
+
+    Raises:
+        InputError: the folder for it is a symbolic link.
+    """
+    folder = path.parent / BACKUP_FOLDER
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a symbolic link, but must be a folder of its own. Remove it.")
+    return folder / path.name
 
 
 def set_damaged_aside(path: Path) -> Path:
@@ -54,13 +63,13 @@ class Journal:
 
     def append(self, event: Event) -> None:
         line = (json.dumps(event_as_dict(event), allow_nan=False) + "\n").encode()
-        with self.path.open("ab") as file:
+        with open_plain(self.path, "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
         # Only after the file itself: whoever reads both must never find the copy ahead of an intact file.
         self._copy.parent.mkdir(exist_ok=True)
-        with self._copy.open("ab") as file:
+        with open_plain(self._copy, "ab") as file:
             file.write(line)
 
     def _mend(self, tell: Tell) -> None:
@@ -96,7 +105,7 @@ def read_history(path: Path, tell: Tell = lambda line: None) -> History:
         tell: called with a line where the copy had to be used.
 
     Raises:
-        InputError: a line in the middle is damaged, and the copy has no more; names it.
+        InputError: a line in the middle is damaged, and the copy has no more; names it. Or a file is not a plain one.
     """
     return _better_reading(path, tell).history
 
@@ -120,9 +129,11 @@ def _better_reading(path: Path, tell: Tell) -> _Reading:
 
 def _read(path: Path) -> _Reading:
     history, n_bytes = History(), 0
-    if not path.exists():
+    if not os.path.lexists(path):
         return _Reading(path, history, n_bytes, None)
-    with path.open("rb") as file:
+    with open_plain(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            return _Reading(path, history, n_bytes, f"{path}: is over {MAX_BYTES // MIB:,} MiB, which none of ours is")
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -133,7 +144,7 @@ def _read(path: Path) -> _Reading:
                     break
                 history.apply(event_from_dict(json.loads(line, parse_constant=_refuse_constant)))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                damage = f"{path}:{number}: is not an event of a search ({type(error).__name__}: {error})"
+                damage = f"{path}:{number}: is not an event of a search ({type(error).__name__}: {str(error)[:200]})"
                 return _Reading(path, history, n_bytes, damage)
             n_bytes += len(line)
     return _Reading(path, history, n_bytes, None)
@@ -144,20 +155,21 @@ def _keep_first_bytes(good: _Reading, path: Path) -> None:
     if path.exists() and path.stat().st_size == good.n_bytes and (path == good.path or _same_bytes(path, good)):
         return
     if path == good.path and path.exists():
-        with path.open("rb+") as file:
+        with open_plain(path, "r+b") as file:
             file.truncate(good.n_bytes)
         return
     if not good.n_bytes and not path.exists():
         return
     path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary, good.path.open("rb") as source, temporary.open("wb") as target:
+    with replacing(path) as temporary, open_plain(good.path) as source, temporary.open("wb") as target:
         shutil.copyfileobj(source, target)
         target.truncate(good.n_bytes)
 
 
 def _same_bytes(path: Path, good: _Reading) -> bool:
-    with path.open("rb") as one, good.path.open("rb") as other:
-        return one.read() == other.read(good.n_bytes)
+    with open_plain(path) as one, open_plain(good.path) as other:
+        same: bool = one.read() == other.read(good.n_bytes)
+    return same
 
 
 def _refuse_constant(name: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,14 +30,16 @@ from search.ray_adapters import (
     trial_folder_name,
 )
 from search.records import Event, History, TrialEnded
-from search.state import Assignment, SearchState
+from search.state import Assignment, SearchState, ended_names, is_done
 from search.study import write_study
 from search.wall_clock import wall_clock
 from spaces.errors import RunError
+from spaces.printable import shell_word
 from spaces.schema import Space
 from trainable.checkpoint import checkpoint_epoch
 from trainable.datasets import TrainingData
 from trainable.ray_trainable import TrialConfig, TrialTrainable
+from trainable.seeding import Purpose
 
 SearchEnd = Literal["finished", "interrupted", "time budget used"]
 
@@ -114,15 +117,14 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
                 _tune(launch, state, display, reached, session)
                 state.close()
             launch.cluster.end()
-        if not state.history.unfinished and not state.n_left:
+        if is_done(state.history, launch.space):
             end = "finished"
         elif not launch.interruption.wished and time.monotonic() >= deadline_s:
             end = "time budget used"
     finally:
         # First what makes room.
-        for trial in state.history.trials.values():
-            if trial.end:
-                experiment.drop_checkpoints(trial.number)
+        for name in ended_names(state.history):
+            experiment.drop_checkpoints(name)
         experiment.drop_ray_snapshots()
         keeper.write(state.history)
         _close_session(experiment, launch, end)
@@ -140,7 +142,7 @@ def _full_disk_in_one_line(experiment: Experiment) -> Iterator[None]:
             raise
         raise RunError(
             f"{full or experiment.folder}: no space left on the disk; what was trained is safe. Make room, then go on "
-            f"with: python -m search.run --resume {experiment.name}"
+            f"with: python -m search.run --resume {shell_word(experiment.name)}"
         ) from error
 
 
@@ -149,8 +151,8 @@ def _tune(
 ) -> None:
     shared = Shared(state, lambda assignment: _ray_config(launch, assignment))
 
-    def on_retry(number: int, reason: str) -> None:
-        display.note(f"trial {number} lost its worker and is tried again ({reason})")
+    def on_retry(what: str, reason: str) -> None:
+        display.note(f"{what} lost its worker and is tried again ({reason})")
 
     # Tune asks for workers in a runtime environment of its own (a variable for Lightning), which the workers
     # that stand ready are not in: it would start others.
@@ -160,7 +162,7 @@ def _tune(
         tune_config=tune.TuneConfig(
             search_alg=StateSearcher(shared, launch.placement.trials_at_once),
             scheduler=StateScheduler(shared),
-            num_samples=state.n_left,
+            num_samples=state.most_assignments,
             reuse_actors=True,
             trial_dirname_creator=trial_folder_name,
         ),
@@ -185,9 +187,12 @@ def _tune(
 def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
     resume_from = None
     if assignment.n_epochs_known:
-        resume_from = newest_checkpoint(launch.experiment, assignment.trial, assignment.n_epochs_known)
+        resume_from = newest_checkpoint(launch.experiment, assignment.name, assignment.n_epochs_known)
     return TrialConfig(
+        name=assignment.name,
         trial=assignment.trial,
+        purpose=Purpose.CONFIRMATION if assignment.kind == "run" else Purpose.TRIAL,
+        seed_number=assignment.seed_number,
         hyperparameters=assignment.config,
         decoded_folder=launch.data.decoded.folder,
         dataset=launch.space.dataset,
@@ -197,10 +202,10 @@ def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
     ).as_ray_config()
 
 
-def newest_checkpoint(experiment: Experiment, trial: int, n_epochs_known: int) -> Path | None:
-    """The intact checkpoint of a trial with the most epochs, but no more than the journal knows; or None."""
+def newest_checkpoint(experiment: Experiment, name: str, n_epochs_known: int) -> Path | None:
+    """The intact checkpoint of a trial or run with the most epochs, but no more than the journal knows; or None."""
     best: tuple[int, Path] | None = None
-    for folder in experiment.ray_folder.resolve().glob(f"session_*/trial_{trial:04d}/checkpoint_*"):
+    for folder in experiment.ray_folder.resolve().glob(f"session_*/{name}/checkpoint_*"):
         epoch = checkpoint_epoch(folder)
         if epoch is not None and epoch <= n_epochs_known and (best is None or epoch > best[0]):
             best = (epoch, folder)
@@ -259,7 +264,14 @@ def _open_session(experiment: Experiment, launch: Launch) -> int:
     started = Session(started_at=timestamp(launch.started_at))
     manifest = experiment.manifest.with_session(started, new=True)
     experiment.write_manifest(manifest)
-    return len(manifest.sessions)
+    return free_session(experiment.ray_folder, len(manifest.sessions))
+
+
+def free_session(ray_folder: Path, number: int) -> int:
+    """`number`, or the next one that has no folder yet: Ray must find nothing in its own that it did not write."""
+    while os.path.lexists(ray_folder / f"session_{number}"):
+        number += 1
+    return number
 
 
 def _close_session(experiment: Experiment, launch: Launch, end: SearchEnd) -> None:

@@ -29,9 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _show(options: argparse.Namespace) -> int:
     from search import tables
     from search.experiment import open_experiment
+    from search.manifest import opening_text
     from search.ranking import SORT_KEYS, lead_sentence, rank, sort_by
     from spaces import InputError
     from spaces.parameters import HYPERPARAMETER_NAMES
+    from spaces.printable import printable
 
     if options.top is not None and options.top < 1:
         raise InputError(f"--top is {options.top}, but must be at least 1.")
@@ -46,7 +48,7 @@ def _show(options: argparse.Namespace) -> int:
 
     match options.format:
         case "json":
-            print(tables.as_json(experiment.name, shown))
+            print(tables.as_json(experiment.name, shown, experiment.manifest.test_openings))
         case "csv":
             print(tables.as_csv(shown, parameters))
         case "markdown":
@@ -55,9 +57,12 @@ def _show(options: argparse.Namespace) -> int:
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
             live = experiment.is_live()
             now = ", running now" if live else ""
-            print(f"{experiment.name}: {history.n_ended} of {experiment.space.search.trials} trials ended{now}\n")
+            name, n_trials = printable(experiment.name), experiment.space.search.trials
+            print(f"{name}: {history.n_ended} of {n_trials} trials ended{now}\n")
             print(tables.as_table(shown, parameters, width, live))
-            print(f"\n{lead_sentence(ranked)}")
+            print(f"\n{lead_sentence(history)}")
+            for opening in experiment.manifest.test_openings:
+                print(printable(opening_text(opening)))
     return 0
 
 

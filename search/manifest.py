@@ -7,13 +7,17 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from search.journal import BACKUP_FOLDER, Tell, backup_of
 from search.records import History
 from spaces.errors import InputError
+from spaces.plain_files import MIB, read_plain
 from spaces.schema import Precision, Space
 from trainable.files import write_json
+
+# A thousand classes and as many sessions are under one.
+MAX_MANIFEST_BYTES = 16 * MIB
 
 _PACKAGES = (
     "depthwise-search",
@@ -32,7 +36,7 @@ _PACKAGES = (
 class Part(BaseModel):
     """Frozen; keys that later versions may add are passed over."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Device(Part):
@@ -88,6 +92,13 @@ class Session(Part):
     overhead_share: float | None = None
     idle_share: float | None = None
 
+    @field_validator("started_at")
+    @classmethod
+    def _must_be_a_time(cls, text: str) -> str:
+        if datetime.fromisoformat(text).tzinfo is None:
+            raise ValueError("it has no time zone")
+        return text
+
 
 class Opening(Part):
     """One look at the test set. `test_accuracy_mean` is None where the look was not finished."""
@@ -99,6 +110,13 @@ class Opening(Part):
     seeds: int
     reason: str | None
     test_accuracy_mean: float | None = None
+
+
+def opening_text(opening: Opening) -> str:
+    """One line for people."""
+    result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
+    reason = f", once more because: {opening.reason}" if opening.reason else ""
+    return f"Test set opened {opening.at} for trial {opening.trial} ({opening.seeds} seeds): {result}{reason}"
 
 
 class Manifest(Part):
@@ -164,14 +182,14 @@ def read_manifest(path: Path, tell: Tell = lambda line: None) -> Manifest:
 
 def _read(path: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_plain(path, MAX_MANIFEST_BYTES))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Restore it from a copy.") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        where = ".".join(map(str, first["loc"]))[:100] or "the file"
         raise InputError(
-            f"{path}: is not a manifest of a search ({where}: {first['msg']}). Restore it from a copy."
+            f"{path}: is not a manifest of a search ({where}: {first['msg'][:200]}). Restore it from a copy."
         ) from None
 
 

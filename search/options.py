@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from spaces.printable import shell_word
+
 DEFAULT_RESULTS = Path("results")
 
 
@@ -14,7 +16,7 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
 
 def results_flag(options: argparse.Namespace) -> str:
     """What a command to type next needs to find the same results folder."""
-    return "" if options.results == DEFAULT_RESULTS else f" --results {options.results}"
+    return "" if options.results == DEFAULT_RESULTS else f" --results {shell_word(options.results)}"
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:

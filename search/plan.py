@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from search import confirmation
 from search.cluster import count_cores
 from search.estimates import (
     disk_bytes,
@@ -22,6 +23,7 @@ from search.estimates import (
 from search.gpu_sharing import Sharing, choose_share, measure_sharing
 from search.manifest import Device
 from spaces.parameters import Fixed, Hyperparameters
+from spaces.printable import printable
 from spaces.schema import Dataset, Space
 from trainable.cache import cache_root
 from trainable.compute import Compute, choose_compute
@@ -208,13 +210,16 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
     """The plan that `--dry-run` prints."""
     epochs = epochs_expected(space)
     each = expected_epochs_left(0, space.rung_epochs, _passing(space))
+    fresh = confirmation.expected_epochs(epochs, space)
+    n_runs = round(fresh / space.training.max_epochs)
     epochs_left = [space.training.max_epochs, *[each] * (space.search.trials - 1)]
+    epochs_left += [space.training.max_epochs] * n_runs
     total_s = seconds_left(epochs_left, epoch_s, placement.trials_side_by_side)
     if space.search.time_budget_s is not None:
         total_s = min(total_s, space.search.time_budget_s)
     rungs = ", ".join(str(epoch) for epoch in space.rung_epochs[:-1]) or "none"
     lines = [
-        f"space       {space.name}",
+        f"space       {printable(space.name)}",
         f"data set    {space.dataset.name}: {len(data.train):,} training and {len(data.validation):,} validation "
         f"images of {data.decoded.image_size} x {data.decoded.image_size}, {len(data.decoded.class_names)} classes",
         *_epoch_lines(data),
@@ -235,6 +240,8 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"cost        about {duration_text(total_s)} on {placement.places}: {space.search.trials} trials, at most "
         f"{space.training.max_epochs} epochs, about {epochs:.0f} epochs in all"
     )
+    if fresh:
+        lines.append(f"            then {n_runs} fresh runs of the best and the baseline, {fresh:.0f} epochs")
     lines.append(f"            ({epoch_s:.1f} s an epoch by steps timed now; start-up comes on top)")
     lines.append(
         f"disk        at most {size_text(experiment_bytes(space, data, placement))} in the experiment's folder, and "

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search.options import add_results_argument, results_flag
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
+from spaces.plain_files import MIB, read_plain
+from spaces.printable import printable, shell_word
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+MAX_MODEL_BYTES = 64 * MIB
+# Of a log-probability, with room for rounding.
+TOP_LOG = 0.01
 # Images are read and classified this many at a time, so that a large folder does not fill the memory.
 BATCH = 256
 
@@ -41,43 +48,66 @@ def _predict(options: argparse.Namespace) -> int:
         raise InputError(f"--top is {options.top}, but must be at least 1.")
     experiment = open_experiment(options.experiment, options.results)
     model = experiment.final_folder / "model.onnx"
-    if not model.is_file():
-        command = f"python -m search.retrain {experiment.name}{results_flag(options)}"
+    if experiment.final_folder.is_symlink():
+        raise InputError(f"{experiment.final_folder}: is a symbolic link, but must be a folder of its own. Remove it.")
+    if not os.path.lexists(model):
+        command = f"python -m search.retrain {shell_word(experiment.name)}{results_flag(options)}"
         raise InputError(f"{model}: is not there. Make it first: {command}")
-    rows = _classify(*_load(model), options.images, options.top)
+    rows = _classify(model, options.images, options.top)
     if options.format == "json":
         print(json.dumps([{"image": image, "classes": classes} for image, classes in rows], indent=2))
         return 0
     for image, classes in rows:
-        print(f"{image}: " + "  ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in classes))
+        shown = "  ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in classes)
+        print(printable(f"{image}: {shown}"))
     return 0
 
 
 def _load(path: Path) -> tuple[InferenceSession, int, list[str]]:
     import json
 
-    import onnxruntime
+    from spaces.schema import LARGEST_IMAGE_PX, SMALLEST_IMAGE_PX
 
+    content = read_plain(path, MAX_MODEL_BYTES)
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = _session(content)
         (images,), (log_probabilities,) = session.get_inputs(), session.get_outputs()
-        image_size = int(images.shape[1])
-        class_names = [str(name) for name in json.loads(session.get_modelmeta().custom_metadata_map["class_names"])]
-        if images.name != "images" or log_probabilities.shape[1] != len(class_names):
+        n_channels, image_size = images.shape[3], images.shape[1]
+        class_names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+            raise ValueError("its class names are no list of words")
+        if images.name != "images" or n_channels != 3 or log_probabilities.shape[1] != len(class_names):
             raise ValueError("its input or its classes are others")
+        if image_size != images.shape[2] or not SMALLEST_IMAGE_PX <= image_size <= LARGEST_IMAGE_PX:
+            raise ValueError(f"its images are of {images.shape[1]} x {images.shape[2]} pixels")
     except Exception as error:  # onnxruntime has a class of its own for each way to be damaged
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: is not a model of ours ({reason}). Retrain to make it anew.") from error
+        raise _not_ours(path, error) from error
     return session, image_size, class_names
 
 
-def _classify(
-    session: InferenceSession, image_size: int, class_names: list[str], paths: list[Path], n_shown: int
-) -> list[tuple[str, list[dict[str, Any]]]]:
+def _session(content: bytes) -> InferenceSession:
+    """A session of this model that reads no other file: a foreign one may name any, as where its weights lie."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="dws-predict-") as nothing:
+        settings = onnxruntime.SessionOptions()
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", nothing)
+        settings.add_session_config_entry("session.load_model_format", "ONNX")
+        settings.log_severity_level = 4  # its messages, which repeat the model's names as they are, come as errors too
+        return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+
+
+def _not_ours(model: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return InputError(f"{model}: is not a model of ours ({reason}). Retrain to make it anew.")
+
+
+def _classify(model: Path, paths: list[Path], n_shown: int) -> list[tuple[str, list[dict[str, Any]]]]:
     import numpy as np
 
     from trainable.images import UnreadableImageError, read_image
 
+    session, image_size, class_names = _load(model)
     rows: list[tuple[str, list[dict[str, Any]]]] = []
     problems = []
     for start in range(0, len(paths), BATCH):
@@ -90,7 +120,12 @@ def _classify(
                 problems.append(f"{path}: {error}.")
         if problems:
             continue  # nothing will be printed; go on for the other unreadable files
-        log_probabilities = session.run(None, {"images": np.stack(read)})[0]
+        try:
+            log_probabilities = session.run(None, {"images": np.stack(read)})[0]
+            if log_probabilities.shape != (len(read), len(class_names)) or not (log_probabilities <= TOP_LOG).all():
+                raise ValueError("it gives something other than log-probabilities")
+        except Exception as error:  # as above
+            raise _not_ours(model, error) from error
         for name, probabilities in zip(names, np.exp(log_probabilities), strict=True):
             best = probabilities.argsort()[::-1][:n_shown]
             classes = [{"class": class_names[i], "probability": round(float(probabilities[i]), 6)} for i in best]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from search.confirmation import Fresh, fresh_results, lead
 from search.records import History, Status, Trial
 from spaces.parameters import Hyperparameters
 
@@ -18,6 +19,10 @@ RESULT_COLUMNS = (
     "validation_accuracy",
     "validation_loss",
     "seconds",
+    "fresh_accuracy",
+    "fresh_half_width",
+    "fresh_runs",
+    "tied",
     "baseline",
     "reason",
 )
@@ -39,6 +44,7 @@ class Ranked:
         config: all hyperparameters.
         reason: why it stopped, failed or diverged, or does not count; empty otherwise.
         set_aside: whether it lies outside the space as it was changed later.
+        fresh: what fresh runs say of it; None where it has none, or where they do not cover the best trials yet.
     """
 
     rank: int
@@ -52,6 +58,24 @@ class Ranked:
     config: Hyperparameters
     reason: str
     set_aside: bool = False
+    fresh: Fresh | None = None
+
+    @property
+    def fresh_accuracy(self) -> float | None:
+        return self.fresh.mean if self.fresh else None
+
+    @property
+    def fresh_half_width(self) -> float | None:
+        return self.fresh.half_width if self.fresh else None
+
+    @property
+    def fresh_runs(self) -> int:
+        return self.fresh.n_runs if self.fresh else 0
+
+    @property
+    def tied(self) -> bool:
+        """Whether it cannot be told from the best."""
+        return self.fresh is not None and self.fresh.is_tied
 
     def as_dict(self) -> dict[str, Any]:
         results = {name: getattr(self, name) for name in RESULT_COLUMNS}
@@ -67,12 +91,15 @@ _STATUS_ORDER = {"completed": 0, "stopped": 1, "running": 1, "failed": 2, "diver
 def rank(history: History) -> list[Ranked]:
     """All trials, best first.
 
-    Completed trials by validation accuracy after their last epoch; then stopped and running ones by epochs
-    reached and accuracy; then failed and diverged ones; last those outside the space as it was changed later. Equal
-    accuracies are ordered by loss, then by number.
+    Trials with fresh runs by the mean of those; completed trials by validation accuracy after their last epoch; then
+    stopped and running ones by epochs reached and accuracy; then failed and diverged ones; last those outside the space
+    as it was changed later. Equal accuracies are ordered by loss, then by number.
     """
     ordered = sorted(history.trials.values(), key=_sort_key)
-    return [_row(position, trial) for position, trial in enumerate(ordered, 1)]
+    fresh = _usable_fresh_results(history, ordered)
+    confirmed = [history.trials[number] for number in fresh]
+    ordered = confirmed + [trial for trial in ordered if trial.number not in fresh]
+    return [_row(position, trial, fresh.get(trial.number)) for position, trial in enumerate(ordered, 1)]
 
 
 def winner(ranked: Sequence[Ranked]) -> Ranked | None:
@@ -80,23 +107,61 @@ def winner(ranked: Sequence[Ranked]) -> Ranked | None:
     return next((row for row in ranked if row.status == "completed" and not row.set_aside), None)
 
 
-def lead_sentence(ranked: Sequence[Ranked]) -> str:
-    """How far the winner is ahead of the baseline, in words."""
+def lead_sentence(history: History) -> str:
+    """Who won, how surely, and how far ahead of the baseline, in words."""
+    ranked = rank(history)
     best = winner(ranked)
     if best is None or best.validation_accuracy is None:
         return "No trial has completed yet."
+    # The last one: the space may have been changed, and its baseline with it.
+    baseline = max((row for row in ranked if row.baseline), key=lambda row: row.trial, default=None)
+    if best.fresh:
+        return _confirmed_sentence(history, ranked, best, best.fresh, baseline)
     claim = f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy"
     if best.baseline:
         return f"{claim}. It is the baseline: no searched configuration beat it."
-    # The last one: the space may have been changed, and its baseline with it.
-    baseline = max((row for row in ranked if row.baseline), key=lambda row: row.trial, default=None)
     if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
         return f"{claim}. The baseline has not completed."
-    lead = 100 * (best.validation_accuracy - baseline.validation_accuracy)
+    ahead = 100 * (best.validation_accuracy - baseline.validation_accuracy)
     return (
-        f"{claim}, {lead:.2f} points above the baseline (trial {baseline.trial}, "
+        f"{claim}, {ahead:.2f} points above the baseline (trial {baseline.trial}, "
         f"{baseline.validation_accuracy:.2%}); one seed each, on the images that chose it."
     )
+
+
+def _confirmed_sentence(
+    history: History, ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, baseline: Ranked | None
+) -> str:
+    runs = "1 fresh run says" if fresh.n_runs == 1 else f"{fresh.n_runs} fresh runs say"
+    tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
+    sentences = [
+        f"Trial {best.trial} wins: the search said {best.validation_accuracy:.2%}, {runs} {fresh_text(fresh)}.",
+        _over_baseline(history, best, baseline),
+    ]
+    if tied:
+        sentences.append(f"Not to be told from it: trial{'s' * (len(tied) > 1)} {', '.join(tied)}.")
+    return " ".join(sentences)
+
+
+def _over_baseline(history: History, best: Ranked, baseline: Ranked | None) -> str:
+    if best.baseline:
+        return "It is the hand-picked configuration: no searched one beat it."
+    if baseline is None or baseline.fresh is None:
+        return "The hand-picked configuration has no fresh run to compare with."
+    ahead = lead(history, best.trial, baseline.trial)
+    hand_picked = f"the hand-picked configuration (trial {baseline.trial}, {fresh_text(baseline.fresh)})"
+    if ahead.half_width is None:
+        return f"It is {100 * ahead.mean:.2f} points above {hand_picked}, in too few runs to say how surely."
+    points = f"{100 * ahead.mean:.2f} ± {100 * ahead.half_width:.2f} points"
+    if ahead.is_clear:
+        return f"The winner is {points} above {hand_picked}."
+    return f"The winner is not distinguishable from {hand_picked}: the difference is {points}."
+
+
+def fresh_text(fresh: Fresh) -> str:
+    """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points."""
+    spread = "" if fresh.half_width is None else f" ± {100 * fresh.half_width:.2f}"
+    return f"{fresh.mean:.2%}{spread}"
 
 
 def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
@@ -112,13 +177,26 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
         found = columns[key] if key in columns else config[key]
         return (found is None, found if found is not None else 0)
 
-    if key in ("validation_accuracy", "epochs"):
+    if key in ("validation_accuracy", "epochs", "fresh_accuracy", "fresh_runs"):
         known = [row for row in ranked if not value(row)[0]]
         return sorted(known, key=lambda row: value(row)[1], reverse=True) + [row for row in ranked if value(row)[0]]
     return sorted(ranked, key=value)
 
 
-SORT_KEYS = tuple(name for name in RESULT_COLUMNS if name not in ("baseline", "reason"))
+SORT_KEYS = tuple(name for name in RESULT_COLUMNS if name not in ("baseline", "reason", "tied", "fresh_half_width"))
+
+
+def _usable_fresh_results(history: History, ordered: Sequence[Trial]) -> dict[int, Fresh]:
+    """Fresh results in their order, if no trial that the search ranked higher lacks them: none, otherwise.
+
+    While the first fresh runs are under way, or after more trials were added, a trial would else be ahead only
+    because the others have not been trained again yet.
+    """
+    fresh = fresh_results(history) if history.runs else {}
+    others = [trial.number for trial in ordered if trial.status == "completed" and not trial.baseline]
+    n_confirmed = sum(number in fresh for number in others)
+    covers_best = n_confirmed > 0 and all(number in fresh for number in others[:n_confirmed])
+    return fresh if covers_best else {}
 
 
 def _sort_key(trial: Trial) -> tuple[float, ...]:
@@ -141,7 +219,7 @@ def _last_scores(trial: Trial) -> tuple[float | None, float | None]:
     return trial.last.validation_accuracy, loss if math.isfinite(loss) else None
 
 
-def _row(position: int, trial: Trial) -> Ranked:
+def _row(position: int, trial: Trial, fresh: Fresh | None) -> Ranked:
     accuracy, loss = _last_scores(trial)
     return Ranked(
         rank=position,
@@ -155,6 +233,7 @@ def _row(position: int, trial: Trial) -> Ranked:
         config=trial.config,
         reason=_OUTSIDE if trial.set_aside else trial.end.reason if trial.end else "",
         set_aside=trial.set_aside,
+        fresh=fresh,
     )
 
 

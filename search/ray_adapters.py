@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from search.failures import reason_in_words, tells_of_full_disk
 from search.ranking import METRIC
-from search.records import EpochDone
+from search.records import EpochDone, RunEpochDone
 from search.state import Assignment, SearchState
 
 MODE = "max"
@@ -27,7 +27,8 @@ CHECKPOINTS_KEPT = 2
 # Ray appends each failure of a trial to one file.
 MAX_TRACE_CHARACTERS = 20_000
 
-_RESULT_FIELDS = tuple(name for name in EpochDone.__dataclass_fields__ if name != "at")
+_TRIAL_FIELDS = tuple(name for name in EpochDone.__dataclass_fields__ if name not in ("trial", "at"))
+_RUN_FIELDS = tuple(name for name in RunEpochDone.__dataclass_fields__ if name not in ("run", "at"))
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class Shared:
     def __init__(self, state: SearchState, to_ray_config: Callable[[Assignment], dict[str, Any]]) -> None:
         self.state = state
         self.to_ray_config = to_ray_config
-        self.numbers: dict[str, int] = {}
+        self.assignments: dict[str, Assignment] = {}
         self.failure: Exception | None = None
 
     def kept(self, action: Callable[[], T], otherwise: T) -> T:
@@ -83,8 +84,8 @@ class StateSearcher(Searcher):
             return None
         assignment = self._shared.kept(state.next_assignment, None)
         if assignment is None:
-            return Searcher.FINISHED
-        self._shared.numbers[trial_id] = assignment.trial
+            return None if state.awaits_more else Searcher.FINISHED
+        self._shared.assignments[trial_id] = assignment
         return self._shared.to_ray_config(assignment)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -105,9 +106,17 @@ class StateScheduler(FIFOScheduler):
         self._shared = shared
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
-        record = EpochDone(**{field: result[field] for field in _RESULT_FIELDS}, at=time.time())
-        goes_on = self._shared.kept(lambda: self._shared.state.record(record), True)
+        assignment = self._shared.assignments[trial.trial_id]
+        goes_on = self._shared.kept(lambda: self._record(assignment, result), True)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def _record(self, assignment: Assignment, result: dict[str, Any]) -> bool:
+        state, at = self._shared.state, time.time()
+        if assignment.kind == "run":
+            fields = {name: result[name] for name in _RUN_FIELDS}
+            return state.record_run(RunEpochDone(run=assignment.number, at=at, **fields))
+        fields = {name: result[name] for name in _TRIAL_FIELDS}
+        return state.record(EpochDone(trial=assignment.number, at=at, **fields))
 
 
 class EndWhen(tune.Stopper):
@@ -134,17 +143,17 @@ class Housekeeping(tune.Callback):
 
     Args:
         shared: the state.
-        on_retry: called with a trial's number and the reason when its worker died and it is tried again.
+        on_retry: called with what lost its worker and is tried again, and the reason.
         on_idle: called at each turn of Ray's loop.
-        drop_checkpoints: removes those of a trial, by its number, but so many of the newest.
+        drop_checkpoints: removes those of an assignment, by its name, but so many of the newest.
     """
 
     def __init__(
         self,
         shared: Shared,
-        on_retry: Callable[[int, str], None],
+        on_retry: Callable[[str, str], None],
         on_idle: Callable[[], None],
-        drop_checkpoints: Callable[[int, int], None],
+        drop_checkpoints: Callable[[str, int], None],
     ) -> None:
         self._shared = shared
         self._on_retry = on_retry
@@ -157,24 +166,25 @@ class Housekeeping(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         trace = failure_trace(trial)
         if not self._ends_search(trace):
-            self._on_retry(self._number(trial), reason_in_words(trace))
+            self._on_retry(self._assignment(trial).name.replace("_", " "), reason_in_words(trace))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        number, trace = self._number(trial), failure_trace(trial)
+        assignment, trace, state = self._assignment(trial), failure_trace(trial), self._shared.state
         if not self._ends_search(trace):
-            self._shared.kept(lambda: self._shared.state.fail(number, reason_in_words(trace)), None)
-            if self._shared.state.history.trials[number].end:
-                self._drop_checkpoints(number, 0)
+            fail = state.fail_run if assignment.kind == "run" else state.fail
+            self._shared.kept(lambda: fail(assignment.number, reason_in_words(trace)), None)
+            if state.has_ended(assignment):
+                self._drop_checkpoints(assignment.name, 0)
 
     def on_checkpoint(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, checkpoint: tune.Checkpoint, **info: Any
     ) -> None:
         # Not left to Ray's `num_to_keep`: it writes and copies the state of all trials every so many checkpoints of
         # one, which takes the longer the more trials there were.
-        self._drop_checkpoints(self._number(trial), CHECKPOINTS_KEPT)
+        self._drop_checkpoints(self._assignment(trial).name, CHECKPOINTS_KEPT)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._drop_checkpoints(self._number(trial), 0)
+        self._drop_checkpoints(self._assignment(trial).name, 0)
         # Ray keeps each trial, with statistics of each of its metrics that nobody asks for, until the search ends.
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
@@ -188,8 +198,8 @@ class Housekeeping(tune.Callback):
             self._shared.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return tells_of_full_disk(trace)
 
-    def _number(self, trial: RayTrial) -> int:
-        return self._shared.numbers[trial.trial_id]
+    def _assignment(self, trial: RayTrial) -> Assignment:
+        return self._shared.assignments[trial.trial_id]
 
 
 def failure_trace(trial: RayTrial) -> str:
@@ -199,5 +209,5 @@ def failure_trace(trial: RayTrial) -> str:
 
 
 def trial_folder_name(trial: RayTrial) -> str:
-    """`trial_0007`."""
-    return f"trial_{trial.config['trial']:04d}"
+    """The assignment's name."""
+    return str(trial.config["name"])

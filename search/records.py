@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from spaces.parameters import Hyperparameters, Number
+from spaces.parameters import Hyperparameters, Number, shorten
 
 Status = Literal["completed", "stopped", "failed", "diverged", "running"]
 EndStatus = Literal["completed", "stopped", "failed", "diverged"]
@@ -45,8 +45,26 @@ class TrialStarted:
     at: float
 
 
+class _Trained:
+    """What epochs of trials and of fresh runs have in common."""
+
+    __slots__ = ()
+
+    train_loss: float
+    train_s: float
+    validation_s: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.train_loss)
+
+    @property
+    def seconds(self) -> float:
+        return self.train_s + self.validation_s
+
+
 @dataclass(frozen=True, slots=True)
-class EpochDone:
+class EpochDone(_Trained):
     """A trial finished an epoch.
 
     Losses are NaN where training diverged; `train_s` and `validation_s` are seconds, `at` is when the result
@@ -63,14 +81,6 @@ class EpochDone:
     train_s: float
     validation_s: float
     at: float
-
-    @property
-    def diverged(self) -> bool:
-        return not math.isfinite(self.train_loss)
-
-    @property
-    def seconds(self) -> float:
-        return self.train_s + self.validation_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,48 @@ class TrialEnded:
     at: float
 
 
-Event = SpaceSet | TrialStarted | EpochDone | EpochRedone | TrialEnded
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A trial's configuration is trained again with fresh random streams, to see what it is worth.
+
+    Attributes:
+        run: number of the fresh run, from 0.
+        trial: whose configuration.
+        block: from 1; the runs of a block share their random streams.
+        at: when, in seconds since 1970 (UTC).
+    """
+
+    run: int
+    trial: int
+    block: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunEpochDone(_Trained):
+    """A fresh run finished an epoch; as `EpochDone`."""
+
+    run: int
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    train_s: float
+    validation_s: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A fresh run will not go on; as `TrialEnded`."""
+
+    run: int
+    status: Literal["completed", "failed", "diverged"]
+    reason: str
+    at: float
+
+
+Event = SpaceSet | TrialStarted | EpochDone | EpochRedone | TrialEnded | RunStarted | RunEpochDone | RunEnded
 
 _EVENT_TYPES: dict[str, type[Event]] = {
     "space_set": SpaceSet,
@@ -106,9 +157,18 @@ _EVENT_TYPES: dict[str, type[Event]] = {
     "epoch_done": EpochDone,
     "epoch_redone": EpochRedone,
     "trial_ended": TrialEnded,
+    "run_started": RunStarted,
+    "run_epoch_done": RunEpochDone,
+    "run_ended": RunEnded,
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
 _LOSSES = ("train_loss", "validation_loss")
+# No time, learning rate, accuracy or count of ours comes near; what is larger would overflow where it is summed or
+# shown. As a time in seconds since 1970 it is the year 5138. A loss is a 32-bit number.
+_LARGEST = 1e11
+_LARGEST_LOSS = 1e39
+# Section, parameter, kind of range, its ends.
+_DEEPEST_SPACE = 4
 
 
 def event_as_dict(event: Event) -> dict[str, Any]:
@@ -134,13 +194,14 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     for key in _LOSSES:
         if key in values and values[key] is None:
             values[key] = math.nan
-        elif key in values and not math.isfinite(values[key]):
-            raise ValueError(f"{key} is {values[key]}")
+        elif key in values and not (_fits(values[key], float) and abs(values[key]) <= _LARGEST_LOSS):
+            raise ValueError(f"{key} is {shorten(values[key])}")
     if event_type is TrialStarted:
         values["config"] = Hyperparameters.from_mapping(values["config"])
     for key, value in values.items():
-        if not _fits(value, hints[key]) or (key not in _LOSSES and value != value):
-            raise ValueError(f"{key} is {value!r}")
+        no_amount = isinstance(value, int | float) and key not in _LOSSES and not 0 <= value <= _LARGEST
+        if no_amount or not _fits(value, hints[key]):
+            raise ValueError(f"{key} is {shorten(value)}")
     return event_type(**values)
 
 
@@ -152,12 +213,18 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is dict:
-        return isinstance(value, dict)
+        sections = value.values() if isinstance(value, dict) else [None]
+        return all(isinstance(section, dict) for section in sections) and _is_nested_under(_DEEPEST_SPACE, value)
     if get_origin(hint) is list:
         return isinstance(value, list) and all(_fits(number, int) for number in value)
     if get_origin(hint) is Mapping:
         return isinstance(value, dict) and all(_fits(number, float) for number in value.values())
     return isinstance(value, hint)
+
+
+def _is_nested_under(depth: int, value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not inner or (depth > 0 and all(_is_nested_under(depth - 1, part) for part in inner))
 
 
 @dataclass
@@ -199,6 +266,26 @@ class Trial:
         return sum(epoch.seconds for epoch in self.epochs)
 
 
+@dataclass
+class Run:
+    """One fresh run as far as it is known; attributes as in `RunStarted` and `Trial`."""
+
+    number: int
+    trial: int
+    block: int
+    started_at: float
+    epochs: list[RunEpochDone] = field(default_factory=list)
+    end: RunEnded | None = None
+
+    @property
+    def n_epochs(self) -> int:
+        return len(self.epochs)
+
+    @property
+    def last(self) -> RunEpochDone | None:
+        return self.epochs[-1] if self.epochs else None
+
+
 class History:
     """All trials of an experiment, grown event by event.
 
@@ -206,6 +293,7 @@ class History:
         trials: by number, ascending.
         results_in_order: all epochs of all trials, as they arrived.
         space: that proposals come from now, as `Space.as_dict` gives it; None before it is known.
+        runs: fresh runs of the best trials, by number, ascending.
         n_redone: epochs that were trained again, after a worker or the search broke off.
     """
 
@@ -213,6 +301,7 @@ class History:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
+        self.runs: dict[int, Run] = {}
         self.n_redone = 0
         for event in events:
             self.apply(event)
@@ -245,7 +334,24 @@ class History:
                     raise ValueError(f"trial {event.trial} has trained epoch {event.epoch} again, which is not known")
                 self.n_redone += 1
             case TrialEnded():
-                self._running(event.trial).end = event
+                trial = self._running(event.trial)
+                if event.status == "completed" and not trial.epochs:
+                    raise ValueError(f"trial {event.trial} completes without an epoch")
+                trial.end = event
+            case RunStarted():
+                if event.run != len(self.runs) or event.trial not in self.trials:
+                    raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.runs)} runs")
+                self.runs[event.run] = Run(event.run, event.trial, event.block, event.at)
+            case RunEpochDone():
+                run = self._going_on(event.run)
+                if event.epoch != run.n_epochs + 1:
+                    raise ValueError(f"run {event.run} has epoch {event.epoch} after {run.n_epochs}")
+                run.epochs.append(event)
+            case RunEnded():
+                run = self._going_on(event.run)
+                if event.status == "completed" and not run.epochs:
+                    raise ValueError(f"run {event.run} completes without an epoch")
+                run.end = event
 
     @property
     def counting(self) -> list[Trial]:
@@ -264,6 +370,11 @@ class History:
             yield from (epoch.at for epoch in trial.epochs)
             if trial.end:
                 yield trial.end.at
+        for run in self.runs.values():
+            yield run.started_at
+            yield from (epoch.at for epoch in run.epochs)
+            if run.end:
+                yield run.end.at
 
     @property
     def n_ended(self) -> int:
@@ -272,6 +383,16 @@ class History:
     @property
     def n_epochs(self) -> int:
         return len(self.results_in_order)
+
+    @property
+    def unfinished_runs(self) -> list[Run]:
+        return [run for run in self.runs.values() if run.end is None]
+
+    def _going_on(self, number: int) -> Run:
+        run = self.runs.get(number)
+        if run is None or run.end is not None:
+            raise ValueError(f"run {number} was never started, or has ended already")
+        return run
 
     def _running(self, number: int) -> Trial:
         trial = self.trials.get(number)

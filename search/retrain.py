@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from search.options import add_experiment_arguments, results_flag
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
+from spaces.printable import printable, shell_word
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +52,7 @@ def _retrain(options: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}, but must be at least 1.")
     experiment = open_experiment(options.experiment, options.results)
+    experiment.must_be_plain()
     experiment.must_be_free()
     trial = _chosen_trial(experiment, options)
     space = experiment.space
@@ -78,7 +80,7 @@ def _retrain(options: argparse.Namespace) -> int:
         again=options.again,
     )
     print(
-        f"{experiment.name}: retraining trial {trial.number} on {len(data.everything):,} images, "
+        f"{printable(experiment.name)}: retraining trial {trial.number} on {len(data.everything):,} images, "
         f"{plan.n_seeds} seeds of {plan.epochs} epochs of {data.everything.epoch_images:,} images on "
         f"{describe_device(compute.device)} in {compute.precision} (the search's), {plan.n_workers} at once",
         flush=True,
@@ -99,7 +101,7 @@ def _chosen_trial(experiment: Experiment, options: argparse.Namespace) -> Trial:
     if number is None:
         best = winner(rank(history))
         if best is None:
-            command = f"python -m search.run --resume {experiment.name}{results_flag(options)}"
+            command = f"python -m search.run --resume {shell_word(experiment.name)}{results_flag(options)}"
             raise InputError(
                 f"{experiment.folder}: no trial has completed, so that there is no winner. "
                 f"Go on with the search ({command}), or name one: --trial ID"
@@ -142,9 +144,12 @@ def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     print(f"\nTest accuracy {metrics['test_accuracy_mean']:.2%}{spread} (by seed: {per_seed})")
     validation = metrics["search_validation_accuracy"]
     if isinstance(validation, float):
-        print(f"The search's validation accuracy was {validation:.2%}.")
-    print(f"Exported to {experiment.final_folder}: {', '.join(metrics['exports'])}, each compared with the network")
-    print(f"Next: python -m search.predict {experiment.folder} IMAGE…")
+        fresh = metrics["fresh_runs"]
+        runs = f"; {fresh['n']} fresh runs said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
+        print(f"The search's validation accuracy was {validation:.2%}{runs}.")
+    exports = ", ".join(metrics["exports"])
+    print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")
+    print(f"Next: python -m search.predict {shell_word(experiment.folder)} IMAGE…")
 
 
 if __name__ == "__main__":

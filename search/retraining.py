@@ -1,5 +1,6 @@
 """Retrains one configuration on all training images, tests it once, and exports it."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from search.confirmation import fresh_results
 from search.experiment import Experiment
 from search.export import Agreement, export_all
 from search.manifest import Opening, git_commit, timestamp, versions
@@ -189,6 +191,7 @@ def _metrics(
         "precision": plan.compute.precision,
         "tested_on": {"split": "test", "n_images": len(labels)},
         "search_validation_accuracy": last.validation_accuracy if last else None,
+        "fresh_runs": _fresh_runs(plan),
         "test_accuracy_per_seed": [asdict(score) for score in scores],
         "test_accuracy_mean": float(np.mean(accuracies)),
         "test_accuracy_interval_95": interval_95(accuracies),
@@ -204,6 +207,14 @@ def _metrics(
         "git_commit": git_commit(),
         "created_at": timestamp(),
     }
+
+
+def _fresh_runs(plan: Retraining) -> dict[str, float | int | None] | None:
+    """What fresh runs on the search's own split said of the configuration; None where there were none."""
+    fresh = fresh_results(plan.experiment.history()).get(plan.trial.number)
+    if fresh is None:
+        return None
+    return {"n": fresh.n_runs, "validation_accuracy_mean": fresh.mean, "half_width_95": fresh.half_width}
 
 
 def _config(plan: Retraining) -> str:
@@ -227,7 +238,7 @@ def _put_in_place(folder: Path, final: Path) -> None:
     for path in folder.iterdir():
         path.chmod(0o644)
     replaced = final.with_name(REPLACED)
-    if final.exists():
+    if os.path.lexists(final):
         final.rename(replaced)
     folder.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -16,6 +17,7 @@ from search.interruption import Interruption
 from search.options import add_results_argument, results_flag
 from spaces.command import DEFAULT_SPACE, EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
 from spaces.errors import InputError, expanded
+from spaces.printable import printable, shell_word
 
 if TYPE_CHECKING:
     from search.cluster import LocalCluster
@@ -121,6 +123,7 @@ def _resume(options: argparse.Namespace) -> int:
     if options.add_trials is not None and options.add_trials < 1:
         raise InputError(f"--add-trials is {options.add_trials}, but must be at least 1.")
     experiment = open_experiment(options.resume, options.results)
+    experiment.must_be_plain()
     with experiment.exclusive():
         experiment.mend_space()
         end = _go_on(options, experiment)
@@ -129,6 +132,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     from search.cluster import cluster_for
+    from search.state import is_done
 
     changed = _changed(options, experiment)
     # A longer time budget is for this session; it does not change the experiment.
@@ -138,8 +142,7 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     _take_over(experiment, changed)
     _time_left_s(experiment, space)  # none left is said before Ray is started
     history = experiment.history()
-    all_ended = not history.unfinished and len(history.counting) >= space.search.trials
-    needed = contextlib.nullcontext() if all_ended else cluster_for(space)
+    needed = contextlib.nullcontext() if is_done(history, space) else cluster_for(space)
     with Interruption() as interruption, _torch_imported_beside(), needed as cluster:
         interruption.listen()  # again: ray.init takes SIGTERM for itself
         from search.plan import place
@@ -163,7 +166,7 @@ def _changed(options: argparse.Namespace, experiment: Experiment) -> Space:
     if history.space is None:
         raise InputError(
             f"{experiment.folder}: its journal does not say what was searched. Start a new search: "
-            f"python -m search.run {experiment.folder}"
+            f"python -m search.run {shell_word(experiment.folder)}"
         )
     must_be_allowed(history.space, space, options.allow_changed_space, experiment.folder)
     return space
@@ -222,7 +225,8 @@ def _must_be_the_same_images(experiment: Experiment, data: TrainingData) -> None
     if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
         raise InputError(
             f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
-            f"not compare. Restore the images, or start a new search: python -m search.run {experiment.folder}"
+            f"not compare. Restore the images, or start a new search: "
+            f"python -m search.run {shell_word(experiment.folder)}"
         )
 
 
@@ -241,14 +245,14 @@ def _search(
     from search.launching import Launch, run_session
     from search.plan import epochs_expected
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     left_s = _time_left_s(experiment, space)
     launch = Launch(experiment, space, data, placement, cluster, interruption, options.started_s, left_s)
     if not options.quiet:
         n_done = len(experiment.history().counting)
         so_far = f", {n_done} begun before" if n_done else ""
         console.print(
-            f"{experiment.folder}: {space.search.trials} trials{so_far} on {placement.description} in "
+            f"{printable(experiment.folder)}: {space.search.trials} trials{so_far} on {placement.description} in "
             f"{placement.compute.precision} ({placement.precision_reason}), "
             f"{placement.trials_at_once} at once, about {epochs_expected(space):.0f} epochs in all",
             soft_wrap=True,
@@ -268,19 +272,21 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
     from search.ranking import lead_sentence, rank, winner
     from search.tables import as_table
 
-    ranked = rank(experiment.history())
+    history = experiment.history()
+    ranked = rank(history)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if ranked:
         print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
-    print(lead_sentence(ranked))
+    print(lead_sentence(history))
     flag = results_flag(options)
+    name = shell_word(experiment.name)
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"
-        print(f"{reason}; nothing is lost. Go on with: python -m search.run --resume {experiment.name}{flag}{more}")
+        print(f"{reason}; nothing is lost. Go on with: python -m search.run --resume {name}{flag}{more}")
     if winner(ranked):
-        print(f"Next: python -m search.leaderboard {experiment.name}{flag}")
-        print(f"      python -m search.retrain {experiment.name}{flag}")
+        print(f"Next: python -m search.leaderboard {name}{flag}")
+        print(f"      python -m search.retrain {name}{flag}")
 
 
 def _time_left_s(experiment: Experiment, space: Space) -> float | None:
@@ -327,7 +333,7 @@ def _with_absolute_root(space: Space) -> Space:
 
     if space.dataset.root is None:
         return space
-    root = str(expanded(space.dataset.root).resolve())
+    root = os.path.realpath(expanded(space.dataset.root))  # unlike Path.resolve, takes links that go in circles
     return replace(space, dataset=space.dataset.model_copy(update={"root": root}))
 
 

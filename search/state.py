@@ -4,9 +4,24 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+from search.confirmation import most_runs, next_run
 from search.journal import Journal
-from search.records import EndStatus, EpochDone, EpochRedone, Event, History, Trial, TrialEnded, TrialStarted
+from search.records import (
+    EndStatus,
+    EpochDone,
+    EpochRedone,
+    Event,
+    History,
+    Run,
+    RunEnded,
+    RunEpochDone,
+    RunStarted,
+    Trial,
+    TrialEnded,
+    TrialStarted,
+)
 from search.rungs import Rungs, Verdict
 from search.study import Proposer
 from spaces.errors import RunError
@@ -21,17 +36,46 @@ ALIKE_FAILURES = 3
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A trial for a worker to train.
+    """What a worker is to train: a trial, or a fresh run of one.
 
     Attributes:
-        trial: its number.
+        kind: `trial` or `run`.
+        number: the trial's, or the fresh run's.
+        trial: whose configuration it is.
+        seed_number: with `kind` names the random streams: the trial's number, or the run's block.
         config: the configuration.
         n_epochs_known: epochs whose results are in the journal already; more than 0 after a resume.
     """
 
+    kind: Literal["trial", "run"]
+    number: int
     trial: int
+    seed_number: int
     config: Hyperparameters
     n_epochs_known: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return folder_name(self.kind, self.number)
+
+
+def folder_name(kind: Literal["trial", "run"], number: int) -> str:
+    """`trial_0007`, `run_0003`."""
+    return f"{kind}_{number:04d}"
+
+
+def ended_names(history: History) -> list[str]:
+    """Folder names of all that will not go on."""
+    trials = [folder_name("trial", number) for number, trial in history.trials.items() if trial.end]
+    return trials + [folder_name("run", number) for number, run in history.runs.items() if run.end]
+
+
+def is_done(history: History, space: Space) -> bool:
+    """Whether nothing is left to train: neither trials nor fresh runs of the best."""
+    if history.unfinished or history.unfinished_runs or len(history.counting) < space.search.trials:
+        return False
+    return next_run(history, space) is None
 
 
 class SearchState:
@@ -69,7 +113,12 @@ class SearchState:
             # The search broke off between a result and what follows from it.
             if trial.last:
                 self._end_if_due(trial, trial.last, verdicts.get(trial.number))
+        for run in history.unfinished_runs:
+            if run.last:
+                self._end_run_if_due(run, run.last)
         self._to_resume = list(history.unfinished)
+        self._runs_to_resume = list(history.unfinished_runs)
+        self._runs_given_out: set[int] = set()
         self._given_out: list[int] = []
         # Until a trial has trained an epoch, a failure may be everybody's.
         self._fails_alone = False
@@ -81,8 +130,18 @@ class SearchState:
         return len(self._to_resume) + self._n_to_propose
 
     @property
+    def most_assignments(self) -> int:
+        """More than `next_assignment` can ever give out."""
+        return self.n_left + len(self._runs_to_resume) + most_runs(self.space) + 1
+
+    @property
     def n_running(self) -> int:
-        """Trials given out that have not ended."""
+        """Trials and fresh runs given out that have not ended."""
+        runs = [number for number in self._runs_given_out if self.history.runs[number].end is None]
+        return len(runs) + self._n_trials_running
+
+    @property
+    def _n_trials_running(self) -> int:
         return len(self._running - self._unexplained.keys())
 
     @property
@@ -90,13 +149,17 @@ class SearchState:
         return max(0, self.space.search.trials - len(self.history.counting))
 
     def next_assignment(self) -> Assignment | None:
-        """What to train next: first what was left unfinished, then new proposals; None when all are given out."""
+        """What to train next: what was left unfinished, then new proposals, then fresh runs of the best trials.
+
+        Returns:
+            None when there is nothing to give out now. More may come when what runs has ended: see `awaits_more`.
+        """
         if self._to_resume:
             trial = self._to_resume.pop(0)
             self._give_out(trial.number)
-            return Assignment(trial.number, trial.config, trial.n_epochs)
+            return Assignment("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs)
         if not self._n_to_propose:
-            return None
+            return None if self._n_trials_running or self._unexplained else self._next_run()
         number = len(self.history.trials)
         # First of all, and again where the space was changed and the baseline with it.
         baseline = not any(trial.baseline and trial.config == self.space.baseline for trial in self.history.counting)
@@ -104,7 +167,31 @@ class SearchState:
         config = self.space.complete(suggested)
         self._happened(TrialStarted(number, suggested, config, baseline, at=self._now()))
         self._give_out(number)
-        return Assignment(number, config, 0)
+        return Assignment("trial", number, number, number, config, 0)
+
+    def has_ended(self, assignment: Assignment) -> bool:
+        """Whether what was assigned will not go on."""
+        of_its_kind = self.history.runs if assignment.kind == "run" else self.history.trials
+        return of_its_kind[assignment.number].end is not None
+
+    @property
+    def awaits_more(self) -> bool:
+        """Whether `next_assignment` may have something later, when something that runs has ended."""
+        return self.n_running > 0
+
+    def _next_run(self) -> Assignment | None:
+        if self._runs_to_resume:
+            run = self._runs_to_resume.pop(0)
+        else:
+            chosen = next_run(self.history, self.space)
+            if chosen is None:
+                return None
+            number = len(self.history.runs)
+            self._happened(RunStarted(number, *chosen, at=self._now()))
+            run = self.history.runs[number]
+        self._runs_given_out.add(run.number)
+        config = self.history.trials[run.trial].config
+        return Assignment("run", run.number, run.trial, run.block, config, run.n_epochs)
 
     def record(self, result: EpochDone) -> bool:
         """Take in an epoch's result.
@@ -125,6 +212,19 @@ class SearchState:
             verdict = _arrive(self._rungs, trial, result)
             self._end_if_due(trial, result, verdict)
         return trial.end is None
+
+    def record_run(self, result: RunEpochDone) -> bool:
+        """Take in an epoch's result of a fresh run; as `record`."""
+        run = self.history.runs[result.run]
+        if run.end is None and result.epoch > run.n_epochs:
+            self._happened(result)
+            self._end_run_if_due(run, result)
+        return run.end is None
+
+    def fail_run(self, number: int, reason: str) -> None:
+        """Give up on a fresh run whose worker cannot train it."""
+        if self.history.runs[number].end is None:
+            self._happened(RunEnded(number, "failed", reason, at=self._now()))
 
     def fail(self, number: int, reason: str) -> None:
         """Give up on a trial whose worker cannot train it.
@@ -177,6 +277,13 @@ class SearchState:
     def _give_out(self, number: int) -> None:
         self._given_out.append(number)
         self._running.add(number)
+
+    def _end_run_if_due(self, run: Run, result: RunEpochDone) -> None:
+        if result.diverged:
+            reason = f"the loss was not finite in epoch {result.epoch}"
+            self._happened(RunEnded(run.number, "diverged", reason, at=self._now()))
+        elif result.epoch >= self.space.training.max_epochs:
+            self._happened(RunEnded(run.number, "completed", "", at=self._now()))
 
     def _end(self, trial: Trial, status: EndStatus, reason: str) -> None:
         self._happened(TrialEnded(trial.number, status, reason, at=self._now()))

@@ -10,18 +10,26 @@ from rich.table import Table
 from rich.text import Text
 
 from search.experiment import trials_csv
-from search.ranking import METRIC, Ranked
+from search.manifest import Opening
+from search.ranking import METRIC, Ranked, fresh_text
 from spaces.parameters import Number
+from spaces.printable import printable
 
 # For screens; CSV, JSON and Markdown keep the full names.
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
 
 _HEADER = ("rank", "trial", "status", "epochs", "accuracy", "loss", "seconds")
+_FRESH_HEADER = ("fresh runs", "tied")
 
 
-def as_json(experiment: str, ranked: Sequence[Ranked]) -> str:
-    """One object: `experiment`, `metric`, `trials`."""
-    content = {"experiment": experiment, "metric": METRIC, "trials": [row.as_dict() for row in ranked]}
+def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[Opening] = ()) -> str:
+    """One object: `experiment`, `metric`, `trials`, `test_openings`."""
+    content = {
+        "experiment": experiment,
+        "metric": METRIC,
+        "trials": [row.as_dict() for row in ranked],
+        "test_openings": [opening.model_dump() for opening in openings],
+    }
     return json.dumps(content, indent=2, allow_nan=False)
 
 
@@ -32,11 +40,12 @@ def as_csv(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
 
 def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     """A table for a README or an issue."""
+    header = _header(ranked)
     lines = [
-        _markdown_row([*_HEADER, *parameters]),
-        _markdown_row(["---:"] * (len(_HEADER) + len(parameters))),
+        _markdown_row([*header, *parameters]),
+        _markdown_row(["---:"] * (len(header) + len(parameters))),
     ]
-    lines += [_markdown_row(_cells(row, parameters)) for row in ranked]
+    lines += [_markdown_row(_cells(row, header, parameters)) for row in ranked]
     return "\n".join(lines)
 
 
@@ -50,15 +59,17 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
         live: whether the search runs now; if not, running trials are shown as unfinished.
     """
     # A narrow terminal keeps the results and as many hyperparameters as fit.
-    n_shown = len(parameters) if width is None else max(0, (width - 62) // 11)
+    header = _header(ranked)
+    fixed_width = 62 if header == _HEADER else 86
+    n_shown = len(parameters) if width is None else max(0, (width - fixed_width) // 11)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in _HEADER:
+    for name in header:
         table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
     for name in parameters[:n_shown]:
         table.add_column(SHORT_NAMES.get(name, name), justify="right", no_wrap=True)
     for row in ranked:
         style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}[row.status]
-        cells = _cells(row, parameters[:n_shown])
+        cells = _cells(row, header, parameters[:n_shown])
         if row.status == "running" and not live:
             cells[_HEADER.index("status")] = "unfinished"
         table.add_row(*(Text(cell) for cell in cells), style=style)
@@ -68,18 +79,25 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines())
     for row in ranked:
         if row.status == "failed" or row.set_aside:
-            text += f"\ntrial {row.trial}: {row.reason}"
+            text += f"\ntrial {row.trial}: {printable(row.reason)}"
     if n_shown < len(parameters):
         text += f"\n(wider terminals also show {', '.join(parameters[n_shown:])})"
     return text
 
 
-def _cells(row: Ranked, parameters: Sequence[str]) -> list[str]:
+def _header(ranked: Sequence[Ranked]) -> tuple[str, ...]:
+    return _HEADER + _FRESH_HEADER if any(row.fresh for row in ranked) else _HEADER
+
+
+def _cells(row: Ranked, header: Sequence[str], parameters: Sequence[str]) -> list[str]:
     accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
     loss = "-" if row.validation_loss is None else f"{row.validation_loss:.4f}"
     trial = f"{row.trial} (baseline)" if row.baseline else str(row.trial)
     values = row.config.as_dict()
     fixed = [str(row.rank), trial, row.status, str(row.epochs), accuracy, loss, f"{row.seconds:.1f}"]
+    if len(header) > len(_HEADER):
+        fresh = row.fresh
+        fixed += [f"{fresh_text(fresh)} ({fresh.n_runs})" if fresh else "-", "=" if row.tied else ""]
     return fixed + [short(values[name]) for name in parameters]
 
 

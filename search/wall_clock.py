@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.records import History
+from search.records import History, Run, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,13 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
         trials_at_once: places.
     """
     ended_at = started_at + seconds
-    trained_s = sum(epoch.seconds for epoch in history.results_in_order if epoch.at >= started_at)
-    # A trial that an earlier session left unfinished is given out as soon as Ray is there.
+    work: list[Trial | Run] = [*history.trials.values(), *history.runs.values()]
+    trained_s = sum(epoch.seconds for one in work for epoch in one.epochs if epoch.at >= started_at)
+    # What an earlier session left unfinished is given out as soon as Ray is there.
     running = [
-        (max(trial.started_at, started_at), trial.end.at if trial.end else ended_at)
-        for trial in history.trials.values()
-        if trial.end is None or trial.end.at >= started_at
+        (max(one.started_at, started_at), one.end.at if one.end else ended_at)
+        for one in work
+        if one.end is None or one.end.at >= started_at
     ]
     total_s = seconds * trials_at_once
     idle_s = _empty_places_s(running, trials_at_once)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from spaces.errors import InputError, RunError
+from spaces.printable import printable
 
 DEFAULT_SPACE = "quickstart"
 EXIT_FAILED = 1
@@ -32,7 +33,7 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the whole trace of an error")
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}. See --help.", file=sys.stderr)
+        print(printable(f"{self.prog}: {message}. See --help."), file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
 
@@ -70,25 +71,28 @@ def run_command(
     try:
         return action(options)
     except InputError as error:
-        if options.debug:
-            traceback.print_exc()
+        _show_trace(options)
         for line in error.lines:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         return EXIT_BAD_INPUT
     except RunError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(error, file=sys.stderr)
+        _show_trace(options)
+        print(printable(error), file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
         # The reader (head, less) has had enough; nothing more can be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"{error.filename or parser.prog}: {error.strerror or error}.", file=sys.stderr)
+        _show_trace(options)
+        print(printable(f"{error.filename or parser.prog}: {error.strerror or error}."), file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _show_trace(options: argparse.Namespace) -> None:
+    if options.debug:
+        for line in traceback.format_exc().splitlines():
+            print(printable(line), file=sys.stderr)

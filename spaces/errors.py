@@ -1,7 +1,12 @@
 """Errors that a command tells in lines of its own instead of a trace."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
+
+# Linux's limits, without the terminating NUL; other systems refuse some shorter ones themselves.
+MAX_PATH_BYTES = 4095
+MAX_NAME_BYTES = 255
 
 
 class RunError(RuntimeError):
@@ -32,9 +37,21 @@ def expanded(path: str | Path) -> Path:
     """`path` with `~` and `~user` expanded.
 
     Raises:
-        InputError: there is no such user.
+        InputError: there is no such user, or no system has such a path.
     """
     try:
-        return Path(path).expanduser()
+        expanded_path = Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{path}: begins with the home of a user that this machine does not have.") from None
+    try:
+        encoded = os.fsencode(expanded_path)
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: holds characters that no path can have.") from None
+    if b"\0" in encoded:
+        raise InputError(f"{path}: holds a NUL character, which no path can have.")
+    if len(encoded) > MAX_PATH_BYTES or max(map(len, encoded.split(b"/"))) > MAX_NAME_BYTES:
+        start = str(path)[:60]
+        raise InputError(
+            f"{start}…: is too long for a path ({MAX_PATH_BYTES} bytes in all, {MAX_NAME_BYTES} between two slashes)."
+        )
+    return expanded_path

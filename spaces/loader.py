@@ -24,8 +24,9 @@ from spaces.parameters import (
     parse_parameter,
     shorten,
 )
-from spaces.schema import SECTIONS, Section, Space
-from spaces.yaml_lines import Document, parse
+from spaces.plain_files import read_plain
+from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Section, Space
+from spaces.yaml_lines import MAX_BYTES, Document, parse
 
 SHIPPED_FOLDER = Path(__file__).parent
 
@@ -36,6 +37,7 @@ _TYPE_NAMES = {
     "int_from_float": "a whole number",
     "float_type": "a number",
     "string_type": "text",
+    "string_unicode": "text",
     "bool_type": "true or false",
     "model_type": "a section of its own, one `key: value` a line",
 }
@@ -107,7 +109,8 @@ def _space_name(path: Path) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # An experiment's own may have come from elsewhere; any other file is the user's choice.
+        return read_plain(path, MAX_BYTES, follow_links=path.name != "experiment.yaml").decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text, but a space must be a YAML file.") from None
     except OSError as error:
@@ -206,7 +209,7 @@ class _Validation:
 
     def _section(self, key: str, model: type[Section]) -> Section | None:
         raw = self._content.get(key)
-        if raw is None and key != "resources":
+        if raw is None and key not in OPTIONAL_SECTIONS:
             if key in self._content:
                 self._find((key,), f"`{key}` is empty, but must have {', '.join(model.model_fields)}.")
             return None

@@ -195,7 +195,7 @@ def parse_parameter(name: str, raw: Any) -> Parameter:
         raise ParameterError(f"has {given} inside, but must have exactly one of {', '.join(KINDS)}.")
     kind, ends = next(iter(raw.items()))
     if not isinstance(ends, list):
-        raise ParameterError(f"has {ends!r} after `{kind}`, but must have a list in square brackets.")
+        raise ParameterError(f"has {shorten(ends)} after `{kind}`, but must have a list in square brackets.")
     return _parse_choice(name, ends) if kind == "choice" else _parse_range(name, kind, ends)
 
 
@@ -213,7 +213,7 @@ def _parse_choice(name: str, options: list[Any]) -> Choice:
         raise ParameterError("is a choice of nothing, but must have at least one option.")
     checked = tuple(_checked(name, option) for option in options)
     if len(set(checked)) < len(checked):
-        raise ParameterError(f"offers {options}, but must name each option once. Remove the repeated one.")
+        raise ParameterError(f"offers {shorten(options)}, but must name each option once. Remove the repeated one.")
     return Choice(checked)
 
 
@@ -277,7 +277,10 @@ def looks_like_exponent(text: str) -> bool:
 
 def shorten(value: Any, limit: int = 60) -> str:
     """`repr` for a message on one line: printable, and cut to `limit` characters."""
-    text = ascii(value) if not str(value).isprintable() else repr(value)
+    try:
+        text = repr(value) if str(value).isprintable() else ascii(value)
+    except ValueError:  # Python writes out no whole number of over 4,300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -11,6 +11,7 @@ from spaces.parameters import Fixed, Hyperparameters, Number, Parameter, Searche
 
 # The network shrinks an image by 16 pixels; a test holds this number against the network itself.
 SMALLEST_IMAGE_PX = 17
+LARGEST_IMAGE_PX = 1024
 
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
@@ -42,9 +43,9 @@ class Dataset(Section):
     name: Literal["digits", "cifar10", "folder"]
     root: str | None = None
     download: bool = False
-    image_size: int = Field(default=32, ge=SMALLEST_IMAGE_PX, le=1024)
-    train_limit: int | None = Field(default=None, ge=10)
-    images_per_epoch: int | None = Field(default=None, ge=2)
+    image_size: int = Field(default=32, ge=SMALLEST_IMAGE_PX, le=LARGEST_IMAGE_PX)
+    train_limit: int | None = Field(default=None, ge=10, le=1_000_000_000)
+    images_per_epoch: int | None = Field(default=None, ge=2, le=1_000_000_000)
     validation_fraction: float = Field(default=0.2, gt=0, le=0.5)
     split_seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -77,8 +78,8 @@ class Search(Section):
     """
 
     trials: int = Field(ge=1, le=1_000_000)
-    grace_epochs: int = Field(default=1, ge=1)
-    reduction_factor: int = Field(default=3, ge=2)
+    grace_epochs: int = Field(default=1, ge=1, le=100_000)
+    reduction_factor: int = Field(default=3, ge=2, le=100_000)
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None
 
@@ -94,6 +95,20 @@ class Search(Section):
         return None if self.time_budget is None else duration_s(self.time_budget)
 
 
+class Confirm(Section):
+    """How the best trials are trained again, with fresh random streams, before one is called the winner.
+
+    Attributes:
+        top: how many of the best completed trials, the baseline not counted, which always takes part; 0: none.
+        seeds: fresh runs of each, unless the order is clear before; trials that are tied then get more.
+        budget: epochs that fresh runs may take, as a share of what the search itself trained.
+    """
+
+    top: int = Field(default=3, ge=0, le=100)
+    seeds: int = Field(default=3, ge=2, le=100)
+    budget: float = Field(default=0.33, ge=0, le=1000)
+
+
 class Resources(Section):
     """What the search may use.
 
@@ -105,15 +120,18 @@ class Resources(Section):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
     trials_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
     cuda_graph: bool = False
 
 
+# Sections that a file may leave out.
+OPTIONAL_SECTIONS = frozenset({"confirm", "resources"})
 SECTIONS: Mapping[str, type[Section]] = {
     "dataset": Dataset,
     "training": Training,
     "search": Search,
+    "confirm": Confirm,
     "resources": Resources,
 }
 
@@ -132,6 +150,7 @@ class Space:
     dataset: Dataset
     training: Training
     search: Search
+    confirm: Confirm
     resources: Resources
     parameters: Mapping[str, Parameter]
     baseline: Hyperparameters

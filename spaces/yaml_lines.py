@@ -43,7 +43,8 @@ def parse(text: str, source: str) -> Document:
     Raises:
         InputError: one line a finding.
     """
-    if len(text.encode()) > MAX_BYTES:
+    # A command line can hold bytes that are no text; YAML refuses them below.
+    if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
         raise InputError(f"{source}: is over {MAX_BYTES // 1024} KiB, but a space file must be smaller.")
     try:
         _refuse_hostile(text, source)

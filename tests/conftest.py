@@ -18,6 +18,7 @@ TINY = (
     "training.max_epochs=3",
     "search.grace_epochs=1",
     "search.trials=8",
+    "confirm.top=0",
 )
 
 

@@ -8,16 +8,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from spaces import Hyperparameters, InputError
+from spaces.parameters import shorten
+from spaces.plain_files import MIB, read_plain
 from trainable.files import replacing, write_json
 from trainable.seeding import Purpose, RunSeed
 
 FORMAT_VERSION = 1
 TENSORS_FILE = "tensors.safetensors"
 STATE_FILE = "state.json"
+# The network and its momentum have about one MiB; these only bound what a foreign file may take.
+MAX_STATE_BYTES = MIB
+MAX_TENSORS_BYTES = 1024 * MIB
 
 StateDict = dict[str, Any]
 
@@ -85,25 +90,28 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
         InputError: a file is missing or damaged.
     """
     try:
-        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        packed = (folder / TENSORS_FILE).read_bytes()
+        content = json.loads(read_plain(folder / STATE_FILE, MAX_STATE_BYTES))
+        packed = read_plain(folder / TENSORS_FILE, MAX_TENSORS_BYTES)
         if content["format"] != FORMAT_VERSION or hashlib.sha256(packed).hexdigest() != content["tensors_sha256"]:
             raise ValueError("its two files do not belong together")
-        tensors = load_file(folder / TENSORS_FILE)
+        tensors = load(packed)
         experiment, number, purpose = content["seed"]
+        epoch = content["epoch"]
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+            raise ValueError(f"its epoch is {shorten(epoch)}")
         state = TrainingState(
             hyperparameters=Hyperparameters.from_mapping(content["hyperparameters"]),
             seed=RunSeed(experiment, number, Purpose(purpose)),
-            epoch=content["epoch"],
+            epoch=epoch,
             scheduler=content["scheduler"],
         )
         network = {
             name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")
         }
         return state, network, _optimizer_state(tensors, content["optimizer_groups"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(
-            f"{folder}: is a damaged checkpoint ({error}). Remove it to go on from an earlier one."
+            f"{folder}: is a damaged checkpoint ({str(error)[:200]}). Remove it to go on from an earlier one."
         ) from None
 
 

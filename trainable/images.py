@@ -7,7 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from spaces.errors import InputError
+from spaces.plain_files import open_plain
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+# Names lie: these are often found under the endings above. Of the other formats that Pillow would try, one is a
+# program to be run (EPS, by Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 class UnreadableImageError(ValueError):
@@ -28,13 +34,17 @@ def read_image(path: Path, image_size: int) -> NDArray[np.uint8]:
         UnreadableImageError: it is not an image, is truncated, or cannot be opened.
     """
     try:
-        with Image.open(path) as image:
+        with open_plain(path, follow_links=True) as file, Image.open(file, formats=FORMATS) as image:
             return to_square(_upright(image), image_size)
+    except InputError:
+        raise UnreadableImageError("is not a file") from None
     except UnidentifiedImageError:
         raise UnreadableImageError("is not an image") from None
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"is too large to decode ({error})") from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be decoded ({error.strerror or error})") from None
+    except (SyntaxError, ValueError, OverflowError, MemoryError, struct.error) as error:
         raise UnreadableImageError(f"cannot be decoded ({error})") from None
 
 
@@ -53,6 +63,8 @@ def to_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     """
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips instead of scaling
         image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns of what it drops: how transparent each pixel is
     image = image.convert("RGB")
     if image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)

@@ -15,7 +15,7 @@ from ray import tune
 from spaces import Dataset, Hyperparameters
 from trainable.compute import Compute
 from trainable.datasets import TrainingData, open_training_data
-from trainable.seeding import RunSeed
+from trainable.seeding import Purpose, RunSeed
 
 if TYPE_CHECKING:
     from trainable.fit_evaluate import FitEvaluate
@@ -23,19 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrialConfig:
-    """What a worker is told of one trial.
+    """What a worker is told of one trial, or of a fresh run of one.
 
     Attributes:
-        trial: its number.
+        name: of the run's folder.
+        trial: the trial's number.
+        purpose, seed_number: together with `experiment_seed` name the random streams.
         hyperparameters: the configuration.
         decoded_folder: the cached training images.
         dataset: how they are cut.
-        experiment_seed: together with `trial` names the random streams.
+        experiment_seed: the experiment's.
         compute: what to compute with.
         resume_from: a checkpoint's folder to go on from; None to start afresh.
     """
 
+    name: str
     trial: int
+    purpose: Purpose
+    seed_number: int
     hyperparameters: Hyperparameters
     decoded_folder: Path
     dataset: Dataset
@@ -46,7 +51,10 @@ class TrialConfig:
     def as_ray_config(self) -> dict[str, Any]:
         """Plain values, as Ray ships and logs them."""
         return {
+            "name": self.name,
             "trial": self.trial,
+            "purpose": int(self.purpose),
+            "seed_number": self.seed_number,
             "hyperparameters": self.hyperparameters.as_dict(),
             "decoded_folder": str(self.decoded_folder),
             "dataset": self.dataset.model_dump(),
@@ -61,6 +69,7 @@ class TrialConfig:
         values = dict(config)
         resume_from = values.pop("resume_from")
         return cls(
+            purpose=Purpose(values.pop("purpose")),
             hyperparameters=Hyperparameters.from_mapping(values.pop("hyperparameters")),
             decoded_folder=Path(values.pop("decoded_folder")),
             dataset=Dataset.model_validate(values.pop("dataset")),
@@ -120,7 +129,7 @@ class TrialTrainable(tune.Trainable):
             self._data.train,
             self._data.validation,
             config.hyperparameters,
-            RunSeed(config.experiment_seed, config.trial),
+            RunSeed(config.experiment_seed, config.seed_number, config.purpose),
             config.compute,
             self._workbench,
         )

@@ -15,6 +15,7 @@ class Purpose(IntEnum):
 
     TRIAL = 0
     RETRAINING = 1
+    CONFIRMATION = 2
 
 
 class Stream(IntEnum):
@@ -30,7 +31,8 @@ class RunSeed:
 
     Attributes:
         experiment: the experiment's seed.
-        number: the trial's number, or the number of the retraining.
+        number: the trial's number, or that of the retraining, or that of the confirmation's block, whose runs share
+            their streams so that they compare.
         purpose: what the run is for.
     """
 

@@ -6,8 +6,9 @@ A source lists one split and decodes it on demand; `trainable.cache` keeps what 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.error import URLError
 
 import numpy as np
@@ -18,6 +19,9 @@ from spaces import Dataset, InputError
 from spaces.errors import expanded
 from trainable.images import SUFFIXES, UnreadableImageError, read_image, to_square
 from trainable.splits import stratified_pick
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
 
 Split = Literal["train", "test"]
 
@@ -93,21 +97,18 @@ def _cifar10(dataset: Dataset, split: Split) -> Source:
     from torchvision.datasets import CIFAR10
 
     root = expanded(dataset.root or "~/.cache/depthwise-search/cifar10")
-    try:
-        if dataset.download:
-            root.mkdir(parents=True, exist_ok=True)
-        cifar10 = CIFAR10(str(root), train=split == "train", download=dataset.download)
-    except (URLError, ConnectionError, TimeoutError) as error:
-        raise InputError(
-            f"`dataset.root` is {root}, but CIFAR-10 is not there and cannot be fetched ({error}). "
-            f"Put cifar-10-python.tar.gz there by hand, or use an image folder: --set dataset.name=folder."
-        ) from None
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"`dataset.root` is {root}, but must hold an intact CIFAR-10 ({reason}). "
-            f"Remove what is there and fetch it again with --set dataset.download=true."
-        ) from None
+    cifar10 = _intact_cifar10(root, split)
+    if cifar10 is None and dataset.download:
+        _fetch_cifar10(root)
+        cifar10 = _intact_cifar10(root, split)
+    if cifar10 is None:
+        remedy = "" if dataset.download else " Let it be fetched: --set dataset.download=true."
+        found = "it is not there"
+        if _exists(root / CIFAR10.base_folder):
+            found = "what is there is damaged"
+        elif _exists(root / CIFAR10.filename):
+            found = f"there is {CIFAR10.filename}, but not unpacked, or not whole"
+        raise InputError(f"`dataset.root` is {root}, but must hold an intact CIFAR-10: {found}.{remedy}")
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(cifar10.data), CHUNK_IMAGES):
@@ -121,6 +122,47 @@ def _cifar10(dataset: Dataset, split: Split) -> Source:
         chunks=chunks,
         statistics=(CIFAR10_MEAN, CIFAR10_STD),
     )
+
+
+def _intact_cifar10(root: Path, split: Split) -> "CIFAR10 | None":
+    """CIFAR-10 as torchvision reads it, which unpickles; but only files that have the checksums of the real ones."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        # With no eye for the other split's files, which torchvision would checksum too.
+        other = "test_list" if split == "train" else "train_list"
+        return type(CIFAR10.__name__, (CIFAR10,), {other: []})(str(root), train=split == "train", download=False)
+    except RuntimeError:  # what torchvision raises where a file is missing or has another checksum
+        return None
+    except OSError as error:
+        raise InputError(_cannot_be_read(root, error)) from None
+
+
+def _fetch_cifar10(root: Path) -> None:
+    """Fetch and unpack CIFAR-10, or only unpack it where somebody put the archive into `root`."""
+    from torchvision.datasets import CIFAR10
+
+    by_hand = f"Put {CIFAR10.filename} there by hand, or use an image folder: --set dataset.name=folder."
+    for path in (root / CIFAR10.filename, root / CIFAR10.base_folder, *(root / CIFAR10.base_folder).glob("*")):
+        if path.is_symlink():
+            raise InputError(f"{path}: is a symbolic link, through which a download would write. Remove it.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        CIFAR10(str(root), download=True)
+    except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
+        raise InputError(
+            f"`dataset.root` is {root}, but CIFAR-10 is not there and cannot be fetched ({error}). {by_hand}"
+        ) from None
+    except RuntimeError:
+        raise InputError(
+            f"`dataset.root` is {root}, but CIFAR-10 could not be fetched whole: what came has another checksum. "
+            f"Try again. {by_hand}"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"`dataset.root` is {root}, but CIFAR-10 cannot be written there: {error.strerror or error}. "
+            f"Choose another folder, or make room."
+        ) from None
 
 
 def _folder(root: Path, image_size: int, split: Split) -> Source:
@@ -138,11 +180,7 @@ def _folder(root: Path, image_size: int, split: Split) -> Source:
                     yield np.stack([image for image in decoded if not isinstance(image, str)])
         _refuse(unreadable, "Remove or replace them.")
 
-    stats = [path.stat() for path in paths]
-    files = [
-        (path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns)
-        for path, stat in zip(paths, stats, strict=True)
-    ]
+    files = _sizes_and_times(root, paths)
     return Source(
         class_names=class_names,
         labels=labels,
@@ -153,37 +191,46 @@ def _folder(root: Path, image_size: int, split: Split) -> Source:
 
 def _class_names(root: Path, split: Split) -> tuple[str, ...]:
     folder = root / split
-    if not folder.is_dir():
-        raise InputError(
-            f"`dataset.root` is {root}, but must be a folder that holds {split}/<class>/*.png or *.jpg: "
-            f"there is no {folder}."
-        )
+    must_hold = f"`dataset.root` is {root}, but must be a folder that holds {split}/<class>/*.png or *.jpg"
+    for path in (root, folder):
+        if _exists(path) and not path.is_dir():
+            raise InputError(f"{must_hold}: {path} is a file.")
+    if not _exists(folder):
+        raise InputError(f"{must_hold}: there is no {folder}.")
     try:
         names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry)))
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}.") from None
+        raise InputError(_cannot_be_read(folder, error)) from None
     if len(names) < 2:
-        raise InputError(f"{folder}: has {len(names)} class folders, but must have at least 2.")
+        found = f"has one class folder (`{names[0]}`)" if names else "has no class folder"
+        raise InputError(f"{folder}: {found}, but must have at least 2: one a class, with its images inside.")
+    no_text = [
+        f"{folder / name}: is named by bytes that are no UTF-8 text. Rename it." for name in names if _no_text(name)
+    ]
+    _refuse(no_text, "Rename them.")
     return names
 
 
 def _image_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], NDArray[np.int64]]:
-    if not folder.is_dir():
+    if not _exists(folder):
         raise InputError(f"{folder}: is not there, but must hold <class>/*.png or *.jpg.")
     paths: list[Path] = []
     labels: list[int] = []
-    problems = [
-        f"{entry}: is a class that train/ does not have. Remove it, or add training images for it."
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not _is_hidden(entry) and entry.name not in class_names
-    ]
+    try:
+        problems = [
+            f"{entry}: is a class that train/ does not have. Remove it, or add training images for it."
+            for entry in sorted(folder.iterdir())
+            if entry.is_dir() and not _is_hidden(entry) and entry.name not in class_names
+        ]
+    except OSError as error:
+        raise InputError(_cannot_be_read(folder, error)) from None
     for label, name in enumerate(class_names):
         try:
             files = sorted(
                 path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES and not _is_hidden(path)
             )
         except OSError as error:
-            problems.append(f"{folder / name}: cannot be read: {error.strerror}.")
+            problems.append(_cannot_be_read(folder / name, error))
             continue
         if not files:
             problems.append(f"{folder / name}: holds no .png or .jpg file, but every class must have images.")
@@ -191,6 +238,20 @@ def _image_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], 
         labels += [label] * len(files)
     _refuse(problems, "Mend them.")
     return paths, np.asarray(labels, dtype=np.int64)
+
+
+def _sizes_and_times(root: Path, paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Name, bytes and nanoseconds of each file: what tells whether an image has changed."""
+    files = []
+    problems = []
+    for path in paths:
+        try:
+            status = path.stat()
+            files.append((path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            problems.append(_cannot_be_read(path, error))
+    _refuse(problems, "Remove or replace them.")
+    return files
 
 
 def _read_or_reason(path: Path, image_size: int) -> NDArray[np.uint8] | str:
@@ -207,6 +268,25 @@ def _refuse(problems: Sequence[str], remedy: str) -> None:
     if len(problems) > MAX_FILES_NAMED:
         lines.append(f"… and {len(problems) - MAX_FILES_NAMED} more like these. {remedy}")
     raise InputError(lines)
+
+
+def _cannot_be_read(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"{path}: is a symbolic link to {path.readlink()}, which is not there. Remove or mend it."
+    remedy = " Allow it to be read (chmod), or choose another." if isinstance(error, PermissionError) else ""
+    return f"{path}: cannot be read: {error.strerror}.{remedy}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(_cannot_be_read(path, error)) from None
+
+
+def _no_text(name: str) -> bool:
+    # Python keeps undecodable bytes as lone surrogates, which neither JSON's readers nor a manifest take.
+    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable
 
-from search.records import EpochDone
-from search.state import SearchState
+from search.records import EpochDone, RunEpochDone
+from search.state import Assignment, SearchState
 from spaces import Hyperparameters
 
 Curve = Callable[[int, Hyperparameters, int], float]
@@ -26,20 +26,29 @@ def simulate(
     max_results: int | None = None,
     trials_at_once: int = 2,
     curve: Curve = accuracy,
+    fresh_curve: Callable[[int, int, int], float] = lambda trial, block, epoch: 0.5 + trial / 1000 + block / 100,
 ) -> None:
     """Run until the search ends, or breaks off after `max_results`; workers take turns by `seed`."""
     turns = random.Random(seed)
-    running: dict[int, tuple[Hyperparameters, int]] = {}
+    running: dict[str, tuple[Assignment, int]] = {}
     n_results = 0
     while True:
         while len(running) < trials_at_once and (assignment := state.next_assignment()):
-            running[assignment.trial] = (assignment.config, assignment.n_epochs_known)
+            running[assignment.name] = (assignment, assignment.n_epochs_known)
         if not running or n_results == max_results:
             return
-        number = turns.choice(sorted(running))
-        config, epoch = running[number]
-        goes_on = state.record(result(number, epoch + 1, curve(number, config, epoch + 1)))
-        running[number] = (config, epoch + 1)
+        name = turns.choice(sorted(running))
+        assignment, epoch = running[name][0], running[name][1] + 1
+        running[name] = (assignment, epoch)
+        if assignment.kind == "trial":
+            goes_on = state.record(result(assignment.number, epoch, curve(assignment.number, assignment.config, epoch)))
+        else:
+            value = fresh_curve(assignment.trial, assignment.seed_number, epoch)
+            goes_on = state.record_run(run_result(assignment.number, epoch, value))
         if not goes_on:
-            del running[number]
+            del running[name]
         n_results += 1
+
+
+def run_result(run: int, epoch: int, value: float, loss: float = 1.0) -> RunEpochDone:
+    return RunEpochDone(run, epoch, loss, loss, value, 0.5, 0.1, 10_000.0 + 100 * run + epoch)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import pytest
 from PIL import Image
 
 from search.journal import read_history
-from search.records import Event, History, event_from_dict
+from search.records import EpochDone, Event, History, RunEpochDone, event_from_dict
+from search.state import is_done
 from search.study import Proposer
-from spaces import Dataset, Space, load_space
+from spaces import Dataset, Hyperparameters, Space, load_space
 from tests.conftest import TINY, set_options
 from trainable.cache import decode_once
 
@@ -149,21 +150,32 @@ def test_every_epoch_s_learning_rate_is_that_of_the_configuration(finished: Watc
 
 def assert_trained_as_alone(history: History, space: Space, number: int) -> None:
     """Train a trial's configuration here without Ray, and compare every epoch."""
+    trial = history.trials[number]
+    assert_trained_by(space, trial.config, "TRIAL", number, trial.epochs)
+
+
+def assert_trained_by(
+    space: Space,
+    config: Hyperparameters,
+    purpose: str,
+    seed_number: int,
+    epochs: Sequence[EpochDone] | Sequence[RunEpochDone],
+) -> None:
     import torch
 
     from trainable.compute import choose_compute
     from trainable.datasets import prepare_training_data
     from trainable.fit_evaluate import FitEvaluate
-    from trainable.seeding import RunSeed
+    from trainable.seeding import Purpose, RunSeed
 
-    trial = history.trials[number]
     data = prepare_training_data(space.dataset)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         compute, _ = choose_compute("cpu", space.training.precision)
-        run = FitEvaluate(data.train, data.validation, trial.config, RunSeed(space.search.seed, number), compute)
-        for epoch in trial.epochs:
+        seed = RunSeed(space.search.seed, seed_number, Purpose[purpose])
+        run = FitEvaluate(data.train, data.validation, config, seed, compute)
+        for epoch in epochs:
             result = run.run_epoch()
             assert result.train_loss == epoch.train_loss
             assert result.validation_accuracy == epoch.validation_accuracy
@@ -420,6 +432,9 @@ def test_the_test_set_is_opened_once_unless_a_reason_is_given(retrained: Path, r
         cwd=tmp_path,
     )
     assert again.returncode == 0, again.stderr
+    board = run("search.leaderboard", str(folder), cwd=tmp_path).stdout
+    assert board.count("Test set opened ") == 2
+    assert "once more because: a look at one epoch" in board
     openings = json.loads((folder / "manifest.json").read_text())["test_openings"]
     assert [opening["reason"] for opening in openings] == [None, "a look at one epoch"]
     assert "a look at one epoch" in (folder / "final" / "MODEL_CARD.md").read_text()
@@ -427,10 +442,10 @@ def test_the_test_set_is_opened_once_unless_a_reason_is_given(retrained: Path, r
     assert metrics["test_accuracy_interval_95"] is None
 
 
-def wait_for_results(journal: Path, n_results: int, process: subprocess.Popen[str]) -> None:
+def wait_for_results(journal: Path, n_results: int, process: subprocess.Popen[str], event: str = '"epoch_done') -> None:
     deadline = time.monotonic() + 150
     while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_text().count("epoch_done") >= n_results:
+        if journal.exists() and journal.read_text().count(event) >= n_results:
             return
         time.sleep(0.05)
     raise AssertionError(f"the search gave no {n_results} results: {process.communicate(timeout=10)}")
@@ -553,6 +568,37 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def test_fresh_runs_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path) -> None:
+    results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
+    confirm = ("search.trials=3", "confirm.top=1", "confirm.seeds=2", "confirm.budget=4")
+    process = start(results, "--name", "tiny", *set_options(*TINY, *confirm), temporary=temporary)
+    journal = results / "tiny" / "journal.jsonl"
+    wait_for_results(journal, 3, process, "run_epoch_done")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    before = read_history(journal)
+    assert before.unfinished_runs
+
+    resumed = run("search.run", "--resume", "tiny", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert " wins: the search said " in resumed.stdout
+    assert "hand-picked configuration" in resumed.stdout
+    history, space = read_history(journal), load_space(str(results / "tiny"))
+    assert is_done(history, space)
+    for number, past in before.runs.items():
+        assert history.runs[number].epochs[: past.n_epochs] == past.epochs
+    for number in {0, before.unfinished_runs[0].number}:
+        fresh = history.runs[number]
+        config = history.trials[fresh.trial].config
+        assert_trained_by(space, config, "CONFIRMATION", fresh.block, fresh.epochs)
+    with (results / "tiny" / "fresh_runs.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == sum(fresh.n_epochs for fresh in history.runs.values())
+    assert not list((results / "tiny").glob("ray/session_*/*/checkpoint_*"))
+    rows = json.loads(run("search.leaderboard", "--format", "json", cwd=tmp_path).stdout)["trials"]
+    assert rows[0]["fresh_runs"] >= 2
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, level in (("dark", 40), ("light", 200)):
@@ -566,6 +612,7 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
         "dataset.root=images",
         "dataset.image_size=17",
         "training.max_epochs=1",
+        "confirm.budget=9",
     )
     arguments = [*set_options(*overrides, "search.trials=2"), "--name", "folder"]
     searched = run("search.run", *arguments, cwd=tmp_path)
@@ -574,6 +621,10 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
         "dark",
         "light",
     ]
+    assert "fresh run" in searched.stdout
+    board = run("search.leaderboard", "folder", cwd=tmp_path)
+    assert board.returncode == 0, board.stderr
+    assert "Test set opened" not in board.stdout
     retrained = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
     assert retrained.returncode == 2
     assert "images/test: is not there" in retrained.stderr

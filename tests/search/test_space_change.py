@@ -18,7 +18,7 @@ NARROWED = ("space.lr={loguniform: [0.002, 0.05]}",)
 
 @pytest.fixture
 def space() -> Space:
-    return load_space("quickstart", ["search.trials=20"])
+    return load_space("quickstart", ["search.trials=20", "confirm.top=0"])
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def searched(space: Space) -> History:
 
 
 def changed(*overrides: str) -> Space:
-    return load_space("quickstart", ["search.trials=20", *overrides])
+    return load_space("quickstart", ["search.trials=20", "confirm.top=0", *overrides])
 
 
 def test_an_unchanged_space_is_no_change(space: Space) -> None:
@@ -107,7 +107,7 @@ def test_a_new_baseline_is_run_and_led_against(searched: History) -> None:
     assert [trial.number for trial in baselines] == [0, 20]
     assert baselines[1].config.lr == 0.03
     assert baselines[1].status == "completed"
-    sentence = lead_sentence(rank(searched))
+    sentence = lead_sentence(searched)
     assert "(trial 20, " in sentence or "It is the baseline" in sentence
 
 

@@ -28,7 +28,7 @@ EPOCH = json.dumps(event_as_dict(result(0, 1, 0.5)))
 
 @pytest.fixture
 def space() -> Space:
-    return load_space("quickstart", ["search.trials=20"])
+    return load_space("quickstart", ["search.trials=20", "confirm.top=0"])
 
 
 def statuses(history: History) -> dict[int, str]:
@@ -176,7 +176,7 @@ def test_the_same_history_gives_the_same_proposal(space: Space) -> None:
 
 
 def test_another_seed_gives_other_proposals_but_the_same_baseline(space: Space) -> None:
-    other = load_space("quickstart", ["search.trials=20", "search.seed=1"])
+    other = load_space("quickstart", ["search.trials=20", "search.seed=1", "confirm.top=0"])
     first, second = Proposer(space, History()), Proposer(other, History())
     assert first.propose(0, baseline=True) == second.propose(0, baseline=True) == space.baseline_suggestion()
     assert first.propose(1, baseline=False) != second.propose(1, baseline=False)
@@ -222,7 +222,7 @@ def test_a_verdict_that_was_due_when_the_search_died_is_given_on_resume(space: S
     history = History([*events, result(1, 1, 0.8), result(2, 1, 0.3), *(result(3, e, 0.9) for e in range(1, 10))])
     state = SearchState(space, history)
     assert statuses(history) == {0: "running", 1: "running", 2: "stopped", 3: "completed"}
-    assert [state.next_assignment().trial for _ in range(2)] == [0, 1]  # type: ignore[union-attr]
+    assert [state.next_assignment().number for _ in range(2)] == [0, 1]  # type: ignore[union-attr]
 
 
 def test_a_well_formed_line_is_none_of_those(space: Space, tmp_path: Path) -> None:

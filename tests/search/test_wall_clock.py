@@ -16,7 +16,7 @@ def epoch(trial: int, number: int, seconds: float, at: float) -> EpochDone:
 
 
 def end(trial: int, at: float) -> TrialEnded:
-    return TrialEnded(trial, "completed", "", at)
+    return TrialEnded(trial, "stopped", "", at)
 
 
 def test_shares_of_two_places_add_up() -> None:

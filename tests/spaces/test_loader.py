@@ -1,4 +1,5 @@
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,90 @@ def test_any_text_loads_or_gives_lines(text: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError):
         load_space(str(path))
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "device", "nothing"])
+def test_a_space_that_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    match kind:
+        case "FIFO":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+            os.mkfifo(path / "experiment.yaml")
+        case "device":
+            path.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"mine\.yaml` is not a space: give a path to a YAML file, or one of"):
+        load_space(str(path))
+
+
+def test_a_huge_space_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    with path.open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(InputError, match=r"mine\.yaml: is over 64 KiB"):
+        load_space(str(path))
+
+
+def test_a_space_may_be_a_link_of_the_user_s_own(tmp_path: Path) -> None:
+    (tmp_path / "real.yaml").write_text(VALID)
+    (tmp_path / "mine.yaml").symlink_to("real.yaml")
+    assert load_space(str(tmp_path / "mine.yaml")).search.trials == 4
+
+
+HUGE = "0x" + "f" * 20_000  # Python refuses to write such numbers in decimals
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "search.trials",
+        "search.grace_epochs",
+        "search.reduction_factor",
+        "search.seed",
+        "search.time_budget",
+        "training.max_epochs",
+        "training.batch_size",
+        "training.dropout",
+        "dataset.image_size",
+        "dataset.train_limit",
+        "dataset.images_per_epoch",
+        "dataset.validation_fraction",
+        "dataset.root",
+        "resources.trials_at_once",
+        "resources.trials_per_gpu",
+        "space.lr",
+        "space.step_size",
+        "baseline.lr",
+    ],
+)
+@pytest.mark.parametrize("form", ["{}", "[{}]", "{{uniform: [0.1, {}]}}", "{{uniform: {}}}", "{{choice: [[{}]]}}"])
+def test_a_number_of_thousands_of_digits_is_one_line(key: str, form: str, tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, VALID, f"{key}={form.format(HUGE)}")
+    assert all("\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"dataset: {name: digits}\n\x00", "is not valid YAML"),
+        ("dataset: {name: digits}\n".encode("utf-16"), "is not UTF-8"),
+        (b"dataset: {name: d\xe9gits}\n", "is not UTF-8"),
+        (b"a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "uses an alias"),
+        (b"a: " + b"[" * 30_000, "is nested over 8 deep"),
+        (b"\n".join(b" " * i + b"a:" for i in range(300)), "is nested over 8 deep"),
+        (b"a: " + b"{a: " * 10_000, "is nested over 8 deep"),
+        (b"x" * 60_000 + b": " * 1000, "is not"),
+    ],
+)
+def test_bombs_and_other_encodings_are_refused(content: bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_space(str(path))
+    assert any(expected in line for line in caught.value.lines), caught.value.lines[0][:200]
+
+
+def test_bytes_on_the_command_line_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (line,) = lines_of(tmp_path, VALID, "space.lr=\udcff")
+    assert "has a value that is not valid YAML" in line

@@ -253,6 +253,8 @@ def test_cifar10_is_torchvision_s_with_its_checksums(tmp_path: Path, monkeypatch
     assert data.decoded.class_names == tuple(names)
     assert data.decoded.mean == (0.4914, 0.4822, 0.4465)
 
+    (base / "test_batch").write_bytes(b"not to be looked at")
+    assert len(prepare_training_data(dataset).everything) == 20
     (base / "data_batch_1").write_bytes(b"half a download")
     with pytest.raises(InputError, match=r"must hold an intact CIFAR-10.*dataset\.download=true"):
         prepare_training_data(dataset)

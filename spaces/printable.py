@@ -1,0 +1,21 @@
+"""Text from files on a terminal: it shows itself, and commands nothing."""
+
+import shlex
+
+
+def printable(text: object) -> str:
+    """`text` on one line, with everything that does not show replaced by its escape, such as `\\x1b` or `\\u202e`.
+
+    Names of folders, classes and files, and sentences from a journal, may hold sequences that move the cursor,
+    hide what follows or turn its direction; and bytes that no encoding can print.
+    """
+    return "".join(character if character.isprintable() else _escape(character) for character in str(text))
+
+
+def shell_word(text: object) -> str:
+    """`text` as one word of a command line that a user may copy: quoted where a shell would see more in it."""
+    return shlex.quote(printable(text))
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,278 @@
+"""Fresh runs: who gets them, when it is enough, and what they say. Compared with scipy where it has the same test."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from search.confirmation import budget_epochs, candidates, fresh_results, lead, next_run
+from search.journal import Journal, read_history
+from search.ranking import lead_sentence, rank, winner
+from search.records import History, RunEnded, RunEpochDone, RunStarted, TrialEnded, TrialStarted
+from search.state import SearchState, is_done
+from spaces import Space, load_space
+from tests.search.simulation import result, run_result, simulate
+
+EPOCHS = 9
+
+
+def quickstart(*overrides: str) -> Space:
+    return load_space("quickstart", ["search.trials=5", "confirm.budget=20", *overrides])
+
+
+def searched(space: Space, *accuracies: float) -> History:
+    """Completed trials with these accuracies; the first is the baseline."""
+    history = History()
+    for number, accuracy in enumerate(accuracies):
+        history.apply(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 0.0))
+        for epoch in range(1, EPOCHS + 1):
+            history.apply(result(number, epoch, accuracy))
+        history.apply(TrialEnded(number, "completed", "", 1.0))
+    return history
+
+
+def with_run(history: History, trial: int, block: int, value: float) -> None:
+    number = len(history.runs)
+    history.apply(RunStarted(number, trial, block, 1.0))
+    for epoch in range(1, EPOCHS + 1):
+        history.apply(run_result(number, epoch, value))
+    history.apply(RunEnded(number, "completed", "", 2.0))
+
+
+def with_table(history: History, table: dict[int, list[float]]) -> History:
+    """Fresh runs: for each trial its accuracies in blocks 1, 2 …"""
+    for block in range(max(len(values) for values in table.values())):
+        for trial, values in table.items():
+            if block < len(values):
+                with_run(history, trial, block + 1, values[block])
+    return history
+
+
+def race(history: History, space: Space, value_of: dict[int, list[float]]) -> list[tuple[int, int]]:
+    """Run what is asked for until it is enough."""
+    asked = []
+    while chosen := next_run(history, space):
+        asked.append(chosen)
+        trial, block = chosen
+        values = value_of[trial]
+        with_run(history, trial, block, values[(block - 1) % len(values)])
+    return asked
+
+
+def test_the_best_few_and_the_baseline_take_part_best_first() -> None:
+    space = quickstart("confirm.top=2")
+    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
+    assert [trial.number for trial in candidates(history, space)] == [2, 3, 0]
+    assert candidates(history, quickstart("confirm.top=0")) == []
+    assert candidates(searched(space, 0.5), space) == [], "a baseline alone has nobody to compare with"
+
+
+def test_a_small_budget_goes_to_fewer_trials_rather_than_to_fewer_seeds() -> None:
+    space = quickstart("confirm.budget=0.9")
+    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
+    assert budget_epochs(history, space) == 40, "0.9 of 45: four runs of nine epochs"
+    assert [trial.number for trial in candidates(history, space)] == [2, 0]
+    assert race(history, space, {2: [0.9], 0: [0.9, 0.8]}) == [(2, 1), (0, 1), (2, 2), (0, 2)]
+    assert sum(run.n_epochs for run in history.runs.values()) == 36
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.33, 0.5, 1.0, 1.7, 3.0])
+def test_fresh_runs_never_take_more_epochs_than_their_share(share: float) -> None:
+    space = quickstart(f"confirm.budget={share}")
+    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
+    noise = random.Random(0)
+    race(history, space, {n: [0.9 + noise.gauss(0, 0.02) for _ in range(9)] for n in range(5)})
+    assert sum(run.n_epochs for run in history.runs.values()) <= share * history.n_epochs
+
+
+def test_each_gets_its_seeds_block_by_block_and_ties_get_more() -> None:
+    space = quickstart("confirm.top=2", "confirm.seeds=3")
+    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
+    # Too noisy for any order: everybody stays in the race until the most that ties get.
+    table = {2: [0.8, 0.9, 0.7], 3: [0.9, 0.7, 0.8], 0: [0.7, 0.8, 0.9]}
+    asked = race(history, space, table)
+    assert asked[:9] == [(trial, block) for block in (1, 2, 3) for trial in (2, 3, 0)]
+    assert len(asked) == 27
+
+
+def test_a_clear_order_ends_the_race_early() -> None:
+    space = quickstart("confirm.top=2", "confirm.seeds=5")
+    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
+    asked = race(history, space, {2: [0.90, 0.91], 3: [0.70, 0.712], 0: [0.50, 0.509]})
+    assert asked == [(trial, block) for block in (1, 2) for trial in (2, 3, 0)]
+
+
+def test_only_trials_still_in_the_race_go_on() -> None:
+    space = quickstart("confirm.top=2", "confirm.seeds=3")
+    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
+    asked = race(history, space, {2: [0.90, 0.92, 0.90], 3: [0.91, 0.91, 0.91], 0: [0.3, 0.31, 0.3]})
+    assert {trial for trial, block in asked if block > 2} == {2, 3}
+
+
+def test_a_lead_is_the_paired_t_interval_of_two_trials() -> None:
+    first, second = [0.90, 0.93, 0.88, 0.91], [0.89, 0.90, 0.88, 0.88]
+    history = with_table(searched(quickstart(), 0.5, 0.9), {1: first, 0: second})
+    found = lead(history, 1, 0)
+    reference = stats.ttest_rel(first, second)
+    interval = reference.confidence_interval(0.95)
+    assert found.mean == pytest.approx(np.mean(np.subtract(first, second)))
+    assert found.mean - found.half_width == pytest.approx(interval.low)  # type: ignore[operator]
+    assert found.mean + found.half_width == pytest.approx(interval.high)  # type: ignore[operator]
+    assert found.is_clear == (reference.pvalue < 0.05)
+
+
+def test_a_mean_has_the_t_interval_of_the_spread_within_trials() -> None:
+    values = [0.90, 0.93, 0.88]
+    fresh = fresh_results(with_table(searched(quickstart(), 0.5, 0.9), {1: values}))[1]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert fresh.mean == pytest.approx(np.mean(values))
+    assert (fresh.mean - fresh.half_width, fresh.mean + fresh.half_width) == pytest.approx((low, high))  # type: ignore[operator]
+    pooled = fresh_results(with_table(searched(quickstart(), 0.5, 0.9), {1: values, 0: [0.5, 0.51, 0.5]}))
+    assert pooled[1].half_width == pooled[0].half_width
+    assert pooled[1].half_width < fresh.half_width  # type: ignore[operator]
+
+
+def test_one_run_each_has_no_interval_and_nobody_is_beaten() -> None:
+    history = with_table(searched(quickstart(), 0.5, 0.9), {1: [0.9], 0: [0.5]})
+    fresh = fresh_results(history)
+    assert [f.half_width for f in fresh.values()] == [None, None]
+    assert all(f.is_tied for f in fresh.values())
+    assert "in too few runs to say how surely" in lead_sentence(history)
+
+
+def test_a_trial_that_left_early_is_not_ahead_for_having_missed_the_hard_blocks() -> None:
+    # Blocks 3 and 4 cost everybody 10 points; trial 0 was in the easy ones only, and behind in both.
+    table = {1: [0.90, 0.92, 0.80, 0.82], 2: [0.91, 0.91, 0.81, 0.81], 0: [0.88, 0.89]}
+    fresh = fresh_results(with_table(searched(quickstart(), 0.5, 0.9, 0.8), table))
+    assert list(fresh)[-1] == 0
+    assert fresh[1].mean == pytest.approx(0.86), "the plain mean of a trial that was in all blocks"
+    assert fresh[0].mean < 0.84
+
+
+def test_a_run_that_diverged_counts_as_nothing_and_one_that_failed_does_not_count() -> None:
+    history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), {1: [0.9, 0.9], 2: [0.8]})
+    history.apply(RunStarted(3, 2, 2, 1.0))
+    history.apply(run_result(3, 1, 0.1, loss=float("nan")))
+    history.apply(RunEnded(3, "diverged", "", 2.0))
+    history.apply(RunStarted(4, 1, 3, 1.0))
+    history.apply(RunEnded(4, "failed", "no memory", 2.0))
+    fresh = fresh_results(history)
+    assert (fresh[2].mean, fresh[2].n_runs) == (pytest.approx(0.4), 2)
+    assert fresh[1].n_runs == 2
+
+
+def test_the_winner_is_the_best_mean_of_fresh_runs_and_its_luck_is_said() -> None:
+    space = quickstart()
+    history = searched(space, 0.50, 0.95, 0.90)
+    with_table(history, {1: [0.88, 0.89, 0.87], 2: [0.91, 0.92, 0.90], 0: [0.50, 0.51, 0.49]})
+    ranked = rank(history)
+    assert [row.trial for row in ranked] == [2, 1, 0]
+    assert winner(ranked).validation_accuracy == 0.90  # type: ignore[union-attr]
+    sentence = lead_sentence(history)
+    assert sentence.startswith("Trial 2 wins: the search said 90.00%, 3 fresh runs say 91.00% ± ")
+    assert "The winner is 41.00 ± 0.00 points above the hand-picked configuration (trial 0, 50.00% ± " in sentence
+    assert not any(row.tied for row in ranked[1:])
+
+
+def test_a_winner_that_is_not_ahead_for_sure_is_said_to_be_so() -> None:
+    history = searched(quickstart(), 0.80, 0.90)
+    with_table(history, {1: [0.88, 0.80, 0.90], 0: [0.82, 0.88, 0.84]})
+    sentence = lead_sentence(history)
+    assert "The winner is not distinguishable from the hand-picked configuration (trial 0" in sentence
+    assert "Not to be told from it: trial 0." in sentence
+    assert [row.tied for row in rank(history)] == [True, True]
+
+
+def test_the_hand_picked_configuration_may_win() -> None:
+    history = searched(quickstart(), 0.80, 0.90)
+    with_table(history, {1: [0.7, 0.7, 0.71], 0: [0.82, 0.81, 0.82]})
+    assert "It is the hand-picked configuration: no searched one beat it." in lead_sentence(history)
+
+
+def test_while_fresh_runs_are_under_way_the_search_s_order_stands() -> None:
+    history = searched(quickstart(), 0.80, 0.90, 0.85)
+    with_run(history, 2, 1, 0.99)
+    assert [row.trial for row in rank(history)] == [1, 2, 0], "the best of the search has no fresh run yet"
+    with_run(history, 0, 1, 0.99)
+    with_run(history, 1, 1, 0.89)
+    assert [row.trial for row in rank(history)][2] == 1
+
+
+def noisy(trial: int, block: int, epoch: int) -> float:
+    return 0.8 + random.Random(trial * 100 + block).gauss(0, 0.02)
+
+
+def test_a_search_goes_on_to_fresh_runs_and_ends() -> None:
+    space = load_space("quickstart", ["search.trials=12"])
+    state = SearchState(space, History())
+    simulate(state, seed=0, fresh_curve=noisy)
+    history = state.history
+    assert is_done(history, space)
+    assert not history.unfinished_runs
+    n_epochs = sum(run.n_epochs for run in history.runs.values())
+    assert 0 < n_epochs <= 2.5 * history.n_epochs
+    assert all(run.n_epochs == 9 for run in history.runs.values())
+    assert {run.trial for run in history.runs.values()} == {trial.number for trial in candidates(history, space)}
+    starts = [(run.trial, run.block) for run in history.runs.values()]
+    assert len(starts) == len(set(starts))
+    last_trial_end = max(trial.end.at for trial in history.trials.values() if trial.end)
+    assert all(run.started_at >= last_trial_end for run in history.runs.values()), "the best are known only then"
+
+
+@pytest.mark.parametrize("broke_off_after", [40, 50, 55, 61, 70])
+def test_fresh_runs_are_resumed_and_none_is_repeated(tmp_path: Path, broke_off_after: int) -> None:
+    space = load_space("quickstart", ["search.trials=8"])
+    path = tmp_path / "journal.jsonl"
+    simulate(SearchState(space, History(), Journal(path)), seed=1, max_results=broke_off_after, fresh_curve=noisy)
+    before = read_history(path)
+    simulate(SearchState(space, read_history(path), Journal(path)), seed=2, fresh_curve=noisy)
+    after = read_history(path)
+    assert is_done(after, space)
+    for number, run in before.runs.items():
+        assert after.runs[number].epochs[: run.n_epochs] == run.epochs
+    starts = [(run.trial, run.block) for run in after.runs.values()]
+    assert len(starts) == len(set(starts))
+
+
+def test_more_trials_are_confirmed_too() -> None:
+    space = load_space("quickstart", ["search.trials=6"])
+    state = SearchState(space, History())
+    simulate(state, seed=0, fresh_curve=noisy)
+    more = load_space("quickstart", ["search.trials=14"])
+    assert not is_done(state.history, more)
+    simulate(SearchState(more, state.history), seed=3, fresh_curve=noisy)
+    assert is_done(state.history, more)
+    confirmed = {run.trial for run in state.history.runs.values()}
+    assert {trial.number for trial in candidates(state.history, more)} <= confirmed
+
+
+def test_fresh_runs_of_one_block_differ_from_the_trial_s_and_share_their_streams() -> None:
+    state = SearchState(load_space("quickstart", ["search.trials=4"]), History())
+    given = []
+    original = state.next_assignment
+
+    def watched() -> object:
+        assignment = original()
+        if assignment and assignment.kind == "run":
+            given.append(assignment)
+        return assignment
+
+    state.next_assignment = watched  # type: ignore[method-assign, assignment]
+    simulate(state, seed=0, fresh_curve=noisy)
+    assert len({a.seed_number for a in given if a.trial == given[0].trial}) >= 2
+    assert len({a.trial for a in given if a.seed_number == 1}) >= 2
+    assert all(a.config == state.history.trials[a.trial].config for a in given)
+
+
+def test_events_of_fresh_runs_survive_json() -> None:
+    from search.records import event_as_dict, event_from_dict
+
+    for event in (
+        RunStarted(0, 3, 1, 1.0),
+        RunEpochDone(0, 1, 0.5, 0.6, 0.7, 1.0, 0.1, 2.0),
+        RunEnded(0, "diverged", "the loss was not finite in epoch 1", 3.0),
+    ):
+        assert event_from_dict(json.loads(json.dumps(event_as_dict(event)))) == event
