@@ -141,7 +141,7 @@ def table_in(path: Path) -> list[dict[str, Any]] | None:
             "trial": int(row["trial"]),
             "status": row["status"],
             "epochs": int(row["epochs"]),
-            "validation_accuracy": float(row["validation_accuracy"]) if row["validation_accuracy"] else None,
+            **{name: float(row[name]) if row[name] else None for name in ("validation_accuracy", "fresh_accuracy")},
         }
         for row in rows
     ]

@@ -102,38 +102,51 @@ def history_problems(
 ) -> list[str]:
     """No trial is missing, run twice, or goes on after its end; no epoch is missing, journaled twice, or too much.
 
+    The same holds for fresh runs of the best trials.
+
     Args:
         events: of the whole journal.
         asked: by the space.
         finished: whether the search says that it is.
         may_fail: trials that may have failed.
     """
-    return [*_order_problems(events), *_end_problems(trials_of(events), asked, finished, may_fail)]
+    return [
+        *_order_problems(events, "trial", _TRIAL_EVENTS, finished),
+        *_order_problems(events, "run", _RUN_EVENTS, finished),
+        *_end_problems(trials_of(events), asked, finished, may_fail),
+    ]
 
 
-def _order_problems(events: Sequence[Event]) -> list[str]:
+_TRIAL_EVENTS = ("trial_started", "epoch_done", "trial_ended")
+_RUN_EVENTS = ("run_started", "run_epoch_done", "run_ended")
+
+
+def _order_problems(events: Sequence[Event], what: str, names: tuple[str, str, str], finished: bool) -> list[str]:
+    started, _, ended_name = names
     problems: list[str] = []
     n_epochs: dict[int, int] = {}
     ended: set[int] = set()
     for line, event in enumerate(events, 1):
-        kind, trial = event["event"], event.get("trial")
-        if kind == "trial_started":
-            if trial != len(n_epochs):
-                problems.append(f"line {line}: trial {trial} starts after {len(n_epochs)} trials")
-            n_epochs.setdefault(int(event["trial"]), 0)
+        kind = event["event"]
+        if kind not in names:
             continue
-        if kind not in ("epoch_done", "trial_ended"):
-            continue
-        if trial not in n_epochs:
-            problems.append(f"line {line}: trial {trial} was never started")
-        elif trial in ended:
-            problems.append(f"line {line}: trial {trial} has ended before")
-        elif kind == "trial_ended":
-            ended.add(trial)
+        number = int(event[what])
+        if kind == started:
+            if number != len(n_epochs):
+                problems.append(f"line {line}: {what} {number} starts after {len(n_epochs)} {what}s")
+            n_epochs.setdefault(number, 0)
+        elif number not in n_epochs:
+            problems.append(f"line {line}: {what} {number} was never started")
+        elif number in ended:
+            problems.append(f"line {line}: {what} {number} has ended before")
+        elif kind == ended_name:
+            ended.add(number)
         else:
-            if event["epoch"] != n_epochs[trial] + 1:
-                problems.append(f"line {line}: trial {trial} has epoch {event['epoch']} after {n_epochs[trial]}")
-            n_epochs[trial] = event["epoch"]
+            if event["epoch"] != n_epochs[number] + 1:
+                problems.append(f"line {line}: {what} {number} has epoch {event['epoch']} after {n_epochs[number]}")
+            n_epochs[number] = event["epoch"]
+    if finished:
+        problems += [f"{what} {number} has not ended" for number in n_epochs if number not in ended]
     return problems
 
 
@@ -143,8 +156,6 @@ def _end_problems(
     problems = []
     for number, trial in trials.items():
         n_epochs = len(trial.epochs)
-        if trial.status == "running" and finished:
-            problems.append(f"trial {number} has not ended")
         if n_epochs > asked.max_epochs:
             problems.append(f"trial {number} has {n_epochs} epochs of {asked.max_epochs}")
         if trial.status == "completed" and n_epochs != asked.max_epochs:
@@ -410,6 +421,9 @@ def leaderboard_problems(rows: Sequence[Mapping[str, Any]], events: Sequence[Eve
 
 def _better(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     def key(row: Mapping[str, Any]) -> tuple[int, int, float]:
+        # First those with fresh runs, by what these say.
+        if row.get("fresh_accuracy") is not None:
+            return (-1, 0, -row["fresh_accuracy"])
         group = _GROUPS[row["status"]]
         accuracy = row["validation_accuracy"]
         return (group, 0 if group == 0 else -row["epochs"], 1.0 if accuracy is None else -accuracy)

@@ -109,7 +109,8 @@ class LocalCluster:
         )
         if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
             raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def end(self) -> None:
         """End Ray's processes and give the environment back; nothing where that is done already."""

@@ -57,9 +57,9 @@ def test_the_newest_checkpoints_of_a_trial_are_those_of_the_latest_session(tmp_p
         (tmp_path / "ray" / name).mkdir(parents=True)
         (tmp_path / "ray" / name / "state.json").touch()
     experiment = Experiment(tmp_path)
-    experiment.drop_checkpoints(3, but_newest=4)
+    experiment.drop_checkpoints("trial_0003", but_newest=4)
     assert left() == set(names)
-    experiment.drop_checkpoints(3, but_newest=2)
+    experiment.drop_checkpoints("trial_0003", but_newest=2)
     assert left() == set(names[1:])
-    experiment.drop_checkpoints(3)
+    experiment.drop_checkpoints("trial_0003")
     assert left() == {names[3]}
