@@ -173,7 +173,7 @@ def _tune(
             verbose=0,
             callbacks=[
                 Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints),
-                JsonLoggerCallback(),
+                JsonLoggerCallback(),  # type: ignore[no-untyped-call]
             ],
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=False),
