@@ -1,18 +1,21 @@
 """A Ray cluster of this process's own, which leaves nothing behind."""
 
+import contextlib
 import logging
 import os
-import shutil
+import secrets
 import sys
-import tempfile
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
 from types import TracebackType
 
+from search.guarded_folder import guarded_folder
 from spaces.schema import Space
 from trainable.allocator import ALLOCATOR_ENVIRONMENT
 
 # Objects that we put into Ray's store are small: images are memory-mapped files.
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
-LONGEST_TEMPORARY_PATH = 30
 
 _ENVIRONMENT = {
     # No reports to anybody, no second progress display, no handler of Ctrl-C beside ours.
@@ -38,6 +41,17 @@ _ENVIRONMENT = {
 }
 
 
+# Of a cluster that nobody else gets into, and of which nothing stays.
+_PRIVACY = {
+    # All listen on the loopback only, as they do where Ray has no clusters of several machines.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    # Processes are known by their environment, over which Ray would write their names.
+    "SPT_NOENV": "1",
+}
+# Would be taken instead of the cluster's own token.
+_OTHER_TOKEN = "RAY_AUTH_TOKEN"
+
 # Tune starts its actors with these where they are set, and workers that stand ready do not have them.
 _HANDED_ON_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 
@@ -45,7 +59,11 @@ _HANDED_ON_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURIT
 class LocalCluster:
     """Ray on this machine; a context manager that starts it, and ends all of it with the block.
 
-    Must be entered in the thread that lives longest: Ray's processes end with the thread that started them.
+    However this process ends, none of Ray's outlives it; see `guarded_folder`. Nothing but the loopback is listened
+    on, and whoever connects needs a token that only this user can read, and that ends with the cluster.
+
+    Must be entered before anything imports Ray, which reads its settings then, and in the thread that lives longest:
+    Ray's processes end with the thread that started them.
 
     Args:
         n_workers: processes to start at once, and the CPUs that Ray may hand out.
@@ -55,25 +73,18 @@ class LocalCluster:
     def __init__(self, n_workers: int, n_gpus: int | None) -> None:
         self._n_workers = n_workers
         self._n_gpus = n_gpus
-        self._before: dict[str, str] | None = None
-        self._folder: str | None = None
+        self._started = contextlib.ExitStack()
 
     def __enter__(self) -> "LocalCluster":
-        # Not under the experiment's folder, nor under a long TMPDIR: a socket's path has at most 107 bytes.
-        temporary = tempfile.gettempdir()
-        short = temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp"
-        self._folder = tempfile.mkdtemp(prefix="dws-", dir=short)
-        self._before = dict(os.environ)
-        try:
-            os.environ.update(_ENVIRONMENT)
-            # torch makes an empty cache for its compiler wherever it is imported.
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{self._folder}/inductor"
-            for name in _HANDED_ON_BY_TUNE:
+        with contextlib.ExitStack() as started:
+            started.enter_context(_environment_given_back())
+            folder = started.enter_context(guarded_folder()).path
+            os.environ.update(_ENVIRONMENT | _PRIVACY, RAY_AUTH_TOKEN_PATH=str(_write_token(folder)))
+            for name in (*_HANDED_ON_BY_TUNE, _OTHER_TOKEN):
                 os.environ.pop(name, None)
-            self._start()
-        except BaseException:
-            self.end()
-            raise
+            started.callback(_shut_down_ray)
+            self._start(folder)
+            self._started = started.pop_all()
         return self
 
     def __exit__(
@@ -81,7 +92,7 @@ class LocalCluster:
     ) -> None:
         self.end()
 
-    def _start(self) -> None:
+    def _start(self, folder: Path) -> None:
         import ray
 
         # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
@@ -93,24 +104,39 @@ class LocalCluster:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=self._folder,
+            # Below the private folder: Ray lets everybody write to what it is given here.
+            _temp_dir=str(folder / "ray"),
         )
+        if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
+            raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
         # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def end(self) -> None:
         """End Ray's processes and give the environment back; nothing where that is done already."""
-        before, folder = self._before, self._folder
-        self._before = self._folder = None
-        if before is None or folder is None:
-            return
-        try:
-            if "ray" in sys.modules:
-                sys.modules["ray"].shutdown()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.environ.clear()
-            os.environ.update(before)
+        self._started.close()
+
+
+@contextlib.contextmanager
+def _environment_given_back() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _write_token(folder: Path) -> Path:
+    # Ray's own would stay in the user's home, for all clusters, and readable by others.
+    path = folder / "token"
+    path.write_text(secrets.token_hex(32))
+    return path
+
+
+def _shut_down_ray() -> None:
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 def cluster_for(space: Space) -> LocalCluster:

@@ -18,6 +18,8 @@ from spaces.schema import Space
 LEVEL = 0.05
 # Tied trials get at most so many times the seeds that all get.
 MOST_TIMES_SEEDS = 3
+# Of the matrix for adjusted means: 3,000 runs of 100 trials in 900 blocks. A journal from elsewhere may list millions.
+MOST_CELLS = 3_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,12 @@ def fresh_results(history: History) -> dict[int, Fresh]:
     }
 
 
+def run_sd(history: History) -> float | None:
+    """The standard deviation of one configuration's accuracy over fresh runs, pooled over trials; None if unknown."""
+    spread, freedom = _spread_within(_values_by_trial(history).values())
+    return spread if freedom else None
+
+
 def lead(history: History, first: int, second: int) -> Lead:
     """How far `first` is ahead of `second`, both trials' numbers."""
     table = _table(history, (first, second))
@@ -205,7 +213,11 @@ def _adjusted_means(history: History) -> dict[int, float]:
     """Each trial's mean as if it had been in all blocks: trial + block, by least squares; else its plain mean."""
     blocks = _by_block(history)
     cells = [(number, block, value) for block, values in blocks.items() for number, value in values.items()]
+    if not cells:
+        return {}
     numbers, names = sorted({number for number, _, _ in cells}), sorted(blocks)
+    if len(cells) * (len(numbers) + len(names)) > MOST_CELLS:
+        return {number: sum(values) / len(values) for number, values in _values_by_trial(history).items()}
     design = np.zeros((len(cells), len(numbers) + len(names)))
     for row, (number, block, _) in enumerate(cells):
         design[row, numbers.index(number)] = design[row, len(numbers) + names.index(block)] = 1

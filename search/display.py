@@ -35,7 +35,8 @@ class SearchDisplay:
         self._space = space
         self._console = console
         self._trials_at_once = trials_at_once
-        self._passing = passing_shares(space.search.trials, space.rung_epochs, space.search.reduction_factor)
+        search = space.search
+        self._passing = passing_shares(search.trials, space.rung_epochs, search.reduction_factor, search.explore)
         self._quiet = quiet
         self._history = History()
         self._epoch_s: list[float] = []
@@ -131,7 +132,10 @@ class SearchDisplay:
         # The first epochs of each worker are slow; the latest ones say more of what is to come.
         recent = self._epoch_s[-20:]
         running = [self._epochs_left_of(trial) for trial in self._history.unfinished]
-        unstarted = expected_epochs_left(0, self._space.rung_epochs, self._passing)
+        explore = self._space.search.explore
+        unstarted = explore * self._space.training.max_epochs + (1 - explore) * expected_epochs_left(
+            0, self._space.rung_epochs, self._passing
+        )
         n_unstarted = self._space.search.trials - len(self._history.counting)
         epochs_left = [*running, *[unstarted] * n_unstarted, *self._epochs_left_of_runs(sum(running))]
         return seconds_left(epochs_left, sum(recent) / len(recent), self._trials_at_once)
@@ -147,7 +151,7 @@ class SearchDisplay:
         return begun + [float(max_epochs)] * n_to_come
 
     def _epochs_left_of(self, trial: Trial) -> float:
-        if trial.baseline:
+        if trial.baseline or trial.explored:
             return self._space.training.max_epochs - trial.n_epochs
         return expected_epochs_left(trial.n_epochs, self._space.rung_epochs, self._passing)
 

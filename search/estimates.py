@@ -20,16 +20,18 @@ RETRAINED_CHECKPOINTS = 6
 MAX_SIMULATED_TRIALS = 500
 
 
-def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int) -> float:
+def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, n_explored: int = 0) -> float:
     """Epochs that ASHA is expected to train in all; the first trial, as the baseline, goes to the end.
 
     Args:
         trials: how many are started.
         rung_epochs: ascending; the last is where trials end.
         reduction_factor: of the rungs.
+        n_explored: trials beside the baseline that go to the end whatever a rung says.
     """
-    passing = passing_shares(trials, rung_epochs, reduction_factor)
-    return rung_epochs[-1] + (trials - 1) * expected_epochs_left(0, rung_epochs, passing)
+    passing = passing_shares(trials, rung_epochs, reduction_factor, n_explored / max(trials - 1, 1))
+    n_exempt = 1 + n_explored
+    return n_exempt * rung_epochs[-1] + (trials - n_exempt) * expected_epochs_left(0, rung_epochs, passing)
 
 
 def expected_epochs_left(done: int, rung_epochs: Sequence[int], passing: Sequence[float]) -> float:
@@ -77,18 +79,24 @@ def seconds_left(epochs_left: Iterable[float], epoch_s: float, trials_at_once: i
 
 
 @lru_cache(maxsize=64)
-def passing_shares(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int) -> tuple[float, ...]:
-    """The share of trials that goes on at each rung but the last.
+def passing_shares(
+    trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, explore: float = 0.0
+) -> tuple[float, ...]:
+    """The share of trials that goes on at each rung but the last, of those that a rung may stop.
 
     Trials with random, steady ranks are sent through the real rungs one after the other; the first, as the
-    baseline, is not counted. Real curves cross, and proposals improve, so that more may pass.
+    baseline, and the part `explore` of the others are compared with, but not counted. Real curves cross, and
+    proposals improve, so that more may pass.
     """
     generator = np.random.default_rng(0)
     n_trials = min(max(trials, 2), MAX_SIMULATED_TRIALS)
     n_simulated = max(1, min(N_SIMULATED, 10_000 // n_trials))
     n_arrived = np.zeros(len(rung_epochs))
     for _ in range(n_simulated):
-        n_arrived += _arrivals(generator.random(n_trials), rung_epochs, reduction_factor)
+        values = generator.random(n_trials)
+        exempt = generator.random(n_trials) < explore if explore else np.zeros(n_trials, bool)
+        exempt[0] = True
+        n_arrived += _arrivals(values, exempt, rung_epochs, reduction_factor)
     return tuple(float(share) for share in n_arrived[1:] / np.maximum(n_arrived[:-1], 1))
 
 
@@ -105,14 +113,16 @@ def _counted(number: str, unit: str) -> str:
     return f"{number} {unit}" if number == "1" else f"{number} {unit}s"
 
 
-def _arrivals(values: np.ndarray, rung_epochs: tuple[int, ...], reduction_factor: int) -> np.ndarray:
-    """How many trials but the first reach each rung."""
+def _arrivals(
+    values: np.ndarray, exempt: np.ndarray, rung_epochs: tuple[int, ...], reduction_factor: int
+) -> np.ndarray:
+    """How many trials that are not exempt reach each rung."""
     rungs = Rungs(rung_epochs, reduction_factor)
     n_arrived = np.zeros(len(rung_epochs))
     for number, value in enumerate(values):
         for i, epoch in enumerate(rung_epochs):
-            n_arrived[i] += number > 0
+            n_arrived[i] += not exempt[number]
             verdict = rungs.arrive(number, epoch, float(value))
-            if number > 0 and verdict and not verdict.passed:
+            if verdict and not verdict.passed and not exempt[number]:
                 break
     return n_arrived

@@ -120,7 +120,7 @@ class Experiment:
 
         Args:
             name: of its folder, such as `trial_0007`.
-            but_newest: how many stay.
+            but_newest: how many to keep.
         """
         found = sorted(self.ray_folder.glob(f"session_*/{name}/checkpoint_*"), key=_checkpoint_order)
         for folder in found[: max(0, len(found) - but_newest)]:

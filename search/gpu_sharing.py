@@ -1,5 +1,6 @@
 """How many trials share a GPU: measured, by training a few steps of 1, 2, 4, 8 … of them at once."""
 
+import contextlib
 import multiprocessing
 import signal
 import time
@@ -9,6 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from search.guarded_folder import guarded_folder
 from spaces.errors import RunError
 
 # A share that is this close to the best one's throughput is as good, and smaller.
@@ -112,7 +114,7 @@ def measure_sharing(
 ) -> Sharing:
     """Train `n_trials` at once on `device`, each in a process of its own, and see what they do together.
 
-    Whatever goes wrong, also Ctrl-C, no process is left when this returns.
+    Whatever goes wrong, no process is left when this returns, or is killed.
 
     Args:
         n_trials: how many.
@@ -126,15 +128,14 @@ def measure_sharing(
         DoesNotFitError: a process failed, was killed or was not ready in time.
     """
     workers: list[_Worker] = []
-    try:
+    with guarded_folder(), contextlib.ExitStack() as stack:
+        stack.callback(_end, workers)
         for _ in range(n_trials):
             workers.append(_start(make_step, device, window_s))
         _receive_from_all(workers, preparation_s)
         for worker in workers:
             worker.send_start()
         rates = _receive_from_all(workers, window_s + PATIENCE_S)
-    finally:
-        _end(workers)
     return _together(rates)
 
 

@@ -20,6 +20,7 @@ from search.estimates import (
     seconds_left,
     size_text,
 )
+from search.exploration import n_explored
 from search.gpu_sharing import Sharing, choose_share, measure_sharing
 from search.manifest import Device
 from spaces.parameters import Fixed, Hyperparameters
@@ -156,11 +157,29 @@ def experiment_bytes(space: Space, data: TrainingData, placement: Placement) -> 
 
 
 def epochs_expected(space: Space) -> float:
-    return expected_epochs(space.search.trials, space.rung_epochs, space.search.reduction_factor)
+    return _epochs_expected(space, n_explored(space))
+
+
+def _epochs_expected(space: Space, n_explored: int) -> float:
+    return expected_epochs(space.search.trials, space.rung_epochs, space.search.reduction_factor, n_explored)
 
 
 def _passing(space: Space) -> tuple[float, ...]:
-    return passing_shares(space.search.trials, space.rung_epochs, space.search.reduction_factor)
+    search = space.search
+    share = n_explored(space) / max(search.trials - 1, 1)
+    return passing_shares(search.trials, space.rung_epochs, search.reduction_factor, share)
+
+
+def _explore_lines(space: Space) -> list[str]:
+    if not space.search.explore:
+        return []
+    n, n_searched = n_explored(space), space.search.trials - 1
+    if not n:
+        text = f"no trial of {n_searched}, as the seed has it: raise it, or search.trials"
+    else:
+        more = _epochs_expected(space, n) - _epochs_expected(space, 0)
+        text = f"{n} of {n_searched} trials are trained to the end whatever a rung says: about {more:.0f} epochs more"
+    return [f"explore     {space.search.explore:g}: {text}"]
 
 
 def seconds_per_epoch(space: Space, data: TrainingData, placement: Placement) -> float:
@@ -212,7 +231,8 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
     each = expected_epochs_left(0, space.rung_epochs, _passing(space))
     fresh = confirmation.expected_epochs(epochs, space)
     n_runs = round(fresh / space.training.max_epochs)
-    epochs_left = [space.training.max_epochs, *[each] * (space.search.trials - 1)]
+    n_exempt = 1 + n_explored(space)
+    epochs_left = [*[space.training.max_epochs] * n_exempt, *[each] * (space.search.trials - n_exempt)]
     epochs_left += [space.training.max_epochs] * n_runs
     total_s = seconds_left(epochs_left, epoch_s, placement.trials_side_by_side)
     if space.search.time_budget_s is not None:
@@ -228,6 +248,7 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"precision   {placement.compute.precision}: {placement.precision_reason}",
         f"trials      {space.search.trials}, the baseline first, at most {space.training.max_epochs} epochs each",
         f"rungs       {rungs}: about one trial in {space.search.reduction_factor} goes on at each",
+        *_explore_lines(space),
     ]
     for name, parameter in space.parameters.items():
         kind = "fixed" if isinstance(parameter, Fixed) else type(parameter).__name__.lower()

@@ -24,6 +24,7 @@ RESULT_COLUMNS = (
     "fresh_runs",
     "tied",
     "baseline",
+    "explored",
     "reason",
 )
 
@@ -44,6 +45,7 @@ class Ranked:
         config: all hyperparameters.
         reason: why it stopped, failed or diverged, or does not count; empty otherwise.
         set_aside: whether it lies outside the space as it was changed later.
+        explored: whether chance let it go to the end whatever a rung says.
         fresh: what fresh runs say of it; None where it has none, or where they do not cover the best trials yet.
     """
 
@@ -58,6 +60,7 @@ class Ranked:
     config: Hyperparameters
     reason: str
     set_aside: bool = False
+    explored: bool = False
     fresh: Fresh | None = None
 
     @property
@@ -183,7 +186,9 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
     return sorted(ranked, key=value)
 
 
-SORT_KEYS = tuple(name for name in RESULT_COLUMNS if name not in ("baseline", "reason", "tied", "fresh_half_width"))
+SORT_KEYS = tuple(
+    name for name in RESULT_COLUMNS if name not in ("baseline", "explored", "reason", "tied", "fresh_half_width")
+)
 
 
 def _usable_fresh_results(history: History, ordered: Sequence[Trial]) -> dict[int, Fresh]:
@@ -233,6 +238,7 @@ def _row(position: int, trial: Trial, fresh: Fresh | None) -> Ranked:
         config=trial.config,
         reason=_OUTSIDE if trial.set_aside else trial.end.reason if trial.end else "",
         set_aside=trial.set_aside,
+        explored=trial.explored,
         fresh=fresh,
     )
 

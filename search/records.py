@@ -5,10 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from search.exploration import is_explored
 from spaces.parameters import Hyperparameters, Number, shorten
 
 Status = Literal["completed", "stopped", "failed", "diverged", "running"]
 EndStatus = Literal["completed", "stopped", "failed", "diverged"]
+
+RunStatus = Literal["completed", "failed", "diverged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ class RunEnded:
     """A fresh run will not go on; as `TrialEnded`."""
 
     run: int
-    status: Literal["completed", "failed", "diverged"]
+    status: RunStatus
     reason: str
     at: float
 
@@ -238,6 +241,7 @@ class Trial:
         epochs: results in order; the first is epoch 1.
         end: how it ended; None while it can go on.
         set_aside: whether it lies outside the space as it was changed later, and counts no more.
+        explored: whether chance lets it go to the end whatever a rung says (`search.explore`).
     """
 
     number: int
@@ -248,6 +252,7 @@ class Trial:
     epochs: list[EpochDone] = field(default_factory=list)
     end: TrialEnded | None = None
     set_aside: bool = False
+    explored: bool = False
 
     @property
     def status(self) -> Status:
@@ -322,7 +327,15 @@ class History:
             case TrialStarted():
                 if event.trial != len(self.trials):
                     raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
-                self.trials[event.trial] = Trial(event.trial, event.suggested, event.config, event.baseline, event.at)
+                self.trials[event.trial] = Trial(
+                    event.trial,
+                    event.suggested,
+                    event.config,
+                    event.baseline,
+                    event.at,
+                    # By the space as it was then: a later change of it exempts and stops nobody in hindsight.
+                    explored=not event.baseline and is_explored(event.trial, *self._exploration()),
+                )
             case EpochDone():
                 trial = self._running(event.trial)
                 if event.epoch != trial.n_epochs + 1:
@@ -387,6 +400,11 @@ class History:
     @property
     def unfinished_runs(self) -> list[Run]:
         return [run for run in self.runs.values() if run.end is None]
+
+    def _exploration(self) -> tuple[int, float]:
+        """Seed and `search.explore`; journals from before there was such a thing do not have it."""
+        search = (self.space or {}).get("search", {})
+        return search.get("seed", 0), search.get("explore", 0.0)
 
     def _going_on(self, number: int) -> Run:
         run = self.runs.get(number)

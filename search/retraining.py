@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from search.confirmation import fresh_results
 from search.experiment import Experiment
 from search.export import Agreement, export_all
+from search.guarded_folder import guarded_folder
 from search.manifest import Opening, git_commit, timestamp, versions
 from search.model_card import model_card
 from search.records import Trial
@@ -92,8 +94,7 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     must_be_allowed(plan.experiment, plan.again)
     list_test_set(plan.space.dataset)
     _clear_leftovers(plan.experiment)
-    folder = Path(tempfile.mkdtemp(prefix=".final-", dir=plan.experiment.folder))
-    try:
+    with _new_final(plan.experiment) as folder:
         checkpoints = folder / "checkpoints"
         runs = _runs(plan, checkpoints)
         train_all(runs, plan.n_workers, on_progress)
@@ -114,8 +115,18 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
         shutil.rmtree(checkpoints)
         _put_in_place(folder, plan.experiment.final_folder)
         return metrics
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _new_final(experiment: Experiment) -> Iterator[Path]:
+    """A folder that is to become `final/`; if it does not, it ends with the training processes and this one."""
+    with guarded_folder() as guarded:
+        folder = Path(tempfile.mkdtemp(prefix=".final-", dir=experiment.folder))
+        guarded.take_along(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _runs(plan: Retraining, checkpoints: Path) -> list[FullRun]:

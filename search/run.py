@@ -90,6 +90,7 @@ def _launch(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(space)
     data = _prepare(space)
+    _must_have_its_device(space)
     with Interruption() as interruption, _torch_imported_beside(), cluster_for(space) as cluster:
         interruption.listen()  # again: ray.init takes SIGTERM for itself
         from search.plan import place
@@ -141,6 +142,7 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     _must_be_the_same_images(experiment, data)
     _take_over(experiment, changed)
     _time_left_s(experiment, space)  # none left is said before Ray is started
+    _must_have_its_device(space)
     history = experiment.history()
     needed = contextlib.nullcontext() if is_done(history, space) else cluster_for(space)
     with Interruption() as interruption, _torch_imported_beside(), needed as cluster:
@@ -199,6 +201,14 @@ def _with_time_budget(space: Space, time_budget: str | None) -> Space:
     except ValueError:
         raise InputError(f"--time-budget is {time_budget}, but must be a duration such as 30m, 1h30m or 90s.") from None
     return replace(space, search=search)
+
+
+def _must_have_its_device(space: Space) -> None:
+    """Say that a GPU is missing before Ray is started; `auto` takes what there is."""
+    if space.resources.device == "cuda":
+        from trainable.devices import choose_device
+
+        choose_device("cuda")
 
 
 @contextlib.contextmanager

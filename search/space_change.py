@@ -13,7 +13,15 @@ from spaces.parameters import Hyperparameters
 from spaces.schema import Space
 
 # What says where things are and how long the search goes on, but not what it means.
-_FREE = ("search.trials", "search.time_budget", "dataset.root", "dataset.download", "confirm", "resources")
+_FREE = (
+    "search.trials",
+    "search.time_budget",
+    "search.explore",
+    "dataset.root",
+    "dataset.download",
+    "confirm",
+    "resources",
+)
 # What every trial's result depends on: trials on either side of such a change cannot be compared.
 _NEVER = ("dataset", "training.max_epochs", "training.precision", "search.seed")
 

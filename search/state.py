@@ -18,6 +18,7 @@ from search.records import (
     RunEnded,
     RunEpochDone,
     RunStarted,
+    RunStatus,
     Trial,
     TrialEnded,
     TrialStarted,
@@ -109,6 +110,7 @@ class SearchState:
         verdicts = _replay(history, self._rungs)
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()
+        self._runs_running: set[int] = set()
         for trial in history.unfinished:
             # The search broke off between a result and what follows from it.
             if trial.last:
@@ -118,7 +120,6 @@ class SearchState:
                 self._end_run_if_due(run, run.last)
         self._to_resume = list(history.unfinished)
         self._runs_to_resume = list(history.unfinished_runs)
-        self._runs_given_out: set[int] = set()
         self._given_out: list[int] = []
         # Until a trial has trained an epoch, a failure may be everybody's.
         self._fails_alone = False
@@ -137,8 +138,7 @@ class SearchState:
     @property
     def n_running(self) -> int:
         """Trials and fresh runs given out that have not ended."""
-        runs = [number for number in self._runs_given_out if self.history.runs[number].end is None]
-        return len(runs) + self._n_trials_running
+        return len(self._runs_running) + self._n_trials_running
 
     @property
     def _n_trials_running(self) -> int:
@@ -189,7 +189,7 @@ class SearchState:
             number = len(self.history.runs)
             self._happened(RunStarted(number, *chosen, at=self._now()))
             run = self.history.runs[number]
-        self._runs_given_out.add(run.number)
+        self._runs_running.add(run.number)
         config = self.history.trials[run.trial].config
         return Assignment("run", run.number, run.trial, run.block, config, run.n_epochs)
 
@@ -224,7 +224,7 @@ class SearchState:
     def fail_run(self, number: int, reason: str) -> None:
         """Give up on a fresh run whose worker cannot train it."""
         if self.history.runs[number].end is None:
-            self._happened(RunEnded(number, "failed", reason, at=self._now()))
+            self._end_run(number, "failed", reason)
 
     def fail(self, number: int, reason: str) -> None:
         """Give up on a trial whose worker cannot train it.
@@ -274,16 +274,19 @@ class SearchState:
             reason = f"{result.validation_accuracy:.2%} at rung {result.epoch}, below its cutoff {verdict.cutoff:.2%}"
             self._end(trial, "stopped", reason)
 
+    def _end_run_if_due(self, run: Run, result: RunEpochDone) -> None:
+        if result.diverged:
+            self._end_run(run.number, "diverged", f"the loss was not finite in epoch {result.epoch}")
+        elif result.epoch >= self.space.training.max_epochs:
+            self._end_run(run.number, "completed", "")
+
+    def _end_run(self, number: int, status: RunStatus, reason: str) -> None:
+        self._happened(RunEnded(number, status, reason, at=self._now()))
+        self._runs_running.discard(number)
+
     def _give_out(self, number: int) -> None:
         self._given_out.append(number)
         self._running.add(number)
-
-    def _end_run_if_due(self, run: Run, result: RunEpochDone) -> None:
-        if result.diverged:
-            reason = f"the loss was not finite in epoch {result.epoch}"
-            self._happened(RunEnded(run.number, "diverged", reason, at=self._now()))
-        elif result.epoch >= self.space.training.max_epochs:
-            self._happened(RunEnded(run.number, "completed", "", at=self._now()))
 
     def _end(self, trial: Trial, status: EndStatus, reason: str) -> None:
         self._happened(TrialEnded(trial.number, status, reason, at=self._now()))
@@ -303,7 +306,8 @@ def _arrive(rungs: Rungs, trial: Trial, result: EpochDone) -> Verdict | None:
     value = 0.0 if result.diverged else result.validation_accuracy
     verdict = rungs.arrive(trial.number, result.epoch, value)
     # The baseline goes to the end whatever happens: it is what the winner is compared with.
-    return None if trial.baseline else verdict
+    # Explored trials do too: they show what became of those that are stopped.
+    return None if trial.baseline or trial.explored else verdict
 
 
 def _replay(history: History, rungs: Rungs) -> dict[int, Verdict]:

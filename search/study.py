@@ -1,7 +1,6 @@
 """The Optuna study of a search: what it was told, and what it proposes next."""
 
-import shutil
-import tempfile
+import contextlib
 from datetime import datetime
 from pathlib import Path
 
@@ -98,15 +97,17 @@ def study_of(space: Space, history: History, storage: BaseStorage | None = None)
 
 def write_study(path: Path, space: Space, history: History) -> None:
     """Write `history` as an SQLite file that Optuna and optuna-dashboard open, atomically."""
-    # Built elsewhere and copied: in a URL a `?` in the folder's name would start the query.
-    with tempfile.TemporaryDirectory(prefix="dws-study-") as folder, replacing(path) as temporary:
-        built = Path(folder) / "study.db"
-        storage = RDBStorage(f"sqlite:///{built}")
-        try:
-            study_of(space, history, storage)
-        finally:
-            storage.engine.dispose()
-        shutil.copyfile(built, temporary)
+    # In memory first: SQLite keeps files beside an open one, and in a URL a `?` in a path would start the query.
+    storage = RDBStorage("sqlite://")
+    try:
+        study_of(space, history, storage)
+        with contextlib.closing(storage.engine.raw_connection()) as connection:
+            assert connection.driver_connection is not None
+            content = connection.driver_connection.serialize()
+    finally:
+        storage.engine.dispose()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _distribution(parameter: Searched) -> BaseDistribution:

@@ -92,9 +92,9 @@ def _header(ranked: Sequence[Ranked]) -> tuple[str, ...]:
 def _cells(row: Ranked, header: Sequence[str], parameters: Sequence[str]) -> list[str]:
     accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
     loss = "-" if row.validation_loss is None else f"{row.validation_loss:.4f}"
-    trial = f"{row.trial} (baseline)" if row.baseline else str(row.trial)
+    exempt = " (baseline)" if row.baseline else " (explored)" if row.explored else ""
     values = row.config.as_dict()
-    fixed = [str(row.rank), trial, row.status, str(row.epochs), accuracy, loss, f"{row.seconds:.1f}"]
+    fixed = [str(row.rank), f"{row.trial}{exempt}", row.status, str(row.epochs), accuracy, loss, f"{row.seconds:.1f}"]
     if len(header) > len(_HEADER):
         fresh = row.fresh
         fixed += [f"{fresh_text(fresh)} ({fresh.n_runs})" if fresh else "-", "=" if row.tied else ""]

@@ -74,7 +74,7 @@ class _Failed:
 def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
     """Train all runs, `n_workers` at once, each in a process of its own; each leaves its checkpoint.
 
-    Whatever goes wrong, also Ctrl-C, no process is left when this returns.
+    Whatever goes wrong, also Ctrl-C, no process is left when this returns; see `guarded_folder` for `kill -9`.
 
     Args:
         runs: what to train.

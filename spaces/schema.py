@@ -75,6 +75,8 @@ class Search(Section):
         reduction_factor: each further rung lies this many times higher; about one in so many trials passes it.
         seed: of proposals, weights, order of the images, dropout and augmentation.
         time_budget: stop after this long, such as `30m`, `1h30m` or `90s`; None: no limit.
+        explore: chance of each trial to be trained to the end whatever a rung says, so that what stopping loses
+            can be measured.
     """
 
     trials: int = Field(ge=1, le=1_000_000)
@@ -82,6 +84,7 @@ class Search(Section):
     reduction_factor: int = Field(default=3, ge=2, le=100_000)
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None
+    explore: float = Field(default=0.0, ge=0, le=1)
 
     @field_validator("time_budget", mode="before")
     @classmethod

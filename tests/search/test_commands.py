@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search import leaderboard, predict, retrain
+from search import diagnose, leaderboard, predict, retrain
 from search import run as run_command
 from search.experiment import Experiment, create_experiment, open_experiment
 from search.manifest import Data, Device, Opening, Session, new_manifest, seconds_used
@@ -20,6 +20,7 @@ from trainable.compute import Compute
 COMMANDS = {
     "run": run_command.main,
     "leaderboard": leaderboard.main,
+    "diagnose": diagnose.main,
     "retrain": retrain.main,
     "predict": predict.main,
 }
@@ -108,6 +109,9 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
             ["--results", "empty"],
             "empty/ holds no experiment. Start one with: python -m search.run",
         ),
+        ("diagnose", ["nobody"], "`nobody` is not an experiment: results/ has mine."),
+        ("diagnose", ["--format", "xml"], "invalid choice: 'xml'"),
+        ("diagnose", ["--results", "empty"], "empty/ holds no experiment."),
         ("retrain", ["--trial", "9"], "--trial is 9, but must be between 0 and 2."),
         ("leaderboard", ["~nosuchuser/x"], "begins with the home of a user that this machine does not have"),
         ("retrain", ["--seeds", "0"], "--seeds is 0, but must be at least 1."),
@@ -162,7 +166,7 @@ def test_help_imports_nothing_heavy(run, tmp_path: Path) -> None:  # type: ignor
 
     program = (
         "import sys\n"
-        "from search import run, leaderboard, retrain, predict\n"
+        "from search import run, leaderboard, diagnose, retrain, predict\n"
         "from trainable import train\n"
         "print([name for name in ('torch', 'ray', 'optuna', 'numpy', 'albumentations', 'rich') if name in sys.modules])"
     )
@@ -181,6 +185,36 @@ def test_the_leaderboard_of_a_search_that_was_broken_off(
     code, output, _ = call("leaderboard", "--format", "json", "--sort", "validation_loss", "--top", "2")
     rows = json.loads(output)["trials"]
     assert [row["status"] for row in rows] == ["completed", "running"]
+
+
+def test_the_diagnosis_of_a_search_that_was_broken_off(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment
+) -> None:
+    code, output, errors = call("diagnose")
+    assert code == 0, errors
+    lines = output.splitlines()
+    assert lines[0] == "mine: 2 of 8 trials ended, 5 epochs"
+    assert "- Stopping saved 2 epochs of 7 (29%)." in lines
+    assert lines.index("Cannot be told yet:") > lines.index("For the rest:")
+    with experiment.exclusive():
+        code, output, _ = call("diagnose", "mine", "--format", "json")
+    content = json.loads(output)
+    assert code == 0
+    assert content["running"] is True
+    assert {"name", "verdict", "sentence", "advice", "numbers"} == content["findings"][0].keys()
+    by_name = {finding["name"]: finding for finding in content["findings"]}
+    assert by_name["savings"]["numbers"]["saved"] == 2
+    assert by_name["edges"]["verdict"] == "unknown"
+
+
+def test_the_diagnosis_of_a_search_without_trials(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment, tiny_space: Space, tmp_path: Path
+) -> None:
+    create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest)
+    code, output, errors = call("diagnose", "begun")
+    assert code == 0, errors
+    assert output.startswith("begun: 0 of 8 trials ended, 0 epochs\n")
+    assert "To change" not in output
 
 
 def test_a_name_needs_no_results_folder_to_be_a_path(experiment: Experiment, tmp_path: Path) -> None:

@@ -152,6 +152,14 @@ def test_a_trial_that_left_early_is_not_ahead_for_having_missed_the_hard_blocks(
     assert fresh[0].mean < 0.84
 
 
+def test_more_runs_than_any_search_makes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {1: [0.90, 0.92, 0.80, 0.82], 0: [0.88, 0.89]}
+    history = with_table(searched(quickstart(), 0.5, 0.9), table)
+    assert fresh_results(history)[0].mean < 0.84
+    monkeypatch.setattr("search.confirmation.MOST_CELLS", 10)
+    assert fresh_results(history)[0].mean == pytest.approx(0.885), "the plain mean"
+
+
 def test_a_run_that_diverged_counts_as_nothing_and_one_that_failed_does_not_count() -> None:
     history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), {1: [0.9, 0.9], 2: [0.8]})
     history.apply(RunStarted(3, 2, 2, 1.0))

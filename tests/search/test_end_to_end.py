@@ -1,5 +1,6 @@
 """The commands as users run them, on a real Ray cluster: the files they leave, and what other programs make of them."""
 
+import contextlib
 import csv
 import json
 import os
@@ -26,6 +27,7 @@ from search.state import is_done
 from search.study import Proposer
 from spaces import Dataset, Hyperparameters, Space, load_space
 from tests.conftest import TINY, set_options
+from tests.search.processes import Listener, listeners, marked_commands, wait_until
 from trainable.cache import decode_once
 
 pytestmark = pytest.mark.cluster
@@ -53,6 +55,8 @@ class Watched:
     exit_code: int
     checkpoints: dict[int, dict[str, Any]]
     temporary: Path
+    listeners: list[Listener]
+    strangers: str
 
     @property
     def folder(self) -> Path:
@@ -89,19 +93,64 @@ def seen_checkpoints(folder: Path) -> Iterator[dict[str, Any]]:
             continue  # being written or removed right now
 
 
+STRANGERS = """
+import os, sys
+from ray._raylet import AuthenticationTokenLoader, GcsClient
+
+for token in (os.environ.pop("RAY_AUTH_TOKEN"), None):
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None)
+        print("in")
+    except Exception as error:
+        print("refused")
+"""
+
+
+def start_strangers(folder: Path) -> subprocess.Popen[str]:
+    """Knocks at the cluster in a guarded folder, with another token and with the right one; prints what came of it."""
+    (server,) = [pid for pid, command in marked_commands(folder).items() if "/gcs_server " in command]
+    (door,) = listeners([server])
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": 64 * "0",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+    }
+    command = [sys.executable, "-c", STRANGERS, f"{door.address}:{door.port}"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     results = tmp_path_factory.mktemp("finished") / "results"
     temporary = Path(tempfile.mkdtemp(prefix="t"))
     process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
     checkpoints: dict[int, dict[str, Any]] = {}
+    seen_listeners: list[Listener] = []
+    strangers: subprocess.Popen[str] | None = None
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         for state in seen_checkpoints(results / "tiny"):
             checkpoints[state["trial"]] = state
+        if len(checkpoints) >= 2 and strangers is None:  # by now, all of Ray runs
+            (folder,) = temporary.glob("dws-*")
+            seen_listeners = listeners([process.pid, *marked_commands(folder)])
+            strangers = start_strangers(folder)
         time.sleep(0.05)
     output, errors = process.communicate(timeout=30)
-    yield Watched(results, "tiny", output, errors, process.returncode, checkpoints, temporary)
+    answers, _ = strangers.communicate(timeout=60) if strangers else ("", None)
+    yield Watched(
+        results,
+        "tiny",
+        output,
+        errors,
+        process.returncode,
+        checkpoints,
+        temporary,
+        seen_listeners,
+        answers,
+    )
     shutil.rmtree(temporary)
 
 
@@ -209,6 +258,15 @@ def test_the_folder_is_readable_without_our_code(finished: Watched) -> None:
     assert 0 <= session["idle_share"] < 1
     assert manifest["device"]["precision"] in ("fp32", "bf16")
     assert manifest["device"]["precision_reason"]
+
+
+def test_nothing_but_the_loopback_is_listened_on(finished: Watched) -> None:
+    assert len(finished.listeners) >= 7, "too few were seen to say anything"
+    assert [listener for listener in finished.listeners if not listener.address.is_loopback] == []
+
+
+def test_who_has_no_token_of_the_search_s_own_is_not_let_in(finished: Watched) -> None:
+    assert finished.strangers.split() == ["refused", "in"]
 
 
 def test_nothing_is_left_behind(finished: Watched) -> None:
@@ -467,6 +525,16 @@ def worker_pid(temporary: Path) -> int:
     return int(json.loads(newest.read_text().splitlines()[-1])["pid"])
 
 
+def kill_all(process: subprocess.Popen[str], guarded: Path) -> None:
+    """The driver, its guardian and all of Ray at once, as a power cut does."""
+    watching = subprocess.run(["pgrep", "-f", f"guardian.py {guarded}"], capture_output=True, text=True, check=True)
+    for pid in [int(watching.stdout), process.pid, *marked_commands(guarded)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    wait_until(lambda: not marked_commands(guarded))
+
+
 @pytest.mark.long
 def test_a_trial_whose_worker_dies_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
@@ -501,14 +569,16 @@ def test_kill_ends_a_search_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_ctrl_c_ends_a_retraining_with_nothing_left_and_the_test_set_unopened(
-    finished: Watched, tmp_path: Path
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+def test_an_ended_retraining_leaves_nothing_and_the_test_set_unopened(
+    how: signal.Signals, finished: Watched, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(finished.folder, tmp_path / "results" / "tiny")
-    command = [sys.executable, "-m", "search.retrain", "--epochs", "500"]
+    folder, temporary = tmp_path / "results" / "tiny", Path(tempfile.mkdtemp(prefix="t"))
+    shutil.copytree(finished.folder, folder)
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "search.retrain", "--epochs", "500"],
         cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -517,15 +587,28 @@ def test_ctrl_c_ends_a_retraining_with_nothing_left_and_the_test_set_unopened(
     assert process.stdout is not None
     while "epoch" not in (line := process.stdout.readline()) or "retraining" in line:
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    (guarded,) = temporary.glob("dws-*")
+    assert len(marked_commands(guarded)) >= 2
+    assert list(folder.glob(".final-*"))
+    process.send_signal(how)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert errors == "Interrupted.\n"
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors == "Interrupted.\n"
+    wait_until(lambda: not (list(temporary.iterdir()) or list(folder.glob(".final-*")) or marked_commands(guarded)), 20)
     assert json.loads((folder / "manifest.json").read_text())["test_openings"] == []
-    assert not list(folder.glob(".final-*"))
+    temporary.rmdir()
 
 
-@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "Ctrl-C",
+        "kill -9",
+        pytest.param("kill -9 of the group", marks=pytest.mark.long),
+        pytest.param("power cut", marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path: Path) -> None:
     results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
     process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
@@ -539,21 +622,27 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
     assert live.returncode == 0, live.stderr
     assert json.loads(live.stdout)["trials"]
 
-    if how == "SIGINT":
+    (guarded,) = temporary.glob("dws-*")
+    if how == "Ctrl-C":
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 130, errors
         assert "Go on with: python -m search.run --resume tiny" in output
         assert errors == ""
         assert list(temporary.iterdir()) == []
+    elif how == "power cut":
+        kill_all(process, guarded)
+        assert list(temporary.iterdir()) == [guarded]
     else:
-        os.killpg(process.pid, signal.SIGKILL)  # the driver and all of Ray, as in a power cut
+        (os.kill if how == "kill -9" else os.killpg)(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)
+        wait_until(lambda: not (list(temporary.iterdir()) or marked_commands(guarded)), 20)
     before = read_history(journal)
     assert before.unfinished
 
-    resumed = run("search.run", "--resume", "tiny", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = start(results, "--resume", "tiny", temporary=temporary)
+    _, errors = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, errors
     after = read_history(journal)
     assert len(after.trials) == 8
     assert not after.unfinished
@@ -565,7 +654,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
             assert first_epochs[trial.number] >= trial.n_epochs, "more than one epoch was trained again"
     assert_trained_as_alone(after, load_space(str(results / "tiny")), before.unfinished[0].number)
     assert not list((results / "tiny").glob("ray/session_*/trial_*/checkpoint_*"))
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.rmdir()  # what a power cut left is gone as well
 
 
 def test_fresh_runs_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path) -> None:

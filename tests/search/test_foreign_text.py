@@ -143,6 +143,8 @@ def test_a_model_card_shows_names_as_names(tiny_space: Space) -> None:
         "trained_on": {"n_images": 1, "images_per_epoch": 1},
         "tested_on": {"n_images": 1},
         "precision": "fp32",
+        "search_validation_accuracy": 0.5,
+        "fresh_runs": None,
         "test_accuracy_mean": 0.5,
         "test_accuracy_interval_95": None,
         "test_accuracy_per_seed": [{"accuracy": 0.5}],

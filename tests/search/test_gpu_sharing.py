@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from search import plan
+from search import guardian, plan
 from search.gpu_sharing import (
     DoesNotFitError,
     MakeStep,
@@ -108,6 +108,8 @@ def test_peak_memory_is_what_allocators_took_at_most_and_everything_else_in_use(
 
 
 def sleepy_step(step_s: float, n_images: int) -> Callable[[], int]:
+    assert guardian.MARK in os.environ, "it would outlive a command that is killed"
+
     def step() -> int:
         time.sleep(step_s)
         return n_images

@@ -1,0 +1,80 @@
+"""Say whether a search was any good, and what to change: `python -m search.diagnose`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from search.options import add_experiment_arguments
+from spaces.command import CommandParser, run_command
+
+if TYPE_CHECKING:
+    from search.findings import Finding
+
+_HEADINGS = {"change": "To change:", "fine": "For the rest:", "unknown": "Cannot be told yet:"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = CommandParser(
+        prog="python -m search.diagnose",
+        description=(
+            "Say whether a search was any good and what to change: divergence, ranges that are too narrow, winners "
+            "that were stopped, which hyperparameters mattered. Works while the search runs."
+        ),
+        epilog="example: python -m search.diagnose quickstart-1 --format json",
+    )
+    add_experiment_arguments(parser)
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    return run_command(parser, _diagnose, arguments)
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from search.diagnosis import diagnose
+    from search.experiment import open_experiment
+
+    experiment = open_experiment(options.experiment, options.results)
+    history, space = experiment.history(), experiment.space
+    findings = diagnose(history, space, experiment.manifest.data.n_validation)
+    live = experiment.is_live()
+    if options.format == "json":
+        content = {
+            "experiment": experiment.name,
+            "running": live,
+            "trials_ended": history.n_ended,
+            "epochs": history.n_epochs,
+            "findings": [finding.as_dict() for finding in findings],
+        }
+        print(json.dumps(content, indent=2, allow_nan=False))
+        return 0
+    now = ", running now" if live else ""
+    print(f"{experiment.name}: {history.n_ended} of {space.search.trials} trials ended, {history.n_epochs} epochs{now}")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(findings_text(findings, width))
+    return 0
+
+
+def findings_text(findings: Sequence[Finding], width: int | None) -> str:
+    """The findings under a heading for each verdict, in their order.
+
+    Args:
+        findings: sorted by verdict.
+        width: of the terminal, in characters; None keeps each finding on one line.
+    """
+    lines = []
+    for verdict, heading in _HEADINGS.items():
+        found = [finding for finding in findings if finding.verdict == verdict]
+        if found:
+            lines += ["", heading]
+        for finding in found:
+            line = f"- {finding.sentence} {finding.advice}".rstrip()
+            lines += textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) if width else [line]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
