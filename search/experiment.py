@@ -34,6 +34,9 @@ from trainable.files import write_text
 MAX_LOCK_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
+# Never read back; the last of them hold pickles.
+RAY_SNAPSHOTS = ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl")
+
 _CURVE_COLUMNS = (
     "trial",
     "epoch",
@@ -71,6 +74,16 @@ class Experiment:
     @property
     def ray_folder(self) -> Path:
         return self.folder / "ray"
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people."""
+        return str(self.folder)
+
+    @property
+    def ray_storage(self) -> str:
+        """Where workers keep checkpoints: an absolute path, the same on every machine, or a URL."""
+        return str(self.ray_folder.resolve())
 
     @property
     def final_folder(self) -> Path:
@@ -126,7 +139,7 @@ class Experiment:
 
     def drop_ray_snapshots(self) -> None:
         """Remove Ray's own state of its sessions, which is never read back and holds pickles; its logs stay."""
-        for pattern in ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl"):
+        for pattern in RAY_SNAPSHOTS:
             for path in self.ray_folder.glob(f"session_*/{pattern}"):
                 if self._holds(path.parent):
                     path.unlink(missing_ok=True)
@@ -265,9 +278,14 @@ def list_experiments(results: Path) -> list[Experiment]:
     return [Experiment(folder) for folder in sorted(folders, key=_started, reverse=True)]
 
 
+def is_a_name(name: str) -> bool:
+    """Whether `name` can be a folder's name anywhere."""
+    return _NAME.fullmatch(name) is not None
+
+
 def must_be_a_name(name: str) -> None:
     """Raise InputError unless `name` can be a folder's name anywhere."""
-    if not _NAME.fullmatch(name):
+    if not is_a_name(name):
         raise InputError(
             f"--name is {name!a}, but must be 1 to 100 letters, digits, dots, dashes or underscores, "
             f"and start with a letter or digit."
