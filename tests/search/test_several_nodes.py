@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -25,9 +25,6 @@ from search.journal import read_history
 from spaces import load_space
 from tests.conftest import TINY, set_options
 from tests.search.test_end_to_end import assert_trained_as_alone, listen_to_ctrl_c, wait_for_results
-
-if TYPE_CHECKING:
-    from ray._private.node import Node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
@@ -38,51 +35,47 @@ LONGER = (*TINY[:3], "training.max_epochs=9", "search.grace_epochs=3", "search.t
 
 
 class Nodes:
-    """A head without CPUs, and nodes with one each."""
+    """A head without CPUs, and nodes with one each; see `pretended_cluster`."""
 
     def __init__(self, folder: Path, caches: Path) -> None:
-        from ray.cluster_utils import Cluster
-
         self._caches = caches
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder / "ray")},
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.search.pretended_cluster", str(folder), str(caches)],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        self.address = self._cluster.address
-        self._nodes: dict[str, Node] = {}
+        assert self._process.stdout is not None
+        self.address = self._process.stdout.readline().strip()
+        assert self.address, "the cluster did not start"
 
     def add(self, name: str) -> None:
-        environment = {"DEPTHWISE_SEARCH_CACHE": str(self.cache(name))}
-        self._nodes[name] = self._cluster.add_node(num_cpus=1, env_vars=environment)
+        self._do(f"add {name}")
 
     def kill(self, name: str) -> None:
-        """As a power cut would: nothing of it says goodbye."""
-        self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+        self._do(f"kill {name}")
 
     def cache(self, name: str) -> Path:
         return self._caches / name
 
     def shutdown(self) -> None:
-        self._cluster.shutdown()
+        self._process.communicate(timeout=60)
 
-
-@pytest.fixture(scope="module")
-def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    from ray._raylet import AuthenticationTokenLoader
-
-    path = tmp_path_factory.mktemp("token") / "token"
-    path.write_text(secrets.token_hex(32))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-        # This process, which starts the clusters, would keep what it read before.
-        AuthenticationTokenLoader.instance().reset_cache()
-        yield path
-    AuthenticationTokenLoader.instance().reset_cache()
+    def _do(self, command: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n"
 
 
 @pytest.fixture
-def nodes(token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     # Short, as the paths of sockets must be; and Ray's note of the latest cluster goes there too.
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
