@@ -1,4 +1,4 @@
-"""A Ray cluster whose nodes all are this machine, as a process of its own: `add NAME` and `kill NAME` on standard input.
+"""A Ray cluster whose nodes all are this machine, as a process: `add NAME` and `kill NAME` on standard input.
 
 In a process of its own because Ray settles what it knows of tokens when it is first imported.
 """
