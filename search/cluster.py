@@ -17,7 +17,8 @@ from trainable.allocator import ALLOCATOR_ENVIRONMENT
 # Objects that we put into Ray's store are small: images are memory-mapped files.
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 
-_ENVIRONMENT = {
+# Of the process that a search runs in.
+DRIVER_ENVIRONMENT = {
     # No reports to anybody, no second progress display, no handler of Ctrl-C beside ours.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -31,13 +32,22 @@ _ENVIRONMENT = {
     # Ray's snapshots are never read back.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # Workers, which start with the cluster, import torch and the rest while the driver is still busy.
-    "RAY_preload_python_modules": "trainable.preload",
+}
+
+# Of the processes that trials run in.
+WORKER_ENVIRONMENT = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     # One thread a trial and a trial a core: more only compete, whatever the user's shell has set.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     **ALLOCATOR_ENVIRONMENT,
+}
+
+_ENVIRONMENT = {
+    **DRIVER_ENVIRONMENT,
+    **WORKER_ENVIRONMENT,
+    # Workers, which start with the cluster, import torch and the rest while the driver is still busy.
+    "RAY_preload_python_modules": "trainable.preload",
 }
 
 
@@ -68,11 +78,17 @@ class LocalCluster:
     Args:
         n_workers: processes to start at once, and the CPUs that Ray may hand out.
         n_gpus: that it may hand out; None for all that are there.
+        keeps_credentials: leave AWS's in the environment, for results at a URL that wants them; workers that stand
+            ready are not used then.
     """
 
-    def __init__(self, n_workers: int, n_gpus: int | None) -> None:
+    # Workers map the images that the driver decoded.
+    shares_disk = True
+
+    def __init__(self, n_workers: int, n_gpus: int | None, keeps_credentials: bool = False) -> None:
         self._n_workers = n_workers
         self._n_gpus = n_gpus
+        self._keeps_credentials = keeps_credentials
         self._started = contextlib.ExitStack()
 
     def __enter__(self) -> "LocalCluster":
@@ -80,7 +96,8 @@ class LocalCluster:
             started.enter_context(_environment_given_back())
             folder = started.enter_context(guarded_folder()).path
             os.environ.update(_ENVIRONMENT | _PRIVACY, RAY_AUTH_TOKEN_PATH=str(_write_token(folder)))
-            for name in (*_HANDED_ON_BY_TUNE, _OTHER_TOKEN):
+            handed_on = () if self._keeps_credentials else _HANDED_ON_BY_TUNE
+            for name in (*handed_on, _OTHER_TOKEN):
                 os.environ.pop(name, None)
             started.callback(_shut_down_ray)
             self._start(folder)
@@ -139,11 +156,12 @@ def _shut_down_ray() -> None:
         sys.modules["ray"].shutdown()
 
 
-def cluster_for(space: Space) -> LocalCluster:
+def cluster_for(space: Space, keeps_credentials: bool = False) -> LocalCluster:
     """The cluster that a search of `space` needs; told without torch, so that both can start side by side."""
     wanted = space.resources.trials_at_once
     n_workers = count_cores() if wanted == "auto" or space.resources.device == "cuda" else wanted
-    return LocalCluster(min(n_workers, space.search.trials), n_gpus=0 if space.resources.device == "cpu" else None)
+    n_gpus = 0 if space.resources.device == "cpu" else None
+    return LocalCluster(min(n_workers, space.search.trials), n_gpus, keeps_credentials)
 
 
 def count_cores() -> int:

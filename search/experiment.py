@@ -33,6 +33,9 @@ from trainable.files import write_text
 MAX_LOCK_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
+# Never read back; the last of them hold pickles.
+RAY_SNAPSHOTS = ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl")
+
 _CURVE_COLUMNS = (
     "trial",
     "epoch",
@@ -70,6 +73,16 @@ class Experiment:
     @property
     def ray_folder(self) -> Path:
         return self.folder / "ray"
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people."""
+        return str(self.folder)
+
+    @property
+    def ray_storage(self) -> str:
+        """Where workers keep checkpoints: an absolute path, the same on every machine, or a URL."""
+        return str(self.ray_folder.resolve())
 
     @property
     def final_folder(self) -> Path:
@@ -122,14 +135,14 @@ class Experiment:
             name: of its folder, such as `trial_0007`.
             but_newest: how many to keep.
         """
-        found = sorted(self.ray_folder.glob(f"session_*/{name}/checkpoint_*"), key=_checkpoint_order)
+        found = sorted(self.ray_folder.glob(f"session_*/{name}/checkpoint_*"), key=checkpoint_order)
         for folder in found[: max(0, len(found) - but_newest)]:
             if self._holds(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def drop_ray_snapshots(self) -> None:
         """Remove Ray's own state of its sessions, which is never read back and holds pickles; its logs stay."""
-        for pattern in ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl"):
+        for pattern in RAY_SNAPSHOTS:
             for path in self.ray_folder.glob(f"session_*/{pattern}"):
                 if self._holds(path.parent):
                     path.unlink(missing_ok=True)
@@ -268,9 +281,14 @@ def list_experiments(results: Path) -> list[Experiment]:
     return [Experiment(folder) for folder in sorted(folders, key=_started, reverse=True)]
 
 
+def is_a_name(name: str) -> bool:
+    """Whether `name` can be a folder's name anywhere."""
+    return _NAME.fullmatch(name) is not None
+
+
 def must_be_a_name(name: str) -> None:
     """Raise InputError unless `name` can be a folder's name anywhere."""
-    if not _NAME.fullmatch(name):
+    if not is_a_name(name):
         raise InputError(
             f"--name is {name!a}, but must be 1 to 100 letters, digits, dots, dashes or underscores, "
             f"and start with a letter or digit."
@@ -324,9 +342,11 @@ def _is_experiment(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("experiment.yaml", "journal.jsonl"))
 
 
-def _checkpoint_order(folder: Path) -> tuple[int, str]:
-    session = folder.parts[-3].removeprefix("session_")
-    return (int(session) if session.isdecimal() else 0, folder.name)
+def checkpoint_order(folder: Path) -> tuple[list[int], str]:
+    """Sorts the folders of a trial's checkpoints, `…/session_N/trial_…/checkpoint_…`, by age."""
+    # `session_3`, or `session_3_2` where a session needed a second round.
+    numbers = folder.parts[-3].split("_")[1:]
+    return ([int(number) if number.isdecimal() else 0 for number in numbers], folder.name)
 
 
 def _newest(results: Path) -> Experiment:

@@ -25,6 +25,8 @@ _IN_WORDS = (
     ),
     (_FULL_DISK_WORDS, "the disk is full"),
     (re.compile(r"NodeDiedError|its node has died"), "its machine was lost"),
+    # What comes first, before Ray has given a silent machine up.
+    (re.compile(r"The actor \w+ is unavailable: "), "its machine does not answer"),
     (
         re.compile(r"ActorDiedError|RayActorError|WorkerCrashedError|The actor died|worker process has died"),
         "its worker process died (it was killed, or crashed)",

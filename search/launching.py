@@ -1,6 +1,7 @@
 """Launches a search on Ray, or goes on with one, and leaves its folder complete."""
 
 import contextlib
+import itertools
 import math
 import os
 import tempfile
@@ -19,6 +20,7 @@ from search.display import SearchDisplay
 from search.experiment import Experiment
 from search.failures import first_full, is_full_disk
 from search.interruption import Interruption
+from search.joined_cluster import JoinedCluster
 from search.manifest import Session, timestamp
 from search.plan import Placement
 from search.ray_adapters import (
@@ -30,6 +32,8 @@ from search.ray_adapters import (
     trial_folder_name,
 )
 from search.records import Event, History, TrialEnded
+from search.remote_results import RemoteExperiment
+from search.retries import MAX_RETRIES, RetryCount
 from search.state import Assignment, SearchState, ended_names, is_done
 from search.study import write_study
 from search.wall_clock import wall_clock
@@ -38,12 +42,11 @@ from spaces.printable import shell_word
 from spaces.schema import Space
 from trainable.checkpoint import checkpoint_epoch
 from trainable.datasets import TrainingData
-from trainable.ray_trainable import TrialConfig, TrialTrainable
+from trainable.ray_trainable import TrialConfig, TrialTrainable, ship
 from trainable.seeding import Purpose
 
 SearchEnd = Literal["finished", "interrupted", "time budget used"]
 
-MAX_RETRIES = 2
 # Files derived from the journal are brought up to date this often while a search runs, or more seldom where they
 # have become so long that writing them would take more than this share of the time.
 TABLES_EVERY_S = 5.0
@@ -70,7 +73,7 @@ class Launch:
     space: Space
     data: TrainingData
     placement: Placement
-    cluster: LocalCluster | None
+    cluster: LocalCluster | JoinedCluster | None
     interruption: Interruption
     started_s: float
     time_left_s: float | None
@@ -101,9 +104,13 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
 def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     experiment = launch.experiment
     keeper = _FileKeeper(launch)
-    state = SearchState(
-        launch.space, experiment.history(), experiment.journal(), _both(keeper.observe, display.observe)
-    )
+
+    def state_so_far() -> SearchState:
+        observe = _both(keeper.observe, display.observe)
+        return SearchState(launch.space, experiment.history(), experiment.journal(), observe)
+
+    state = state_so_far()
+    retries = RetryCount()
     session = _open_session(experiment, launch)
     deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
 
@@ -113,9 +120,16 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     end: SearchEnd = "interrupted"
     try:
         if launch.cluster:
-            if not reached():
-                _tune(launch, state, display, reached, session)
+            for attempt in itertools.count(1):
+                name = f"session_{session}" if attempt == 1 else f"session_{session}_{attempt}"
+                if reached():
+                    break
+                all_done = _tune(launch, state, display, reached, name, retries)
                 state.close()
+                if all_done:
+                    break
+                # Ray gave up trials that can be trained. They go on as after a resume.
+                state = state_so_far()
             launch.cluster.end()
         if is_done(state.history, launch.space):
             end = "finished"
@@ -147,9 +161,15 @@ def _full_disk_in_one_line(experiment: Experiment) -> Iterator[None]:
 
 
 def _tune(
-    launch: Launch, state: SearchState, display: SearchDisplay, reached: Callable[[], bool], session: int
-) -> None:
-    shared = Shared(state, lambda assignment: _ray_config(launch, assignment))
+    launch: Launch,
+    state: SearchState,
+    display: SearchDisplay,
+    reached: Callable[[], bool],
+    name: str,
+    retries: RetryCount,
+) -> bool:
+    """Run what is left of a search; False where Ray gave up trials that are to go on all the same."""
+    shared = Shared(state, lambda assignment: _ray_config(launch, assignment), retries)
 
     def on_retry(what: str, reason: str) -> None:
         display.note(f"{what} lost its worker and is tried again ({reason})")
@@ -158,7 +178,7 @@ def _tune(
     # that stand ready are not in: it would start others.
     vars(class_cache).get("DEFAULT_ENV_VARS", {}).clear()
     tuner = tune.Tuner(
-        tune.with_resources(TrialTrainable, launch.placement.resources_per_trial),
+        tune.with_resources(_trainable(launch), launch.placement.resources_per_trial),
         tune_config=tune.TuneConfig(
             search_alg=StateSearcher(shared, launch.placement.trials_at_once),
             scheduler=StateScheduler(shared),
@@ -167,8 +187,8 @@ def _tune(
             trial_dirname_creator=trial_folder_name,
         ),
         run_config=tune.RunConfig(
-            name=f"session_{session}",
-            storage_path=str(launch.experiment.ray_folder.resolve()),
+            name=name,
+            storage_path=launch.experiment.ray_storage,
             stop=EndWhen(lambda: reached() or shared.failure is not None),
             verbose=0,
             callbacks=[
@@ -182,11 +202,21 @@ def _tune(
     tuner.fit()
     if shared.failure is not None:
         raise shared.failure
+    return not shared.given_up
+
+
+def _trainable(launch: Launch) -> type[tune.Trainable]:
+    if launch.cluster is None or launch.cluster.shares_disk:
+        return TrialTrainable
+    with_images: type[tune.Trainable] = tune.with_parameters(TrialTrainable, shipped=ship(launch.data.decoded))
+    return with_images
 
 
 def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
-    resume_from = None
-    if assignment.n_epochs_known:
+    resume_from: Path | str | None = None
+    if assignment.n_epochs_known and isinstance(launch.experiment, RemoteExperiment):
+        resume_from = launch.experiment.newest_checkpoint(assignment.name, assignment.n_epochs_known)
+    elif assignment.n_epochs_known:
         resume_from = newest_checkpoint(launch.experiment, assignment.name, assignment.n_epochs_known)
     return TrialConfig(
         name=assignment.name,

@@ -6,7 +6,7 @@ import argparse
 import shutil
 import sys
 
-from search.options import add_experiment_arguments
+from search.options import add_experiment_arguments, chosen_experiment
 from spaces.command import CommandParser, run_command
 
 
@@ -28,7 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from search import tables
-    from search.experiment import open_experiment
     from search.manifest import opening_text
     from search.ranking import SORT_KEYS, lead_sentence, rank, sort_by
     from spaces import InputError
@@ -40,7 +39,7 @@ def _show(options: argparse.Namespace) -> int:
     keys = (*SORT_KEYS, *HYPERPARAMETER_NAMES)
     if options.sort not in keys:
         raise InputError(f"--sort is {options.sort}, but must be one of {', '.join(keys)}.")
-    experiment = open_experiment(options.experiment, options.results)
+    experiment = chosen_experiment(options, options.experiment)
     history = experiment.history()
     ranked = rank(history)
     shown = sort_by(ranked, options.sort)[: options.top]

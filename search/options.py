@@ -1,22 +1,68 @@
 """Options that several commands share. Imports nothing heavy."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spaces.printable import shell_word
+
+if TYPE_CHECKING:
+    from search.experiment import Experiment
 
 DEFAULT_RESULTS = Path("results")
 
 
+class _ResultsAction(argparse.Action):
+    """`results` is a folder of this machine; `results_url` what it is a copy of, or None."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        given = str(values)
+        namespace.results, namespace.results_url = Path(given), None
+        if "://" in given:
+            from search.remote_results import working_folder
+
+            namespace.results_url = given.rstrip("/")
+            namespace.results = working_folder(namespace.results_url)
+
+
 def add_results_argument(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(results_url=None)
     parser.add_argument(
-        "--results", type=Path, default=DEFAULT_RESULTS, metavar="DIR", help="where experiments lie (default: results)"
+        "--results",
+        action=_ResultsAction,
+        default=DEFAULT_RESULTS,
+        metavar="DIR",
+        help="where experiments lie: a folder, or a URL such as s3://BUCKET/results (default: results)",
     )
 
 
 def results_flag(options: argparse.Namespace) -> str:
     """What a command to type next needs to find the same results folder."""
-    return "" if options.results == DEFAULT_RESULTS else f" --results {shell_word(options.results)}"
+    return (
+        "" if options.results == DEFAULT_RESULTS else f" --results {shell_word(options.results_url or options.results)}"
+    )
+
+
+def chosen_experiment(options: argparse.Namespace, given: str | None) -> "Experiment":
+    """The experiment that a command names, in a folder or at a URL.
+
+    Raises:
+        InputError: there is none; names those that there are.
+    """
+    if options.results_url is not None:
+        from search.remote_results import open_remote_experiment
+
+        return open_remote_experiment(options.results_url, given)
+    from search.experiment import open_experiment
+
+    return open_experiment(given, options.results)
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_results_argument, results_flag
+from search.options import add_results_argument, chosen_experiment, results_flag
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
@@ -42,11 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _predict(options: argparse.Namespace) -> int:
     import json
 
-    from search.experiment import open_experiment
-
     if options.top < 1:
         raise InputError(f"--top is {options.top}, but must be at least 1.")
-    experiment = open_experiment(options.experiment, options.results)
+    experiment = chosen_experiment(options, options.experiment)
     model = experiment.final_folder / "model.onnx"
     if experiment.final_folder.is_symlink():
         raise InputError(f"{experiment.final_folder}: is a symbolic link, but must be a folder of its own. Remove it.")

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from search.failures import reason_in_words, tells_of_full_disk
 from search.ranking import METRIC
 from search.records import EpochDone, RunEpochDone
+from search.retries import RetryCount
 from search.state import Assignment, SearchState
 
 MODE = "max"
@@ -36,10 +37,18 @@ T = TypeVar("T")
 class Shared:
     """Holds the state of a running search; a deep copy is the same object, and a pickle is empty."""
 
-    def __init__(self, state: SearchState, to_ray_config: Callable[[Assignment], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        state: SearchState,
+        to_ray_config: Callable[[Assignment], dict[str, Any]],
+        retries: RetryCount | None = None,
+    ) -> None:
         self.state = state
         self.to_ray_config = to_ray_config
+        self.retries = retries or RetryCount()
         self.assignments: dict[str, Assignment] = {}
+        # Names of what Ray gave up although nothing says that it cannot be trained: it goes on in another round.
+        self.given_up: set[str] = set()
         self.failure: Exception | None = None
 
     def kept(self, action: Callable[[], T], otherwise: T) -> T:
@@ -80,11 +89,14 @@ class StateSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         state = self._shared.state
-        if self._shared.failure is not None or state.n_running >= self._trials_at_once:
+        n_running = state.n_running - len(self._shared.given_up)
+        if self._shared.failure is not None or n_running >= self._trials_at_once:
             return None
         assignment = self._shared.kept(state.next_assignment, None)
         if assignment is None:
-            return None if state.awaits_more else Searcher.FINISHED
+            # What was given up will not end in this round, whatever waits for it.
+            stuck = self._shared.given_up and n_running == 0
+            return None if state.awaits_more and not stuck else Searcher.FINISHED
         self._shared.assignments[trial_id] = assignment
         return self._shared.to_ray_config(assignment)
 
@@ -164,17 +176,24 @@ class Housekeeping(tune.Callback):
         self._on_idle()
 
     def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        trace = failure_trace(trial)
+        assignment, trace = self._assignment(trial), failure_trace(trial)
         if not self._ends_search(trace):
-            self._on_retry(self._assignment(trial).name.replace("_", " "), reason_in_words(trace))
+            goes_on = self._shared.retries.goes_on(assignment.name, trace)
+            trial.max_failures = self._shared.retries.of(assignment.name) if goes_on else 0
+            self._on_retry(assignment.name.replace("_", " "), reason_in_words(trace))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         assignment, trace, state = self._assignment(trial), failure_trace(trial), self._shared.state
-        if not self._ends_search(trace):
-            fail = state.fail_run if assignment.kind == "run" else state.fail
-            self._shared.kept(lambda: fail(assignment.number, reason_in_words(trace)), None)
-            if state.has_ended(assignment):
-                self._drop_checkpoints(assignment.name, 0)
+        if self._ends_search(trace):
+            return
+        if self._shared.retries.goes_on(assignment.name, trace):
+            self._shared.given_up.add(assignment.name)
+            self._on_retry(assignment.name.replace("_", " "), reason_in_words(trace))
+            return
+        fail = state.fail_run if assignment.kind == "run" else state.fail
+        self._shared.kept(lambda: fail(assignment.number, reason_in_words(trace)), None)
+        if state.has_ended(assignment):
+            self._drop_checkpoints(assignment.name, 0)
 
     def on_checkpoint(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, checkpoint: tune.Checkpoint, **info: Any
@@ -205,7 +224,8 @@ class Housekeeping(tune.Callback):
 def failure_trace(trial: RayTrial) -> str:
     """What a worker raised last, as Ray wrote it down; empty where it wrote nothing."""
     file = trial.error_file
-    return Path(file).read_text(errors="replace")[-MAX_TRACE_CHARACTERS:] if file and Path(file).is_file() else ""
+    text = Path(file).read_text(errors="replace")[-MAX_TRACE_CHARACTERS:] if file and Path(file).is_file() else ""
+    return text.rpartition("Failure # ")[2]
 
 
 def trial_folder_name(trial: RayTrial) -> str:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_experiment_arguments, results_flag
+from search.options import add_experiment_arguments, chosen_experiment, results_flag
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
 from spaces.printable import printable, shell_word
@@ -50,7 +50,6 @@ def _retrain_guarded(options: argparse.Namespace, guarded: GuardedFolder) -> int
     from rich.console import Console
 
     from search.cluster import count_cores
-    from search.experiment import open_experiment
     from search.retraining import Retraining, must_be_allowed
     from trainable.compute import choose_compute
     from trainable.datasets import prepare_training_data
@@ -60,7 +59,7 @@ def _retrain_guarded(options: argparse.Namespace, guarded: GuardedFolder) -> int
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}, but must be at least 1.")
-    experiment = open_experiment(options.experiment, options.results)
+    experiment = chosen_experiment(options, options.experiment)
     experiment.must_be_plain()
     experiment.must_be_free()
     trial = _chosen_trial(experiment, options)

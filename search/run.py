@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.interruption import Interruption
-from search.options import add_results_argument, results_flag
+from search.options import add_results_argument, chosen_experiment, results_flag
 from spaces.command import DEFAULT_SPACE, EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
 from spaces.errors import InputError, expanded
 from spaces.printable import printable, shell_word
@@ -22,8 +23,9 @@ from spaces.printable import printable, shell_word
 if TYPE_CHECKING:
     from search.cluster import LocalCluster
     from search.experiment import Experiment
+    from search.joined_cluster import JoinedCluster
     from search.launching import SearchEnd
-    from search.manifest import Data
+    from search.manifest import Data, Device
     from search.plan import Placement
     from spaces import Space
     from trainable.datasets import TrainingData
@@ -50,6 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--time-budget", metavar="TIME", help="stop after this long, such as 30m, 1h30m or 90s")
     parser.add_argument("--seed", type=int, help="of proposals, weights, order, dropout and augmentation")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="run the trials on a Ray cluster: `auto` on a machine of it, or HOST:PORT of its head (default: here)",
+    )
     parser.add_argument("--resume", metavar="NAME", help="go on with an experiment where it was")
     parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: so many more than it had")
     parser.add_argument(
@@ -72,7 +79,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from search.cluster import cluster_for
     from search.experiment import create_experiment, must_be_a_name
     from search.manifest import new_manifest
     from spaces.loader import load_space
@@ -82,42 +88,89 @@ def _launch(options: argparse.Namespace) -> int:
     )
     name = options.name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
     must_be_a_name(name)
-    if (options.results / name).exists():
-        raise InputError(
-            f"--name is {name}, but {options.results / name} exists. Choose another name, or go on with it: "
-            f"python -m search.run --resume {name}{results_flag(options)}"
-        )
+    _must_be_new(options, name)
     if options.dry_run:
-        return _dry_run(space)
+        return _dry_run(options, space)
     data = _prepare(space)
-    _must_have_its_device(space)
-    with Interruption() as interruption, _torch_imported_beside(), cluster_for(space) as cluster:
+    if options.address is None:
+        _must_have_its_device(space)
+    with Interruption() as interruption, _torch_imported_beside(), _cluster(options, space) as cluster:
         interruption.listen()  # again: ray.init takes SIGTERM for itself
-        from search.plan import place
-
-        placement = place(space, data)
+        placement = _place(cluster, space, data)
         manifest = new_manifest(space, name, placement.for_manifest, _data_facts(data))
         experiment = create_experiment(options.results, name, space, manifest)
+        if options.results_url:
+            from search.remote_results import RemoteExperiment, RemoteResults
+
+            experiment = RemoteExperiment(RemoteResults(options.results_url), name)
         with experiment.exclusive():
             end = _search(options, experiment, space, data, placement, cluster, interruption)
     return _finish(options, experiment, end)
 
 
-def _dry_run(space: Space) -> int:
+def _must_be_new(options: argparse.Namespace, name: str) -> None:
+    where: Path | str = options.results / name
+    taken = (options.results / name).exists()
+    if options.results_url and not taken:
+        from search.remote_results import RemoteResults
+        from trainable.locations import below
+
+        taken = RemoteResults(options.results_url).has(name)
+        where = below(options.results_url, name)
+    if taken:
+        raise InputError(
+            f"--name is {name}, but {where} exists. Choose another name, or go on with it: "
+            f"python -m search.run --resume {name}{results_flag(options)}"
+        )
+
+
+def _dry_run(options: argparse.Namespace, space: Space) -> int:
     from search.guarded_folder import guarded_folder
 
     with guarded_folder():  # before torch is imported, which makes a folder for its compiler
         from search.plan import place, plan_text, seconds_per_epoch
 
         data = _prepare(space)
-        placement = place(space, data)
-        print(plan_text(space, data, placement, seconds_per_epoch(space, data, placement)))
+        if options.address is None:
+            placement = place(space, data)
+            epoch_s = seconds_per_epoch(space, data, placement)
+        else:
+            with _joined_cluster(options) as cluster:
+                placement = _place(cluster, space, data)
+                epoch_s = cluster.seconds_per_epoch(space, data, placement)
+        print(plan_text(space, data, placement, epoch_s))
     return 0
 
 
-def _resume(options: argparse.Namespace) -> int:
-    from search.experiment import open_experiment
+def _cluster(options: argparse.Namespace, space: Space) -> LocalCluster | JoinedCluster:
+    from search.cluster import cluster_for
 
+    if options.address is None:
+        return cluster_for(space, keeps_credentials=options.results_url is not None)
+    return _joined_cluster(options)
+
+
+def _joined_cluster(options: argparse.Namespace) -> JoinedCluster:
+    from search.joined_cluster import JoinedCluster
+
+    return JoinedCluster(options.address, None if options.results_url else options.results)
+
+
+def _place(
+    cluster: LocalCluster | JoinedCluster | None, space: Space, data: TrainingData, began: Device | None = None
+) -> Placement:
+    from search.joined_cluster import JoinedCluster
+
+    if isinstance(cluster, JoinedCluster):
+        from search.nodes import place_on
+
+        return place_on(cluster.nodes, space, began)
+    from search.plan import place
+
+    return place(space, data, began)
+
+
+def _resume(options: argparse.Namespace) -> int:
     given = [option for option in ("name", "trials", "seed", "device") if getattr(options, option) is not None]
     if given or options.dry_run:
         raise InputError(
@@ -126,7 +179,7 @@ def _resume(options: argparse.Namespace) -> int:
         )
     if options.add_trials is not None and options.add_trials < 1:
         raise InputError(f"--add-trials is {options.add_trials}, but must be at least 1.")
-    experiment = open_experiment(options.resume, options.results)
+    experiment = chosen_experiment(options, options.resume)
     experiment.must_be_plain()
     with experiment.exclusive():
         experiment.mend_space()
@@ -135,7 +188,6 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
-    from search.cluster import cluster_for
     from search.state import is_done
 
     changed = _changed(options, experiment)
@@ -145,14 +197,13 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     _must_be_the_same_images(experiment, data)
     _take_over(experiment, changed)
     _time_left_s(experiment, space)  # none left is said before Ray is started
-    _must_have_its_device(space)
+    if options.address is None:
+        _must_have_its_device(space)
     history = experiment.history()
-    needed = contextlib.nullcontext() if is_done(history, space) else cluster_for(space)
+    needed = contextlib.nullcontext() if is_done(history, space) else _cluster(options, space)
     with Interruption() as interruption, _torch_imported_beside(), needed as cluster:
         interruption.listen()  # again: ray.init takes SIGTERM for itself
-        from search.plan import place
-
-        placement = place(space, data, experiment.manifest.device)
+        placement = _place(cluster, space, data, experiment.manifest.device)
         return _search(options, experiment, space, data, placement, cluster, interruption)
 
 
@@ -249,7 +300,7 @@ def _search(
     space: Space,
     data: TrainingData,
     placement: Placement,
-    cluster: LocalCluster | None,
+    cluster: LocalCluster | JoinedCluster | None,
     interruption: Interruption,
 ) -> SearchEnd:
     from rich.console import Console
@@ -265,7 +316,7 @@ def _search(
         n_done = len(experiment.history().counting)
         so_far = f", {n_done} begun before" if n_done else ""
         console.print(
-            f"{printable(experiment.folder)}: {space.search.trials} trials{so_far} on {placement.description} in "
+            f"{printable(experiment.location)}: {space.search.trials} trials{so_far} on {placement.description} in "
             f"{placement.compute.precision} ({placement.precision_reason}), "
             f"{placement.trials_at_once} at once, about {epochs_expected(space):.0f} epochs in all",
             soft_wrap=True,
@@ -296,6 +347,7 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"
+        more += f" --address {shell_word(options.address)}" if options.address else ""
         print(f"{reason}; nothing is lost. Go on with: python -m search.run --resume {name}{flag}{more}")
     if winner(ranked):
         print(f"Next: python -m search.leaderboard {name}{flag}")

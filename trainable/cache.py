@@ -6,7 +6,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def decode_once(dataset: Dataset, split: Split, show_progress: bool = False) -> 
     source = open_source(dataset, split)
     folder = cache_root() / _fingerprint(source, dataset, split)
     if not folder.is_dir():
-        _decode_into(folder, source, dataset.image_size, show_progress)
+        with filled_once(folder) as temporary:
+            _write_arrays(temporary, source, dataset.image_size, show_progress)
     return open_decoded(folder)
 
 
@@ -103,15 +105,19 @@ def _fingerprint(source: Source, dataset: Dataset, split: Split) -> str:
     return f"{dataset.name}-{split}-{dataset.image_size}px-{digest[:16]}"
 
 
-def _decode_into(folder: Path, source: Source, image_size: int, show_progress: bool) -> None:
+@contextmanager
+def filled_once(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which becomes it when the block ends well, and is removed when not.
+
+    Where another process was faster, its folder stays: the content is the same.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_arrays(temporary, source, image_size, show_progress)
+        yield temporary
         try:
             temporary.rename(folder)
         except OSError:
-            # Another process was faster; its content is the same.
             if not folder.is_dir():
                 raise
     finally:

@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 
 from spaces import Dataset, Hyperparameters
+from trainable.cache import DecodedSet
 from trainable.compute import Compute
 from trainable.datasets import TrainingData, open_training_data
+from trainable.locations import fetched, is_url
 from trainable.seeding import Purpose, RunSeed
+from trainable.shipping import PackedImages, pack, parts_of, unpack_once
 
 if TYPE_CHECKING:
     from trainable.fit_evaluate import FitEvaluate
@@ -34,7 +38,7 @@ class TrialConfig:
         dataset: how they are cut.
         experiment_seed: the experiment's.
         compute: what to compute with.
-        resume_from: a checkpoint's folder to go on from; None to start afresh.
+        resume_from: a checkpoint's folder, or its URL, to go on from; None to start afresh.
     """
 
     name: str
@@ -46,7 +50,7 @@ class TrialConfig:
     dataset: Dataset
     experiment_seed: int
     compute: Compute
-    resume_from: Path | None
+    resume_from: Path | str | None
 
     def as_ray_config(self) -> dict[str, Any]:
         """Plain values, as Ray ships and logs them."""
@@ -74,21 +78,51 @@ class TrialConfig:
             decoded_folder=Path(values.pop("decoded_folder")),
             dataset=Dataset.model_validate(values.pop("dataset")),
             compute=Compute(**values.pop("compute")),
-            resume_from=None if resume_from is None else Path(resume_from),
+            resume_from=Path(resume_from) if resume_from and not is_url(resume_from) else resume_from,
             **values,
         )
 
 
-class TrialTrainable(tune.Trainable):
-    """Trains one configuration after the other; an actor and its mapped images serve many trials."""
+@dataclass(frozen=True)
+class ShippedImages:
+    """Training images on their way to other machines, in the object store of the one that ships them.
 
-    def setup(self, config: dict[str, Any]) -> None:
+    Attributes:
+        packed: what they are.
+        parts: references to their pixels, in order.
+    """
+
+    packed: PackedImages
+    parts: tuple[ray.ObjectRef[Any], ...]
+
+    def unpack(self) -> Path:
+        """Put them into this machine's cache, unless they are there; gives the folder.
+
+        Raises:
+            InputError: they came damaged, or the cache holds others.
+        """
+        return unpack_once(self.packed, (ray.get(part) for part in self.parts))
+
+
+def ship(decoded: DecodedSet) -> ShippedImages:
+    """Put images into Ray's object store, from which every machine of the cluster can take them."""
+    return ShippedImages(pack(decoded), tuple(ray.put(part) for part in parts_of(decoded)))
+
+
+class TrialTrainable(tune.Trainable):
+    """Trains one configuration after the other; an actor and its mapped images serve many trials.
+
+    Where machines have no folder in common, `setup` is handed the images; else workers map the driver's cache.
+    """
+
+    def setup(self, config: dict[str, Any], shipped: ShippedImages | None = None) -> None:
         import torch
 
         # Also what makes a trial's numbers repeatable: sums depend on how many threads share them.
         torch.set_num_threads(1)
         from trainable.workbench import Workbench
 
+        self._shipped = shipped
         self._workbench = Workbench()
         self._run: FitEvaluate | None = None
         self._data: TrainingData | None = None
@@ -120,7 +154,8 @@ class TrialTrainable(tune.Trainable):
         from trainable.fit_evaluate import FitEvaluate
 
         if self._data is None or self._opened != (config.decoded_folder, config.dataset):
-            self._data = open_training_data(config.decoded_folder, config.dataset)
+            folder = self._shipped.unpack() if self._shipped else config.decoded_folder
+            self._data = open_training_data(folder, config.dataset)
             self._opened = (config.decoded_folder, config.dataset)
         self._trial = config.trial
         # Its parts may be the new run's, and its memory the new run's too.
@@ -133,5 +168,8 @@ class TrialTrainable(tune.Trainable):
             config.compute,
             self._workbench,
         )
-        if config.resume_from is not None:
+        if isinstance(config.resume_from, str):
+            with fetched(config.resume_from) as folder:
+                self._run.restore(folder)
+        elif config.resume_from is not None:
             self._run.restore(config.resume_from)

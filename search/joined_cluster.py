@@ -1,0 +1,250 @@
+"""A Ray cluster that is running already: joined for one search, and left running after it.
+
+The driver must run on a machine of the cluster. It ships this code and the decoded images to the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
+from search.nodes import NodeFacts, facts_of_this_node, must_be_usable
+from spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from search.plan import Placement
+    from spaces.schema import Space
+    from trainable.datasets import TrainingData
+    from trainable.ray_trainable import ShippedImages
+
+# To reach the head; to hear from every node, which imports torch for the first time.
+REACH_S = 5.0
+ANSWER_S = 180.0
+_SHIPPED_PACKAGES = ("spaces", "trainable", "search")
+# Ray reserves what a task asks for; looking at a GPU must not wait for a whole one.
+_TOKEN_GPU = 0.001
+
+
+class JoinedCluster:
+    """The cluster at `address`; a context manager that joins it, and leaves it running without anything of ours.
+
+    Args:
+        address: `auto` for the one that this machine is a node of, or HOST:PORT of its head.
+        results: a folder that every node must see; None where results are kept at a URL.
+
+    Attributes:
+        nodes: that can run trials, as they were when it was joined.
+
+    Raises:
+        InputError: on entering, where the address is wrong, the cluster cannot be joined, or a node is not usable.
+    """
+
+    shares_disk = False
+
+    def __init__(self, address: str, results: Path | None) -> None:
+        self._address = address
+        self._results = results
+        self._before: dict[str, str] | None = None
+        self.nodes: tuple[NodeFacts, ...] = ()
+
+    def __enter__(self) -> JoinedCluster:
+        must_be_joinable(self._address)
+        self._before = dict(os.environ)
+        try:
+            os.environ.update(DRIVER_ENVIRONMENT)
+            # Where the job that this runs in, as with `ray job submit`, has said something of these, ours counts.
+            os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+            # By default Ray looks for a node on this machine for a minute.
+            os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "20")
+            self._join()
+            with _marker_in(self._results) as marker:
+                self.nodes = _ask_nodes(self._address, marker)
+            must_be_usable(self.nodes, self._results)
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def _join(self) -> None:
+        import ray
+
+        packages = Path(__file__).parents[1]
+        _keep_ray_silent()
+        try:
+            ray.init(
+                address=self._address,
+                runtime_env={
+                    "py_modules": [str(packages / name) for name in _SHIPPED_PACKAGES],
+                    "env_vars": WORKER_ENVIRONMENT,
+                },
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:
+            raise InputError(why_not_joined(self._address, error)) from error
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+    def seconds_per_epoch(self, space: Space, data: TrainingData, placement: Placement) -> float:
+        """Time a few steps of the baseline on a node, and scale them to an epoch."""
+        import ray
+
+        from trainable.ray_trainable import ship
+
+        wanted = placement.resources_per_trial
+        task = ray.remote(num_cpus=wanted["cpu"], num_gpus=wanted.get("gpu", 0), max_retries=3)(_timed_here)
+        try:
+            seconds = ray.get(task.remote(space, ship(data.decoded), placement), timeout=ANSWER_S)
+        except ray.exceptions.GetTimeoutError:
+            raise InputError(_no_answer(self._address)) from None
+        return float(seconds)
+
+    def end(self) -> None:
+        """Leave the cluster, which ends our actors on it; nothing where that is done already."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        try:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _keep_ray_silent() -> None:
+    """When a node dies, Ray prints pages of that node's log into the driver's output; our display says it in a line."""
+    from ray._private import worker
+
+    vars(worker)["print_to_stdstream"] = lambda *given, **options: None
+
+
+def must_be_joinable(address: str) -> None:
+    """Raise InputError unless `address` is `auto`, or HOST:PORT where something answers."""
+    if "://" in address:
+        raise InputError(
+            f"--address is {address}, but a search cannot be run from outside a cluster. Start it on one of the "
+            f"cluster's machines (ray exec, ray job submit or kubectl exec) with --address auto."
+        )
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"--address is {address}, but must be `auto` or HOST:PORT, such as 10.0.0.5:6379.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "no answer"
+        raise InputError(
+            f"--address is {address}, but nothing answers there ({reason}). Give HOST:PORT of the cluster's head, "
+            f"as `ray start --head` printed it."
+        ) from None
+
+
+def why_not_joined(address: str, error: BaseException) -> str:
+    """One line for what `ray.init` raised."""
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__
+    text = "\n".join(texts)
+    if "Version mismatch" in text:
+        facts = [line.strip() for line in text.splitlines() if line.strip().startswith(("Ray:", "Python:"))]
+        theirs, ours = ", ".join(facts[:2]), ", ".join(facts[2:4])
+        return (
+            f"--address is {address}, but that cluster has {theirs} and this command {ours}. "
+            f"Use the same versions on both sides."
+        )
+    if "Could not find any running Ray instance" in text:
+        return (
+            f"--address is {address}, but no Ray cluster runs on this machine. Start one (ray start --head), or give "
+            f"HOST:PORT of its head."
+        )
+    if "No node info found" in text or "local raylet" in text.lower():
+        return (
+            f"--address is {address}, but this machine is not a node of that cluster. Start the search on one that "
+            f"is, or add this one: ray start --address={address}"
+        )
+    if "auth" in text.lower() or "token" in text.lower():
+        return (
+            f"--address is {address}, but that cluster refuses us without its token. Set RAY_AUTH_MODE=token and "
+            f"RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on its nodes."
+        )
+    lines = [line.strip() for line in texts[-1].splitlines() if line.strip()] or [type(error).__name__]
+    return f"--address is {address}, but the cluster there cannot be joined ({lines[0][:200].rstrip('.')})."
+
+
+def _no_answer(address: str) -> str:
+    return (
+        f"--address is {address}, but its nodes do not answer within {ANSWER_S:.0f} s. See `ray status` for what they "
+        f"are busy with."
+    )
+
+
+def _ask_nodes(address: str, marker: str | None) -> tuple[NodeFacts, ...]:
+    """What every node that Ray may place a trial on says of itself, by its id."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked: list[tuple[str, int, int, Any]] = []
+    for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"])):  # type: ignore[no-untyped-call]
+        # Ray counts in floats, and a trial needs a whole CPU.
+        n_cpus, n_gpus = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
+        if not node["Alive"] or not (n_cpus or n_gpus):
+            continue
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, num_gpus=_TOKEN_GPU if n_gpus else 0, max_retries=3)(facts_of_this_node)
+        answer = task.options(scheduling_strategy=there).remote(node["NodeID"], n_cpus, n_gpus, marker)
+        asked.append((node["NodeID"], n_cpus, n_gpus, answer))
+    ray.wait([answer for *_, answer in asked], num_returns=len(asked), timeout=ANSWER_S) if asked else None
+    facts = []
+    for node_id, n_cpus, n_gpus, answer in asked:
+        try:
+            facts.append(ray.get(answer, timeout=0.1))
+        except ray.exceptions.GetTimeoutError:
+            raise InputError(_no_answer(address)) from None
+        except ray.exceptions.RayError as error:
+            # What our packages need to be imported at all is not there, or the node went away meanwhile.
+            reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+            facts.append(NodeFacts(node_id[:8], n_cpus, n_gpus, "", None, reason, True))
+    return tuple(facts)
+
+
+@contextlib.contextmanager
+def _marker_in(results: Path | None) -> Iterator[str | None]:
+    """A file in the results folder, for as long as the block lasts."""
+    if results is None:
+        yield None
+        return
+    made = not results.exists()
+    results.mkdir(parents=True, exist_ok=True)
+    handle, marker = tempfile.mkstemp(prefix=".seen-by-all-", dir=results.resolve())
+    os.close(handle)
+    try:
+        yield marker
+    finally:
+        Path(marker).unlink(missing_ok=True)
+        if made:
+            with contextlib.suppress(OSError):
+                results.rmdir()
+
+
+def _timed_here(space: Space, shipped: ShippedImages, placement: Placement) -> float:
+    from search.plan import seconds_per_epoch
+    from trainable.datasets import open_training_data
+
+    return seconds_per_epoch(space, open_training_data(shipped.unpack(), space.dataset), placement)

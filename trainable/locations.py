@@ -1,0 +1,60 @@
+"""Places that are no folder of this machine: URLs of object stores and the like, through pyarrow."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spaces import InputError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` names a place by its scheme, such as `s3://`."""
+    return "://" in text
+
+
+def below(url: str, *parts: str) -> str:
+    """The URL of something below `url`; what follows a `?`, such as an endpoint, stays at the end."""
+    base, mark, query = url.partition("?")
+    return "/".join([base.rstrip("/"), *parts]) + mark + query
+
+
+def opened(url: str) -> tuple["FileSystem", str]:
+    """The filesystem that `url` is on, and the path there.
+
+    Raises:
+        InputError: no filesystem is known for it, or it cannot be reached.
+    """
+    from pyarrow.fs import FileSystem
+
+    try:
+        filesystem, path = FileSystem.from_uri(url)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{url}: cannot be opened ({reason}). Give a URL that pyarrow knows (s3://, gs://, abfs://, hdfs://, "
+            f"file:///, or fsspec+NAME:// for what fsspec knows), and what it needs to sign in."
+        ) from None
+    return filesystem, path
+
+
+@contextmanager
+def fetched(url: str) -> Iterator[Path]:
+    """A copy of the folder `url` on this machine, for as long as the block lasts.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    from pyarrow.fs import copy_files
+
+    filesystem, path = opened(url)
+    with tempfile.TemporaryDirectory(prefix="dws-") as folder:
+        try:
+            copy_files(path, folder, source_filesystem=filesystem)
+        except OSError as error:
+            raise InputError(f"{url}: cannot be read ({str(error).splitlines()[0]}).") from None
+        yield Path(folder)
