@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from search.experiment import Experiment
+    from search.guarded_folder import GuardedFolder
     from search.records import Trial
     from search.retraining import Retraining
     from search.training_runs import Progress as EpochProgress
@@ -38,6 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _retrain(options: argparse.Namespace) -> int:
+    from search.guarded_folder import guarded_folder
+
+    # Before torch is imported, which makes a folder for its compiler.
+    with guarded_folder() as guarded:
+        return _retrain_guarded(options, guarded)
+
+
+def _retrain_guarded(options: argparse.Namespace, guarded: GuardedFolder) -> int:
     from rich.console import Console
 
     from search.cluster import count_cores
@@ -78,6 +87,7 @@ def _retrain(options: argparse.Namespace) -> int:
         compute=compute,
         n_cores=count_cores(),
         again=options.again,
+        guarded=guarded,
     )
     print(
         f"{printable(experiment.name)}: retraining trial {trial.number} on {len(data.everything):,} images, "

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from search.confirmation import fresh_results
 from search.experiment import Experiment
 from search.export import Agreement, export_all
-from search.guarded_folder import guarded_folder
+from search.guarded_folder import GuardedFolder
 from search.manifest import Opening, git_commit, timestamp, versions
 from search.model_card import model_card
 from search.records import Trial
@@ -47,6 +47,7 @@ class Retraining:
         compute: what to compute with.
         n_cores: that may be used.
         again: why the test set is opened once more; None for the first time.
+        guarded: ends the training processes with this one.
     """
 
     experiment: Experiment
@@ -58,6 +59,7 @@ class Retraining:
     compute: Compute
     n_cores: int
     again: str | None
+    guarded: GuardedFolder
 
     @property
     def n_workers(self) -> int:
@@ -94,7 +96,7 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     must_be_allowed(plan.experiment, plan.again)
     list_test_set(plan.space.dataset)
     _clear_leftovers(plan.experiment)
-    with _new_final(plan.experiment) as folder:
+    with _new_final(plan) as folder:
         checkpoints = folder / "checkpoints"
         runs = _runs(plan, checkpoints)
         train_all(runs, plan.n_workers, on_progress)
@@ -118,15 +120,14 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
 
 
 @contextmanager
-def _new_final(experiment: Experiment) -> Iterator[Path]:
-    """A folder that is to become `final/`; if it does not, it ends with the training processes and this one."""
-    with guarded_folder() as guarded:
-        folder = Path(tempfile.mkdtemp(prefix=".final-", dir=experiment.folder))
-        guarded.take_along(folder)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+def _new_final(plan: Retraining) -> Iterator[Path]:
+    """A folder that is to become `final/`; removed if it does not, whatever becomes of this process."""
+    folder = Path(tempfile.mkdtemp(prefix=".final-", dir=plan.experiment.folder))
+    plan.guarded.take_along(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _runs(plan: Retraining, checkpoints: Path) -> list[FullRun]:

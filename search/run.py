@@ -104,11 +104,14 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _dry_run(space: Space) -> int:
-    from search.plan import place, plan_text, seconds_per_epoch
+    from search.guarded_folder import guarded_folder
 
-    data = _prepare(space)
-    placement = place(space, data)
-    print(plan_text(space, data, placement, seconds_per_epoch(space, data, placement)))
+    with guarded_folder():  # before torch is imported, which makes a folder for its compiler
+        from search.plan import place, plan_text, seconds_per_epoch
+
+        data = _prepare(space)
+        placement = place(space, data)
+        print(plan_text(space, data, placement, seconds_per_epoch(space, data, placement)))
     return 0
 
 

@@ -72,7 +72,7 @@ def read_plain(path: Path, max_bytes: int, follow_links: bool = False) -> bytes:
         content: bytes = file.read(min(size, max_bytes) + 1)
     if len(content) > max_bytes:
         limit = f"{max_bytes / MIB:g} MiB" if max_bytes >= MIB else f"{max_bytes / 1024:g} KiB"
-        raise InputError(f"{path}: is over {limit}, but must be smaller. It is none of ours; restore it from a copy.")
+        raise InputError(f"{path}: is over {limit}, but must be smaller: no file of its kind is so large.")
     return content
 
 

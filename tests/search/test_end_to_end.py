@@ -97,13 +97,14 @@ STRANGERS = """
 import os, sys
 from ray._raylet import AuthenticationTokenLoader, GcsClient
 
-for token in (os.environ.pop("RAY_AUTH_TOKEN"), None):
+for attempt in range(2):
     AuthenticationTokenLoader.instance().reset_cache()
     try:
         GcsClient(address=sys.argv[1]).internal_kv_keys(b"", None)
         print("in")
     except Exception as error:
         print("refused")
+    os.environ.pop("RAY_AUTH_TOKEN", None)
 """
 
 
