@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _diagnose(options: argparse.Namespace) -> int:
     from search.diagnosis import diagnose
     from search.experiment import open_experiment
+    from spaces.printable import printable
 
     experiment = open_experiment(options.experiment, options.results)
     history, space = experiment.history(), experiment.space
@@ -52,7 +53,8 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(json.dumps(content, indent=2, allow_nan=False))
         return 0
     now = ", running now" if live else ""
-    print(f"{experiment.name}: {history.n_ended} of {space.search.trials} trials ended, {history.n_epochs} epochs{now}")
+    name, n_trials = printable(experiment.name), space.search.trials
+    print(f"{name}: {history.n_ended} of {n_trials} trials ended, {history.n_epochs} epochs{now}")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(findings_text(findings, width))
     return 0

@@ -95,6 +95,7 @@ def _course(history: History) -> Iterator[tuple[int, float]]:
 def _noise(accuracy: float, n_validation: int | None, sd: float | None) -> tuple[float, str | None]:
     if sd is not None:
         return sd, "a configuration's standard deviation over fresh runs"
-    if n_validation:
-        return math.sqrt(accuracy * (1 - accuracy) / n_validation), f"standard error of {n_validation:,} images"
+    if n_validation and n_validation > 0:
+        variance = max(0.0, accuracy * (1 - accuracy))
+        return math.sqrt(variance / n_validation), f"standard error of {n_validation:,} images"
     return 0.0, None

@@ -12,6 +12,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 
 from search.records import Trial
+from search.space_change import contains
 from search.study import distributions
 from spaces.parameters import Hyperparameters, LogUniform, Number
 from spaces.schema import Space
@@ -58,14 +59,15 @@ def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importan
 
     Args:
         epoch: counted from 1.
-        trials: those that did not get so far are left out.
+        trials: those that did not get so far, or lie outside the space, are left out.
         space: what was searched.
 
     Returns:
         None for fewer than `MIN_TRIALS` trials or two parameters, or if all values are equal.
     """
     generator = np.random.default_rng(space.search.seed)
-    arrived = [(trial, value) for trial in trials if (value := _value_at(epoch, trial)) is not None]
+    inside = [trial for trial in trials if contains(space, trial.config)]
+    arrived = [(trial, value) for trial in inside if (value := _value_at(epoch, trial)) is not None]
     if len(arrived) > MAX_TRIALS:
         arrived = [arrived[i] for i in sorted(generator.choice(len(arrived), MAX_TRIALS, replace=False))]
     known = [value for _, value in arrived if math.isfinite(value)]

@@ -306,6 +306,7 @@ class History:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
+        self._exploration = (0, 0.0)
         self.runs: dict[int, Run] = {}
         self.n_redone = 0
         for event in events:
@@ -321,6 +322,7 @@ class History:
             case SpaceSet():
                 if not set(event.set_aside) <= set(self.trials):
                     raise ValueError(f"it sets aside {event.set_aside} of {len(self.trials)} trials")
+                self._exploration = _exploration(event.space)
                 self.space = event.space
                 for trial in self.trials.values():
                     trial.set_aside = trial.number in event.set_aside
@@ -334,7 +336,7 @@ class History:
                     event.baseline,
                     event.at,
                     # By the space as it was then: a later change of it exempts and stops nobody in hindsight.
-                    explored=not event.baseline and is_explored(event.trial, *self._exploration()),
+                    explored=not event.baseline and is_explored(event.trial, *self._exploration),
                 )
             case EpochDone():
                 trial = self._running(event.trial)
@@ -401,11 +403,6 @@ class History:
     def unfinished_runs(self) -> list[Run]:
         return [run for run in self.runs.values() if run.end is None]
 
-    def _exploration(self) -> tuple[int, float]:
-        """Seed and `search.explore`; journals from before there was such a thing do not have it."""
-        search = (self.space or {}).get("search", {})
-        return search.get("seed", 0), search.get("explore", 0.0)
-
     def _going_on(self, number: int) -> Run:
         run = self.runs.get(number)
         if run is None or run.end is not None:
@@ -419,3 +416,14 @@ class History:
         if trial.end is not None:
             raise ValueError(f"trial {number} has ended already")
         return trial
+
+
+def _exploration(space: Mapping[str, Any]) -> tuple[int, float]:
+    """Seed and `search.explore`, which journals from before there was such a thing do not have."""
+    search = space.get("search", {})
+    if not isinstance(search, dict):
+        raise ValueError(f"its search is {shorten(search)}")
+    seed, explore = search.get("seed", 0), search.get("explore", 0.0)
+    if not _fits(seed, int) or seed > _LARGEST or not _fits(explore, float) or not 0 <= explore <= 1:
+        raise ValueError(f"its search has seed {shorten(seed)} and explore {shorten(explore)}")
+    return seed, explore

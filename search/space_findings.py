@@ -10,6 +10,7 @@ from search.findings import Finding, Verdict, trials_text
 from search.importance import MIN_TRIALS, Importance, importance_at
 from search.ranking import rank
 from search.records import History
+from search.space_change import contains
 from spaces.parameters import Searched
 from spaces.schema import Space
 
@@ -54,7 +55,8 @@ def divergences(history: History, space: Space) -> Finding:
 
 def edges(history: History, space: Space) -> Finding:
     """Whether the best trials, in the leaderboard's order, crowd at an end of a range."""
-    ranked = [row for row in rank(history) if not row.set_aside and row.validation_accuracy is not None]
+    scored = [row for row in rank(history) if not row.set_aside and row.validation_accuracy is not None]
+    ranked = [row for row in scored if contains(space, row.config)]
     best = [row.config for row in ranked[:N_BEST]]
     numbers: dict[str, Any] = {"n": len(ranked), "n_best": len(best), "edges": []}
     if len(ranked) < MIN_RANKED:

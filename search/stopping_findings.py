@@ -34,7 +34,7 @@ def rank_correlation(history: History, space: Space) -> Finding:
     if len(space.rung_epochs) == 1:
         return Finding("rank_correlation", "fine", "There is no rung before the end: no trial is stopped.", "", {})
     explored, others = _correlations(history, space, explored=True), _correlations(history, space, explored=False)
-    completed = _completed(history)
+    completed = _completed(history, space)
     n_random = sum(trial.explored for trial in completed)
     n_others = len(completed) - n_random
     numbers = {
@@ -80,10 +80,8 @@ def would_be_winners(history: History, space: Space) -> Finding:
     used = explored or _correlations(history, space, explored=False)
     numbers: dict[str, Any] = {"from": "explored" if explored else "survivors", **_direct(history, space)}
     if len(used) < len(rungs) - 1:
-        sentence = (
-            f"How many would-be winners were stopped cannot be told from {trials_text(len(_completed(history)))} "
-            f"that went all the way."
-        )
+        n = trials_text(len(_completed(history, space)))
+        sentence = f"How many would-be winners were stopped cannot be told from {n} that went all the way."
         return Finding("would_be_winners", "unknown", sentence, "", numbers)
     n_trials = sum(trial.n_epochs >= rungs[0] for trial in history.counting)
 
@@ -124,7 +122,7 @@ def savings(history: History, space: Space) -> Finding:
     """Epochs that stopping saved, against training those trials to the end."""
     trials, max_epochs = history.counting, space.training.max_epochs
     trained = sum(trial.n_epochs for trial in trials)
-    saved = sum(max_epochs - trial.n_epochs for trial in trials if trial.status == "stopped")
+    saved = sum(max(0, max_epochs - trial.n_epochs) for trial in trials if trial.status == "stopped")
     refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor)
     explored = sum(max(0, t.n_epochs - refused[t.number]) for t in trials if t.explored and t.number in refused)
     numbers: dict[str, Any] = {"trained": trained, "saved": saved, "spent_on_exploring": explored}
@@ -136,19 +134,21 @@ def savings(history: History, space: Space) -> Finding:
     return Finding("savings", "fine", sentence, "", numbers)
 
 
-def _completed(history: History) -> list[Trial]:
-    return [trial for trial in history.counting if trial.status == "completed"]
+def _completed(history: History, space: Space) -> list[Trial]:
+    """Those that went all the way; the epochs are compared as well, for the space's file may have been edited."""
+    last = space.training.max_epochs
+    return [trial for trial in history.counting if trial.status == "completed" and trial.n_epochs >= last]
 
 
 def _correlations(history: History, space: Space, explored: bool) -> list[Correlation]:
-    trials = [trial for trial in _completed(history) if trial.explored == explored]
+    trials = [trial for trial in _completed(history, space) if trial.explored == explored]
     return rung_correlations(trials, space.rung_epochs)
 
 
 def _direct(history: History, space: Space) -> dict[str, Any]:
     """What explored trials show of the others: refused ones among them, and those that would have won."""
     refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor)
-    completed = _completed(history)
+    completed = _completed(history, space)
     let_through = [trial for trial in completed if trial.number not in refused or trial.baseline]
     best = max((trial.epochs[-1].validation_accuracy for trial in let_through), default=math.inf)
     explored = [

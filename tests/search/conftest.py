@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from search import leaderboard, predict, retrain
+from search import diagnose, leaderboard, predict, retrain
 from search import run as run_command
 from search.experiment import Experiment
 from spaces import Space
@@ -13,6 +13,7 @@ from tests.search.foreign import Call, make_experiment, model
 
 COMMANDS = {
     "leaderboard": (leaderboard.main, ()),
+    "diagnose": (diagnose.main, ()),
     "retrain": (retrain.main, ()),
     "predict": (predict.main, ("image.png",)),
     "resume": (run_command.main, ()),

@@ -453,6 +453,18 @@ def test_trials_that_are_set_aside_do_not_count() -> None:
     assert diagnose(history, space) == diagnose(made(space), space)
 
 
+def test_a_space_file_that_was_edited_since_is_no_trap() -> None:
+    space = space_with()
+    history = made(space, *[("completed", [0.1 * n] * 9, {"lr": 0.01 * (n + 1)}) for n in range(8)] * 2)
+    edited = space_with("training.max_epochs=27", "space.lr={loguniform: [0.02, 0.5]}", "baseline.lr=0.03")
+    findings = {finding.name: finding for finding in diagnose(history, edited, 288)}
+    assert "from 0 trials that went all the way" in findings["would_be_winners"].sentence
+    assert findings["edges"].numbers["n"] == 14
+    json.dumps([finding.as_dict() for finding in findings.values()], allow_nan=False)
+    shorter = space_with("training.max_epochs=3")
+    assert {f.name: f for f in diagnose(history, shorter, -1)}["savings"].numbers["saved"] == 0
+
+
 def test_a_space_without_rungs_loses_nothing() -> None:
     space = space_with("search.grace_epochs=9")
     history = made(space, *[("completed", [0.1 * n] * 9, {}) for n in range(8)])

@@ -21,7 +21,7 @@ from spaces import InputError, Space, load_space
 from tests.conftest import TINY
 from tests.search.foreign import KINDS, Call, assert_refused, bomb, contents, make_experiment, plant, put
 
-READING = ("leaderboard", "retrain", "predict", "resume", "repeat")
+READING = ("leaderboard", "diagnose", "retrain", "predict", "resume", "repeat")
 WRITING = ("retrain", "resume")
 
 
@@ -31,6 +31,9 @@ WRITING = ("retrain", "resume")
     [
         ("leaderboard", "journal.jsonl"),
         ("leaderboard", ".lock"),
+        ("diagnose", "journal.jsonl"),
+        ("diagnose", ".lock"),
+        ("diagnose", "manifest.json"),
         ("retrain", "journal.jsonl"),
         ("retrain", ".lock"),
         ("retrain", "manifest.json"),

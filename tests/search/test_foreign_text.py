@@ -48,6 +48,13 @@ def test_the_leaderboard_prints_no_control_character(form: str, on_folder: Call,
         assert len(output.splitlines()) == 3
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_diagnosis_prints_none_either(form: str, on_folder: Call, hostile: Experiment) -> None:
+    code, output, errors = on_folder("diagnose", hostile.folder, "--format", form)
+    assert code == 0, errors
+    assert_printable(output)
+
+
 @pytest.mark.parametrize("command", ["retrain", "resume", "repeat"])
 def test_commands_that_refuse_print_none_either(command: str, on_folder: Call, hostile: Experiment) -> None:
     if command == "repeat":

@@ -23,7 +23,7 @@ def journal_with(folder: Path, line: int, change: str) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("command", ["leaderboard", "retrain", "resume"])
+@pytest.mark.parametrize("command", ["leaderboard", "diagnose", "retrain", "resume"])
 @pytest.mark.parametrize(
     ("line", "change"),
     [
@@ -45,6 +45,10 @@ def journal_with(folder: Path, line: int, change: str) -> None:
         (0, '"space": {"dataset": 3}'),
         (0, f'"space": {{"dataset": {"[" * 500}{"]" * 500}}}'),
         (0, f'"space": {{"dataset": {{"name": {"[" * 500}{"]" * 500}}}}}'),
+        (0, '"space": {"search": 3}'),
+        (0, '"space": {"search": {"explore": 1e300}}'),
+        (0, '"space": {"search": {"explore": "x"}}'),
+        (0, f'"space": {{"search": {{"seed": 1{"0" * 400}}}}}'),
         (0, '"set_aside": [5]'),
         (0, '"set_aside": [[]]'),
         (0, '"at": -1'),
