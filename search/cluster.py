@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from search.guarded_folder import guarded_folder
+from spaces.errors import RunError
 from spaces.schema import Space
 from trainable.allocator import ALLOCATOR_ENVIRONMENT
 
@@ -112,18 +113,24 @@ class LocalCluster:
     def _start(self, folder: Path) -> None:
         import ray
 
-        # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
-        ray.init(
-            address="local",
-            num_cpus=self._n_workers,
-            num_gpus=self._n_gpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            # Below the private folder: Ray lets everybody write to what it is given here.
-            _temp_dir=str(folder / "ray"),
-        )
+        try:
+            # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
+            ray.init(
+                address="local",
+                num_cpus=self._n_workers,
+                num_gpus=self._n_gpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Below the private folder: Ray lets everybody write to what it is given here.
+                _temp_dir=str(folder / "ray"),
+            )
+        except OSError:
+            raise
+        except Exception as error:  # Ray has no type for it
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+            raise RunError(f"Ray could not be started ({reason}). Try again when the machine is less busy.") from error
         if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
             raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
         # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.

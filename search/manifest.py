@@ -221,9 +221,11 @@ def seconds_used(sessions: Sequence[Session], history: History) -> float:
 
 
 def timestamp(at: float | None = None) -> str:
-    """`at` in seconds since 1970, or now; in UTC, ISO 8601."""
-    moment = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
-    return moment.isoformat(timespec="seconds")
+    """Now in whole seconds, or `at`, in seconds since 1970, to the microsecond; in UTC, ISO 8601."""
+    if at is None:
+        return datetime.now(UTC).isoformat(timespec="seconds")
+    # A session that began before its second would claim the last events of the one before.
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
 
 
 def versions() -> dict[str, str]:

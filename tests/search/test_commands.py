@@ -10,7 +10,7 @@ import pytest
 from search import diagnose, leaderboard, predict, retrain
 from search import run as run_command
 from search.experiment import Experiment, create_experiment, open_experiment
-from search.manifest import Data, Device, Opening, Session, new_manifest, seconds_used
+from search.manifest import Data, Device, Opening, Session, new_manifest, seconds_used, timestamp
 from search.plan import Placement
 from search.records import TrialEnded, TrialStarted
 from spaces import InputError, Space
@@ -322,6 +322,14 @@ def test_a_killed_session_counts_until_its_last_event(experiment: Experiment) ->
     ended = Session(started_at="2026-01-01T00:00:00+00:00", seconds=12.5)
     # The last event of the simulated trials stands at 201 s; nothing was journaled in the last session.
     assert seconds_used([killed, ended, Session(started_at="2026-01-02T00:00:00+00:00")], experiment.history()) == 213.5
+
+
+def test_a_session_that_begins_within_the_second_of_the_last_event_takes_nothing_from_the_one_before(
+    experiment: Experiment,
+) -> None:
+    # The last event of the simulated trials stands at 201 s.
+    sessions = [Session(started_at=timestamp(at)) for at in (0.0, 201.000001)]
+    assert seconds_used(sessions, experiment.history()) == 201
 
 
 def test_a_search_without_a_session_has_used_no_time(experiment: Experiment) -> None:
