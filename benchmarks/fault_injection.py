@@ -4,7 +4,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from benchmarks.fault_invariants import (
     trained_problems,
     trials_of,
 )
-from benchmarks.fault_tally import DRIVER_KINDS, Kind, Launch
+from benchmarks.fault_tally import Kind, Launch
 from benchmarks.search_processes import (
     POLL_S,
     SearchProcess,
@@ -80,16 +80,21 @@ class Moment:
     delay_s: float
 
 
-def next_moment(generator: random.Random, kinds: Sequence[Kind], may_be_in_start_up: bool, start_up_s: float) -> Moment:
+def kinds_in_turn(generator: random.Random, kinds: Sequence[Kind]) -> Iterator[Kind]:
+    """Kinds of faults in random order, each about as often as the others however few are drawn."""
+    while True:
+        yield from generator.sample(kinds, len(kinds))
+
+
+def next_moment(generator: random.Random, kind: Kind, may_be_in_start_up: bool, start_up_s: float) -> Moment:
     """Draw a fault: in start-up, right after a line of the journal, or while trials train.
 
     Args:
         generator: of all draws.
-        kinds: that may be drawn.
+        kind: of the fault.
         may_be_in_start_up: False keeps a search going that would otherwise never come to train.
         start_up_s: from a launch to its first line.
     """
-    kind = generator.choice(kinds)
     if may_be_in_start_up and kind != "worker only" and generator.random() < START_UP_SHARE:
         return Moment(kind, 0, generator.uniform(0, start_up_s))
     new_lines = generator.randint(1, 4)
@@ -129,7 +134,7 @@ class SearchUnderFaults:
         self._overrides = overrides
         self._n_left = n_faults
         self._generator = random.Random(seed)
-        self._kinds = kinds
+        self._kinds = kinds_in_turn(self._generator, kinds)
         self._work = work
         self._tell = tell
         self._start_up_s = FIRST_START_UP_S
@@ -168,9 +173,11 @@ class SearchUnderFaults:
         lines = _LineCount(self.folder / "journal.jsonl", launch)
         while self._n_left:
             # A trial's third loss would be its end.
-            kinds = self._kinds if len(launch.workers_killed) < MOST_WORKERS_KILLED else DRIVER_KINDS
+            kind = next(self._kinds)
+            while kind == "worker only" and len(launch.workers_killed) >= MOST_WORKERS_KILLED:
+                kind = next(self._kinds)
             fresh = not launch.workers_killed and not after_start_up
-            moment = next_moment(self._generator, kinds, fresh, self._start_up_s)
+            moment = next_moment(self._generator, kind, fresh, self._start_up_s)
             if not self._wait_for(moment, process, lines):
                 break
             if moment.kind == "worker only":

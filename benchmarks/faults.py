@@ -50,11 +50,11 @@ def _run(options: argparse.Namespace) -> int:
         # What was found until something broke is not lost with it.
         problems = [f"search {n}: {problem}" for n, search in enumerate(searches, 1) for problem in search.problems]
         complete = sum(search.n_faults for search in searches) == options.rounds and not problems
-        if complete:
-            shutil.rmtree(work)
         if searches and searches[0].launches:
             _print(options, searches, problems, time.monotonic() - started_s)
-        if not complete:
+        if complete:
+            shutil.rmtree(work)
+        else:
             progress(f"the experiments stay in {work}")
     return 1 if problems else 0
 

@@ -100,7 +100,9 @@ def test_a_trial_that_loses_its_worker_thrice_fails_with_a_reason_and_the_search
     assert lost.end is not None
     assert len(lost.end["reason"]) > 10
     assert "\n" not in lost.end["reason"]
-    assert len(killed) >= 3
+    output = (tmp_path / "lost.out").read_text()
+    assert output.count("trial 1 lost its worker and is tried again") == 2, output
+    assert len(killed) >= 3, output
     asked = asked_of(tmp_path / "lost")
     assert history_problems(events, asked, finished=True, may_fail=frozenset({1})) == []
     assert rung_problems(events, asked) == []
@@ -171,7 +173,7 @@ def test_a_search_whose_files_are_damaged_goes_on_from_their_copies_and_says_so(
 # Runs in a namespace of its own, so that the small file system is gone with it.
 FULL_DISK = """
 set -u
-mount -t tmpfs -o size=64m none "$RESULTS"
+mount -t tmpfs -o size=64m none "$RESULTS" || exit 1  # never fill the disk itself
 python -m search.run $SETTINGS --name full --results "$RESULTS" >"$LOGS/first.out" 2>"$LOGS/first.err" &
 search=$!
 for _ in $(seq 1500); do
