@@ -247,6 +247,7 @@ def test_no_command_unpickles_or_imports_from_the_folder(
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 def test_a_resumed_and_retrained_folder_full_of_pickles_runs_none(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
