@@ -105,11 +105,12 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     experiment = launch.experiment
     keeper = _FileKeeper(launch)
 
-    def state_so_far() -> SearchState:
+    def state_so_far(fails_alone: bool) -> SearchState:
         observe = _both(keeper.observe, display.observe)
-        return SearchState(launch.space, experiment.history(), experiment.journal(), observe)
+        journal = experiment.journal()
+        return SearchState(launch.space, experiment.history(), journal, observe, fails_alone=fails_alone)
 
-    state = state_so_far()
+    state = state_so_far(fails_alone=False)
     retries = RetryCount()
     session = _open_session(experiment, launch)
     deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
@@ -129,7 +130,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
                 if all_done:
                     break
                 # Ray gave up trials that can be trained. They go on as after a resume.
-                state = state_so_far()
+                state = state_so_far(state.fails_alone)
             launch.cluster.end()
         if is_done(state.history, launch.space):
             end = "finished"

@@ -91,6 +91,8 @@ class SearchState:
         journal: where events go; None keeps them in memory only.
         observe: called after each event with the history that includes it.
         now: the clock, in seconds since 1970.
+        fails_alone: whether a trial has trained an epoch before, in this session: until then, a failure may be
+            everybody's.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class SearchState:
         journal: Journal | None = None,
         observe: Observer | None = None,
         now: Callable[[], float] = time.time,
+        fails_alone: bool = False,
     ) -> None:
         self.space = space
         self.history = history
@@ -121,8 +124,7 @@ class SearchState:
         self._to_resume = list(history.unfinished)
         self._runs_to_resume = list(history.unfinished_runs)
         self._given_out: list[int] = []
-        # Until a trial has trained an epoch, a failure may be everybody's.
-        self._fails_alone = False
+        self.fails_alone = fails_alone
         self._unexplained: dict[int, str] = {}
 
     @property
@@ -236,7 +238,7 @@ class SearchState:
             return
         self._unexplained[number] = reason
         first = self._given_out[:ALIKE_FAILURES]
-        if self._fails_alone:
+        if self.fails_alone:
             self._accept_failures()
         elif len(first) == ALIKE_FAILURES and self._unexplained.keys() >= set(first):
             self._refuse_alike_failures()
@@ -260,7 +262,7 @@ class SearchState:
         self._accept_failures()
 
     def _accept_failures(self) -> None:
-        self._fails_alone = True
+        self.fails_alone = True
         for number, reason in self._unexplained.items():
             self._end(self.history.trials[number], "failed", reason)
         self._unexplained.clear()

@@ -128,6 +128,18 @@ def test_a_failure_is_its_trial_s_own_once_another_has_trained(space: Space) -> 
     assert list(statuses(state.history).values()) == ["running", "failed", "failed", "failed"]
 
 
+def test_a_failure_is_its_trial_s_own_in_a_later_round_of_a_session_too(space: Space) -> None:
+    state = SearchState(space, History())
+    for _ in range(2):
+        state.next_assignment()
+    state.record(result(0, 1, 0.5))
+    again = SearchState(space, state.history, fails_alone=state.fails_alone)
+    for _ in range(2):
+        again.next_assignment()
+    again.fail(1, "its worker process died")
+    assert statuses(again.history)[1] == "failed"
+
+
 def test_a_search_of_failures_only_says_why_at_its_end() -> None:
     state = SearchState(load_space("quickstart", ["search.trials=2"]), History())
     for number in range(2):
