@@ -180,7 +180,7 @@ class Housekeeping(tune.Callback):
         if not self._ends_search(trace):
             goes_on = self._shared.retries.goes_on(assignment.name, trace)
             trial.max_failures = self._shared.retries.of(assignment.name) if goes_on else 0
-            self._on_retry(assignment.name.replace("_", " "), reason_in_words(trace))
+            self._on_retry(assignment.title, reason_in_words(trace))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         assignment, trace, state = self._assignment(trial), failure_trace(trial), self._shared.state
@@ -188,7 +188,7 @@ class Housekeeping(tune.Callback):
             return
         if self._shared.retries.goes_on(assignment.name, trace):
             self._shared.given_up.add(assignment.name)
-            self._on_retry(assignment.name.replace("_", " "), reason_in_words(trace))
+            self._on_retry(assignment.title, reason_in_words(trace))
             return
         fail = state.fail_run if assignment.kind == "run" else state.fail
         self._shared.kept(lambda: fail(assignment.number, reason_in_words(trace)), None)

@@ -60,6 +60,11 @@ class Assignment:
         """Of its folder."""
         return folder_name(self.kind, self.number)
 
+    @property
+    def title(self) -> str:
+        """For people: `trial 7`, `fresh run 3`."""
+        return f"trial {self.number}" if self.kind == "trial" else f"fresh run {self.number}"
+
 
 def folder_name(kind: Literal["trial", "run"], number: int) -> str:
     """`trial_0007`, `run_0003`."""
