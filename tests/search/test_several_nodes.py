@@ -116,6 +116,7 @@ def trainers() -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_a_node_killed_during_the_search_costs_no_trial(nodes: Nodes, tmp_path: Path) -> None:
     arguments = [*set_options(*LONGER), "--name", "wide", "--address", nodes.address]
     process = start(tmp_path, *arguments)
@@ -128,7 +129,7 @@ def test_a_node_killed_during_the_search_costs_no_trial(nodes: Nodes, tmp_path: 
     running = {trial.number for trial in read_history(journal).unfinished}
     nodes.kill("second")
     nodes.add("third")
-    output, errors = process.communicate(timeout=280)
+    output, errors = process.communicate(timeout=480)
     print(output)
     assert process.returncode == 0, errors
     assert "on 2 nodes, 2 cores (" in output
