@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # Long enough for a node to be missed while there is still something to do.
-LONGER = (*TINY[:3], "training.max_epochs=9", "search.grace_epochs=3", "search.trials=16")
+LONGER = (*TINY[:3], "training.max_epochs=9", "search.grace_epochs=3", "search.trials=16", "confirm.top=0")
 
 
 class Nodes:
