@@ -126,6 +126,17 @@ class Experiment:
         """
         return read_manifest(self.folder / "manifest.json", self.tell_once)
 
+    def newest_checkpoint(self, name: str, n_epochs_known: int) -> Path | str | None:
+        """The intact checkpoint of a trial or run with the most epochs, but no more than the journal knows; or None."""
+        from trainable.checkpoint import checkpoint_epoch  # needs torch, which those who only read do without
+
+        best: tuple[int, Path] | None = None
+        for folder in self.ray_folder.resolve().glob(f"session_*/{name}/checkpoint_*"):
+            epoch = checkpoint_epoch(folder)
+            if epoch is not None and epoch <= n_epochs_known and (best is None or epoch > best[0]):
+                best = (epoch, folder)
+        return best[1] if best else None
+
     def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
         """Remove the checkpoints of a trial or run but the `but_newest` newest ones.
 

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from search import guardian
+from trainable.environment import environment_with
 
 # A socket's path has at most 107 bytes, and Ray's below this folder take all that is left.
 LONGEST_TEMPORARY_PATH = 26
@@ -50,7 +51,7 @@ def guarded_folder() -> Iterator[GuardedFolder]:
     short = temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp"
     path = Path(tempfile.mkdtemp(prefix=guardian.PREFIX, dir=short))
     try:
-        with _owned(path) as lock, _guarded(path, lock) as pipe, _environment(_environment_within(path)):
+        with _owned(path) as lock, _guarded(path, lock) as pipe, environment_with(_environment_within(path)):
             yield GuardedFolder(path, pipe)
     finally:
         guardian.remove_folder(path)
@@ -123,17 +124,3 @@ def _environment_within(path: Path) -> dict[str, str]:
         # torch makes an empty cache for its compiler wherever it is imported.
         "TORCHINDUCTOR_CACHE_DIR": f"{path}/inductor",
     }
-
-
-@contextlib.contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

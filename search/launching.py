@@ -32,7 +32,6 @@ from search.ray_adapters import (
     trial_folder_name,
 )
 from search.records import Event, History, TrialEnded
-from search.remote_results import RemoteExperiment
 from search.retries import MAX_RETRIES, RetryCount
 from search.state import Assignment, SearchState, ended_names, is_done
 from search.study import write_study
@@ -40,7 +39,6 @@ from search.wall_clock import wall_clock
 from spaces.errors import RunError
 from spaces.printable import shell_word
 from spaces.schema import Space
-from trainable.checkpoint import checkpoint_epoch
 from trainable.datasets import TrainingData
 from trainable.ray_trainable import TrialConfig, TrialTrainable, ship
 from trainable.seeding import Purpose
@@ -142,7 +140,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
             experiment.drop_checkpoints(name)
         experiment.drop_ray_snapshots()
         keeper.write(state.history)
-        _close_session(experiment, launch, end)
+        _close_session(launch, state.history, end)
     return end
 
 
@@ -215,10 +213,8 @@ def _trainable(launch: Launch) -> type[tune.Trainable]:
 
 def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
     resume_from: Path | str | None = None
-    if assignment.n_epochs_known and isinstance(launch.experiment, RemoteExperiment):
+    if assignment.n_epochs_known:
         resume_from = launch.experiment.newest_checkpoint(assignment.name, assignment.n_epochs_known)
-    elif assignment.n_epochs_known:
-        resume_from = newest_checkpoint(launch.experiment, assignment.name, assignment.n_epochs_known)
     return TrialConfig(
         name=assignment.name,
         trial=assignment.trial,
@@ -231,16 +227,6 @@ def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
         compute=launch.placement.compute,
         resume_from=resume_from,
     ).as_ray_config()
-
-
-def newest_checkpoint(experiment: Experiment, name: str, n_epochs_known: int) -> Path | None:
-    """The intact checkpoint of a trial or run with the most epochs, but no more than the journal knows; or None."""
-    best: tuple[int, Path] | None = None
-    for folder in experiment.ray_folder.resolve().glob(f"session_*/{name}/checkpoint_*"):
-        epoch = checkpoint_epoch(folder)
-        if epoch is not None and epoch <= n_epochs_known and (best is None or epoch > best[0]):
-            best = (epoch, folder)
-    return best[1] if best else None
 
 
 class _FileKeeper:
@@ -305,10 +291,10 @@ def free_session(ray_folder: Path, number: int) -> int:
     return number
 
 
-def _close_session(experiment: Experiment, launch: Launch, end: SearchEnd) -> None:
-    manifest = experiment.manifest
+def _close_session(launch: Launch, history: History, end: SearchEnd) -> None:
+    manifest = launch.experiment.manifest
     seconds = time.monotonic() - launch.started_s
-    shares = wall_clock(experiment.history(), launch.started_at, seconds, launch.placement.trials_at_once)
+    shares = wall_clock(history, launch.started_at, seconds, launch.placement.trials_at_once)
     ended = {
         "ended_at": timestamp(),
         "seconds": round(seconds, 3),
@@ -316,4 +302,5 @@ def _close_session(experiment: Experiment, launch: Launch, end: SearchEnd) -> No
         "overhead_share": round(shares.overhead, 4),
         "idle_share": round(shares.idle, 4),
     }
-    experiment.write_manifest(manifest.with_session(manifest.sessions[-1].model_copy(update=ended), new=False))
+    session = manifest.sessions[-1].model_copy(update=ended)
+    launch.experiment.write_manifest(manifest.with_session(session, new=False))

@@ -252,7 +252,7 @@ class RemoteExperiment(Experiment):
             self._copier.drop_ray_snapshots()
 
     def newest_checkpoint(self, name: str, n_epochs_known: int) -> str | None:
-        """As `search.launching.newest_checkpoint`, but a URL."""
+        """As an experiment's on a disk, but a URL."""
         from trainable.checkpoint import checkpoint_epoch
 
         best: tuple[int, str] | None = None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from search.launching import SearchEnd
     from search.manifest import Data, Device
     from search.plan import Placement
+    from search.records import History
     from spaces import Space
     from trainable.datasets import TrainingData
 
@@ -190,12 +191,13 @@ def _resume(options: argparse.Namespace) -> int:
 def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     from search.state import is_done
 
-    changed = _changed(options, experiment)
+    history = experiment.history()
+    changed = _changed(options, experiment, history)
     # A longer time budget is for this session; it does not change the experiment.
     space = _with_time_budget(changed, options.time_budget)
     data = _prepare(space)
     _must_be_the_same_images(experiment, data)
-    _take_over(experiment, changed)
+    _take_over(experiment, changed, history)
     _time_left_s(experiment, space)  # none left is said before Ray is started
     if options.address is None:
         _must_have_its_device(space)
@@ -207,12 +209,11 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
         return _search(options, experiment, space, data, placement, cluster, interruption)
 
 
-def _changed(options: argparse.Namespace, experiment: Experiment) -> Space:
+def _changed(options: argparse.Namespace, experiment: Experiment, history: History) -> Space:
     """The experiment's space with what the command changes in it; checked, but not written yet."""
     from search.space_change import must_be_allowed
     from spaces.loader import load_space
 
-    history = experiment.history()
     overrides = list(options.set)
     if options.add_trials is not None:
         n_trials = experiment.space.search.trials + options.add_trials
@@ -228,12 +229,11 @@ def _changed(options: argparse.Namespace, experiment: Experiment) -> Space:
     return space
 
 
-def _take_over(experiment: Experiment, space: Space) -> None:
+def _take_over(experiment: Experiment, space: Space, history: History) -> None:
     """Make `space` the experiment's, where it is not that already."""
     from search.records import SpaceSet, TrialEnded
     from search.space_change import set_aside, unfinished_outside
 
-    history = experiment.history()
     if history.space == space.as_dict():
         return
     experiment.write_space(space)

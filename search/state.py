@@ -1,5 +1,7 @@
 """The state of a running search, and every decision in it. Pure Python: Ray's part is in `search.ray_adapters`."""
 
+from __future__ import annotations
+
 import re
 import time
 from collections.abc import Callable
@@ -54,6 +56,14 @@ class Assignment:
     seed_number: int
     config: Hyperparameters
     n_epochs_known: int
+
+    @classmethod
+    def of_trial(cls, trial: Trial) -> Assignment:
+        return cls("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs)
+
+    @classmethod
+    def of_run(cls, run: Run, config: Hyperparameters) -> Assignment:
+        return cls("run", run.number, run.trial, run.block, config, run.n_epochs)
 
     @property
     def name(self) -> str:
@@ -164,7 +174,7 @@ class SearchState:
         if self._to_resume:
             trial = self._to_resume.pop(0)
             self._give_out(trial.number)
-            return Assignment("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs)
+            return Assignment.of_trial(trial)
         if not self._n_to_propose:
             return None if self._n_trials_running or self._unexplained else self._next_run()
         number = len(self.history.trials)
@@ -174,7 +184,7 @@ class SearchState:
         config = self.space.complete(suggested)
         self._happened(TrialStarted(number, suggested, config, baseline, at=self._now()))
         self._give_out(number)
-        return Assignment("trial", number, number, number, config, 0)
+        return Assignment.of_trial(self.history.trials[number])
 
     def has_ended(self, assignment: Assignment) -> bool:
         """Whether what was assigned will not go on."""
@@ -197,8 +207,7 @@ class SearchState:
             self._happened(RunStarted(number, *chosen, at=self._now()))
             run = self.history.runs[number]
         self._runs_running.add(run.number)
-        config = self.history.trials[run.trial].config
-        return Assignment("run", run.number, run.trial, run.block, config, run.n_epochs)
+        return Assignment.of_run(run, self.history.trials[run.trial].config)
 
     def record(self, result: EpochDone) -> bool:
         """Take in an epoch's result.

@@ -12,8 +12,9 @@ from typing import Any
 
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.errors import RunError
-from trainable.allocator import keeping_memory
+from trainable.allocator import ALLOCATOR_ENVIRONMENT
 from trainable.compute import Compute
+from trainable.environment import environment_with
 from trainable.seeding import Purpose, RunSeed
 
 POLL_S = 0.2
@@ -93,7 +94,7 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
         while waiting or any(process.is_alive() for process in started):
             while waiting and sum(process.is_alive() for process in started) < n_workers:
                 started.append(waiting.pop(0))
-                with keeping_memory():
+                with environment_with(ALLOCATOR_ENVIRONMENT):
                     started[-1].start()
             _drain(queue, on_progress, timeout_s=POLL_S)
             if any(process.exitcode for process in started):

@@ -1,9 +1,5 @@
 """How the C library keeps memory between training steps."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 # What glibc reads when a process starts: freed memory is kept for the next step instead of being given back
 # to the kernel, which would have to clear every page again. 32 MiB is the largest threshold that it accepts.
 # Elsewhere these do nothing.
@@ -12,18 +8,3 @@ ALLOCATOR_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(256 * 2**20),
 }
-
-
-@contextmanager
-def keeping_memory() -> Iterator[None]:
-    """Processes that are started within keep their memory; this one's environment is as before afterwards."""
-    before = {name: os.environ.get(name) for name in ALLOCATOR_ENVIRONMENT}
-    os.environ.update(ALLOCATOR_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
