@@ -40,7 +40,7 @@ def diagnose(history: History, space: Space, n_validation: int | None = None) ->
 
 def failures(history: History) -> Finding:
     """How many trials could not be trained."""
-    n_ended = sum(trial.end is not None for trial in history.counting)
+    n_ended = history.n_ended
     n_failed = sum(trial.status == "failed" for trial in history.counting)
     numbers = {"n": n_ended, "n_failed": n_failed}
     if not n_ended:
@@ -61,7 +61,7 @@ def flatness(history: History, n_validation: int | None, sd: float | None) -> Fi
     course = list(_course(history))
     spent = sum(trial.n_epochs for trial in history.counting)
     before = max((best for epochs, best in course if epochs <= spent * 2 / 3), default=None)
-    n_ended = sum(trial.end is not None for trial in history.counting)
+    n_ended = history.n_ended
     numbers: dict[str, Any] = {"n": n_ended, "epochs": spent}
     if before is None or n_ended < MIN_FLAT_TRIALS:
         sentence = f"Whether the search still improves cannot be told from {trials_text(n_ended)} and {spent} epochs."

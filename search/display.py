@@ -111,7 +111,7 @@ class SearchDisplay:
         n_running = len(self._history.unfinished) + len(self._history.unfinished_runs)
         n_runs_ended = len(self._history.runs) - len(self._history.unfinished_runs)
         parts = [
-            f"{sum(trial.end is not None for trial in self._history.counting)}/{self._space.search.trials} trials",
+            f"{self._history.n_ended}/{self._space.search.trials} trials",
             f"{self._history.n_epochs} epochs",
         ]
         if self._history.runs:

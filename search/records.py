@@ -393,7 +393,8 @@ class History:
 
     @property
     def n_ended(self) -> int:
-        return sum(trial.end is not None for trial in self.trials.values())
+        """Of those that count."""
+        return sum(trial.end is not None for trial in self.counting)
 
     @property
     def n_epochs(self) -> int:

@@ -116,3 +116,11 @@ def test_a_parameter_that_is_searched_from_now_on_takes_old_trials_at_their_fixe
     assert set_aside(widened, searched) == []
     searched.apply(SpaceSet(widened.as_dict(), [], 1.0))
     assert all(trial.params["dropout"] == 0.1 for trial in study_of(widened, searched).trials)
+
+
+def test_trials_that_are_set_aside_are_not_counted_as_ended(searched: History) -> None:
+    narrowed = changed(*NARROWED)
+    outside = set_aside(narrowed, searched)
+    assert searched.n_ended == 20
+    searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
+    assert searched.n_ended == 20 - len(outside), "a leaderboard of 20 trials never says that 25 have ended"
