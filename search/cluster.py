@@ -35,6 +35,9 @@ DRIVER_ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
+# Of both: trackers that a space may name report to nobody else, and leave the terminal alone.
+_TRACKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+
 # Of the processes that trials run in.
 WORKER_ENVIRONMENT = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
@@ -47,6 +50,7 @@ WORKER_ENVIRONMENT = {
 _ENVIRONMENT = {
     **DRIVER_ENVIRONMENT,
     **WORKER_ENVIRONMENT,
+    **_TRACKER_ENVIRONMENT,
     # Workers, which start with the cluster, import torch and the rest while the driver is still busy.
     "RAY_preload_python_modules": "trainable.preload",
 }

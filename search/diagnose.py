@@ -1,5 +1,7 @@
 """Say whether a search was any good, and what to change: `python -m search.diagnose`."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse

@@ -1,58 +1,74 @@
-"""What a running search shows: one line a trial that ends, and in a terminal a status line below."""
+"""What a running search shows: in a terminal one screen that stays in place, elsewhere one line a trial that ends."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
-from search import confirmation
-from search.estimates import duration_text, expected_epochs_left, passing_shares, seconds_left
+from search.estimates import duration_text
+from search.live_screen import LiveScreen, can_show_screens
 from search.ranking import best_accuracy
 from search.records import EpochDone, Event, History, RunEnded, RunEpochDone, Trial, TrialEnded
-from search.tables import SHORT_NAMES, short
-from spaces.parameters import Number
+from search.remaining import mean_of_latest, remaining
+from search.screen import STATUS_STYLES, Glyphs, Happening, Scene, screen
+from search.tables import compact
 from spaces.printable import printable
 from spaces.schema import Space
 
-REFRESH_S = 0.5
-_STYLES = {"completed": "green", "stopped": "dim", "failed": "red", "diverged": "red"}
+# What a screen showed last is gone with it; so many of the failures and notes are told again when it closes.
+MOST_TOLD_AGAIN = 20
 
 
 class SearchDisplay:
-    """Prints the events of a search; a context manager.
+    """Shows the events of a search; a context manager.
 
     Args:
         space: what is searched.
-        console: where to; a status line is kept at the bottom if it is a terminal.
+        console: where to.
         trials_at_once: for the time left.
         quiet: print nothing but failures.
+        name: of the experiment.
+        epoch_images: training images of an epoch.
+        started_s: when the search began, by the monotonic clock.
+        plain: a line an event, in a terminal too.
     """
 
-    def __init__(self, space: Space, console: Console, trials_at_once: int, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        space: Space,
+        console: Console,
+        trials_at_once: int,
+        quiet: bool = False,
+        name: str = "",
+        epoch_images: int = 0,
+        started_s: float | None = None,
+        plain: bool = False,
+    ) -> None:
         self._space = space
         self._console = console
         self._trials_at_once = trials_at_once
-        search = space.search
-        self._passing = passing_shares(search.trials, space.rung_epochs, search.reduction_factor, search.explore)
         self._quiet = quiet
+        self._name = name or space.name
+        self._epoch_images = epoch_images
+        self._started_s = time.monotonic() if started_s is None else started_s
         self._history = History()
         self._epoch_s: list[float] = []
-        self._live = Live(console=console, refresh_per_second=2, transient=True) if self._shows_status else None
-        self._refreshed_at = 0.0
+        self._notes: list[Happening] = []
+        self._to_tell_again: list[tuple[str, str]] = []
+        shows_screen = can_show_screens(console) and not quiet and not plain
+        self._screen = LiveScreen(console, self._draw, self._take_message) if shows_screen else None
 
     def __enter__(self) -> "SearchDisplay":
-        if self._live:
-            self._live.start()
+        if self._screen:
+            self._screen.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
+        self._close_screen()
 
     def observe(self, event: Event, history: History) -> None:
         """Take in an event of the search."""
@@ -61,34 +77,68 @@ class SearchDisplay:
             case EpochDone() | RunEpochDone():
                 self._epoch_s.append(event.seconds)
             case TrialEnded():
-                if event.status in ("failed", "diverged") or not self._quiet:
-                    self._print(self._end_line(history.trials[event.trial]), _STYLES[event.status])
+                failed = event.status in ("failed", "diverged")
+                if failed or not self._quiet:
+                    self._tell(self._end_line(history.trials[event.trial]), STATUS_STYLES[event.status], failed)
             case RunEnded():
-                if event.status != "completed" or not self._quiet:
-                    self._print(self._run_line(event), _STYLES[event.status])
+                failed = event.status != "completed"
+                if failed or not self._quiet:
+                    self._tell(self._run_line(event), STATUS_STYLES[event.status], failed)
         self.refresh()
 
     def note(self, message: str) -> None:
-        """Print a line that is not a trial's end."""
+        """Tell something that is not a trial's end."""
         if not self._quiet:
-            self._print(message, "yellow")
+            self._notes.append(Happening(time.time(), message, "yellow"))
+            self._tell(message, "yellow", True)
 
     def refresh(self) -> None:
-        """Bring the status line up to date, at most twice a second."""
-        if self._live and time.monotonic() - self._refreshed_at >= REFRESH_S:
-            self._refreshed_at = time.monotonic()
-            self._live.update(Text(self._status(), overflow="ellipsis", no_wrap=True))
+        """Bring the screen up to date, if it was not just now."""
+        if not self._screen:
+            return
+        try:
+            self._screen.refresh()
+        except Exception as error:  # a night's search must not end for its picture
+            self._close_screen()
+            self.note(f"The screen cannot be drawn ({type(error).__name__}: {error}); events follow a line each.")
 
-    @property
-    def _shows_status(self) -> bool:
-        return self._console.is_terminal and not self._quiet
+    def _close_screen(self) -> None:
+        if not self._screen:
+            return
+        self._screen.close()
+        self._screen = None
+        for line, style in self._to_tell_again[-MOST_TOLD_AGAIN:]:
+            self._print(line, style)
+
+    def _tell(self, line: str, style: str, matters_later: bool) -> None:
+        """Print it; where there is a screen, which shows all that happens, only afterwards, and if it matters then."""
+        if not self._screen:
+            self._print(line, style)
+        elif matters_later:
+            self._to_tell_again.append((line, style))
 
     def _print(self, line: str, style: str) -> None:
-        line = printable(line)
-        if self._shows_status:
-            self._console.print(Text(line, style=style), no_wrap=True, overflow="ellipsis", crop=True)
-        else:
-            self._console.print(Text(line, style=style), soft_wrap=True)
+        self._console.print(Text(printable(line), style=style), soft_wrap=True)
+
+    def _take_message(self, line: str) -> None:
+        self._notes.append(Happening(time.time(), line, "yellow"))
+
+    def _draw(self, width: int, height: int, glyphs: Glyphs) -> Sequence[Text]:
+        left, epoch_s = remaining(self._history, self._space), mean_of_latest(self._epoch_s)
+        scene = Scene(
+            name=self._name,
+            space=self._space,
+            history=self._history,
+            remaining=left,
+            left_s=None if epoch_s is None else left.seconds(epoch_s, self._trials_at_once),
+            trials_at_once=self._trials_at_once,
+            epoch_images=self._epoch_images,
+            now=time.time(),
+            elapsed_s=time.monotonic() - self._started_s,
+            notes=self._notes,
+            hint="Ctrl-C ends the search; nothing is lost",
+        )
+        return screen(scene, width, height, glyphs)
 
     def _end_line(self, trial: Trial) -> str:
         accuracy = f"{trial.last.validation_accuracy:7.2%}" if trial.last and not trial.last.diverged else "      -"
@@ -97,7 +147,7 @@ class SearchDisplay:
         line = f"{name:<10} {trial.status:<9} epoch {trial.n_epochs:>3}  {accuracy}  {compact(values)}"
         if trial.end and trial.status in ("failed", "diverged"):
             line += f"  ({trial.end.reason})"
-        return line if self._shows_status else f"{line}  [{self._status()}]"
+        return line if self._screen else f"{line}  [{self._status()}]"
 
     def _run_line(self, event: RunEnded) -> str:
         run = self._history.runs[event.run]
@@ -105,10 +155,9 @@ class SearchDisplay:
         line = f"fresh run  {event.status:<9} epoch {run.n_epochs:>3}  {accuracy}  of trial {run.trial}"
         if event.reason:
             line += f"  ({event.reason})"
-        return line if self._shows_status else f"{line}  [{self._status()}]"
+        return line if self._screen else f"{line}  [{self._status()}]"
 
     def _status(self) -> str:
-        n_running = len(self._history.unfinished) + len(self._history.unfinished_runs)
         n_runs_ended = len(self._history.runs) - len(self._history.unfinished_runs)
         parts = [
             f"{self._history.n_ended}/{self._space.search.trials} trials",
@@ -116,8 +165,6 @@ class SearchDisplay:
         ]
         if self._history.runs:
             parts.append(f"{n_runs_ended} fresh runs")
-        if self._shows_status:
-            parts.append(f"{n_running} running")
         best = best_accuracy(self._history.trials.values())
         if best:
             parts.append(f"best {best[1]:.2%} (trial {best[0]})")
@@ -127,35 +174,5 @@ class SearchDisplay:
         return ", ".join(parts)
 
     def _left_s(self) -> float | None:
-        if not self._epoch_s:
-            return None
-        # The first epochs of each worker are slow; the latest ones say more of what is to come.
-        recent = self._epoch_s[-20:]
-        running = [self._epochs_left_of(trial) for trial in self._history.unfinished]
-        explore = self._space.search.explore
-        unstarted = explore * self._space.training.max_epochs + (1 - explore) * expected_epochs_left(
-            0, self._space.rung_epochs, self._passing
-        )
-        n_unstarted = self._space.search.trials - len(self._history.counting)
-        epochs_left = [*running, *[unstarted] * n_unstarted, *self._epochs_left_of_runs(sum(running))]
-        return seconds_left(epochs_left, sum(recent) / len(recent), self._trials_at_once)
-
-    def _epochs_left_of_runs(self, epochs_to_come: float) -> list[float]:
-        """Of each fresh run that is to come, if nobody is tied."""
-        max_epochs = self._space.training.max_epochs
-        begun = [float(max_epochs - run.n_epochs) for run in self._history.unfinished_runs]
-        total = confirmation.expected_epochs(self._history.n_epochs + epochs_to_come, self._space)
-        n_to_come = max(0, round(total / max_epochs) - len(self._history.runs))
-        if self._history.runs and not confirmation.next_run(self._history, self._space):
-            n_to_come = 0  # the order was clear early
-        return begun + [float(max_epochs)] * n_to_come
-
-    def _epochs_left_of(self, trial: Trial) -> float:
-        if trial.baseline or trial.explored:
-            return self._space.training.max_epochs - trial.n_epochs
-        return expected_epochs_left(trial.n_epochs, self._space.rung_epochs, self._passing)
-
-
-def compact(values: Mapping[str, Number]) -> str:
-    """Hyperparameters on one line, three significant digits each."""
-    return " ".join(f"{SHORT_NAMES.get(name, name)}={short(value)}" for name, value in values.items())
+        epoch_s = mean_of_latest(self._epoch_s)
+        return None if epoch_s is None else remaining(self._history, self._space).seconds(epoch_s, self._trials_at_once)

@@ -12,13 +12,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from search.journal import Journal, read_history, set_damaged_aside
+from search.journal import Journal, JournalFollower, read_history, set_damaged_aside
 from search.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
 from search.ranking import RESULT_COLUMNS, Ranked, rank
 from search.records import History, SpaceSet
@@ -63,7 +62,7 @@ class Experiment:
 
     def __init__(self, folder: Path, tell: Callable[[str], None] | None = None) -> None:
         self.folder = folder
-        self._tell = tell or partial(print, file=sys.stderr)
+        self._tell = tell or _tell_user
         self._told: set[str] = set()
 
     @property
@@ -168,6 +167,13 @@ class Experiment:
     def history(self) -> History:
         """All trials so far; safe to call while the search runs."""
         return read_history(self.folder / "journal.jsonl", self.tell_once)
+
+    def bring_up_to_date(self) -> None:
+        """Fetch what another machine has written; nothing to do where the folder itself is what is written to."""
+
+    def follower(self) -> JournalFollower:
+        """Reads `history` again and again, while the search runs, at the cost of what is new."""
+        return JournalFollower(self.folder / "journal.jsonl", self.tell_once)
 
     def journal(self) -> Journal:
         """For the process that holds the folder; mends the file first."""
@@ -346,6 +352,11 @@ def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
     for row in rows:
         writer.writerow([str(value).lower() if isinstance(value, bool) else value for value in row])
     return buffer.getvalue()
+
+
+def _tell_user(line: str) -> None:
+    # Standard error as it is then: while a screen is shown, it goes elsewhere.
+    print(line, file=sys.stderr)
 
 
 def _is_experiment(folder: Path) -> bool:

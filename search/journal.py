@@ -89,12 +89,16 @@ class _Reading:
         history: of the good lines.
         n_bytes: that they take.
         damage: what is wrong with the line after them; None where only a torn last line follows, or nothing.
+        n_lines: that were read.
+        inode: of the file.
     """
 
     path: Path
     history: History
     n_bytes: int
     damage: str | None
+    n_lines: int = 0
+    inode: int = 0
 
 
 def read_history(path: Path, tell: Tell = lambda line: None) -> History:
@@ -127,27 +131,69 @@ def _better_reading(path: Path, tell: Tell) -> _Reading:
     return own
 
 
-def _read(path: Path) -> _Reading:
-    history, n_bytes = History(), 0
+def _read(path: Path, so_far: _Reading | None = None) -> _Reading:
+    """What a file says; with `so_far`, whose history grows, only the lines after it are read."""
+    history = so_far.history if so_far else History()
+    n_bytes, number = (so_far.n_bytes, so_far.n_lines) if so_far else (0, 0)
     if not os.path.lexists(path):
         return _Reading(path, history, n_bytes, None)
     with open_plain(path) as file:
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+        status = os.fstat(file.fileno())
+        if status.st_size > MAX_BYTES:
             return _Reading(path, history, n_bytes, f"{path}: is over {MAX_BYTES // MIB:,} MiB, which none of ours is")
-        number = 0
+        file.seek(n_bytes)
+        damage = None
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             try:
                 if len(line) > MAX_LINE_BYTES:
                     raise ValueError("it is too long")
                 if not line.endswith(b"\n"):
+                    number -= 1
                     break
                 history.apply(event_from_dict(json.loads(line, parse_constant=_refuse_constant)))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 damage = f"{path}:{number}: is not an event of a search ({type(error).__name__}: {str(error)[:200]})"
-                return _Reading(path, history, n_bytes, damage)
+                break
             n_bytes += len(line)
-    return _Reading(path, history, n_bytes, None)
+    return _Reading(path, history, n_bytes, damage, number, status.st_ino)
+
+
+class JournalFollower:
+    """Reads a journal that another process writes: at first all of it, then what was added.
+
+    Args:
+        path: of the journal; its copy is read where it is damaged.
+        tell: called with a line where the copy had to be used.
+    """
+
+    def __init__(self, path: Path, tell: Tell = lambda line: None) -> None:
+        self._path = path
+        self._tell = tell
+        self._reading: _Reading | None = None
+        self._seen = (0, 0)
+
+    def history(self) -> History:
+        """All trials so far.
+
+        Raises:
+            InputError: as for `read_history`.
+        """
+        status = self._path.lstat() if os.path.lexists(self._path) else None
+        seen = (status.st_ino, status.st_size) if status else (0, 0)
+        if self._reading is None or seen != self._seen:
+            self._reading = self._read_on(*seen)
+            self._seen = seen
+        return self._reading.history
+
+    def _read_on(self, inode: int, size: int) -> _Reading:
+        so_far = self._reading
+        is_same = so_far is not None and so_far.path == self._path and so_far.inode == inode
+        if so_far and is_same and so_far.damage is None and size >= so_far.n_bytes:
+            reading = _read(self._path, so_far)
+            if reading.damage is None and reading.inode == inode:
+                return reading
+        return _better_reading(self._path, self._tell)
 
 
 def _keep_first_bytes(good: _Reading, path: Path) -> None:

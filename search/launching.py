@@ -35,6 +35,7 @@ from search.records import Event, History, TrialEnded
 from search.retries import MAX_RETRIES, RetryCount
 from search.state import Assignment, SearchState, ended_names, is_done
 from search.study import write_study
+from search.trackers import trackers
 from search.wall_clock import wall_clock
 from spaces.errors import RunError
 from spaces.printable import shell_word
@@ -193,6 +194,7 @@ def _tune(
             callbacks=[
                 Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints),
                 JsonLoggerCallback(),  # type: ignore[no-untyped-call]
+                *trackers(launch.space.track, launch.experiment, display.note),
             ],
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=False),

@@ -1,13 +1,19 @@
 """Review the trials of an experiment: `python -m search.leaderboard`."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
-from search.options import add_experiment_arguments, chosen_experiment
-from spaces.command import CommandParser, run_command
+from search.options import add_experiment_arguments, chosen_experiment, results_flag
+from spaces.command import EXIT_INTERRUPTED, CommandParser, run_command
+
+if TYPE_CHECKING:
+    from search.experiment import Experiment
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,10 +29,43 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, metavar="N", help="show the first N trials only")
     parser.add_argument("--sort", default="rank", metavar="KEY", help="a column or a hyperparameter (default: rank)")
     parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
+    parser.add_argument("--watch", action="store_true", help="show a search that runs, as its own terminal does")
     return run_command(parser, _show, arguments)
 
 
 def _show(options: argparse.Namespace) -> int:
+    if options.watch:
+        return _watch(options)
+    return _print(options, chosen_experiment(options, options.experiment))
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from search.live_screen import can_show_screens
+    from search.watch import watch
+    from spaces import InputError
+    from spaces.printable import shell_word
+
+    console = Console(highlight=False, markup=False)
+    if not can_show_screens(console):
+        raise InputError("--watch needs a terminal that shows screens. Without it, the leaderboard is printed once.")
+    if options.top is not None or options.sort != "rank" or options.format != "table":
+        raise InputError("--watch shows the screen of the search: it does not take --top, --sort or --format.")
+    experiment = chosen_experiment(options, options.experiment)
+    if not experiment.is_live():
+        code = _print(options, experiment)
+        go_on = f"python -m search.run --resume {shell_word(experiment.name)}{results_flag(options)}"
+        print(f"\nNo process searches in {shell_word(experiment.location)} now. Go on with: {go_on}")
+        return code
+    try:
+        watch(experiment, console)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return _print(options, experiment)
+
+
+def _print(options: argparse.Namespace, experiment: Experiment) -> int:
     from search import tables
     from search.manifest import opening_text
     from search.ranking import SORT_KEYS, lead_sentence, rank, sort_by
@@ -39,7 +78,6 @@ def _show(options: argparse.Namespace) -> int:
     keys = (*SORT_KEYS, *HYPERPARAMETER_NAMES)
     if options.sort not in keys:
         raise InputError(f"--sort is {options.sort}, but must be one of {', '.join(keys)}.")
-    experiment = chosen_experiment(options, options.experiment)
     history = experiment.history()
     ranked = rank(history)
     shown = sort_by(ranked, options.sort)[: options.top]

@@ -1,16 +1,19 @@
 """Options that several commands share. Imports nothing heavy."""
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spaces.command import completed
 from spaces.printable import shell_word
 
 if TYPE_CHECKING:
     from search.experiment import Experiment
 
 DEFAULT_RESULTS = Path("results")
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class _ResultsAction(argparse.Action):
@@ -67,10 +70,21 @@ def chosen_experiment(options: argparse.Namespace, given: str | None) -> "Experi
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     """EXPERIMENT and `--results`."""
-    parser.add_argument(
-        "experiment",
-        nargs="?",
-        metavar="EXPERIMENT",
-        help="a name under the results folder, or a path (default: the newest)",
+    completed(
+        parser.add_argument(
+            "experiment",
+            nargs="?",
+            metavar="EXPERIMENT",
+            help="a name under the results folder, or a path (default: the newest)",
+        ),
+        complete_experiments,
     )
     add_results_argument(parser)
+
+
+def complete_experiments(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
+    """Names under the results folder that begin with `prefix`, for the Tab key."""
+    folder = parsed_args.results
+    names = [path.name for path in folder.iterdir() if (path / "experiment.yaml").is_file()] if folder.is_dir() else []
+    # A folder from elsewhere may be called anything; what Tab puts on a command line is a plain word.
+    return sorted(name for name in names if name.startswith(prefix) and _PLAIN_WORD.fullmatch(name))

@@ -1,5 +1,7 @@
 """Name what image files show, with onnxruntime alone: `python -m search.predict`."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse

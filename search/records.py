@@ -56,6 +56,7 @@ class _Trained:
     train_loss: float
     train_s: float
     validation_s: float
+    at: float
 
     @property
     def diverged(self) -> bool:
@@ -300,6 +301,7 @@ class History:
         space: that proposals come from now, as `Space.as_dict` gives it; None before it is known.
         runs: fresh runs of the best trials, by number, ascending.
         n_redone: epochs that were trained again, after a worker or the search broke off.
+        n_events: that it was made of.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -309,6 +311,7 @@ class History:
         self._exploration = (0, 0.0)
         self.runs: dict[int, Run] = {}
         self.n_redone = 0
+        self.n_events = 0
         for event in events:
             self.apply(event)
 
@@ -367,6 +370,7 @@ class History:
                 if event.status == "completed" and not run.epochs:
                     raise ValueError(f"run {event.run} completes without an epoch")
                 run.end = event
+        self.n_events += 1
 
     @property
     def counting(self) -> list[Trial]:

@@ -237,6 +237,9 @@ class RemoteExperiment(Experiment):
     def ray_storage(self) -> str:
         return below(self.remote.url, self.name, "ray")
 
+    def bring_up_to_date(self) -> None:
+        _fetch_unless_live(self.remote, self.name)
+
     def write_manifest(self, manifest: Manifest) -> None:
         super().write_manifest(manifest)
         # At once, as it says that the test set is about to be opened.

@@ -1,5 +1,7 @@
 """Retrain the winner, test it once, export it: `python -m search.retrain`."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse

@@ -1,5 +1,7 @@
 """Launch a search, or go on with one: `python -m search.run`."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse
@@ -15,8 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.interruption import Interruption
-from search.options import add_results_argument, chosen_experiment, results_flag
-from spaces.command import DEFAULT_SPACE, EXIT_INTERRUPTED, CommandParser, add_space_arguments, run_command
+from search.options import add_results_argument, chosen_experiment, complete_experiments, results_flag
+from spaces.command import (
+    DEFAULT_SPACE,
+    EXIT_INTERRUPTED,
+    CommandParser,
+    add_space_arguments,
+    completed,
+    run_command,
+)
 from spaces.errors import InputError, expanded
 from spaces.printable import printable, shell_word
 
@@ -58,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="ADDRESS",
         help="run the trials on a Ray cluster: `auto` on a machine of it, or HOST:PORT of its head (default: here)",
     )
-    parser.add_argument("--resume", metavar="NAME", help="go on with an experiment where it was")
+    resume = parser.add_argument("--resume", metavar="NAME", help="go on with an experiment where it was")
+    completed(resume, complete_experiments)
     parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: so many more than it had")
     parser.add_argument(
         "--allow-changed-space",
@@ -67,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what it will cost, and stop")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
+    parser.add_argument("--plain", action="store_true", help="in a terminal too, print a line an event, as into a pipe")
     return run_command(parser, _run, arguments)
 
 
@@ -84,12 +95,13 @@ def _launch(options: argparse.Namespace) -> int:
     from search.manifest import new_manifest
     from spaces.loader import load_space
 
-    space = _with_absolute_root(
+    space = _with_absolute_paths(
         load_space(options.space or DEFAULT_SPACE, [*_shortcut_overrides(options), *options.set])
     )
     name = options.name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
     must_be_a_name(name)
     _must_be_new(options, name)
+    _must_have_its_trackers(space)
     if options.dry_run:
         return _dry_run(options, space)
     data = _prepare(space)
@@ -195,6 +207,7 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     changed = _changed(options, experiment, history)
     # A longer time budget is for this session; it does not change the experiment.
     space = _with_time_budget(changed, options.time_budget)
+    _must_have_its_trackers(space)
     data = _prepare(space)
     _must_be_the_same_images(experiment, data)
     _take_over(experiment, changed, history)
@@ -219,7 +232,7 @@ def _changed(options: argparse.Namespace, experiment: Experiment, history: Histo
         n_trials = experiment.space.search.trials + options.add_trials
         overrides.append(f"search.trials={n_trials}")
     space = experiment.space_with(overrides) if options.space is None else load_space(options.space, overrides)
-    space = _with_absolute_root(space)
+    space = _with_absolute_paths(space)
     if history.space is None:
         raise InputError(
             f"{experiment.folder}: its journal does not say what was searched. Start a new search: "
@@ -255,6 +268,20 @@ def _with_time_budget(space: Space, time_budget: str | None) -> Space:
     except ValueError:
         raise InputError(f"--time-budget is {time_budget}, but must be a duration such as 30m, 1h30m or 90s.") from None
     return replace(space, search=search)
+
+
+def _must_have_its_trackers(space: Space) -> None:
+    """Say that one is not installed before anything is prepared or started."""
+    from importlib.util import find_spec
+
+    # Without its server and pages; whoever has all of MLflow has this too.
+    wanted = {"mlflow": ("mlflow-skinny", space.track.mlflow), "wandb": ("wandb", space.track.wandb)}
+    for package, (installed_as, settings) in wanted.items():
+        if settings is not None and find_spec(package) is None:
+            raise InputError(
+                f"`track.{package}` is set, but {package} is not installed. Install it: "
+                f"python -m pip install {installed_as}"
+            )
 
 
 def _must_have_its_device(space: Space) -> None:
@@ -321,7 +348,17 @@ def _search(
             f"{placement.trials_at_once} at once, about {epochs_expected(space):.0f} epochs in all",
             soft_wrap=True,
         )
-    with SearchDisplay(space, console, placement.trials_at_once, options.quiet) as display:
+    display = SearchDisplay(
+        space,
+        console,
+        placement.trials_at_once,
+        quiet=options.quiet,
+        name=experiment.name,
+        epoch_images=data.train.epoch_images,
+        started_s=options.started_s,
+        plain=options.plain,
+    )
+    with display:
         return run_session(launch, display)
 
 
@@ -392,14 +429,18 @@ def _shortcut_overrides(options: argparse.Namespace) -> list[str]:
     return [f"{key}={getattr(options, name)}" for name, key in _SHORTCUTS.items() if getattr(options, name) is not None]
 
 
-def _with_absolute_root(space: Space) -> Space:
+def _with_absolute_paths(space: Space) -> Space:
     """Workers start in folders of their own, and an experiment may be resumed from anywhere."""
     from dataclasses import replace
 
-    if space.dataset.root is None:
-        return space
-    root = os.path.realpath(expanded(space.dataset.root))  # unlike Path.resolve, takes links that go in circles
-    return replace(space, dataset=space.dataset.model_copy(update={"root": root}))
+    if space.dataset.root is not None:
+        root = os.path.realpath(expanded(space.dataset.root))  # unlike Path.resolve, takes links that go in circles
+        space = replace(space, dataset=space.dataset.model_copy(update={"root": root}))
+    if space.track.mlflow and space.track.mlflow.tracking_uri.startswith("sqlite:///"):
+        path = expanded(space.track.mlflow.tracking_uri.removeprefix("sqlite:///")).absolute()
+        mlflow = space.track.mlflow.model_copy(update={"tracking_uri": f"sqlite:///{path}"})
+        space = replace(space, track=space.track.model_copy(update={"mlflow": mlflow}))
+    return space
 
 
 def _name_part(name: str) -> str:

@@ -21,6 +21,7 @@ _FREE = (
     "dataset.download",
     "confirm",
     "resources",
+    "track",
 )
 # What every trial's result depends on: trials on either side of such a change cannot be compared.
 _NEVER = ("dataset", "training.max_epochs", "training.precision", "search.seed")

@@ -1,7 +1,7 @@
 """The leaderboard as a table, CSV, JSON or Markdown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 
 from rich import box
@@ -104,6 +104,11 @@ def _cells(row: Ranked, header: Sequence[str], parameters: Sequence[str]) -> lis
 def short(value: Number) -> str:
     """Three significant digits."""
     return f"{value:.3g}"
+
+
+def compact(values: Mapping[str, Number]) -> str:
+    """Hyperparameters on one line, three significant digits each."""
+    return " ".join(f"{SHORT_NAMES.get(name, name)}={short(value)}" for name, value in values.items())
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

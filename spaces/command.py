@@ -7,12 +7,13 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from spaces.errors import InputError, RunError
 from spaces.printable import printable
 
+PACKAGE = "depthwise-search"
 DEFAULT_SPACE = "quickstart"
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -30,6 +31,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.add_argument("--version", action=_Version)
         self.add_argument("--debug", action="store_true", help="show the whole trace of an error")
 
     def error(self, message: str) -> NoReturn:
@@ -37,21 +39,56 @@ class CommandParser(argparse.ArgumentParser):
         sys.exit(EXIT_BAD_INPUT)
 
 
+class _Version(argparse.Action):
+    """As argparse's, which would have to know the version before it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"{PACKAGE} {version(PACKAGE)}")
+        except PackageNotFoundError:
+            print(f"{PACKAGE}, which is not installed, but run from a copy of its files")
+        sys.exit(0)
+
+
+def completed(argument: argparse.Action, completer: Callable[..., Iterable[str]]) -> None:
+    """Have the Tab key offer what `completer` gives; see `spaces.completion`."""
+    argument.completer = completer  # type: ignore[attr-defined]
+
+
+def _complete_spaces(prefix: str, **values: Any) -> Iterable[str]:
+    from spaces.completion import complete_spaces
+
+    return complete_spaces(prefix, **values)
+
+
+def _complete_overrides(prefix: str, **values: Any) -> Iterable[str]:
+    from spaces.completion import complete_overrides
+
+    return complete_overrides(prefix, **values)
+
+
 def add_space_arguments(parser: argparse.ArgumentParser) -> None:
     """SPACE and `--set`."""
-    parser.add_argument(
+    space = parser.add_argument(
         "space",
         nargs="?",
         metavar="SPACE",
         help=f"a YAML file, an experiment's folder, or a shipped name (default: {DEFAULT_SPACE})",
     )
-    parser.add_argument(
+    completed(space, _complete_spaces)
+    override = parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="override one value of the file, written as in YAML; may be repeated",
     )
+    completed(override, _complete_overrides)
 
 
 def run_command(
@@ -67,6 +104,8 @@ def run_command(
     Returns:
         The exit code: 2 for bad input, 1 for what the machine refused, 130 after Ctrl-C.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        _answer_tab_key(parser)
     options = parser.parse_args(arguments)
     try:
         return action(options)
@@ -90,6 +129,13 @@ def run_command(
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _answer_tab_key(parser: CommandParser) -> None:
+    """Tell the shell what may follow what was typed, and exit; a shell that can ask has argcomplete."""
+    import argcomplete
+
+    argcomplete.autocomplete(parser)
 
 
 def _show_trace(options: argparse.Namespace) -> None:

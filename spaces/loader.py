@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -216,7 +216,7 @@ class _Validation:
         try:
             section = model.model_validate({} if raw is None else raw)
         except ValidationError as error:
-            for location, several in _by_key(error.errors()).items():
+            for location, several in _by_key(error.errors(), model).items():
                 self._find((key, *location), _sentence(key, location, model, several))
             return None
         if key == "dataset" and section.name == "folder" and section.root is None:  # type: ignore[attr-defined]
@@ -354,19 +354,28 @@ def _described(parameter: Parameter) -> str:
             return f"value {value}"
 
 
-def _by_key(errors: Iterable[ErrorDetails]) -> dict[tuple[str | int, ...], list[ErrorDetails]]:
+def _by_key(errors: Iterable[ErrorDetails], model: type[Section]) -> dict[tuple[str | int, ...], list[ErrorDetails]]:
     # A value that fits no member of a union is reported once a member; a reader wants it once.
     grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for details in errors:
-        grouped.setdefault(details["loc"][:1], []).append(details)
+        depth = 2 if _inner_section(model, details["loc"]) else 1
+        grouped.setdefault(details["loc"][:depth], []).append(details)
     return grouped
+
+
+def _inner_section(model: type[Section], location: tuple[str | int, ...]) -> type[Section] | None:
+    """The section that a key of a section is itself, as `track.mlflow` is."""
+    field = model.model_fields.get(str(location[0])) if location else None
+    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def _sentence(section: str, location: tuple[str | int, ...], model: type[Section], errors: list[ErrorDetails]) -> str:
     key = ".".join([section, *map(str, location)])
     kind, value = errors[0]["type"], errors[0].get("input")
     if kind == "extra_forbidden":
-        return _unknown(key, "a key", model.model_fields)
+        inner = _inner_section(model, location) if len(location) > 1 else None
+        return _unknown(key, "a key", (inner or model).model_fields)
     if kind == "missing":
         return f"`{key}` is missing, but must be given."
     rules = " or ".join(_rule(details["type"], details.get("ctx", {})) for details in errors)
@@ -386,11 +395,13 @@ def _rule(kind: str, context: Mapping[str, Any]) -> str:
         expected = str(context["expected"])
         return f"one of {expected}" if " or " in expected else expected
     if kind == "value_error":
-        return "a duration such as 30m, 1h30m or 90s"
+        return str(context["error"])
     bounds = {
         "greater_than": "greater than {gt}",
         "greater_than_equal": "at least {ge}",
         "less_than": "less than {lt}",
         "less_than_equal": "at most {le}",
+        "string_too_short": "of at least {min_length} characters",
+        "string_too_long": "of at most {max_length} characters",
     }
     return bounds[kind].format(**context) if kind in bounds else kind.replace("_", " ")

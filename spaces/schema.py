@@ -15,12 +15,17 @@ LARGEST_IMAGE_PX = 1024
 
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
+# No user's name and password: the file stays with the experiment.
+_TRACKING_URI = re.compile(r"https?://[^@\s/?#]+(/[^@\s]*)?|sqlite:///[^?#\s]+", re.ASCII)
 
 Precision = Literal["fp32", "bf16"]
 
 
 class Section(BaseModel):
-    """Refuses unknown keys and silent conversions (no `"3"` or `true` for 3)."""
+    """Refuses unknown keys and silent conversions (no `"3"` or `true` for 3).
+
+    A validator's ValueError says what the value must be, as in "must be a duration": the loader says the rest.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -90,7 +95,10 @@ class Search(Section):
     @classmethod
     def _must_be_a_duration(cls, text: Any) -> Any:
         if text is not None:
-            duration_s(str(text))
+            try:
+                duration_s(str(text))
+            except ValueError:
+                raise ValueError("a duration such as 30m, 1h30m or 90s") from None
         return text
 
     @property
@@ -128,14 +136,63 @@ class Resources(Section):
     cuda_graph: bool = False
 
 
+class MLflow(Section):
+    """Where MLflow keeps what it is told.
+
+    Attributes:
+        tracking_uri: of a server, or of an SQLite file of one's own; relative paths are of the folder that the
+            search is started in.
+        experiment_name: in MLflow; None: the experiment's own.
+    """
+
+    tracking_uri: str
+    experiment_name: str | None = Field(default=None, min_length=1, max_length=250)
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _must_be_a_server_or_a_file(cls, uri: str) -> str:
+        # MLflow would load a plug-in for any other kind, and this file may have come from elsewhere.
+        if not _TRACKING_URI.fullmatch(uri):
+            raise ValueError("http://HOST:PORT, https://HOST or sqlite:///PATH, without a name and password")
+        return uri
+
+
+class Wandb(Section):
+    """Which project of Weights & Biases is told; its key comes from `wandb login` or WANDB_API_KEY, never from here.
+
+    Attributes:
+        project: its name.
+        entity: user or team; None: the user's own.
+        mode: `offline` keeps files in the experiment's folder, for `wandb sync`.
+    """
+
+    project: str = Field(min_length=1, max_length=128)
+    entity: str | None = Field(default=None, min_length=1, max_length=128)
+    mode: Literal["online", "offline"] = "online"
+
+
+class Track(Section):
+    """What else is told of each epoch of each trial and fresh run.
+
+    Attributes:
+        tensorboard: event files in the experiment's `ray/`, for `tensorboard --logdir`.
+        mlflow, wandb: None: not used.
+    """
+
+    tensorboard: bool = True
+    mlflow: MLflow | None = None
+    wandb: Wandb | None = None
+
+
 # Sections that a file may leave out.
-OPTIONAL_SECTIONS = frozenset({"confirm", "resources"})
+OPTIONAL_SECTIONS = frozenset({"confirm", "resources", "track"})
 SECTIONS: Mapping[str, type[Section]] = {
     "dataset": Dataset,
     "training": Training,
     "search": Search,
     "confirm": Confirm,
     "resources": Resources,
+    "track": Track,
 }
 
 
@@ -155,6 +212,7 @@ class Space:
     search: Search
     confirm: Confirm
     resources: Resources
+    track: Track
     parameters: Mapping[str, Parameter]
     baseline: Hyperparameters
 

@@ -1,5 +1,7 @@
 """Train one configuration without Ray: `python -m trainable.train`."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse

@@ -1,11 +1,16 @@
 import re
+import sys
+import time
 from io import StringIO
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from search.display import SearchDisplay
+from search.live_screen import REFRESH_S, LiveScreen
 from search.records import History
+from search.screen import Glyphs
 from search.state import SearchState
 from spaces import Space, load_space
 from tests.search.simulation import result, simulate
@@ -14,6 +19,12 @@ from tests.search.simulation import result, simulate
 @pytest.fixture
 def space() -> Space:
     return load_space("quickstart", ["search.trials=12"])
+
+
+@pytest.fixture(autouse=True)
+def _a_terminal_that_can_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 def shown(space: Space, terminal: bool, quiet: bool = False) -> str:
@@ -45,10 +56,74 @@ def test_the_time_left_falls_to_nothing(space: Space) -> None:
     assert "left" not in lines[-1]
 
 
-def test_a_terminal_gets_a_status_line_and_no_line_is_wider_than_it(space: Space) -> None:
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(space, terminal=True))
-    assert max(len(line) for line in text.replace("\r", "\n").splitlines()) <= 100
-    assert re.search(r"\d+/12 trials, \d+ epochs, \d+ running", text)
+def test_a_terminal_gets_one_screen_and_is_given_back(space: Space) -> None:
+    text = shown(space, terminal=True)
+    screen, _, after = text.partition("\x1b[?1049l")
+    assert screen.startswith("\x1b[?1049h\x1b[H")
+    assert "\x1b[?25h" in text, "the cursor is shown again"
+    assert "── workers" in screen
+    assert "trial 3 lost its worker" in after, "what went wrong is told when the screen is gone"
+    assert "completed" not in after
+    assert "stopped" not in after
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_who_wants_no_screen_gets_plain_lines(
+    name: str, value: str, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    text = shown(space, terminal=True)
+    assert "\x1b[?1049h" not in text
+    assert text.count("trials, ") >= 12
+    assert all(line.strip() for line in text.splitlines())
+
+
+def test_plain_lines_can_be_asked_for(space: Space) -> None:
+    stream = StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    with SearchDisplay(space, console, 2, plain=True) as display:
+        simulate(SearchState(space, History(), observe=display.observe), seed=0, max_results=9)
+    assert "\x1b[?1049h" not in stream.getvalue()
+
+
+def test_messages_to_standard_error_are_shown_and_kept(space: Space, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = StringIO()
+    with SearchDisplay(space, Console(file=stream, force_terminal=True, width=100), 2) as display:
+        print("the copy of the journal is used", file=sys.stderr)
+        assert capsys.readouterr().err == ""
+        time.sleep(REFRESH_S)
+        display.refresh()
+    assert "the copy of the journal is used" in stream.getvalue()
+    assert capsys.readouterr().err == "the copy of the journal is used\n"
+
+
+def test_a_screen_that_cannot_be_drawn_costs_no_search(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = StringIO()
+    with SearchDisplay(space, Console(file=stream, force_terminal=True, width=100), 2) as display:
+        monkeypatch.setattr("search.display.screen", lambda *_: 1 / 0)
+        time.sleep(REFRESH_S)
+        simulate(SearchState(space, History(), observe=display.observe), seed=0)
+    after = stream.getvalue().partition("\x1b[?1049l")[2]
+    assert "The screen cannot be drawn (ZeroDivisionError: division by zero)" in after
+    assert "12/12 trials" in after
+
+
+def test_drawing_takes_a_hundredth_of_the_time_at_most(space: Space) -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+
+    def draw(width: int, height: int, glyphs: Glyphs) -> list[Text]:
+        n_drawn.append(time.monotonic())
+        started_s = time.thread_time()
+        while time.thread_time() - started_s < 0.02:
+            pass
+        return [Text("x")]
+
+    n_drawn: list[float] = []
+    with LiveScreen(console, draw) as live:
+        for _ in range(30):
+            live.refresh()
+            time.sleep(0.02)
+    assert len(n_drawn) == 1, "after 0.02 s of work it waits for 2 s"
 
 
 def test_quiet_shows_failures_only(space: Space) -> None:

@@ -1,0 +1,422 @@
+"""What a running search looks like on one screen: pure functions from its history to lines that fit."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from search.confirmation import Fresh, fresh_results
+from search.estimates import duration_text
+from search.ranking import Ranked, fresh_text, rank
+from search.records import History, Run, Trial
+from search.remaining import Remaining
+from search.tables import compact
+from spaces.parameters import Number
+from spaces.printable import printable
+from spaces.schema import Space
+
+N_BEST = 5
+# From here on, rungs stand beside what workers do instead of below it.
+WIDE_COLUMNS = 110
+MOST_CURVE_COLUMNS = 30
+# Left for hyperparameters beside curves.
+PARAMETER_COLUMNS = 16
+_GAP = "  "
+_MORE_EVENTS_THAN_ROWS = 200
+
+STATUS_STYLES = {"completed": "green", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """Characters that pictures are drawn with.
+
+    Attributes:
+        levels: of a curve, rising.
+        full, empty: parts of a bar.
+        line: of a heading.
+        points: ends a text that was cut.
+    """
+
+    levels: str
+    full: str
+    empty: str
+    line: str
+    points: str
+
+
+UNICODE = Glyphs("▁▂▃▄▅▆▇█", "━", "─", "─", "…")
+ASCII = Glyphs("_.-~=+*#", "#", ".", "-", "~")
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something to tell of a search: `text` at `at`, in seconds since 1970 (UTC)."""
+
+    at: float
+    text: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that a screen is made of.
+
+    Attributes:
+        name: of the experiment.
+        space: what is searched.
+        history: so far.
+        remaining: what is left to train.
+        left_s: seconds until then; None where that cannot be told yet.
+        trials_at_once: places.
+        epoch_images: training images of an epoch.
+        now: seconds since 1970 (UTC).
+        elapsed_s: since the session began; None where that is not known.
+        notes: what happened beside the events of the history.
+        hint: what the keys do.
+    """
+
+    name: str
+    space: Space
+    history: History
+    remaining: Remaining
+    left_s: float | None
+    trials_at_once: int
+    epoch_images: int
+    now: float
+    elapsed_s: float | None = None
+    notes: Sequence[Happening] = ()
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RungCount:
+    """How trials fared at a rung.
+
+    Attributes:
+        epoch: where it stands.
+        entered: trials that got there, the baseline and explored ones too.
+        survived: those of them that went on or may go on.
+    """
+
+    epoch: int
+    entered: int
+    survived: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Lines under a heading; where there is little room, the first ones."""
+
+    title: str
+    lines: Sequence[Text]
+    least: int
+
+
+def screen(scene: Scene, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
+    """At most `height` lines of at most `width` cells, whatever the search has done so far."""
+    if width < 1 or height < 1:
+        return []
+    header = _header(scene, width, glyphs)
+    room = height - len(header)
+    best, events = _best(scene, width, glyphs), _events(scene, room)
+    if width >= WIDE_COLUMNS:
+        left_width = (width - len(_GAP)) * 11 // 20
+        workers, rungs = _workers(scene, left_width, glyphs), _rungs(scene, glyphs)
+        blocks = [best, _beside(workers, rungs, left_width, glyphs), events]
+    else:
+        blocks = [best, _workers(scene, width, glyphs), _rungs(scene, glyphs), events]
+    body = _stack(_fitting(blocks, room), width, glyphs)
+    lines = [*header, *body][:height]
+    for line in lines:
+        _cut(line, width, glyphs)
+    return lines
+
+
+def rung_counts(history: History, space: Space) -> list[RungCount]:
+    """How many trials entered and survived each rung but the last, which is where trials end anyway."""
+    counts = []
+    for epoch in space.rung_epochs[:-1]:
+        entered = [trial for trial in history.counting if trial.n_epochs >= epoch]
+        ended_here = sum(trial.end is not None and trial.n_epochs == epoch for trial in entered)
+        counts.append(RungCount(epoch, len(entered), len(entered) - ended_here))
+    return counts
+
+
+def sparkline(values: Sequence[float], low: float, high: float, width: int, glyphs: Glyphs = UNICODE) -> str:
+    """Values as a row of at most `width` characters; of more values, some are left out, but never the last.
+
+    Args:
+        values: of a curve, in order.
+        low, high: what the lowest and the highest character stand for.
+        width: in characters.
+        glyphs: to draw with.
+    """
+    if len(values) > width > 0:
+        last = len(values) - 1
+        values = [values[round(i * last / max(width - 1, 1)) if width > 1 else last] for i in range(width)]
+    n_levels = len(glyphs.levels)
+    span = high - low
+    shares = [(value - low) / span if span > 0 else 1.0 for value in values] if width > 0 else []
+    return "".join(glyphs.levels[min(n_levels - 1, max(0, int(share * n_levels)))] for share in shares)
+
+
+def happenings(history: History, notes: Iterable[Happening], most: int) -> list[Happening]:
+    """What happened last, the newest first: trials and fresh runs that ended, and notes."""
+    trials = (trial for trial in history.trials.values() if trial.end)
+    runs = (run for run in history.runs.values() if run.end)
+    ended: list[Trial | Run] = nlargest(most, trials, key=_ended_at)
+    ended += nlargest(most, runs, key=_ended_at)
+    each = [*map(_told, ended), *notes]
+    return sorted(each, key=lambda one: one.at, reverse=True)[:most]
+
+
+def clock_text(seconds: float) -> str:
+    """`1:05`, `2:03:04`."""
+    minutes, s = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+
+
+def _header(scene: Scene, width: int, glyphs: Glyphs) -> list[Text]:
+    history, space, left = scene.history, scene.space, scene.remaining
+    counting = history.counting
+    n_ended = sum(trial.end is not None for trial in counting)
+    statuses = ("completed", "stopped", "failed", "diverged")
+    counts = {status: sum(trial.status == status for trial in counting) for status in statuses}
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    title = Text(printable(scene.name), style="bold")
+    times = [f"{clock_text(scene.elapsed_s)} gone"] if scene.elapsed_s is not None else []
+    if scene.left_s:
+        times.append(f"about {duration_text(scene.left_s)} left")
+    title.append(f"{_GAP}{_state(scene)}", style="cyan")
+    _cut(title, width, glyphs)
+    _append_at_right(title, Text(", ".join(times)), width)
+    expected = history.n_epochs + sum(left.of_trials)
+    n_runs_ended = len(history.runs) - len(history.unfinished_runs)
+    bars = [
+        ("trials", n_ended, space.search.trials, f"{n_ended} of {space.search.trials}", counted),
+        ("epochs", history.n_epochs, expected, f"{history.n_epochs} of about {expected:.0f}", ""),
+    ]
+    if history.runs:
+        # What is left of one that was begun counts as a part of a run.
+        n_runs = n_runs_ended + len(left.of_runs)
+        bars.append(("fresh", n_runs_ended, n_runs, f"{n_runs_ended} of about {n_runs}", "fresh runs of the best"))
+    return [title, *(_bar_line(*bar, width, glyphs) for bar in bars)]
+
+
+def _bar_line(name: str, done: float, total: float, text: str, more: str, width: int, glyphs: Glyphs) -> Text:
+    line = Text(f"{name:<7}")
+    line.append_text(_bar(done / total if total else 0.0, min(max(width - 60, 8), 40), glyphs))
+    line.append(f" {text}")
+    if more:
+        line.append(f"{_GAP}{more}", style="dim")
+    return line
+
+
+def _state(scene: Scene) -> str:
+    history = scene.history
+    if history.unfinished_runs:
+        return "training the best again with fresh seeds"
+    if history.unfinished or len(history.counting) < scene.space.search.trials:
+        return "searching" if history.n_epochs else "starting"
+    return "fresh runs" if scene.remaining.of_runs else "finished"
+
+
+def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
+    history = scene.history
+    fresh = fresh_results(history) if history.runs else {}
+    ranked = rank(history)
+    if history.runs:
+        # Those that are trained again are what there is to see now, the baseline among them.
+        again = {run.trial for run in history.runs.values()}
+        ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
+    rows = [row for row in ranked[:N_BEST] if not row.set_aside]
+    fresh_width = 20 if fresh else 0
+    fixed = 45 + fresh_width
+    # Each epoch takes as many characters as there is room for.
+    max_epochs = scene.space.training.max_epochs
+    most = min(MOST_CURVE_COLUMNS, max(0, width - fixed - PARAMETER_COLUMNS))
+    each = max(1, most // max_epochs)
+    curve_width = min(max_epochs * each, most)
+    curves = {row.trial: _curve(history.trials[row.trial]) for row in rows}
+    shown = [value for curve in curves.values() for value in curve]
+    low, high = min(shown, default=0.0), max(shown, default=1.0)
+    heading = f"{'':>2} {'trial':<14} {'status':<9} {'epochs':>6} {'accuracy':>8}{_GAP}"
+    heading += ("fresh runs".ljust(fresh_width) if fresh else "") + ("curve" if curve_width >= len("curve") else "")
+    lines = [Text(heading, style="dim")]
+    for row in rows:
+        curve = sparkline([value for value in curves[row.trial] for _ in range(each)], low, high, curve_width, glyphs)
+        line = _best_line(row, curve.ljust(curve_width), fresh.get(row.trial), fresh_width)
+        values = {name: getattr(row.config, name) for name in scene.space.searched}
+        line.append(_GAP + _those_that_fit(values, width - line.cell_len - len(_GAP)), style="dim")
+        lines.append(line)
+    if not rows:
+        lines = [Text("no trial has begun yet", style="dim")]
+    return _Block("best", lines, least=2)
+
+
+def _those_that_fit(values: Mapping[str, Number], room: int) -> str:
+    while values and len(compact(values)) > room:
+        values = dict(list(values.items())[:-1])
+    return compact(values)
+
+
+def _best_line(row: Ranked, curve: str, fresh: Fresh | None, fresh_width: int) -> Text:
+    accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
+    exempt = " baseline" if row.baseline else " explored" if row.explored else ""
+    line = Text(f"{row.rank:>2} {f'{row.trial}{exempt}':<14} ")
+    line.append(f"{row.status:<9}", style=STATUS_STYLES[row.status])
+    line.append(f" {row.epochs:>6} {accuracy:>8}{_GAP}")
+    again = f"{fresh_text(fresh)} ({fresh.n_runs})" if fresh else ""
+    line.append(f"{again:<{fresh_width}}" if fresh_width else "", style="bold")
+    line.append(curve, style="green" if row.status == "completed" else "cyan")
+    return line
+
+
+def _curve(trial: Trial) -> list[float]:
+    return [epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged]
+
+
+def _workers(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
+    history = scene.history
+    working: list[Trial | Run] = [*history.unfinished, *history.unfinished_runs]
+    lines = [_worker_line(one, scene, width, glyphs) for one in working]
+    n_empty = max(0, scene.trials_at_once - len(working))
+    if n_empty and not working and not history.n_epochs:
+        lines.append(Text("starting", style="dim"))
+    elif n_empty:
+        lines.append(Text(f"{n_empty} idle", style="dim"))
+    rates = [rate for one in working if (rate := _images_per_s(one, scene.epoch_images))]
+    together = f"{_GAP}{sum(rates):,.0f} images/s together" if len(rates) > 1 else ""
+    return _Block(f"workers{together}", lines, least=2)
+
+
+def _worker_line(one: Trial | Run, scene: Scene, width: int, glyphs: Glyphs) -> Text:
+    max_epochs = scene.space.training.max_epochs
+    name = f"trial {one.number}" if isinstance(one, Trial) else f"run {one.number}, trial {one.trial}"
+    rate = _images_per_s(one, scene.epoch_images)
+    line = Text(f"{name:<15} epoch {min(one.n_epochs + 1, max_epochs):>3} of {max_epochs:<4}")
+    line.append_text(_bar(one.n_epochs / max_epochs, 10 if width < 90 else 18, glyphs))
+    line.append(f" {rate:>6,.0f} images/s" if rate else f" {'-':>6} images/s")
+    since_s = scene.now - (one.last.at if one.last else one.started_at)
+    # What was begun in an earlier session says nothing of how long it takes now.
+    if one.last and 0 <= since_s < 100 * one.last.seconds + 60:
+        line.append(f"{_GAP}{since_s:.0f} s of about {one.last.seconds:.0f}", style="dim")
+    return line
+
+
+def _images_per_s(one: Trial | Run, epoch_images: int) -> float | None:
+    return epoch_images / one.last.train_s if one.last and one.last.train_s > 0 else None
+
+
+def _rungs(scene: Scene, glyphs: Glyphs) -> _Block:
+    lines = []
+    for count in rung_counts(scene.history, scene.space):
+        line = Text(f"epoch {count.epoch:<4}{count.entered:>4} entered {count.survived:>4} went on  ")
+        line.append_text(_bar(count.survived / count.entered if count.entered else 0.0, 10, glyphs))
+        line.append(f" {count.survived / count.entered:>4.0%}" if count.entered else "", style="dim")
+        lines.append(line)
+    n_completed = sum(trial.status == "completed" for trial in scene.history.counting)
+    lines.append(Text(f"epoch {scene.space.rung_epochs[-1]:<4}{n_completed:>4} completed"))
+    return _Block("rungs", lines, least=len(lines))
+
+
+def _events(scene: Scene, room: int) -> _Block:
+    lines = []
+    for one in happenings(scene.history, scene.notes, min(max(room, 0), _MORE_EVENTS_THAN_ROWS)):
+        line = Text(f"{time.strftime('%H:%M:%S', time.localtime(one.at))} ", style="dim")
+        line.append(printable(one.text), style=one.style or "default")
+        lines.append(line)
+    if not lines:
+        lines = [Text("nothing has ended yet", style="dim")]
+    return _Block(f"events{_GAP}{scene.hint}" if scene.hint else "events", lines, least=1)
+
+
+def _ended_at(one: Trial | Run) -> float:
+    return one.end.at if one.end else 0.0
+
+
+def _told(one: Trial | Run) -> Happening:
+    assert one.end is not None
+    accuracy = f"{one.last.validation_accuracy:.2%}" if one.last and not one.last.diverged else ""
+    if isinstance(one, Trial):
+        name = f"trial {one.number}" + (" (baseline)" if one.baseline else " (explored)" if one.explored else "")
+    else:
+        name = f"fresh run {one.number} of trial {one.trial}"
+    said = one.end.reason or accuracy
+    return Happening(one.end.at, f"{name} {one.end.status}: {said}", STATUS_STYLES[one.end.status])
+
+
+def _bar(share: float, width: int, glyphs: Glyphs) -> Text:
+    n_full = round(min(max(share, 0.0), 1.0) * width)
+    bar = Text(glyphs.full * n_full, style="green")
+    bar.append(glyphs.empty * (width - n_full), style="dim")
+    return bar
+
+
+def _fitting(blocks: Sequence[_Block], room: int) -> list[_Block]:
+    """Blocks with as many lines as `room` has for them, headings included; what does not fit is left out.
+
+    First each gets what it needs at least, in their order; what is left goes to the first that want more.
+    """
+    given: dict[int, int] = {}
+    left = room
+    for number, block in enumerate(blocks):
+        least = min(block.least, len(block.lines))
+        if left >= least + 1:
+            given[number] = least
+            left -= least + 1
+    for number in given:
+        more = min(left, len(blocks[number].lines) - given[number])
+        given[number] += more
+        left -= more
+    return [_shortened(blocks[number], n_lines) for number, n_lines in given.items()]
+
+
+def _shortened(block: _Block, n_lines: int) -> _Block:
+    n_hidden = len(block.lines) - n_lines
+    if n_hidden and n_lines > 1 and block.title.startswith("workers"):
+        last = Text(f"and {n_hidden + 1} more", style="dim")
+        return _Block(block.title, [*block.lines[: n_lines - 1], last], block.least)
+    return _Block(block.title, block.lines[:n_lines], block.least)
+
+
+def _stack(blocks: Sequence[_Block], width: int, glyphs: Glyphs) -> list[Text]:
+    lines = []
+    for block in blocks:
+        heading = f"{glyphs.line * 2} {block.title} "
+        lines.append(Text(heading + glyphs.line * max(0, width - cell_len(heading)), style="dim"))
+        lines += block.lines
+    return lines
+
+
+def _beside(left: _Block, right: _Block, left_width: int, glyphs: Glyphs) -> _Block:
+    """Two blocks as one, which is shown with all of the right one's lines or not at all."""
+    lines = []
+    for number in range(max(len(left.lines), len(right.lines))):
+        line = left.lines[number].copy() if number < len(left.lines) else Text("")
+        if number < len(right.lines):
+            _cut(line, left_width, glyphs)
+            line.append(" " * (left_width - line.cell_len) + _GAP)
+            line.append_text(right.lines[number])
+        lines.append(line)
+    heading = f"{left.title} "
+    heading += glyphs.line * max(0, left_width - cell_len(heading) - 3)
+    return _Block(f"{heading}{_GAP}{glyphs.line * 2} {right.title}", lines, max(left.least, right.least))
+
+
+def _append_at_right(line: Text, right: Text, width: int) -> None:
+    n_between = width - line.cell_len - right.cell_len
+    if n_between >= len(_GAP):
+        line.append(" " * n_between)
+        line.append_text(right)
+
+
+def _cut(line: Text, width: int, glyphs: Glyphs) -> None:
+    if line.cell_len > width:
+        line.truncate(width - 1, overflow="crop")
+        line.append(glyphs.points)

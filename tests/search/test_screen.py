@@ -1,0 +1,194 @@
+"""The screen of a running search fits whatever terminal there is, and says what happened. No terminal needed."""
+
+import itertools
+import random
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from search.records import History, RunEnded, Trial, TrialEnded
+from search.remaining import recent_epoch_s, remaining
+from search.screen import ASCII, UNICODE, Glyphs, Happening, Scene, rung_counts, screen, sparkline
+from search.state import SearchState
+from spaces import Space, load_space
+from tests.search.simulation import result, simulate
+
+SIZES = [(1, 1), (7, 2), (20, 5), (39, 10), (80, 24), (109, 24), (110, 24), (120, 40), (300, 100)]
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return load_space("quickstart", ["search.trials=12"])
+
+
+def history_after(space: Space, n_results: int | None) -> History:
+    history = History()
+    simulate(SearchState(space, history), seed=0, max_results=n_results)
+    return history
+
+
+def scene_of(space: Space, history: History, trials_at_once: int = 2, notes: tuple[Happening, ...] = ()) -> Scene:
+    left, epoch_s = remaining(history, space), recent_epoch_s(history)
+    left_s = None if epoch_s is None else left.seconds(epoch_s, trials_at_once)
+    return Scene("mine", space, history, left, left_s, trials_at_once, 1150, 200.0, 65.0, notes, "q leaves")
+
+
+def text_of(scene: Scene, width: int = 80, height: int = 24, glyphs: Glyphs = UNICODE) -> str:
+    return "\n".join(line.plain for line in screen(scene, width, height, glyphs))
+
+
+@pytest.mark.parametrize("n_results", [0, 1, 5, 30, 60, None])
+def test_it_fits_every_size_at_every_stage(space: Space, n_results: int | None) -> None:
+    scene = scene_of(space, history_after(space, n_results))
+    for (width, height), glyphs in itertools.product(SIZES, (UNICODE, ASCII)):
+        lines = screen(scene, width, height, glyphs)
+        assert len(lines) <= height
+        assert all(line.cell_len <= width and "\n" not in line.plain for line in lines)
+
+
+def test_every_section_is_there_at_80_by_24(space: Space) -> None:
+    lines = text_of(scene_of(space, history_after(space, 30))).splitlines()
+    assert lines[0].startswith("mine  searching ")
+    assert lines[0].rstrip().endswith("left")
+    assert "1:05 gone" in lines[0]
+    assert "of 12" in lines[1]
+    assert "30 of about" in lines[2]
+    headings = [line.split()[1] for line in lines if line.startswith("──")]
+    assert headings == ["best", "workers", "rungs", "events"]
+    # 1,150 images in the 0.5 s that training takes in the simulation.
+    assert sum("2,300 images/s" in line for line in lines) == 2
+    assert "4,600 images/s together" in text_of(scene_of(space, history_after(space, 30)))
+
+
+def test_wide_terminals_show_rungs_beside_workers_and_more_hyperparameters(space: Space) -> None:
+    scene = scene_of(space, history_after(space, 30))
+    wide = text_of(scene, 120, 40)
+    assert any("workers" in line and "rungs" in line for line in wide.splitlines())
+    assert "momentum=" in wide
+    assert "momentum=" not in text_of(scene, 80, 24)
+
+
+def test_fresh_runs_have_a_bar_and_come_first(space: Space) -> None:
+    history = history_after(space, None)
+    runs = [run for run in history.runs.values() if run.end]
+    text = text_of(scene_of(space, history))
+    assert f"{len(runs)} of about {len(runs)}  fresh runs of the best" in text
+    assert "fresh runs  " in text
+    assert "mine  finished" in text
+    best = text.split("best ")[1].split("workers")[0].splitlines()[2:7]
+    again = {run.trial for run in history.runs.values()}
+    assert {int(line[3:].split()[0]) for line in best[: len(again)]} == again
+    assert any("baseline" in line for line in best)
+
+
+def test_a_fresh_run_that_goes_on_is_somebody_s_work(space: Space) -> None:
+    full = history_after(space, None)
+    n_before = full.n_epochs + 4
+    history = history_after(space, n_before)
+    working = [run for run in history.unfinished_runs]
+    text = text_of(scene_of(space, history))
+    assert working
+    assert all(f"run {run.number}, trial {run.trial}" in text for run in working)
+    assert "training the best again with fresh seeds" in text
+
+
+def test_rungs_count_who_entered_and_who_went_on(space: Space) -> None:
+    history = history_after(space, None)
+    first, second = rung_counts(history, space)
+    trials = history.counting
+    stopped = {epoch: sum(t.status == "stopped" and t.n_epochs == epoch for t in trials) for epoch in (1, 3)}
+    assert (first.epoch, first.entered, first.survived) == (1, 12, 12 - stopped[1])
+    assert (second.entered, second.survived) == (first.survived, first.survived - stopped[3])
+    assert stopped[1] > 0
+
+
+def test_reasons_are_shown_and_command_nothing(space: Space) -> None:
+    history = history_after(space, 3)
+    (number, *_) = [trial.number for trial in history.unfinished]
+    history.apply(TrialEnded(number, "failed", "no\x1b[2Jmemory [bold red]left[/]", 1e6))
+    note = Happening(2e6, "trial 1 lost\rits worker")
+    scene = scene_of(space, history, notes=(note,))
+    text = text_of(scene)
+    assert "no\\x1b[2Jmemory [bold red]left[/]" in text
+    assert text.index("trial 1 lost\\rits worker") < text.index(f"trial {number}"), "the newest comes first"
+    console = Console(width=80, force_terminal=True, record=True, file=StringIO())
+    console.print(*screen(scene, 80, 24), sep="\n")
+    assert "[bold red]left[/]" in console.export_text()
+
+
+def test_more_workers_than_lines_are_counted(space: Space) -> None:
+    many = load_space("quickstart", ["search.trials=64"])
+    history = History()
+    state = SearchState(many, history)
+    for _ in range(64):
+        state.next_assignment()
+    lines = text_of(scene_of(many, history, trials_at_once=64)).splitlines()
+    shown = [line for line in lines if line.startswith("trial ") and "images/s" in line]
+    assert f"and {64 - len(shown)} more" in lines
+    assert len(lines) <= 24
+
+
+def test_idle_places_are_counted(space: Space) -> None:
+    history = history_after(space, 1)
+    assert "14 idle" in text_of(scene_of(space, history, trials_at_once=16))
+
+
+def test_a_diverged_trial_leaves_its_curve_and_no_number(space: Space) -> None:
+    history = History()
+    state = SearchState(space, history)
+    state.next_assignment()
+    state.record(result(0, 1, 0.5))
+    state.record(result(0, 2, 0.1, loss=float("nan")))
+    text = text_of(scene_of(space, history))
+    assert "trial 0 (baseline) diverged: the loss was not finite in epoch 2" in text
+    assert "nan" not in text.replace("finite", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "expected"),
+    [
+        ([], 5, ""),
+        ([0.0, 0.5, 1.0], 5, "▁▅█"),
+        ([0.5], 5, "▅"),
+        ([0.0, 1.0], 0, ""),
+        ([-9.0, 9.0], 5, "▁█"),
+        ([float(i) / 99 for i in range(100)], 3, "▁▅█"),
+        ([0.0, 0.0, 1.0], 1, "█"),
+    ],
+)
+def test_a_sparkline_scales_and_keeps_its_last_value(values: list[float], width: int, expected: str) -> None:
+    assert sparkline(values, 0.0, 1.0, width) == expected
+
+
+def test_a_flat_curve_is_drawn() -> None:
+    assert sparkline([0.3, 0.3], 0.3, 0.3, 5) == "██"
+
+
+def test_what_is_left_falls_to_nothing(space: Space) -> None:
+    rng = random.Random(0)
+    stages = sorted(rng.sample(range(1, 60), 4))
+    totals = [sum(remaining(history_after(space, n), space).of_trials) for n in stages]
+    assert totals == sorted(totals, reverse=True)
+    over = remaining(history_after(space, None), space)
+    assert over.of_trials == over.of_runs == ()
+    assert over.seconds(1.0, 2) == 0
+
+
+def test_runs_that_ended_badly_are_told(space: Space) -> None:
+    history = history_after(space, None)
+    run = next(iter(history.runs.values()))
+    run.end = RunEnded(run.number, "failed", "its machine went away", 1e10)
+    assert f"fresh run {run.number} of trial {run.trial} failed: its machine went away" in text_of(
+        scene_of(space, history)
+    )
+
+
+def test_long_searches_show_only_the_last_events(space: Space) -> None:
+    history = history_after(space, None)
+    for number in range(12, 3000):
+        trial = Trial(number, {}, space.baseline, False, 0.0)
+        trial.end = TrialEnded(number, "stopped", "below", float(number))
+        history.trials[number] = trial
+    lines = text_of(scene_of(space, history), 120, 40).splitlines()
+    assert len(lines) == 40
