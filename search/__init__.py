@@ -1,0 +1,17 @@
+"""The commands of a search. In a notebook: `from search import Experiment`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from search.experiment import Experiment
+
+__all__ = ["Experiment"]
+
+
+def __getattr__(name: str) -> Any:
+    # Every command imports this package, and must answer `--help` at once.
+    if name == "Experiment":
+        from search.experiment import Experiment
+
+        return Experiment
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

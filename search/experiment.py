@@ -13,21 +13,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from search.journal import Journal, JournalFollower, read_history, set_damaged_aside
 from search.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
-from search.ranking import RESULT_COLUMNS, Ranked, rank
+from search.ranking import RESULT_COLUMNS, Ranked, rank, winner
 from search.records import History, SpaceSet
 from spaces.errors import InputError, expanded
 from spaces.loader import dump_space, load_space, space_from_text
-from spaces.parameters import HYPERPARAMETER_NAMES
+from spaces.parameters import HYPERPARAMETER_NAMES, Number
 from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
 from spaces.printable import printable
 from spaces.schema import Space
 from trainable.files import write_text
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from plotly.graph_objects import Figure
 
 MAX_LOCK_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -35,7 +39,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Never read back; the last of them hold pickles.
 RAY_SNAPSHOTS = ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl")
 
-_CURVE_COLUMNS = (
+CURVE_COLUMNS = (
     "trial",
     "epoch",
     "lr",
@@ -46,11 +50,15 @@ _CURVE_COLUMNS = (
     "train_s",
     "validation_s",
 )
-_RUN_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
+_RUN_EPOCH_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
+RUN_COLUMNS = ("run", "trial", "block", *_RUN_EPOCH_COLUMNS)
 
 
 class Experiment:
     """One folder under `results/`. Reading needs neither Ray nor torch, and executes nothing from it.
+
+    In a notebook, `from search import Experiment; Experiment("results/NAME")` shows its leaderboard, and `trials`,
+    `curves`, `fresh_runs`, `best` and `figures` are what one works with. While the search runs, they grow.
 
     A damaged journal, manifest or space is replaced by its copy, and the user is told, once; a folder is mended
     on the disk by whoever holds it for writing.
@@ -60,8 +68,8 @@ class Experiment:
         tell: called with a line for the user; None prints it to standard error.
     """
 
-    def __init__(self, folder: Path, tell: Callable[[str], None] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, tell: Callable[[str], None] | None = None) -> None:
+        self.folder = expanded(folder)
         self._tell = tell or _tell_user
         self._told: set[str] = set()
 
@@ -167,6 +175,56 @@ class Experiment:
     def history(self) -> History:
         """All trials so far; safe to call while the search runs."""
         return read_history(self.folder / "journal.jsonl", self.tell_once)
+
+    @property
+    def trials(self) -> "DataFrame":
+        """A row a trial, the best first, with the columns of `trials.csv`; the index is the trial's number."""
+        from search.frames import trials_frame
+
+        return trials_frame(self._known_history())
+
+    @property
+    def curves(self) -> "DataFrame":
+        """A row a trial and epoch, with the columns of `curves.csv`."""
+        from search.frames import curves_frame
+
+        return curves_frame(self._known_history())
+
+    @property
+    def fresh_runs(self) -> "DataFrame":
+        """A row a fresh run and epoch, with the columns of `fresh_runs.csv`; empty where there are none."""
+        from search.frames import fresh_runs_frame
+
+        return fresh_runs_frame(self._known_history())
+
+    @property
+    def best(self) -> dict[str, Number] | None:
+        """The winner's hyperparameters; None while no trial has completed."""
+        best = winner(rank(self._known_history()))
+        return best.config.as_dict() if best else None
+
+    @property
+    def figures(self) -> "dict[str, Figure]":
+        """The report's figures of the search, by name; each shows itself in a notebook."""
+        from search.frames import figures
+
+        return figures(self.space, self._known_history())
+
+    def _repr_html_(self) -> str:
+        from search.frames import as_html
+
+        return as_html(self.name, self.space, self._known_history())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r})"
+
+    def _known_history(self) -> History:
+        # A folder with a typing error in its name would be a search that has not begun.
+        if not _is_experiment(self.folder):
+            raise InputError(
+                f"{self.folder}: is not an experiment's folder, which holds experiment.yaml and journal.jsonl."
+            )
+        return self.history()
 
     def bring_up_to_date(self) -> None:
         """Fetch what another machine has written; nothing to do where the folder itself is what is written to."""
@@ -329,19 +387,27 @@ def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAME
 
 def curves_csv(history: History) -> str:
     """One row a trial and epoch."""
+    return csv_text(CURVE_COLUMNS, curve_rows(history))
+
+
+def curve_rows(history: History) -> list[list[Any]]:
+    """Values of `CURVE_COLUMNS`."""
     trials = history.trials.values()
-    rows = [[getattr(epoch, column) for column in _CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
-    return csv_text(_CURVE_COLUMNS, rows)
+    return [[getattr(epoch, column) for column in CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
 
 
 def fresh_runs_csv(history: History) -> str:
     """One row a fresh run and epoch."""
-    rows = [
-        [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _RUN_COLUMNS)]
+    return csv_text(RUN_COLUMNS, run_rows(history))
+
+
+def run_rows(history: History) -> list[list[Any]]:
+    """Values of `RUN_COLUMNS`."""
+    return [
+        [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _RUN_EPOCH_COLUMNS)]
         for run in history.runs.values()
         for epoch in run.epochs
     ]
-    return csv_text(["run", "trial", "block", *_RUN_COLUMNS], rows)
 
 
 def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:

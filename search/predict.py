@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_results_argument, chosen_experiment, results_flag
-from spaces.command import CommandParser, run_command
+from search.options import add_results_argument, chosen_experiment, complete_experiments, results_flag
+from spaces.command import CommandParser, completed, run_command
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
 from spaces.printable import printable, shell_word
@@ -33,7 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
         description="Print the classes and probabilities of image files, by the model in EXPERIMENT/final/.",
         epilog="example: python -m search.predict quickstart-20260101-120000 photo.jpg --top 3",
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="a name under the results folder, or a path")
+    experiment = parser.add_argument(
+        "experiment", metavar="EXPERIMENT", help="a name under the results folder, or a path"
+    )
+    completed(experiment, complete_experiments)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG or JPEG files")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show for each image (default: 3)")
     parser.add_argument("--format", choices=("table", "json"), default="table")

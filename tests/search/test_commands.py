@@ -166,7 +166,7 @@ def test_help_imports_nothing_heavy(run, tmp_path: Path) -> None:  # type: ignor
 
     program = (
         "import sys\n"
-        "from search import run, leaderboard, diagnose, retrain, predict\n"
+        "from search import run, leaderboard, diagnose, retrain, predict, dashboard\n"
         "from trainable import train\n"
         "print([name for name in ('torch', 'ray', 'optuna', 'numpy', 'albumentations', 'rich') if name in sys.modules])"
     )
