@@ -121,16 +121,21 @@ class Tracker(tune.Callback):
         self._tell_of(trial, lambda told, seen: told.log_trial_result(iteration, seen, shown))
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._tell_of(trial, lambda told, seen: told.log_trial_end(seen, failed=False))
+        self._tell_of_end(trial, failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._tell_of(trial, lambda told, seen: told.log_trial_end(seen, failed=True))
+        self._tell_of_end(trial, failed=True)
 
     def on_experiment_end(self, trials: list[RayTrial], **info: Any) -> None:
         self._tell(lambda told: told.on_experiment_end(trials, **info))
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (tune.Callback, ())
+
+    def _tell_of_end(self, trial: RayTrial, failed: bool) -> None:
+        self._tell_of(trial, lambda told, seen: told.log_trial_end(seen, failed=failed))
+        # One that goes on later is begun anew, as in another session.
+        self._trials.pop(str(trial.config["name"]), None)
 
     def _tell_of(self, trial: RayTrial, action: Callable[[LoggerCallback, TrackedTrial], None]) -> None:
         seen = self._trials.get(str(trial.config["name"]))
