@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.text import Text
 
+from search import budget
 from search.estimates import duration_text
 from search.live_screen import LiveScreen, can_show_screens
 from search.ranking import best_accuracy
@@ -130,7 +131,7 @@ class SearchDisplay:
             space=self._space,
             history=self._history,
             remaining=left,
-            left_s=None if epoch_s is None else left.seconds(epoch_s, self._trials_at_once),
+            left_s=left.seconds(epoch_s, self._trials_at_once),
             trials_at_once=self._trials_at_once,
             epoch_images=self._epoch_images,
             now=time.time(),
@@ -160,8 +161,8 @@ class SearchDisplay:
     def _status(self) -> str:
         n_runs_ended = len(self._history.runs) - len(self._history.unfinished_runs)
         parts = [
-            f"{self._history.n_ended}/{self._space.search.trials} trials",
-            f"{self._history.n_epochs} epochs",
+            f"{self._history.n_ended}{_of(self._space.search.trials)} trials",
+            self._epochs_text(),
         ]
         if self._history.runs:
             parts.append(f"{n_runs_ended} fresh runs")
@@ -173,6 +174,16 @@ class SearchDisplay:
             parts.append(f"about {duration_text(left_s)} left")
         return ", ".join(parts)
 
+    def _epochs_text(self) -> str:
+        epoch_budget = self._space.search.epoch_budget
+        if epoch_budget is None:
+            return f"{self._history.n_epochs} epochs"
+        return f"{budget.epochs_trained(self._history)}/{epoch_budget} epochs"
+
     def _left_s(self) -> float | None:
-        epoch_s = mean_of_latest(self._epoch_s)
-        return None if epoch_s is None else remaining(self._history, self._space).seconds(epoch_s, self._trials_at_once)
+        left = remaining(self._history, self._space)
+        return left.seconds(mean_of_latest(self._epoch_s), self._trials_at_once)
+
+
+def _of(limit: int | None) -> str:
+    return "" if limit is None else f"/{limit}"

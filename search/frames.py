@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from search.budget import progress_text
 from search.experiment import CURVE_COLUMNS, RUN_COLUMNS, curve_rows, run_rows
 from search.ranking import RESULT_COLUMNS, lead_sentence, rank, winner
 from search.records import History
@@ -66,7 +67,7 @@ def as_html(name: str, space: Space, history: History) -> str:
     formats = {name: "{:.2%}".format for name in _PERCENTAGES if name in table}
     n_hidden = len(frame) - len(table)
     more = f"<p>and {n_hidden} more, in <code>trials</code></p>" if n_hidden else ""
-    title = f"<b>{html.escape(printable(name))}</b>: {history.n_ended} of {space.search.trials} trials ended."
+    title = f"<b>{html.escape(printable(name))}</b>: {progress_text(history, space)}."
     sentence = html.escape(printable(lead_sentence(history)))
     body = table.to_html(formatters=formats, float_format="{:.3g}".format, na_rep="", escape=True, border=0)
     return f"<div><p>{title} {sentence}</p>{body}{more}</div>"

@@ -1,11 +1,14 @@
 """What a running search has still to train, and how long that takes. Pure functions of the history."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from search import confirmation
-from search.estimates import expected_epochs_left, passing_shares, seconds_left
+from search import budget, confirmation
+from search.asha import waits_at_rung
+from search.estimates import MAX_SIMULATED_TRIALS, expected_epochs_left, seconds_left
+from search.expectation import expected_search, passing_of
 from search.records import History, Trial
 from spaces.schema import Space
 
@@ -18,27 +21,36 @@ class Remaining:
     """Epochs that are left.
 
     Attributes:
-        of_trials: expected, of each trial that can go on or is still to come.
+        of_begun: expected, of each trial that can go on.
+        of_unstarted: likewise, of each that is to come; None where time alone tells.
         of_runs: of each fresh run that goes on or is still to come, if nobody is tied.
     """
 
-    of_trials: tuple[float, ...]
+    of_begun: tuple[float, ...]
+    of_unstarted: tuple[float, ...] | None
     of_runs: tuple[float, ...]
 
-    def seconds(self, epoch_s: float, trials_at_once: int) -> float:
-        """Until all of it is trained, in `trials_at_once` places, at `epoch_s` an epoch."""
-        return seconds_left([*self.of_trials, *self.of_runs], epoch_s, trials_at_once)
+    @property
+    def trial_epochs(self) -> float | None:
+        """Of all trials; None where time alone tells."""
+        return None if self.of_unstarted is None else sum(self.of_begun) + sum(self.of_unstarted)
+
+    def seconds(self, epoch_s: float | None, trials_at_once: int) -> float | None:
+        """Until all is trained in `trials_at_once` places, at `epoch_s` an epoch; None where that cannot be told."""
+        if epoch_s is None or self.of_unstarted is None:
+            return None
+        return seconds_left([*self.of_begun, *self.of_unstarted, *self.of_runs], epoch_s, trials_at_once)
 
 
 def remaining(history: History, space: Space) -> Remaining:
     """What a search is expected to train yet."""
-    search = space.search
-    passing = passing_shares(search.trials, space.rung_epochs, search.reduction_factor, search.explore)
-    running = [_epochs_left_of(trial, space, passing) for trial in history.unfinished]
-    whole = search.explore * space.training.max_epochs
-    unstarted = whole + (1 - search.explore) * expected_epochs_left(0, space.rung_epochs, passing)
-    n_unstarted = max(0, search.trials - len(history.counting))
-    return Remaining((*running, *[unstarted] * n_unstarted), _epochs_left_of_runs(history, space, sum(running)))
+    expected = expected_search(space)
+    # By then the share that passes has settled, where the number of trials is not known.
+    trials = expected.trials if expected else MAX_SIMULATED_TRIALS
+    passing = passing_of(space, trials, space.search.explore)
+    begun = tuple(_epochs_left_of(trial, space, passing) for trial in history.unfinished)
+    unstarted = _epochs_left_of_unstarted(history, space, passing, sum(begun)) if expected else None
+    return Remaining(begun, unstarted, _epochs_left_of_runs(history, space, sum(begun)))
 
 
 def recent_epoch_s(history: History) -> float | None:
@@ -50,6 +62,7 @@ def recent_epoch_s(history: History) -> float | None:
 
 
 def mean_of_latest(epoch_s: Sequence[float]) -> float | None:
+    """The mean of the last few; None where there are none."""
     recent = epoch_s[-N_RECENT:]
     return sum(recent) / len(recent) if recent else None
 
@@ -57,7 +70,23 @@ def mean_of_latest(epoch_s: Sequence[float]) -> float | None:
 def _epochs_left_of(trial: Trial, space: Space, passing: Sequence[float]) -> float:
     if trial.baseline or trial.explored:
         return space.training.max_epochs - trial.n_epochs
-    return expected_epochs_left(trial.n_epochs, space.rung_epochs, passing)
+    rungs = space.rung_epochs
+    left = expected_epochs_left(trial.n_epochs, rungs, passing)
+    return left * passing[rungs.index(trial.n_epochs)] if waits_at_rung(trial, space) else left
+
+
+def _epochs_left_of_unstarted(
+    history: History, space: Space, passing: Sequence[float], epochs_to_come: float
+) -> tuple[float, ...]:
+    """Of each trial that is to be started, beside so many epochs of those that are."""
+    search = space.search
+    each = expected_epochs_left(0, space.rung_epochs, passing)
+    each = search.explore * space.training.max_epochs + (1 - search.explore) * each
+    n = search.most_trials - len(history.counting)
+    if search.epoch_budget is not None:
+        unspent = search.epoch_budget - budget.epochs_trained(history) - epochs_to_come
+        n = min(n, math.ceil(unspent / each))
+    return (each,) * max(0, n)
 
 
 def _epochs_left_of_runs(history: History, space: Space, epochs_to_come: float) -> tuple[float, ...]:

@@ -8,6 +8,8 @@ from heapq import nlargest
 from rich.cells import cell_len
 from rich.text import Text
 
+from search.asha import waits_at_rung
+from search.budget import epochs_trained, n_to_start
 from search.confirmation import Fresh, fresh_results
 from search.estimates import duration_text
 from search.ranking import Ranked, fresh_text, rank
@@ -99,12 +101,25 @@ class RungCount:
     Attributes:
         epoch: where it stands.
         entered: trials that got there, the baseline and explored ones too.
-        survived: those of them that went on or may go on.
+        survived: those of them that went on.
+        waiting: those that may be promoted yet, where ASHA promotes.
     """
 
     epoch: int
     entered: int
     survived: int
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """How far something is; `total` is None where nobody knows."""
+
+    name: str
+    done: float
+    total: float | None
+    text: str
+    more: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +157,8 @@ def rung_counts(history: History, space: Space) -> list[RungCount]:
     for epoch in space.rung_epochs[:-1]:
         entered = [trial for trial in history.counting if trial.n_epochs >= epoch]
         ended_here = sum(trial.end is not None and trial.n_epochs == epoch for trial in entered)
-        counts.append(RungCount(epoch, len(entered), len(entered) - ended_here))
+        waiting = sum(trial.n_epochs == epoch and waits_at_rung(trial, space) for trial in entered)
+        counts.append(RungCount(epoch, len(entered), len(entered) - ended_here - waiting, waiting))
     return counts
 
 
@@ -182,7 +198,7 @@ def clock_text(seconds: float) -> str:
 
 
 def _header(scene: Scene, width: int, glyphs: Glyphs) -> list[Text]:
-    history, space, left = scene.history, scene.space, scene.remaining
+    history, left = scene.history, scene.remaining
     counting = history.counting
     n_ended = sum(trial.end is not None for trial in counting)
     statuses = ("completed", "stopped", "failed", "diverged")
@@ -195,25 +211,42 @@ def _header(scene: Scene, width: int, glyphs: Glyphs) -> list[Text]:
     title.append(f"{_GAP}{_state(scene)}", style="cyan")
     _cut(title, width, glyphs)
     _append_at_right(title, Text(", ".join(times)), width)
-    expected = history.n_epochs + sum(left.of_trials)
     n_runs_ended = len(history.runs) - len(history.unfinished_runs)
-    bars = [
-        ("trials", n_ended, space.search.trials, f"{n_ended} of {space.search.trials}", counted),
-        ("epochs", history.n_epochs, expected, f"{history.n_epochs} of about {expected:.0f}", ""),
-    ]
+    bars = [_trials_bar(scene, n_ended, counted), _epochs_bar(scene)]
     if history.runs:
         # What is left of one that was begun counts as a part of a run.
         n_runs = n_runs_ended + len(left.of_runs)
-        bars.append(("fresh", n_runs_ended, n_runs, f"{n_runs_ended} of about {n_runs}", "fresh runs of the best"))
-    return [title, *(_bar_line(*bar, width, glyphs) for bar in bars)]
+        bars.append(_Bar("fresh", n_runs_ended, n_runs, f"{n_runs_ended} of about {n_runs}", "fresh runs of the best"))
+    return [title, *(_bar_line(bar, width, glyphs) for bar in bars)]
 
 
-def _bar_line(name: str, done: float, total: float, text: str, more: str, width: int, glyphs: Glyphs) -> Text:
-    line = Text(f"{name:<7}")
-    line.append_text(_bar(done / total if total else 0.0, min(max(width - 60, 8), 40), glyphs))
-    line.append(f" {text}")
-    if more:
-        line.append(f"{_GAP}{more}", style="dim")
+def _trials_bar(scene: Scene, n_ended: int, counted: str) -> _Bar:
+    left, trials = scene.remaining, scene.space.search.trials
+    if trials is not None:
+        return _Bar("trials", n_ended, trials, f"{n_ended} of {trials}", counted)
+    expected = None if left.of_unstarted is None else n_ended + len(left.of_begun) + len(left.of_unstarted)
+    text = f"{n_ended}" if expected is None else f"{n_ended} of about {expected}"
+    return _Bar("trials", n_ended, expected, text, counted)
+
+
+def _epochs_bar(scene: Scene) -> _Bar:
+    n_epochs, epoch_budget = epochs_trained(scene.history), scene.space.search.epoch_budget
+    if epoch_budget is not None:
+        return _Bar("epochs", n_epochs, epoch_budget, f"{n_epochs} of {epoch_budget}")
+    left = scene.remaining.trial_epochs
+    if left is None:
+        return _Bar("epochs", n_epochs, None, f"{n_epochs}")
+    return _Bar("epochs", n_epochs, n_epochs + left, f"{n_epochs} of about {n_epochs + left:.0f}")
+
+
+def _bar_line(bar: _Bar, width: int, glyphs: Glyphs) -> Text:
+    line = Text(f"{bar.name:<7}")
+    if bar.total is not None:
+        line.append_text(_bar(bar.done / bar.total if bar.total else 0.0, min(max(width - 60, 8), 40), glyphs))
+        line.append(" ")
+    line.append(bar.text)
+    if bar.more:
+        line.append(f"{_GAP}{bar.more}", style="dim")
     return line
 
 
@@ -221,7 +254,7 @@ def _state(scene: Scene) -> str:
     history = scene.history
     if history.unfinished_runs:
         return "training the best again with fresh seeds"
-    if history.unfinished or len(history.counting) < scene.space.search.trials:
+    if history.unfinished or n_to_start(history, scene.space):
         return "searching" if history.n_epochs else "starting"
     return "fresh runs" if scene.remaining.of_runs else "finished"
 
@@ -283,7 +316,8 @@ def _curve(trial: Trial) -> list[float]:
 
 def _workers(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     history = scene.history
-    working: list[Trial | Run] = [*history.unfinished, *history.unfinished_runs]
+    begun = [trial for trial in history.unfinished if not waits_at_rung(trial, scene.space)]
+    working: list[Trial | Run] = [*begun, *history.unfinished_runs]
     lines = [_worker_line(one, scene, width, glyphs) for one in working]
     n_empty = max(0, scene.trials_at_once - len(working))
     if n_empty and not working and not history.n_epochs:
@@ -318,7 +352,8 @@ def _rungs(scene: Scene, glyphs: Glyphs) -> _Block:
     for count in rung_counts(scene.history, scene.space):
         line = Text(f"epoch {count.epoch:<4}{count.entered:>4} entered {count.survived:>4} went on  ")
         line.append_text(_bar(count.survived / count.entered if count.entered else 0.0, 10, glyphs))
-        line.append(f" {count.survived / count.entered:>4.0%}" if count.entered else "", style="dim")
+        share = f" {count.survived / count.entered:>4.0%}" if count.entered else ""
+        line.append(f" {count.waiting} wait" if count.waiting else share, style="dim")
         lines.append(line)
     n_completed = sum(trial.status == "completed" for trial in scene.history.counting)
     lines.append(Text(f"epoch {scene.space.rung_epochs[-1]:<4}{n_completed:>4} completed"))

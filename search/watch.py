@@ -88,7 +88,7 @@ class _Watched:
             space=self._space,
             history=self._history,
             remaining=left,
-            left_s=None if epoch_s is None else left.seconds(epoch_s, max(1, device.trials_at_once)),
+            left_s=left.seconds(epoch_s, max(1, device.trials_at_once)),
             trials_at_once=device.trials_at_once,
             epoch_images=self._space.dataset.images_per_epoch or self._manifest.data.n_train,
             now=now,

@@ -7,6 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from search.asha import waits_at_rung
 from search.records import History, RunEnded, Trial, TrialEnded
 from search.remaining import recent_epoch_s, remaining
 from search.screen import ASCII, UNICODE, Glyphs, Happening, Scene, rung_counts, screen, sparkline
@@ -29,8 +30,8 @@ def history_after(space: Space, n_results: int | None) -> History:
 
 
 def scene_of(space: Space, history: History, trials_at_once: int = 2, notes: tuple[Happening, ...] = ()) -> Scene:
-    left, epoch_s = remaining(history, space), recent_epoch_s(history)
-    left_s = None if epoch_s is None else left.seconds(epoch_s, trials_at_once)
+    left = remaining(history, space)
+    left_s = left.seconds(recent_epoch_s(history), trials_at_once)
     return Scene("mine", space, history, left, left_s, trials_at_once, 1150, 200.0, 65.0, notes, "q leaves")
 
 
@@ -168,11 +169,34 @@ def test_a_flat_curve_is_drawn() -> None:
 def test_what_is_left_falls_to_nothing(space: Space) -> None:
     rng = random.Random(0)
     stages = sorted(rng.sample(range(1, 60), 4))
-    totals = [sum(remaining(history_after(space, n), space).of_trials) for n in stages]
+    totals = [remaining(history_after(space, n), space).trial_epochs or 0.0 for n in stages]
     assert totals == sorted(totals, reverse=True)
     over = remaining(history_after(space, None), space)
-    assert over.of_trials == over.of_runs == ()
-    assert over.seconds(1.0, 2) == 0
+    assert over.of_begun == over.of_unstarted == ()
+    assert over.trial_epochs == 0
+
+
+@pytest.mark.parametrize("asha", ["stop", "promote", "off"])
+@pytest.mark.parametrize("limit", ["search.epoch_budget=40", "search.time_budget=1h"])
+def test_searches_that_are_limited_otherwise_are_shown_too(asha: str, limit: str) -> None:
+    limited = load_space("quickstart", ["search.trials=null", limit, f"search.asha={asha}"])
+    for n_results in (0, 9, 30):
+        scene = scene_of(limited, history_after(limited, n_results))
+        lines = text_of(scene).splitlines()
+        assert lines[2].endswith(" of 40") if "epoch" in limit else lines[2] == f"epochs {n_results}"
+        assert (scene.left_s is None) == (n_results == 0 or "time" in limit)
+
+
+def test_trials_that_wait_at_a_rung_are_nobody_s_work() -> None:
+    promoting = load_space("quickstart", ["search.trials=12", "search.asha=promote"])
+    history = history_after(promoting, 20)
+    waiting = [trial for trial in history.unfinished if waits_at_rung(trial, promoting)]
+    assert waiting
+    first = rung_counts(history, promoting)[0]
+    assert 0 < first.waiting <= len(waiting)
+    lines = text_of(scene_of(promoting, history)).splitlines()
+    assert sum("images/s" in line and line.startswith("trial ") for line in lines) == 2
+    assert any(line.endswith(f"{first.waiting} wait") for line in lines)
 
 
 def test_runs_that_ended_badly_are_told(space: Space) -> None:
