@@ -34,6 +34,7 @@ class SearchDisplay:
         epoch_images: training images of an epoch.
         started_s: when the search began, by the monotonic clock.
         plain: a line an event, in a terminal too.
+        history: before the first event; what an earlier session has done.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class SearchDisplay:
         epoch_images: int = 0,
         started_s: float | None = None,
         plain: bool = False,
+        history: History | None = None,
     ) -> None:
         self._space = space
         self._console = console
@@ -54,7 +56,7 @@ class SearchDisplay:
         self._name = name or space.name
         self._epoch_images = epoch_images
         self._started_s = time.monotonic() if started_s is None else started_s
-        self._history = History()
+        self._history = history or History()
         self._epoch_s: list[float] = []
         self._notes: list[Happening] = []
         self._to_tell_again: list[tuple[str, str]] = []
@@ -64,6 +66,7 @@ class SearchDisplay:
     def __enter__(self) -> "SearchDisplay":
         if self._screen:
             self._screen.__enter__()
+            self.refresh()
         return self
 
     def __exit__(

@@ -56,7 +56,6 @@ class LiveScreen:
     def __enter__(self) -> Self:
         self._stderr, sys.stderr = sys.stderr, self._messages
         self._live.start()
-        self.refresh()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -361,8 +361,9 @@ def _search(
     console = Console(highlight=False, markup=False)
     left_s = _time_left_s(experiment, space)
     launch = Launch(experiment, space, data, placement, cluster, interruption, options.started_s, left_s)
+    history = experiment.history()
     if not options.quiet:
-        n_done = len(experiment.history().counting)
+        n_done = len(history.counting)
         so_far = f", {n_done} begun before" if n_done else ""
         expected = expected_search(space)
         in_all = f", about {expected.epochs:.0f} epochs in all" if expected else ""
@@ -381,6 +382,7 @@ def _search(
         epoch_images=data.train.epoch_images,
         started_s=options.started_s,
         plain=options.plain,
+        history=history,
     )
     with display:
         return run_session(launch, display)

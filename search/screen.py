@@ -24,6 +24,8 @@ N_BEST = 5
 # From here on, rungs stand beside what workers do instead of below it.
 WIDE_COLUMNS = 110
 MOST_CURVE_COLUMNS = 30
+# So many are shown or none; the others where there is room.
+MOST_RUNGS = 5
 # Left for hyperparameters beside curves.
 PARAMETER_COLUMNS = 16
 _GAP = "  "
@@ -357,7 +359,7 @@ def _rungs(scene: Scene, glyphs: Glyphs) -> _Block:
         lines.append(line)
     n_completed = sum(trial.status == "completed" for trial in scene.history.counting)
     lines.append(Text(f"epoch {scene.space.rung_epochs[-1]:<4}{n_completed:>4} completed"))
-    return _Block("rungs", lines, least=len(lines))
+    return _Block("rungs", lines, least=min(len(lines), MOST_RUNGS))
 
 
 def _events(scene: Scene, room: int) -> _Block:

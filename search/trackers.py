@@ -165,7 +165,11 @@ def trackers(track: Track, experiment: Experiment, on_trouble: Callable[[str], N
     """
     made: list[tune.Callback] = []
     if track.tensorboard:
-        made.append(Tracker("TensorBoard", TBXLoggerCallback(), experiment.name, on_trouble))  # type: ignore[no-untyped-call]
+        from search.event_file import EventFile
+
+        told = TBXLoggerCallback()  # type: ignore[no-untyped-call]
+        told._summary_writer_cls = EventFile
+        made.append(Tracker("TensorBoard", told, experiment.name, on_trouble))
     if track.mlflow:
         made.append(_mlflow_tracker(track.mlflow, experiment, on_trouble))
     if track.wandb:
