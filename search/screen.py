@@ -341,7 +341,8 @@ def _worker_line(one: Trial | Run, scene: Scene, width: int, glyphs: Glyphs) -> 
     since_s = scene.now - (one.last.at if one.last else one.started_at)
     # What was begun in an earlier session says nothing of how long it takes now.
     if one.last and 0 <= since_s < 100 * one.last.seconds + 60:
-        line.append(f"{_GAP}{since_s:.0f} s of about {one.last.seconds:.0f}", style="dim")
+        since = f"{_GAP}{since_s:.0f} s of about {one.last.seconds:.0f}"
+        line.append(since if line.cell_len + len(since) <= width else "", style="dim")
     return line
 
 
@@ -365,7 +366,8 @@ def _rungs(scene: Scene, glyphs: Glyphs) -> _Block:
 def _events(scene: Scene, room: int) -> _Block:
     lines = []
     for one in happenings(scene.history, scene.notes, min(max(room, 0), _MORE_EVENTS_THAN_ROWS)):
-        line = Text(f"{time.strftime('%H:%M:%S', time.localtime(one.at))} ", style="dim")
+        line = Text()
+        line.append(f"{time.strftime('%H:%M:%S', time.localtime(one.at))} ", style="dim")
         line.append(printable(one.text), style=one.style or "default")
         lines.append(line)
     if not lines:
