@@ -86,7 +86,11 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
         ("run", ["--resume", "mine", "--add-trials", "0"], "--add-trials is 0, but must be at least 1."),
         ("run", ["--resume", "mine", "--epoch-budget", "9"], "does not take --epoch-budget. More trials"),
         ("run", ["--resume", "mine", "--add-epochs", "0"], "--add-epochs is 0, but must be at least 1."),
-        ("run", ["--resume", "mine", "--add-epochs", "9"], "has no `search.epoch_budget` that --add-epochs could raise"),
+        (
+            "run",
+            ["--resume", "mine", "--add-epochs", "9"],
+            "no `search.epoch_budget` that --add-epochs could raise",
+        ),
         ("run", ["--add-trials", "3"], "change a search that there is: give --resume NAME."),
         ("run", ["--add-epochs", "3"], "change a search that there is: give --resume NAME."),
         ("run", ["--resume", "mine", "--time-budget", "x"], "--time-budget is x"),

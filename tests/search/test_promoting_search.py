@@ -36,9 +36,11 @@ def test_a_promoting_search_goes_on_where_it_was_killed(
     journal = tmp_path / "results" / "promoting" / "journal.jsonl"
     command = [sys.executable, "-m", "search.run", "quickstart", *OPTIONS, "--name", "promoting", "--quiet"]
     with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as killed:
-        # Once a promoted trial has trained, so that there are trials that wait, run, and have gone on.
-        wait_until(lambda: journal.exists() and _n_epochs_after_a_promotion(journal) >= 2, timeout_s=120)
-        os.killpg(killed.pid, signal.SIGKILL)
+        try:
+            # Once a promoted trial has trained, so that there are trials that wait, run, and have gone on.
+            wait_until(lambda: journal.exists() and _n_epochs_after_a_promotion(journal) >= 2, timeout_s=120)
+        finally:
+            os.killpg(killed.pid, signal.SIGKILL)
     before = events_of(journal.read_bytes())
 
     resumed = run("search.run", "--resume", "promoting", cwd=tmp_path)
