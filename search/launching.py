@@ -106,7 +106,8 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     def state_so_far(fails_alone: bool) -> SearchState:
         observe = _both(keeper.observe, display.observe)
         journal = experiment.journal()
-        return SearchState(launch.space, experiment.history(), journal, observe, fails_alone=fails_alone)
+        chance = experiment.manifest.data.chance
+        return SearchState(launch.space, experiment.history(), journal, observe, fails_alone=fails_alone, chance=chance)
 
     state = state_so_far(fails_alone=False)
     retries = RetryCount()
@@ -216,7 +217,7 @@ def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
     if assignment.n_epochs_known:
         resume_from = launch.experiment.newest_checkpoint(assignment.name, assignment.n_epochs_known)
     return TrialConfig(
-        name=assignment.name,
+        name=assignment.folder,
         trial=assignment.trial,
         purpose=Purpose.CONFIRMATION if assignment.kind == "run" else Purpose.TRIAL,
         seed_number=assignment.seed_number,
