@@ -104,7 +104,7 @@ class Tracker(tune.Callback):
         self._trials: dict[str, TrackedTrial] = {}
 
     def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        name = str(trial.config["name"])
+        name = _name(trial)
         seen = self._trials.get(name)
         if seen is None:
             config = dict(trial.config["hyperparameters"])
@@ -135,10 +135,10 @@ class Tracker(tune.Callback):
     def _tell_of_end(self, trial: RayTrial, failed: bool) -> None:
         self._tell_of(trial, lambda told, seen: told.log_trial_end(seen, failed=failed))
         # One that goes on later is begun anew, as in another session.
-        self._trials.pop(str(trial.config["name"]), None)
+        self._trials.pop(_name(trial), None)
 
     def _tell_of(self, trial: RayTrial, action: Callable[[LoggerCallback, TrackedTrial], None]) -> None:
-        seen = self._trials.get(str(trial.config["name"]))
+        seen = self._trials.get(_name(trial))
         if seen:  # else it failed before it was started
             self._tell(lambda told: action(told, seen))
 
@@ -224,6 +224,11 @@ def _wandb_tracker(settings: Wandb, experiment: Experiment, on_trouble: Callable
     with _refusal_in_one_line("wandb", settings.project):
         told.setup()
     return Tracker("wandb", told, experiment.name, on_trouble)
+
+
+def _name(trial: RayTrial) -> str:
+    """`trial_0007`, also where it was promoted and its folder is `trial_0007_2`."""
+    return "_".join(str(trial.config["name"]).split("_")[:2])
 
 
 @contextlib.contextmanager

@@ -90,6 +90,17 @@ def test_a_trial_that_is_tried_again_is_the_same_to_a_tracker(tmp_path: Path) ->
     assert len(starts) == 1
 
 
+def test_a_trial_that_was_promoted_is_looked_up_again_by_its_name(tmp_path: Path) -> None:
+    listener, starts = Listener(), []
+    tracker = Tracker("X", listener, "mine", print, lambda trial: starts.append(trial.name))
+    for folder in ("trial_0001", "trial_0001_2"):
+        trial = ray_trial(folder, tmp_path)
+        tracker.on_trial_start(0, [], trial)
+        tracker.on_trial_complete(0, [], trial)
+    assert starts == ["trial_0001"] * 2
+    assert [told[1] for told in listener.heard] == ["trial_0001"] * 4
+
+
 def test_a_tracker_that_fails_is_told_nothing_more_and_ends_nothing(tmp_path: Path) -> None:
     listener, trouble = Listener(), []
     tracker = Tracker("X", listener, "mine", trouble.append)
