@@ -69,7 +69,7 @@ class Experiment:
     """
 
     def __init__(self, folder: Path | str, tell: Callable[[str], None] | None = None) -> None:
-        self.folder = expanded(folder)
+        self.folder = expanded(folder) if isinstance(folder, str) else folder
         self._tell = tell or _tell_user
         self._told: set[str] = set()
 

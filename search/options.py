@@ -19,6 +19,9 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class _ResultsAction(argparse.Action):
     """`results` is a folder of this machine; `results_url` what it is a copy of, or None."""
 
+    # What the Tab key offers depends on it.
+    only_stores = True
+
     def __call__(
         self,
         parser: argparse.ArgumentParser,
