@@ -251,7 +251,7 @@ def git_commit() -> str | None:
 
     def git(*arguments: str) -> str | None:
         try:
-                # Without locks: one that is killed for its time would leave them, and stand in the user's own git's way.
+            # Without locks: one that is killed for its time would leave them in the way of the user's own git.
             command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
             return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError):
