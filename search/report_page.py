@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import plotly.graph_objects as go
 
 from search import report_plots
+from search.budget import progress_text
 from search.experiment import Experiment
 from search.importance import MIN_TRIALS, N_SHUFFLED, Importance, importance_at
 from search.manifest import timestamp
@@ -127,8 +128,8 @@ def _figures(known: Known, rungs: Sequence[RungSurvival], importance: Importance
 def _leaderboard_caption(known: Known, n_trials: int) -> str:
     shown = "" if n_trials <= MOST_ROWS else f" The first {MOST_ROWS:,} of {n_trials:,} are here."
     return (
-        f"{known.history.n_ended} of {known.space.search.trials} trials ended. Accuracy is of the validation images, "
-        f"after a trial’s last epoch: stopped trials had fewer.{shown}"
+        f"{progress_text(known.history, known.space)}. Accuracy is of the validation images, after a trial’s last "
+        f"epoch: stopped trials had fewer.{shown}"
     )
 
 
@@ -150,10 +151,14 @@ def _curves_caption(known: Known) -> str:
 
 
 def _rungs_caption(known: Known) -> str:
+    if known.space.search.asha == "off":
+        return "ASHA is off: every trial is trained to the end."
     factor = known.space.search.reduction_factor
+    rule = "go on from" if known.space.search.asha == "promote" else "pass"
+    found = savings(known.history, known.space, known.manifest.data.chance)
     return (
-        f"About one in {factor} should pass each rung. The baseline and explored trials pass whatever a rung says. "
-        f"{savings(known.history, known.space).sentence}"
+        f"About one in {factor} should {rule} each rung. The baseline and explored trials go to the end whatever a "
+        f"rung says. {found.sentence}"
     )
 
 
