@@ -13,16 +13,19 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from search.answers import PREDICTIONS_FILE, Mistake, predictions_csv, surest_mistakes, write_mistakes
 from search.confirmation import fresh_results
 from search.experiment import Experiment
 from search.export import Agreement, export_all
 from search.guarded_folder import GuardedFolder
 from search.manifest import Opening, git_commit, timestamp, versions
 from search.model_card import model_card
+from search.pictures import draw_confusion_matrix, draw_learning_curve
 from search.records import Trial
 from search.scores import SeedScore, confusion_matrix, interval_95, per_class_accuracy, seed_score
 from search.training_runs import FullRun, Progress, train_all
 from spaces import InputError, Space
+from spaces.printable import printable
 from trainable.compute import Compute
 from trainable.datasets import TrainingData
 from trainable.files import write_json, write_text
@@ -99,7 +102,9 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     with _new_final(plan) as folder:
         checkpoints = folder / "checkpoints"
         runs = _runs(plan, checkpoints)
-        train_all(runs, plan.n_workers, on_progress)
+        progress = _train(plan, runs, on_progress)
+        # Before the test: what keeps a picture from being drawn must not cost the one look.
+        draw_learning_curve(folder / "learning_curve.png", progress, f"{_title(plan)}: retraining")
         fits = [_trained(plan, run) for run in runs]
         class_names = plan.data.decoded.class_names
         agreements = export_all(folder, fits[0].network, fits[0].normalise, class_names, _sample(plan.data))
@@ -110,7 +115,13 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
         scores = [seed_score(i, p, test_set.labels) for i, p in enumerate(predictions)]
         _record_result(plan, opening, scores)
 
-        metrics = _metrics(plan, scores, predictions[0], test_set.labels, agreements)
+        answers = (predictions[0], test_set.labels, class_names)
+        mistakes = surest_mistakes(*answers)
+        write_text(folder / PREDICTIONS_FILE, predictions_csv(*answers))
+        write_mistakes(folder, test_set, mistakes)
+        metrics = _metrics(plan, scores, predictions[0], test_set.labels, mistakes, agreements)
+        confusion = np.array(metrics["confusion_matrix"])
+        draw_confusion_matrix(folder / "confusion_matrix.png", confusion, class_names, f"{_title(plan)}: test images")
         write_json(folder / "metrics.json", metrics)
         write_text(folder / "config.yaml", _config(plan))
         write_text(folder / "MODEL_CARD.md", model_card(plan.space, metrics, plan.experiment.manifest.test_openings))
@@ -145,6 +156,22 @@ def _runs(plan: Retraining, checkpoints: Path) -> list[FullRun]:
         )
         for number in range(plan.n_seeds)
     ]
+
+
+def _train(plan: Retraining, runs: list[FullRun], on_progress: Callable[[Progress], None]) -> list[Progress]:
+    """Train all seeds; what each epoch gave."""
+    progress: list[Progress] = []
+
+    def take_in(epoch: Progress) -> None:
+        progress.append(epoch)
+        on_progress(epoch)
+
+    train_all(runs, plan.n_workers, take_in)
+    return progress
+
+
+def _title(plan: Retraining) -> str:
+    return f"{printable(plan.experiment.name)}, trial {plan.trial.number}"
 
 
 def _trained(plan: Retraining, run: FullRun) -> FitEvaluate:
@@ -184,6 +211,7 @@ def _metrics(
     scores: list[SeedScore],
     log_probabilities: NDArray[np.float32],
     labels: NDArray[np.int64],
+    mistakes: list[Mistake],
     agreements: dict[str, Agreement],
 ) -> dict[str, Any]:
     names = plan.data.decoded.class_names
@@ -214,6 +242,8 @@ def _metrics(
         "per_class_accuracy": dict(zip(names, per_class_accuracy(confusion), strict=True)),
         "confusion_matrix": confusion.tolist(),
         "confusion_matrix_is": "of the exported seed; row = true class, column = predicted class",
+        "surest_mistakes": [mistake.as_dict() for mistake in mistakes],
+        "surest_mistakes_are": "of the exported seed; its answer to each test image is in test_predictions.csv",
         "exports": {name: asdict(agreement) for name, agreement in agreements.items()},
         "versions": versions(),
         "git_commit": git_commit(),
@@ -246,9 +276,8 @@ def _config(plan: Retraining) -> str:
 
 def _put_in_place(folder: Path, final: Path) -> None:
     # Temporary folders and safetensors' files are private; a model is meant to be handed on.
-    folder.chmod(0o755)
-    for path in folder.iterdir():
-        path.chmod(0o644)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     replaced = final.with_name(REPLACED)
     if os.path.lexists(final):
         final.rename(replaced)

@@ -1,6 +1,7 @@
 """The direction in which data flows: spaces → trainable ← search."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,4 +60,13 @@ def test_only_retraining_imports_the_test_set() -> None:
 def test_every_file_is_in_the_installed_packages() -> None:
     for folder in ("spaces", "trainable", "search"):
         assert (ROOT / folder / "__init__.py").is_file()
-        assert not [path for path in (ROOT / folder).iterdir() if path.is_dir() and path.name != "__pycache__"]
+    folders = {
+        path.relative_to(ROOT).as_posix(): path
+        for folder in ("spaces", "trainable", "search")
+        for path in (ROOT / folder).iterdir()
+        if path.is_dir() and path.name != "__pycache__"
+    }
+    assert set(folders) == {"search/report_assets"}, "folders hold what pyproject.toml's package-data names"
+    assert not list(folders["search/report_assets"].glob("*.py"))
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "report_assets/*" in data["search"]

@@ -1,5 +1,6 @@
 """Decoded images on disk: one uint8 array a split, memory-mapped by every process of a machine."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -97,6 +98,21 @@ def open_decoded(folder: Path) -> DecodedSet:
         raise InputError(
             f"{folder}: is a damaged image cache ({error}). Remove that folder; it is made anew."
         ) from None
+
+
+def find_training_images(content_sha256: str, image_size: int) -> DecodedSet | None:
+    """The training images with these pixels and labels, if this machine has decoded them; nothing else is opened.
+
+    Args:
+        content_sha256: as `DecodedSet` has it.
+        image_size: side in pixels.
+    """
+    for folder in sorted(cache_root().glob(f"*-train-{image_size}px-*")):
+        with contextlib.suppress(InputError):  # a damaged one is for whoever trains on it
+            decoded = open_decoded(folder)
+            if decoded.content_sha256 == content_sha256:
+                return decoded
+    return None
 
 
 def _fingerprint(source: Source, dataset: Dataset, split: Split) -> str:

@@ -6,8 +6,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command
+from spaces.printable import printable
+
+if TYPE_CHECKING:
+    from spaces import Space
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,20 +25,49 @@ def main(arguments: list[str] | None = None) -> int:
     add_space_arguments(parser)
     parser.add_argument("--epochs", type=int, help="epochs to train (default: the space's training.max_epochs)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the space's resources.device")
+    parser.add_argument(
+        "--show-augmentations",
+        type=Path,
+        metavar="FILE",
+        help="instead of training, draw what augmentation makes of some training images, as a PNG",
+    )
     return run_command(parser, _train, arguments)
 
 
 def _train(options: argparse.Namespace) -> int:
+    from spaces import load_space
+
+    space = load_space(options.space or DEFAULT_SPACE, options.set)
+    if options.show_augmentations is not None:
+        return _show_augmentations(space, options.show_augmentations)
+    return _train_baseline(options, space)
+
+
+def _show_augmentations(space: Space, path: Path) -> int:
+    from spaces import InputError
+    from trainable.augmentation_samples import augmentation_samples, draw_grid, sample_images
+    from trainable.datasets import prepare_training_data
+
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--show-augmentations is {path}, but must be the name of a PNG: FILE.png")
+    if not path.parent.is_dir():
+        raise InputError(f"--show-augmentations is {path}, but {path.parent} is not a folder. Make it first.")
+    decoded = prepare_training_data(space.dataset).decoded
+    draw_grid(path, augmentation_samples(sample_images(decoded), space.baseline, decoded.mean, space.search.seed))
+    print(printable(f"{path}: training images, each transform alone, and {space.name}'s baseline as it trains"))
+    return 0
+
+
+def _train_baseline(options: argparse.Namespace, space: Space) -> int:
     from rich.console import Console
 
-    from spaces import InputError, load_space
+    from spaces import InputError
     from trainable.compute import choose_compute
     from trainable.datasets import prepare_training_data
     from trainable.fit_evaluate import EpochResult, FitEvaluate
     from trainable.model import summary
     from trainable.seeding import RunSeed
 
-    space = load_space(options.space or DEFAULT_SPACE, options.set)
     n_epochs = space.training.max_epochs if options.epochs is None else options.epochs
     if n_epochs < 1:
         raise InputError(f"--epochs is {n_epochs}, but must be at least 1.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from search import diagnose, leaderboard, predict, retrain
+from search import compare, diagnose, leaderboard, predict, report, retrain
 from search import run as run_command
 from search.experiment import Experiment, create_experiment, open_experiment
 from search.manifest import Data, Device, Opening, Session, new_manifest, seconds_used, timestamp
@@ -23,6 +23,8 @@ COMMANDS = {
     "diagnose": diagnose.main,
     "retrain": retrain.main,
     "predict": predict.main,
+    "report": report.main,
+    "compare": compare.main,
 }
 
 
@@ -124,6 +126,8 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
         ("leaderboard", ["~nosuchuser/x"], "begins with the home of a user that this machine does not have"),
         ("retrain", ["--seeds", "0"], "--seeds is 0, but must be at least 1."),
         ("retrain", ["--epochs", "-3"], "--epochs is -3, but must be at least 1."),
+        ("report", ["nobody"], "`nobody` is not an experiment: results/ has mine."),
+        ("report", ["mine", "--output", "no/where.html"], "--output is no/where.html, but no is not a folder."),
         ("predict", ["mine", "x.png"], "Make it first: python -m search.retrain mine"),
         ("predict", ["mine"], "the following arguments are required: IMAGE"),
     ],
@@ -174,9 +178,10 @@ def test_help_imports_nothing_heavy(run, tmp_path: Path) -> None:  # type: ignor
 
     program = (
         "import sys\n"
-        "from search import run, leaderboard, diagnose, retrain, predict, dashboard\n"
+        "from search import run, leaderboard, diagnose, retrain, predict, dashboard, report, compare\n"
         "from trainable import train\n"
-        "print([name for name in ('torch', 'ray', 'optuna', 'numpy', 'albumentations', 'rich') if name in sys.modules])"
+        "heavy = 'torch ray optuna numpy albumentations rich plotly matplotlib jinja2 PIL'.split()\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout == "[]\n"

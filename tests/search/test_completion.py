@@ -14,6 +14,8 @@ COMMANDS = (
     "search.predict",
     "search.diagnose",
     "search.dashboard",
+    "search.report",
+    "search.compare",
     "trainable.train",
 )
 # What bash sets when the Tab key is pressed at the end of a line.

@@ -382,6 +382,10 @@ def test_retraining_writes_all_of_final(retrained: Path) -> None:
         "model.onnx",
         "model.pt2",
         "MODEL_CARD.md",
+        "learning_curve.png",
+        "confusion_matrix.png",
+        "test_predictions.csv",
+        "mistakes",
     }
     metrics = json.loads((final / "metrics.json").read_text())
     accuracies = [score["accuracy"] for score in metrics["test_accuracy_per_seed"]]
@@ -392,6 +396,14 @@ def test_retraining_writes_all_of_final(retrained: Path) -> None:
     confusion = np.array(metrics["confusion_matrix"])
     assert confusion.sum() == metrics["tested_on"]["n_images"] == 359
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracies[0])
+    answers = (final / "test_predictions.csv").read_text().splitlines()[1:]
+    n_wrong = sum(row.split(",")[1] != row.split(",")[2] for row in answers)
+    assert n_wrong == 359 - np.trace(confusion) > 0
+    mistakes = metrics["surest_mistakes"]
+    assert len(mistakes) == min(16, n_wrong)
+    for mistake in mistakes:
+        expected = digits_for_testing()[0][mistake["image"]]
+        np.testing.assert_array_equal(np.asarray(Image.open(final / mistake["file"])), expected)
     for export in metrics["exports"].values():
         assert export["max_difference"] <= 1e-3
         assert export["n_other_class"] == 0

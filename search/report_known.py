@@ -1,0 +1,69 @@
+"""What a report reads of an experiment."""
+
+from dataclasses import dataclass
+
+from search.experiment import Experiment
+from search.final_results import FinalResults, read_final_results
+from search.manifest import Manifest
+from search.ranking import Ranked, rank, winner
+from search.records import History, Trial
+from spaces.errors import InputError
+from spaces.schema import Space
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that was read of an experiment.
+
+    Attributes:
+        ranked: all trials, best first.
+        counting: trials that lie in the space as it is now.
+        best: the winner's row; None while no trial has completed.
+        final: what retraining left; None where there is nothing, or nothing that can be shown.
+        final_problem: why it cannot be shown.
+    """
+
+    experiment: Experiment
+    space: Space
+    manifest: Manifest
+    history: History
+    ranked: list[Ranked]
+    counting: list[Trial]
+    best: Ranked | None
+    final: FinalResults | None
+    final_problem: str
+
+    @property
+    def winner_number(self) -> int | None:
+        return self.best.trial if self.best else None
+
+    @property
+    def baseline(self) -> Trial | None:
+        """The last one: the space may have been changed, and its baseline with it."""
+        return max((t for t in self.counting if t.baseline), key=lambda trial: trial.number, default=None)
+
+
+def read_all(experiment: Experiment) -> Known:
+    """Everything that a report is made from.
+
+    Raises:
+        InputError: journal, space or manifest cannot be read.
+    """
+    history = experiment.history()
+    ranked = rank(history)
+    final, problem = None, ""
+    try:
+        final = read_final_results(experiment)
+    except InputError as error:
+        problem = error.lines[0]
+    return Known(
+        experiment=experiment,
+        space=experiment.space,
+        manifest=experiment.manifest,
+        history=history,
+        ranked=ranked,
+        counting=history.counting,
+        best=winner(ranked),
+        final=final,
+        final_problem=problem,
+    )
