@@ -6,7 +6,7 @@ much seeds and epochs scatter.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,8 @@ N_RANDOM = 20_000
 BLUR = 0.1
 # Noise is pooled over epochs from e / POOLED to e × POOLED.
 POOLED = 1.5
+
+MODEL_NAMES = ("nearest neighbours", "extra trees", "random forest", "gaussian process")
 
 Predict = Callable[[Array], Array]
 
@@ -78,8 +80,8 @@ class Surrogate:
         noise: of observations.
         ceiling: (E,) the best accuracy of the table, which what is observed exceeds by noise only.
         at_chance: for each epoch the accuracies of the table's runs at chance, ascending.
-        best: highest expected last accuracy of the space.
-        baseline: expected last accuracy of the hand-picked configuration.
+        best: highest noise-free last accuracy of the space.
+        baseline: noise-free last accuracy of the hand-picked configuration.
     """
 
     table: Table
@@ -99,28 +101,55 @@ class Surrogate:
             seed: of the search. The same configuration and seed give the same run.
 
         Returns:
-            (E,) accuracies as they would be observed, and the expected last accuracy.
+            (E,) accuracies as they would be observed, and the noise-free last one.
         """
-        expected, stuck = np.split(self.predict(unit[None])[0], 2)
+        answer = self.answer(unit[None])
+        learned, share, final = answer.learned[0], answer.share[0], float(answer.final[0])
         generator = np.random.default_rng([seed, *np.ascontiguousarray(unit).view(np.uint32).tolist()])
-        return self._observe(expected, stuck, generator), float(expected[-1])
-
-    def _observe(self, expected: Array, stuck: Array, generator: np.random.Generator) -> Array:
-        share = np.clip((stuck - BLUR) / (1 - 2 * BLUR), 0.0, 1.0)
-        is_stuck = generator.random() < share
-        # What is expected is a mixture of both kinds of run.
-        learned = (expected - share / N_CLASSES) / np.maximum(1 - share, BLUR)
-        learned = np.clip(learned, np.minimum(expected, 1 / N_CLASSES), np.maximum(self.ceiling, expected))
         correlation = self.noise.correlation
         normal = np.sqrt(correlation) * generator.standard_normal()
-        normal = normal + np.sqrt(1 - correlation) * generator.standard_normal(len(expected))
+        normal = normal + np.sqrt(1 - correlation) * generator.standard_normal(len(learned))
         seen = learned + self.noise.scale * np.sqrt(np.clip(learned * (1 - learned), 0, None)) * normal
         seen = np.clip(np.round(seen * self.table.n_images) / self.table.n_images, 0.0, 1.0)
+        # One draw for all epochs, such that the last is as the configuration has it.
+        low, high = (0.0, share[-1]) if share[-1] > 0.5 else (share[-1], 1.0)
+        is_stuck = generator.uniform(low, high) < share
         place = generator.random()
         for epoch in np.flatnonzero(is_stuck):
             values = self.at_chance[epoch]
             seen[epoch] = values[int(place * len(values))] if len(values) else self.table.chance
-        return np.asarray(seen)
+        return np.asarray(seen), final
+
+    def answer(self, unit: Array) -> "Answer":
+        """What is expected of (M, D) configurations."""
+        return answer_of(self.predict(unit), self.ceiling)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What is expected of M configurations.
+
+    Attributes:
+        learned: (M, E) accuracies of runs that have left chance.
+        share: (M, E) of runs that are at chance.
+        final: (M,) the noise-free last accuracy. Whether a configuration learns at all is its own, and not a seed's:
+            otherwise what learns in one case of three would look like a winner then, and be none.
+    """
+
+    learned: Array
+    share: Array
+    final: Array
+
+
+def answer_of(predicted: Array, ceiling: Array) -> Answer:
+    """Take apart what was predicted: accuracies of all runs, and shares of those at chance."""
+    expected, stuck = np.split(predicted, 2, axis=1)
+    share = np.clip((stuck - BLUR) / (1 - 2 * BLUR), 0.0, 1.0)
+    # What is expected is a mixture of both kinds of run.
+    learned = (expected - share / N_CLASSES) / np.maximum(1 - share, BLUR)
+    learned = np.clip(learned, np.minimum(expected, 1 / N_CLASSES), np.maximum(ceiling, expected))
+    final = np.where(share[:, -1] > 0.5, 1 / N_CLASSES, learned[:, -1])
+    return Answer(learned, share, final)
 
 
 def fit(table: Table, model: str) -> Surrogate:
@@ -129,19 +158,20 @@ def fit(table: Table, model: str) -> Surrogate:
     at_chance = table.is_at_chance(table.curves)
     values = tuple(np.sort(table.curves[at_chance[:, epoch], epoch]) for epoch in range(table.epochs))
     drawn = random_configurations(table.space, N_RANDOM, seed=0)
-    last = table.epochs - 1
     sample = np.array([in_unit_cube(table.space, values) for values in drawn])
-    best = max(float(predict(part)[:, last].max()) for part in (*np.array_split(sample, 20), table.unit))
+    ceiling = table.curves.max(axis=0)
+    parts = (*np.array_split(sample, 20), table.unit)
+    best = max(float(answer_of(predict(part), ceiling).final.max()) for part in parts)
     baseline = in_unit_cube(table.space, table.space.baseline_suggestion())
     return Surrogate(
         table=table,
         model=model,
         predict=predict,
         noise=noise_of(table),
-        ceiling=table.curves.max(axis=0),
+        ceiling=ceiling,
         at_chance=values,
         best=best,
-        baseline=float(predict(baseline[None])[0, last]),
+        baseline=float(answer_of(predict(baseline[None]), ceiling).final[0]),
     )
 
 
@@ -151,16 +181,16 @@ def best_model(held_out: list[HeldOut]) -> str:
     return min(models, key=lambda name: float(np.mean([row.mae for row in held_out if row.model == name])))
 
 
-def held_out_scores(table: Table) -> list[HeldOut]:
+def held_out_scores(table: Table, models: Sequence[str] = MODEL_NAMES) -> list[HeldOut]:
     """How well each regression predicts rows that it was not given, by cross-validation."""
     order = np.random.default_rng(0).permutation(len(table.unit))
     folds = np.array_split(order, N_FOLDS)
     scores = []
-    for model, fit_model in _MODELS.items():
+    for model in models:
         predicted = np.empty_like(table.curves)
         for fold in folds:
             kept = np.setdiff1d(order, fold)
-            regression = _bounded(fit_model(table.unit[kept], _targets(table)[kept]))
+            regression = _bounded(_MODELS[model](table.unit[kept], _targets(table)[kept]))
             predicted[fold] = regression(table.unit[fold])[:, : table.epochs]
         scores += [_score(model, epoch, table, predicted) for epoch in JUDGED_EPOCHS if epoch <= table.epochs]
     return scores
@@ -272,14 +302,15 @@ def _gaussian_process(unit: Array, targets: Array) -> Predict:
     return partial(_process_mean, shape, process.X_train_, process.alpha_, process._y_train_mean, process._y_train_std)
 
 
-def _process_mean(kernel: Callable[..., Array], known: Array, alpha: Array, mean: Array, std: Array, unit: Array) -> Array:
+def _process_mean(
+    kernel: Callable[..., Array], known: Array, alpha: Array, mean: Array, std: Array, unit: Array
+) -> Array:
     return np.asarray(kernel(unit, known) @ alpha * std + mean)
 
 
 _MODELS: dict[str, Callable[[Array, Array], Predict]] = {
-    "nearest neighbours": _nearest_neighbours,
-    "extra trees": partial(_trees, ExtraTreesRegressor),
-    "random forest": partial(_trees, RandomForestRegressor),
-    "gaussian process": _gaussian_process,
+    MODEL_NAMES[0]: _nearest_neighbours,
+    MODEL_NAMES[1]: partial(_trees, ExtraTreesRegressor),
+    MODEL_NAMES[2]: partial(_trees, RandomForestRegressor),
+    MODEL_NAMES[3]: _gaussian_process,
 }
-

@@ -54,7 +54,7 @@ class Table:
 
     @property
     def epochs(self) -> int:
-        return self.curves.shape[1]
+        return int(self.curves.shape[1])
 
     @property
     def chance(self) -> float:
@@ -69,6 +69,10 @@ class Table:
         """The same without what was trained later."""
         repeats = tuple(curves[:, :epochs] for curves in self.repeats)
         return Table(self.name, self.space, self.unit, self.curves[:, :epochs], repeats, self.n_images, self.facts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For another process: a space's parameters cannot be pickled.
+        return _stored, (self.name, self.epochs)
 
 
 def stored_tables() -> list[str]:
@@ -89,6 +93,10 @@ def read_table(name: str, folder: Path = FOLDER) -> Table:
     space = space_from_text(yaml.safe_dump(facts["space"]), f"{name}.json", name)
     with gzip.open(folder / f"{name}.csv.gz", "rt", encoding="utf-8") as file:
         return table_from_text(name, space, file.read(), facts)
+
+
+def _stored(name: str, epochs: int) -> Table:
+    return read_table(name).first_epochs(epochs)
 
 
 def table_from_text(name: str, space: Space, text: str, facts: Mapping[str, Any]) -> Table:
