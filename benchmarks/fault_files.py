@@ -73,14 +73,22 @@ def asked_of(folder: Path) -> Asked:
     from spaces import load_space
 
     space = load_space(str(folder))
-    return Asked(space.search.trials, space.rung_epochs, space.search.reduction_factor)
+    return Asked(
+        space.search.trials,
+        space.rung_epochs,
+        space.search.reduction_factor,
+        promotes=space.search.asha == "promote",
+        epoch_budget=space.search.epoch_budget,
+        chance=json.loads((folder / "manifest.json").read_bytes())["data"].get("chance"),
+    )
 
 
 def newest_checkpoints(folder: Path) -> dict[int, int]:
     """For each trial that has any, the most epochs that an intact checkpoint holds."""
     newest: dict[int, int] = {}
     for path in folder.glob("ray/session_*/trial_*/checkpoint_*"):
-        trial, epoch = int(path.parent.name.removeprefix("trial_")), _epoch_of(path)
+        # `trial_0007`, or `trial_0007_2` where it was given out for the second time.
+        trial, epoch = int(path.parent.name.split("_")[1]), _epoch_of(path)
         if epoch is not None:
             newest[trial] = max(newest.get(trial, 0), epoch)
     return newest

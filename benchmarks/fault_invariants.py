@@ -27,14 +27,20 @@ class Asked:
     """What a space asks for.
 
     Attributes:
-        trials: to be tried.
+        trials: to be tried; None where the epoch budget alone says how many.
         rung_epochs: where trials are compared, ascending; at the last they end.
         reduction_factor: about one in so many passes a rung.
+        promotes: whether trials wait at rungs to be promoted; else they are stopped there.
+        epoch_budget: no trial is started when so many epochs are trained.
+        chance: what a run has at most that only guesses; None where no rung asks.
     """
 
-    trials: int
+    trials: int | None
     rung_epochs: tuple[int, ...]
     reduction_factor: int
+    promotes: bool = False
+    epoch_budget: int | None = None
+    chance: float | None = None
 
     @property
     def max_epochs(self) -> int:
@@ -114,6 +120,7 @@ def history_problems(
         *_order_problems(events, "trial", _TRIAL_EVENTS, finished),
         *_order_problems(events, "run", _RUN_EVENTS, finished),
         *_end_problems(trials_of(events), asked, finished, may_fail),
+        *budget_use_problems(events, asked),
     ]
 
 
@@ -162,8 +169,23 @@ def _end_problems(
             problems.append(f"trial {number} is completed after {n_epochs} epochs of {asked.max_epochs}")
         if trial.end and trial.status == "failed" and number not in may_fail:
             problems.append(f"trial {number} failed ({trial.end['reason']})")
-    if len(trials) > asked.trials or (finished and len(trials) != asked.trials):
+    n_epochs = sum(len(trial.epochs) for trial in trials.values())
+    is_used = asked.epoch_budget is not None and n_epochs >= asked.epoch_budget
+    too_many = asked.trials is not None and len(trials) > asked.trials
+    if too_many or (finished and not is_used and len(trials) != asked.trials):
         problems.append(f"{len(trials)} trials were begun of {asked.trials}")
+    return problems
+
+
+def budget_use_problems(events: Sequence[Event], asked: Asked) -> list[str]:
+    """No trial is started, or promoted, once the epoch budget is used."""
+    problems = []
+    n_epochs = 0
+    for event in events:
+        n_epochs += event["event"] == "epoch_done"
+        begins = event["event"] in ("trial_started", "trial_promoted")
+        if begins and asked.epoch_budget is not None and n_epochs >= asked.epoch_budget:
+            problems.append(f"trial {event['trial']} begins or goes on after {n_epochs} epochs of {asked.epoch_budget}")
     return problems
 
 
@@ -172,6 +194,8 @@ def rung_problems(events: Sequence[Event], asked: Asked) -> list[str]:
 
     A trial that is due to end may stand without its end only where the journal breaks off.
     """
+    if asked.promotes:
+        return promotion_problems(events, asked)
     problems: list[str] = []
     rungs: dict[int, list[float]] = {epoch: [] for epoch in asked.rung_epochs[:-1]}
     due: dict[int, str] = {}
@@ -182,7 +206,7 @@ def rung_problems(events: Sequence[Event], asked: Asked) -> list[str]:
             was_due = due.pop(event["trial"], _NOT_DUE)
             if was_due not in (_NOT_DUE, _TIED):
                 problems.append(f"trial {trial} goes on to epoch {event['epoch']}, but was {was_due}")
-            verdict = _due(event, rungs, asked)
+            verdict = _due(event, rungs, asked, event["trial"] in baselines)
             # The baseline always goes to the end.
             due[event["trial"]] = _NOT_DUE if trial in baselines and verdict in (_TIED, _DUE_STOPPED) else verdict
         elif kind == "trial_ended":
@@ -207,22 +231,124 @@ _DUE_STATUSES = {
 }
 
 
-def _due(result: Event, rungs: Mapping[int, list[float]], asked: Asked) -> str:
+def _due(result: Event, rungs: Mapping[int, list[float]], asked: Asked, baseline: bool) -> str:
     """What a result means for its trial. Takes the result into its rung."""
-    diverged = result["train_loss"] is None
-    value = 0.0 if diverged else float(result["validation_accuracy"])
-    arrived = rungs.get(result["epoch"])
-    over = math.inf
-    if arrived is not None:
-        over = value - quantile(arrived, 1 - 1 / asked.reduction_factor) if arrived else math.inf
-        arrived.append(value)
-    if diverged:
+    epoch = result["epoch"]
+    if result["train_loss"] is None:
+        # Worst at the rung that it would have come to; the baseline would have come to all of them.
+        ahead = [rung for rung in rungs if rung >= epoch]
+        for rung in ahead if baseline else ahead[:1]:
+            rungs[rung].append(0.0)
         return _DUE_FAILED
-    if result["epoch"] >= asked.max_epochs:
+    if epoch >= asked.max_epochs:
         return _DUE_COMPLETED
+    if epoch not in rungs:
+        return _NOT_DUE
+    others, value = list(rungs[epoch]), float(result["validation_accuracy"])
+    rungs[epoch].append(value)
+    return _at_rung(value, others, asked) if others else _NOT_DUE
+
+
+def _at_rung(value: float, others: Sequence[float], asked: Asked) -> str:
+    someone_learned = asked.chance is None or max(value, *others) > asked.chance
+    if asked.chance is not None and someone_learned and value <= asked.chance:
+        return _DUE_STOPPED
+    share = 1 - 1 / asked.reduction_factor
+    over = value - quantile(others, share)
+    if _lies_among_equals(value, others, share):
+        return _DUE_STOPPED if someone_learned else _NOT_DUE
     if abs(over) < CUTOFF_TOLERANCE:
         return _TIED
     return _DUE_STOPPED if over < 0 else _NOT_DUE
+
+
+def _lies_among_equals(value: float, others: Sequence[float], share: float) -> bool:
+    """Whether the cutoff is exactly `value` however it is rounded: those on both sides of it are."""
+    ordered = sorted(others)
+    position = share * (len(ordered) - 1)
+    low = max(0, math.floor(position - CUTOFF_TOLERANCE))
+    high = min(len(ordered) - 1, math.ceil(position + CUTOFF_TOLERANCE))
+    return ordered[low] == value == ordered[high]
+
+
+def promotion_problems(events: Sequence[Event], asked: Asked) -> list[str]:
+    """A trial goes on from a rung when, and only when, the results before it say that it is its turn.
+
+    Likewise no trial is started while another can be promoted, and none ends at a rung but as stopped.
+    """
+    problems: list[str] = []
+    trials: dict[int, TrialLines] = {}
+    promoted: dict[int, int] = {}
+    n_epochs = 0
+    for event in events:
+        kind, number = event["event"], event.get("trial")
+        is_used = asked.epoch_budget is not None and n_epochs >= asked.epoch_budget
+        begins = kind in ("trial_started", "trial_promoted") and not is_used
+        first = first_to_promote(trials, promoted, asked) if begins else None
+        if kind == "trial_started":
+            if first is not None:
+                problems.append(f"trial {number} starts, but trial {first} was to be promoted")
+            trials[event["trial"]] = TrialLines(event)
+        elif kind == "trial_promoted":
+            if number != first:
+                problems.append(
+                    f"trial {number} is promoted at epoch {event['epoch']}, but the turn was trial {first}'s"
+                )
+            promoted[event["trial"]] = event["epoch"]
+        elif kind == "epoch_done":
+            if _waits(trials[event["trial"]], promoted, asked):
+                problems.append(f"trial {number} goes on to epoch {event['epoch']}, but was not promoted")
+            trials[event["trial"]].epochs.append(event)
+            n_epochs += 1
+        elif kind == "trial_ended":
+            lines = trials[event["trial"]]
+            if (event["status"] == "stopped") != _waits(lines, promoted, asked):
+                problems.append(f"trial {number} is {event['status']} after {len(lines.epochs)} epochs")
+            if (event["status"] == "diverged") != lines.diverged:
+                problems.append(f"trial {number} is {event['status']}, but its loss says otherwise")
+            lines.end = event
+    return problems
+
+
+def first_to_promote(trials: Mapping[int, TrialLines], promoted: Mapping[int, int], asked: Asked) -> int | None:
+    """The trial whose turn it is to be promoted: naively, from all results, as the paper's `get_job` has it.
+
+    Args:
+        trials: as far as they have come.
+        promoted: for each trial that was, the highest rung that it was promoted from.
+        asked: by the space.
+    """
+    for epoch in reversed(asked.rung_epochs[:-1]):
+        arrived = sorted(_arrivals(trials, epoch, asked))
+        best = -arrived[0][0] if arrived else 0.0
+        for worse, _, number in arrived[: len(arrived) // asked.reduction_factor]:
+            at_chance = asked.chance is not None and -worse <= asked.chance < best
+            lines = trials[number]
+            if len(lines.epochs) == epoch and _waits(lines, promoted, asked) and not at_chance:
+                return number
+    return None
+
+
+def _waits(lines: TrialLines, promoted: Mapping[int, int], asked: Asked) -> bool:
+    n_epochs, number = len(lines.epochs), lines.start["trial"]
+    stands = n_epochs in asked.rung_epochs[:-1] and not lines.start["baseline"] and not lines.diverged
+    return stands and lines.end is None and promoted.get(number, 0) < n_epochs
+
+
+def _arrivals(trials: Mapping[int, TrialLines], epoch: int, asked: Asked) -> list[tuple[float, float, int]]:
+    """Who came to a rung, or would have but for its divergence: negative accuracy, loss, number."""
+    found = []
+    for number, lines in trials.items():
+        n_epochs = len(lines.epochs)
+        if lines.diverged and n_epochs <= epoch:
+            earlier = [rung for rung in asked.rung_epochs if n_epochs <= rung < epoch]
+            if lines.start["baseline"] or not earlier:
+                found.append((0.0, math.inf, number))
+        elif n_epochs >= epoch:
+            result = lines.epochs[epoch - 1]
+            loss = math.inf if result["validation_loss"] is None else float(result["validation_loss"])
+            found.append((-float(result["validation_accuracy"]), loss, number))
+    return found
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -118,8 +118,9 @@ def total(search: Sequence[Launch], asked: Asked) -> Tally:
     sums = Tally()
     for tally in tallies(search).values():
         sums.add(tally)
-    sums.expected = asked.trials
+    # What an epoch budget was enough for is known by what was begun.
+    sums.expected = len(set(starts)) if asked.trials is None else asked.trials
     sums.found = len(set(starts) & set(ends))
-    sums.lost = asked.trials - sums.found
+    sums.lost = sums.expected - sums.found
     sums.repeated += len(starts) - len(set(starts)) + len(ends) - len(set(ends))
     return sums

@@ -124,7 +124,7 @@ def _tune_config(space: Space) -> Any:
     return tune.TuneConfig(
         metric=METRIC,
         mode="max",
-        num_samples=space.search.trials,
+        num_samples=space.search.most_trials,
         search_alg=OptunaSearch(points_to_evaluate=[space.baseline_suggestion()], seed=space.search.seed),
         scheduler=ASHAScheduler(
             max_t=space.training.max_epochs,

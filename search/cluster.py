@@ -168,7 +168,7 @@ def cluster_for(space: Space, keeps_credentials: bool = False) -> LocalCluster:
     wanted = space.resources.trials_at_once
     n_workers = count_cores() if wanted == "auto" or space.resources.device == "cuda" else wanted
     n_gpus = 0 if space.resources.device == "cpu" else None
-    return LocalCluster(min(n_workers, space.search.trials), n_gpus, keeps_credentials)
+    return LocalCluster(min(n_workers, space.search.most_trials), n_gpus, keeps_credentials)
 
 
 def count_cores() -> int:

@@ -154,10 +154,10 @@ def lead(history: History, first: int, second: int) -> Lead:
 
 def expected_epochs(history_epochs: float, space: Space) -> float:
     """Epochs that fresh runs are expected to take, if the search trains `history_epochs` and nobody is tied."""
-    if not space.confirm.top or space.search.trials < 2:
+    if not space.confirm.top or space.search.most_trials < 2:
         return 0.0
     n_runs = math.floor(space.confirm.budget * history_epochs / space.training.max_epochs)
-    asked_for = space.confirm.seeds * (min(space.confirm.top, space.search.trials - 1) + 1)
+    asked_for = space.confirm.seeds * (min(space.confirm.top, space.search.most_trials - 1) + 1)
     return float(min(n_runs, asked_for) * space.training.max_epochs)
 
 

@@ -34,13 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
+    from search.budget import progress_text
     from search.diagnosis import diagnose
     from search.experiment import open_experiment
     from spaces.printable import printable
 
     experiment = open_experiment(options.experiment, options.results)
     history, space = experiment.history(), experiment.space
-    findings = diagnose(history, space, experiment.manifest.data.n_validation)
+    data = experiment.manifest.data
+    findings = diagnose(history, space, data.n_validation, data.chance)
     live = experiment.is_live()
     if options.format == "json":
         content = {
@@ -53,8 +55,8 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(json.dumps(content, indent=2, allow_nan=False))
         return 0
     now = ", running now" if live else ""
-    name, n_trials = printable(experiment.name), space.search.trials
-    print(f"{name}: {history.n_ended} of {n_trials} trials ended, {history.n_epochs} epochs{now}")
+    epochs = f", {history.n_epochs} epochs" if space.search.epoch_budget is None else ""
+    print(f"{printable(experiment.name)}: {progress_text(history, space)}{epochs}{now}")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(findings_text(findings, width))
     return 0

@@ -14,7 +14,9 @@ from spaces.schema import Space
 MIN_FLAT_TRIALS = 10
 
 
-def diagnose(history: History, space: Space, n_validation: int | None = None) -> list[Finding]:
+def diagnose(
+    history: History, space: Space, n_validation: int | None = None, chance: float | None = None
+) -> list[Finding]:
     """Everything that can be said of a search: first what to change, then what is well, then what cannot be told.
 
     Trials outside the space as it was changed later do not count.
@@ -23,16 +25,17 @@ def diagnose(history: History, space: Space, n_validation: int | None = None) ->
         history: of the search, which may still run.
         space: what is searched.
         n_validation: validation images; None if unknown.
+        chance: as the rungs had it (`manifest.Data.chance`).
     """
     findings = [
         divergences(history, space),
         failures(history),
         edges(history, space),
         rank_correlation(history, space),
-        would_be_winners(history, space),
+        would_be_winners(history, space, chance),
         flatness(history, n_validation, run_sd(history)),
         importances(history, space),
-        savings(history, space),
+        savings(history, space, chance),
     ]
     order: tuple[Verdict, ...] = ("change", "fine", "unknown")
     return sorted(findings, key=lambda finding: order.index(finding.verdict))

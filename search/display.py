@@ -1,5 +1,6 @@
 """What a running search shows: one line a trial that ends, and in a terminal a status line below."""
 
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -8,8 +9,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from search import confirmation
-from search.estimates import duration_text, expected_epochs_left, passing_shares, seconds_left
+from search import budget, confirmation
+from search.asha import waits_at_rung
+from search.estimates import MAX_SIMULATED_TRIALS, duration_text, expected_epochs_left, seconds_left
+from search.expectation import expected_search, passing_of
 from search.ranking import best_accuracy
 from search.records import EpochDone, Event, History, RunEnded, RunEpochDone, Trial, TrialEnded
 from search.tables import SHORT_NAMES, short
@@ -35,8 +38,10 @@ class SearchDisplay:
         self._space = space
         self._console = console
         self._trials_at_once = trials_at_once
-        search = space.search
-        self._passing = passing_shares(search.trials, space.rung_epochs, search.reduction_factor, search.explore)
+        self._expected = expected_search(space)
+        # By then the share that passes has settled, where the number of trials is not known.
+        trials = self._expected.trials if self._expected else MAX_SIMULATED_TRIALS
+        self._passing = passing_of(space, trials, space.search.explore)
         self._quiet = quiet
         self._history = History()
         self._epoch_s: list[float] = []
@@ -108,16 +113,19 @@ class SearchDisplay:
         return line if self._shows_status else f"{line}  [{self._status()}]"
 
     def _status(self) -> str:
-        n_running = len(self._history.unfinished) + len(self._history.unfinished_runs)
+        n_paused = sum(waits_at_rung(trial, self._space) for trial in self._history.unfinished)
+        n_running = len(self._history.unfinished) + len(self._history.unfinished_runs) - n_paused
         n_runs_ended = len(self._history.runs) - len(self._history.unfinished_runs)
         parts = [
-            f"{self._history.n_ended}/{self._space.search.trials} trials",
-            f"{self._history.n_epochs} epochs",
+            f"{self._history.n_ended}{_of(self._space.search.trials)} trials",
+            self._epochs_text(),
         ]
         if self._history.runs:
             parts.append(f"{n_runs_ended} fresh runs")
         if self._shows_status:
             parts.append(f"{n_running} running")
+            if n_paused:
+                parts.append(f"{n_paused} waiting")
         best = best_accuracy(self._history.trials.values())
         if best:
             parts.append(f"best {best[1]:.2%} (trial {best[0]})")
@@ -126,19 +134,36 @@ class SearchDisplay:
             parts.append(f"about {duration_text(left_s)} left")
         return ", ".join(parts)
 
+    def _epochs_text(self) -> str:
+        epoch_budget = self._space.search.epoch_budget
+        if epoch_budget is None:
+            return f"{self._history.n_epochs} epochs"
+        return f"{budget.epochs_trained(self._history)}/{epoch_budget} epochs"
+
     def _left_s(self) -> float | None:
         if not self._epoch_s:
             return None
         # The first epochs of each worker are slow; the latest ones say more of what is to come.
         recent = self._epoch_s[-20:]
         running = [self._epochs_left_of(trial) for trial in self._history.unfinished]
-        explore = self._space.search.explore
-        unstarted = explore * self._space.training.max_epochs + (1 - explore) * expected_epochs_left(
-            0, self._space.rung_epochs, self._passing
-        )
-        n_unstarted = self._space.search.trials - len(self._history.counting)
-        epochs_left = [*running, *[unstarted] * n_unstarted, *self._epochs_left_of_runs(sum(running))]
+        unstarted = self._epochs_left_of_unstarted(sum(running))
+        if unstarted is None:
+            return None
+        epochs_left = [*running, *unstarted, *self._epochs_left_of_runs(sum(running))]
         return seconds_left(epochs_left, sum(recent) / len(recent), self._trials_at_once)
+
+    def _epochs_left_of_unstarted(self, epochs_to_come: float) -> list[float] | None:
+        """Of each trial that is to be started, beside so many epochs of those that are; None if time alone tells."""
+        if self._expected is None:
+            return None
+        search, max_epochs = self._space.search, self._space.training.max_epochs
+        each = expected_epochs_left(0, self._space.rung_epochs, self._passing)
+        each = search.explore * max_epochs + (1 - search.explore) * each
+        n = search.most_trials - len(self._history.counting)
+        if search.epoch_budget is not None:
+            unspent = search.epoch_budget - budget.epochs_trained(self._history) - epochs_to_come
+            n = min(n, math.ceil(unspent / each))
+        return [each] * max(0, n)
 
     def _epochs_left_of_runs(self, epochs_to_come: float) -> list[float]:
         """Of each fresh run that is to come, if nobody is tied."""
@@ -153,7 +178,13 @@ class SearchDisplay:
     def _epochs_left_of(self, trial: Trial) -> float:
         if trial.baseline or trial.explored:
             return self._space.training.max_epochs - trial.n_epochs
-        return expected_epochs_left(trial.n_epochs, self._space.rung_epochs, self._passing)
+        rungs = self._space.rung_epochs
+        left = expected_epochs_left(trial.n_epochs, rungs, self._passing)
+        return left * self._passing[rungs.index(trial.n_epochs)] if waits_at_rung(trial, self._space) else left
+
+
+def _of(limit: int | None) -> str:
+    return "" if limit is None else f"/{limit}"
 
 
 def compact(values: Mapping[str, Number]) -> str:

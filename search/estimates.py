@@ -51,17 +51,17 @@ def expected_epochs_left(done: int, rung_epochs: Sequence[int], passing: Sequenc
     return left
 
 
-def disk_bytes(trials: int, max_epochs: int, trials_at_once: int, checkpoint_bytes: int) -> int:
+def disk_bytes(trials: int, epochs: int, n_checkpoints: int, checkpoint_bytes: int) -> int:
     """What an experiment's folder may take at most, its retraining included.
 
     Args:
-        trials: all of them trained to the end.
-        max_epochs: of each.
-        trials_at_once: each keeps two checkpoints while it runs, and writes a third.
+        trials: so many are started.
+        epochs: of all of them.
+        n_checkpoints: that are kept at the same time.
         checkpoint_bytes: of one.
     """
-    checkpoints = checkpoint_bytes * max(3 * trials_at_once, RETRAINED_CHECKPOINTS)
-    return FOLDER_BYTES + checkpoints + trials * (TRIAL_BYTES + max_epochs * EPOCH_BYTES)
+    checkpoints = checkpoint_bytes * max(n_checkpoints, RETRAINED_CHECKPOINTS)
+    return FOLDER_BYTES + checkpoints + trials * TRIAL_BYTES + epochs * EPOCH_BYTES
 
 
 def size_text(n_bytes: float) -> str:

@@ -21,10 +21,10 @@ def is_explored(trial: int, seed: int, explore: float) -> bool:
     return _n_up_to(trial, seed, explore) > _n_up_to(trial - 1, seed, explore)
 
 
-def n_explored(space: Space) -> int:
-    """How many of a search's trials are; the first, as the baseline, goes to the end anyway."""
+def n_explored(space: Space, trials: int) -> int:
+    """How many of so many trials are; the first, as the baseline, goes to the end anyway."""
     seed, explore = space.search.seed, space.search.explore
-    return _n_up_to(space.search.trials - 1, seed, explore) - _n_up_to(0, seed, explore)
+    return _n_up_to(trials - 1, seed, explore) - _n_up_to(0, seed, explore)
 
 
 def _n_up_to(trial: int, seed: int, explore: float) -> int:

@@ -106,7 +106,8 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     def state_so_far(fails_alone: bool) -> SearchState:
         observe = _both(keeper.observe, display.observe)
         journal = experiment.journal()
-        return SearchState(launch.space, experiment.history(), journal, observe, fails_alone=fails_alone)
+        chance = experiment.manifest.data.chance
+        return SearchState(launch.space, experiment.history(), journal, observe, fails_alone=fails_alone, chance=chance)
 
     state = state_so_far(fails_alone=False)
     retries = RetryCount()

@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from search import tables
+    from search.budget import progress_text
     from search.manifest import opening_text
     from search.ranking import SORT_KEYS, lead_sentence, rank, sort_by
     from spaces import InputError
@@ -56,8 +57,8 @@ def _show(options: argparse.Namespace) -> int:
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
             live = experiment.is_live()
             now = ", running now" if live else ""
-            name, n_trials = printable(experiment.name), experiment.space.search.trials
-            print(f"{name}: {history.n_ended} of {n_trials} trials ended{now}\n")
+            progress = progress_text(history, experiment.space)
+            print(f"{printable(experiment.name)}: {progress}{now}\n")
             print(tables.as_table(shown, parameters, width, live))
             print(f"\n{lead_sentence(history)}")
             for opening in experiment.manifest.test_openings:

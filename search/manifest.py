@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from search.journal import BACKUP_FOLDER, Tell, backup_of
 from search.records import History
@@ -58,7 +58,12 @@ class Device(Part):
 
 
 class Data(Part):
-    """What the training images are; the hash is of their pixels and labels."""
+    """What the training images are; the hash is of their pixels and labels.
+
+    Attributes:
+        chance: the highest validation accuracy of a run that only guesses (`rungs.chance_level`); None where the
+            search began before it was computed: then no rung asks for more.
+    """
 
     n_train: int
     n_validation: int
@@ -66,6 +71,7 @@ class Data(Part):
     mean: list[float]
     std: list[float]
     content_sha256: str
+    chance: float | None = Field(default=None, ge=0, le=1)
 
 
 class Seeds(Part):

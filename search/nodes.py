@@ -114,13 +114,13 @@ def place_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = No
     devices = " and ".join(sorted({node.device for node in used}))
     if on_gpus:
         share = 1 if space.resources.trials_per_gpu == "auto" else space.resources.trials_per_gpu
-        at_once = min(n_gpus * share, space.search.trials)
+        at_once = min(n_gpus * share, space.search.most_trials)
         compute = Compute("cuda", precision, resident=True, cuda_graph=space.resources.cuda_graph)
         description = f"{_count(used)}, {n_gpus} {'GPU' if n_gpus == 1 else 'GPUs'} ({devices})"
         return Placement(compute, reason, description, n_cpus, n_gpus, at_once)
     most = n_cpus if space.resources.trials_at_once == "auto" else space.resources.trials_at_once
     description = f"{_count(used)}, {n_cpus} {'core' if n_cpus == 1 else 'cores'} ({devices})"
-    return Placement(Compute("cpu", precision), reason, description, n_cpus, 0, min(most, space.search.trials))
+    return Placement(Compute("cpu", precision), reason, description, n_cpus, 0, min(most, space.search.most_trials))
 
 
 def common_precision(nodes: Sequence[NodeFacts], space: Space, began: Device | None) -> tuple[Precision, str]:

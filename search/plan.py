@@ -3,24 +3,21 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from search import confirmation
+from search import budget, confirmation
 from search.cluster import count_cores
 from search.estimates import (
     disk_bytes,
     duration_text,
-    expected_epochs,
-    expected_epochs_left,
-    passing_shares,
     seconds_left,
     size_text,
 )
-from search.exploration import n_explored
+from search.expectation import Expected, expected_search, of_trials
 from search.gpu_sharing import Sharing, choose_share, measure_sharing
 from search.manifest import Device
 from spaces.parameters import Fixed, Hyperparameters
@@ -116,10 +113,10 @@ def place(space: Space, data: TrainingData, began: Device | None = None) -> Plac
     if compute.device_type == "cuda":
         n_gpus = torch.cuda.device_count()
         share, measured = _trials_per_gpu(space, data, compute, n_gpus)
-        at_once = min(n_gpus * share, space.search.trials)
+        at_once = min(n_gpus * share, space.search.most_trials)
         return Placement(compute, reason, name, n_cores, n_gpus, at_once, measured)
     wanted = space.resources.trials_at_once
-    at_once = min(n_cores if wanted == "auto" else wanted, space.search.trials)
+    at_once = min(n_cores if wanted == "auto" else wanted, space.search.most_trials)
     return Placement(compute, reason, name, n_cores, 0, at_once)
 
 
@@ -127,7 +124,7 @@ def _trials_per_gpu(space: Space, data: TrainingData, compute: Compute, n_gpus: 
     if space.resources.trials_per_gpu != "auto":
         return space.resources.trials_per_gpu, ()
     # Each trial keeps a core busy, and more trials than there are cannot share.
-    most = max(1, min(count_cores() // n_gpus, math.ceil(space.search.trials / n_gpus)))
+    most = max(1, min(count_cores() // n_gpus, math.ceil(space.search.most_trials / n_gpus)))
     if most == 1:
         return 1, ()
     make_step = partial(baseline_step, data.decoded.folder, space.dataset, space.baseline, compute)
@@ -148,36 +145,79 @@ def baseline_step(
     return lambda: next(steps)[1]
 
 
-def experiment_bytes(space: Space, data: TrainingData, placement: Placement) -> int:
-    """What the experiment's folder may take at most."""
+def experiment_bytes(space: Space, data: TrainingData, placement: Placement, expected: Expected) -> int:
+    """What the experiment's folder may take at most; where time alone limits the search, with half as many more."""
     network = DepthwiseSeparableNet(len(data.decoded.class_names))
     # Weights and their momentum in fp32, whatever they are computed in; the rest is small.
     checkpoint = 2 * 4 * count_parameters(network) + CHECKPOINT_EXTRA_BYTES
-    return disk_bytes(space.search.trials, space.training.max_epochs, placement.trials_at_once, checkpoint)
+    trials, epochs = _most(space, placement, expected)
+    # Each keeps two checkpoints while it runs, and writes a third; one that waits at a rung keeps one.
+    n_checkpoints = 3 * placement.trials_at_once + (trials if space.search.asha == "promote" else 0)
+    return disk_bytes(trials, epochs, n_checkpoints, checkpoint)
 
 
-def epochs_expected(space: Space) -> float:
-    return _epochs_expected(space, n_explored(space))
+def _most(space: Space, placement: Placement, expected: Expected) -> tuple[int, int]:
+    """Trials and epochs that a search can come to at most."""
+    search, max_epochs = space.search, space.training.max_epochs
+    if search.epoch_budget is not None:
+        epochs = search.epoch_budget + budget.most_epochs_over(space, placement.trials_at_once)
+        trials = min(search.most_trials, search.epoch_budget + placement.trials_at_once)
+        return trials, min(epochs, trials * max_epochs)
+    if search.trials is not None:
+        return search.trials, search.trials * max_epochs
+    return math.ceil(1.5 * expected.trials), math.ceil(1.5 * expected.epochs)
 
 
-def _epochs_expected(space: Space, n_explored: int) -> float:
-    return expected_epochs(space.search.trials, space.rung_epochs, space.search.reduction_factor, n_explored)
+def limits_text(space: Space, expected: Expected | None) -> str:
+    """How many trials there will be, in words: `32 trials`, `about 57 trials`, or `trials`."""
+    if expected is None:
+        return "trials until the time is up"
+    if space.search.trials == expected.trials:
+        return f"{expected.trials} trials"
+    return f"about {expected.trials} trials"
 
 
-def _passing(space: Space) -> tuple[float, ...]:
+def _budget_lines(space: Space, placement: Placement) -> list[str]:
     search = space.search
-    share = n_explored(space) / max(search.trials - 1, 1)
-    return passing_shares(search.trials, space.rung_epochs, search.reduction_factor, share)
+    lines = []
+    if search.epoch_budget is not None:
+        over = budget.most_epochs_over(space, placement.trials_at_once)
+        lines.append(
+            f"epochs      {search.epoch_budget}: no trial is started when so many are trained; those that run then "
+            f"go on, at most {over} epochs more"
+        )
+    if search.time_budget:
+        lines.append(f"time budget {search.time_budget}")
+    return lines
 
 
-def _explore_lines(space: Space) -> list[str]:
+def _asha_line(space: Space) -> str:
+    rungs = ", ".join(str(epoch) for epoch in space.rung_epochs[:-1]) or "none"
+    match space.search.asha:
+        case "off":
+            return "rungs       none: every trial is trained to the end"
+        case "promote":
+            return f"rungs       {rungs}: each trial waits there; the best in {space.search.reduction_factor} go on"
+        case _:
+            return f"rungs       {rungs}: about one trial in {space.search.reduction_factor} goes on at each"
+
+
+def _sampler_line(space: Space) -> str:
+    search = space.search
+    if search.startup_trials < 2 or (search.sampler, search.startup) == ("random", "random"):
+        return f"proposals   {search.sampler}, the baseline first"
+    return f"proposals   the baseline, {search.startup} up to trial {search.startup_trials - 1}, then {search.sampler}"
+
+
+def _explore_lines(space: Space, expected: Expected) -> list[str]:
     if not space.search.explore:
         return []
-    n, n_searched = n_explored(space), space.search.trials - 1
+    n, n_searched = expected.n_explored, expected.trials - 1
     if not n:
         text = f"no trial of {n_searched}, as the seed has it: raise it, or search.trials"
     else:
-        more = _epochs_expected(space, n) - _epochs_expected(space, 0)
+        unexplored = replace(space, search=space.search.model_copy(update={"explore": 0.0}))
+        more = expected.epochs - of_trials(unexplored, expected.trials).epochs
         text = f"{n} of {n_searched} trials are trained to the end whatever a rung says: about {more:.0f} epochs more"
     return [f"explore     {space.search.explore:g}: {text}"]
 
@@ -227,17 +267,16 @@ def _evaluation_s(run: FitEvaluate, images: ImageSet) -> float:
 
 def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: float) -> str:
     """The plan that `--dry-run` prints."""
-    epochs = epochs_expected(space)
-    each = expected_epochs_left(0, space.rung_epochs, _passing(space))
-    fresh = confirmation.expected_epochs(epochs, space)
-    n_runs = round(fresh / space.training.max_epochs)
-    n_exempt = 1 + n_explored(space)
-    epochs_left = [*[space.training.max_epochs] * n_exempt, *[each] * (space.search.trials - n_exempt)]
-    epochs_left += [space.training.max_epochs] * n_runs
+    expected = _expected(space, placement, epoch_s)
+    max_epochs = space.training.max_epochs
+    fresh = confirmation.expected_epochs(expected.epochs, space) if _ends_by_itself(space) else 0.0
+    n_runs = round(fresh / max_epochs)
+    n_exempt = 1 + expected.n_explored
+    epochs_left = [*[max_epochs] * n_exempt, *[expected.each] * (expected.trials - n_exempt), *[max_epochs] * n_runs]
     total_s = seconds_left(epochs_left, epoch_s, placement.trials_side_by_side)
     if space.search.time_budget_s is not None:
         total_s = min(total_s, space.search.time_budget_s)
-    rungs = ", ".join(str(epoch) for epoch in space.rung_epochs[:-1]) or "none"
+    trials = limits_text(space, expected)
     lines = [
         f"space       {printable(space.name)}",
         f"data set    {space.dataset.name}: {len(data.train):,} training and {len(data.validation):,} validation "
@@ -246,26 +285,41 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"device      {placement.description}, {placement.trials_at_once} trials at once",
         *(f"            {sharing_text(sharing)}" for sharing in placement.measured),
         f"precision   {placement.compute.precision}: {placement.precision_reason}",
-        f"trials      {space.search.trials}, the baseline first, at most {space.training.max_epochs} epochs each",
-        f"rungs       {rungs}: about one trial in {space.search.reduction_factor} goes on at each",
-        *_explore_lines(space),
+        f"trials      {trials.removesuffix(' trials')}, at most {max_epochs} epochs each",
+        _sampler_line(space),
+        _asha_line(space),
+        *_explore_lines(space, expected),
     ]
     for name, parameter in space.parameters.items():
         kind = "fixed" if isinstance(parameter, Fixed) else type(parameter).__name__.lower()
         yaml = parameter.as_yaml()
         shown = yaml if isinstance(parameter, Fixed) else next(iter(yaml.values()))  # type: ignore[union-attr]
         lines.append(f"  {name:<22}{kind:<12}{shown}   baseline {getattr(space.baseline, name):g}")
-    if space.search.time_budget:
-        lines.append(f"time budget {space.search.time_budget}")
+    lines += _budget_lines(space, placement)
     lines.append(
-        f"cost        about {duration_text(total_s)} on {placement.places}: {space.search.trials} trials, at most "
-        f"{space.training.max_epochs} epochs, about {epochs:.0f} epochs in all"
+        f"cost        about {duration_text(total_s)} on {placement.places}: {trials}, at most "
+        f"{max_epochs} epochs, about {expected.epochs:.0f} epochs in all"
     )
     if fresh:
         lines.append(f"            then {n_runs} fresh runs of the best and the baseline, {fresh:.0f} epochs")
     lines.append(f"            ({epoch_s:.1f} s an epoch by steps timed now; start-up comes on top)")
+    most_bytes = experiment_bytes(space, data, placement, expected)
     lines.append(
-        f"disk        at most {size_text(experiment_bytes(space, data, placement))} in the experiment's folder, and "
+        f"disk        at most {size_text(most_bytes)} in the experiment's folder, and "
         f"{size_text(data.decoded.images.nbytes)} of decoded images in {cache_root()}, for all experiments"
     )
     return "\n".join(lines)
+
+
+def _expected(space: Space, placement: Placement, epoch_s: float) -> Expected:
+    """With what a time budget is worth at so many seconds an epoch, start-up left out."""
+    time_s = space.search.time_budget_s
+    time_epochs = None if time_s is None else time_s / epoch_s * placement.trials_side_by_side
+    expected = expected_search(space, time_epochs)
+    assert expected is not None  # the loader asks for a limit
+    return expected
+
+
+def _ends_by_itself(space: Space) -> bool:
+    """Whether it ends before the time is up, so that fresh runs of the best follow."""
+    return space.search.trials is not None or space.search.epoch_budget is not None

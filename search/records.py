@@ -96,6 +96,21 @@ class EpochRedone:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialPromoted:
+    """A trial that waited at a rung goes on (`search.asha: promote`); until then it waits there.
+
+    Attributes:
+        trial: its number.
+        epoch: of the rung.
+        at: when, in seconds since 1970 (UTC).
+    """
+
+    trial: int
+    epoch: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrialEnded:
     """A trial will not go on.
 
@@ -152,13 +167,24 @@ class RunEnded:
     at: float
 
 
-Event = SpaceSet | TrialStarted | EpochDone | EpochRedone | TrialEnded | RunStarted | RunEpochDone | RunEnded
+Event = (
+    SpaceSet
+    | TrialStarted
+    | EpochDone
+    | EpochRedone
+    | TrialPromoted
+    | TrialEnded
+    | RunStarted
+    | RunEpochDone
+    | RunEnded
+)
 
 _EVENT_TYPES: dict[str, type[Event]] = {
     "space_set": SpaceSet,
     "trial_started": TrialStarted,
     "epoch_done": EpochDone,
     "epoch_redone": EpochRedone,
+    "trial_promoted": TrialPromoted,
     "trial_ended": TrialEnded,
     "run_started": RunStarted,
     "run_epoch_done": RunEpochDone,
@@ -242,6 +268,7 @@ class Trial:
         end: how it ended; None while it can go on.
         set_aside: whether it lies outside the space as it was changed later, and counts no more.
         explored: whether chance lets it go to the end whatever a rung says (`search.explore`).
+        promoted_at: the epoch of the highest rung that it was promoted from; 0 for none.
     """
 
     number: int
@@ -253,6 +280,7 @@ class Trial:
     end: TrialEnded | None = None
     set_aside: bool = False
     explored: bool = False
+    promoted_at: int = 0
 
     @property
     def status(self) -> Status:
@@ -348,6 +376,13 @@ class History:
                 if event.epoch > self._running(event.trial).n_epochs:
                     raise ValueError(f"trial {event.trial} has trained epoch {event.epoch} again, which is not known")
                 self.n_redone += 1
+            case TrialPromoted():
+                trial = self._running(event.trial)
+                if event.epoch != trial.n_epochs or event.epoch <= trial.promoted_at:
+                    raise ValueError(
+                        f"trial {event.trial} is promoted from epoch {event.epoch}, where it does not wait"
+                    )
+                trial.promoted_at = event.epoch
             case TrialEnded():
                 trial = self._running(event.trial)
                 if event.status == "completed" and not trial.epochs:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # Options that are short for a `--set`.
 _SHORTCUTS = {
     "trials": "search.trials",
+    "epoch_budget": "search.epoch_budget",
     "time_budget": "search.time_budget",
     "seed": "search.seed",
     "device": "resources.device",
@@ -50,6 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", help="of the experiment (default: the space's name and the time)")
     add_results_argument(parser)
     parser.add_argument("--trials", type=int, metavar="N", help="configurations to try, the baseline among them")
+    parser.add_argument(
+        "--epoch-budget",
+        type=int,
+        metavar="N",
+        help="start trials until N epochs are trained, instead of a number of trials (unless --trials is given too)",
+    )
     parser.add_argument("--time-budget", metavar="TIME", help="stop after this long, such as 30m, 1h30m or 90s")
     parser.add_argument("--seed", type=int, help="of proposals, weights, order, dropout and augmentation")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
@@ -60,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--resume", metavar="NAME", help="go on with an experiment where it was")
     parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: so many more than it had")
+    parser.add_argument("--add-epochs", type=int, metavar="N", help="with --resume: so much more epoch budget")
     parser.add_argument(
         "--allow-changed-space",
         action="store_true",
@@ -74,8 +82,10 @@ def _run(options: argparse.Namespace) -> int:
     options.started_s = time.monotonic()
     if options.resume is not None:
         return _resume(options)
-    if options.add_trials is not None or options.allow_changed_space:
-        raise InputError("--add-trials and --allow-changed-space change a search that there is: give --resume NAME.")
+    if options.add_trials is not None or options.add_epochs is not None or options.allow_changed_space:
+        raise InputError(
+            "--add-trials, --add-epochs and --allow-changed-space change a search that there is: give --resume NAME."
+        )
     return _launch(options)
 
 
@@ -172,14 +182,16 @@ def _place(
 
 
 def _resume(options: argparse.Namespace) -> int:
-    given = [option for option in ("name", "trials", "seed", "device") if getattr(options, option) is not None]
+    refused = ("name", "trials", "epoch_budget", "seed", "device")
+    given = [option.replace("_", "-") for option in refused if getattr(options, option) is not None]
     if given or options.dry_run:
         raise InputError(
-            f"--resume goes on with the experiment's own settings: it does not take "
-            f"--{(given or ['dry-run'])[0]}. More trials: --add-trials N; other settings: --set SECTION.KEY=VALUE."
+            f"--resume goes on with the experiment's own settings: it does not take --{(given or ['dry-run'])[0]}. "
+            f"More trials: --add-trials N; more epochs: --add-epochs N; other settings: --set SECTION.KEY=VALUE."
         )
-    if options.add_trials is not None and options.add_trials < 1:
-        raise InputError(f"--add-trials is {options.add_trials}, but must be at least 1.")
+    for option, number in (("trials", options.add_trials), ("epochs", options.add_epochs)):
+        if number is not None and number < 1:
+            raise InputError(f"--add-{option} is {number}, but must be at least 1.")
     experiment = chosen_experiment(options, options.resume)
     experiment.must_be_plain()
     with experiment.exclusive():
@@ -215,9 +227,9 @@ def _changed(options: argparse.Namespace, experiment: Experiment, history: Histo
     from spaces.loader import load_space
 
     overrides = list(options.set)
-    if options.add_trials is not None:
-        n_trials = experiment.space.search.trials + options.add_trials
-        overrides.append(f"search.trials={n_trials}")
+    for key, more in (("trials", options.add_trials), ("epoch_budget", options.add_epochs)):
+        if more is not None:
+            overrides.append(f"search.{key}={_present(experiment, key) + more}")
     space = experiment.space_with(overrides) if options.space is None else load_space(options.space, overrides)
     space = _with_absolute_root(space)
     if history.space is None:
@@ -227,6 +239,15 @@ def _changed(options: argparse.Namespace, experiment: Experiment, history: Histo
         )
     must_be_allowed(history.space, space, options.allow_changed_space, experiment.folder)
     return space
+
+
+def _present(experiment: Experiment, key: str) -> int:
+    """A limit of the search that is to be raised."""
+    limit: int | None = getattr(experiment.space.search, key)
+    if limit is None:
+        option = "--add-trials" if key == "trials" else "--add-epochs"
+        raise InputError(f"{experiment.folder}: has no `search.{key}` that {option} could raise. Leave the option out.")
+    return limit
 
 
 def _take_over(experiment: Experiment, space: Space, history: History) -> None:
@@ -306,8 +327,9 @@ def _search(
     from rich.console import Console
 
     from search.display import SearchDisplay
+    from search.expectation import expected_search
     from search.launching import Launch, run_session
-    from search.plan import epochs_expected
+    from search.plan import limits_text
 
     console = Console(highlight=False, markup=False)
     left_s = _time_left_s(experiment, space)
@@ -315,10 +337,12 @@ def _search(
     if not options.quiet:
         n_done = len(experiment.history().counting)
         so_far = f", {n_done} begun before" if n_done else ""
+        expected = expected_search(space)
+        in_all = f", about {expected.epochs:.0f} epochs in all" if expected else ""
         console.print(
-            f"{printable(experiment.location)}: {space.search.trials} trials{so_far} on {placement.description} in "
+            f"{printable(experiment.location)}: {limits_text(space, expected)}{so_far} on {placement.description} in "
             f"{placement.compute.precision} ({placement.precision_reason}), "
-            f"{placement.trials_at_once} at once, about {epochs_expected(space):.0f} epochs in all",
+            f"{placement.trials_at_once} at once{in_all}",
             soft_wrap=True,
         )
     with SearchDisplay(space, console, placement.trials_at_once, options.quiet) as display:
@@ -377,6 +401,7 @@ def _prepare(space: Space) -> TrainingData:
 
 def _data_facts(data: TrainingData) -> Data:
     from search.manifest import Data
+    from search.rungs import chance_level
 
     return Data(
         n_train=len(data.train),
@@ -385,11 +410,15 @@ def _data_facts(data: TrainingData) -> Data:
         mean=list(data.decoded.mean),
         std=list(data.decoded.std),
         content_sha256=data.decoded.content_sha256,
+        chance=chance_level(data.validation.labels),
     )
 
 
 def _shortcut_overrides(options: argparse.Namespace) -> list[str]:
-    return [f"{key}={getattr(options, name)}" for name, key in _SHORTCUTS.items() if getattr(options, name) is not None]
+    values = [(key, getattr(options, name)) for name, key in _SHORTCUTS.items()]
+    given = [f"{key}={value}" for key, value in values if value is not None]
+    # A number of epochs is given instead of the file's number of trials, which would mostly be used up first.
+    return given if options.epoch_budget is None or options.trials is not None else ["search.trials=null", *given]
 
 
 def _with_absolute_root(space: Space) -> Space:

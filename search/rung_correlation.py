@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from search.asha import is_exempt
 from search.records import History, Trial
 from search.rungs import Rungs
 
@@ -126,20 +127,31 @@ def expected_losses(
     return Losses(n_winners / n_searches, n_best_stopped / n_searches)
 
 
-def first_refusals(history: History, rung_epochs: tuple[int, ...], reduction_factor: int) -> dict[int, int]:
+def first_refusals(
+    history: History, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None = None
+) -> dict[int, int]:
     """The epoch of the first rung that a trial did not pass, by its number; those that passed all are left out.
 
-    Exempt trials are among them: this is where they would have been stopped.
+    Exempt trials are among them: this is where they would have been stopped. Of a search that promotes, those are
+    named that the stopping rule would have refused, which is nearly the same.
+
+    Args:
+        history: of the search.
+        rung_epochs, reduction_factor, chance: as in `Rungs`.
     """
-    rungs = Rungs(rung_epochs, reduction_factor)
+    rungs = Rungs(rung_epochs, reduction_factor, chance=chance)
     refused: dict[int, int] = {}
     for result in history.results_in_order:
-        if not history.trials[result.trial].set_aside:
-            # As in the search itself, a diverged trial counts as worst.
-            value = 0.0 if result.diverged else result.validation_accuracy
-            verdict = rungs.arrive(result.trial, result.epoch, value)
-            if verdict and not verdict.passed:
-                refused.setdefault(result.trial, result.epoch)
+        trial = history.trials[result.trial]
+        if trial.set_aside:
+            continue
+        if result.diverged:
+            rungs.diverge(trial.number, result.epoch, is_exempt(trial))
+            refused.setdefault(trial.number, result.epoch)
+            continue
+        verdict = rungs.arrive(trial.number, result.epoch, result.validation_accuracy)
+        if verdict and not verdict.passed:
+            refused.setdefault(trial.number, result.epoch)
     return refused
 
 

@@ -15,6 +15,7 @@ from spaces.schema import Space
 # What says where things are and how long the search goes on, but not what it means.
 _FREE = (
     "search.trials",
+    "search.epoch_budget",
     "search.time_budget",
     "search.explore",
     "dataset.root",
@@ -41,6 +42,7 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
     Raises:
         InputError: a change is not allowed; shows each.
     """
+    before = {**before, "search": {**_ALWAYS_WAS, **(before.get("search") or {})}}
     changes = list(differences(before, after.as_dict()))
     never = [line for key, line in changes if _is_of(key, _NEVER) and not _is_of(key, _FREE)]
     if never:
@@ -93,6 +95,8 @@ def unfinished_outside(space: Space, history: History) -> list[Trial]:
 
 
 _MISSING = object()
+# What a search did whose journal is from before these could be chosen.
+_ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup": "random", "startup_trials": 10}
 
 
 def _shown(section: Mapping[str, Any], name: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from search import budget
+from search.asha import asha_of
 from search.confirmation import most_runs, next_run
 from search.journal import Journal
 from search.records import (
@@ -23,9 +25,10 @@ from search.records import (
     RunStatus,
     Trial,
     TrialEnded,
+    TrialPromoted,
     TrialStarted,
 )
-from search.rungs import Rungs, Verdict
+from search.rungs import RungRule
 from search.study import Proposer
 from spaces.errors import RunError
 from spaces.parameters import Hyperparameters
@@ -89,7 +92,7 @@ def ended_names(history: History) -> list[str]:
 
 def is_done(history: History, space: Space) -> bool:
     """Whether nothing is left to train: neither trials nor fresh runs of the best."""
-    if history.unfinished or history.unfinished_runs or len(history.counting) < space.search.trials:
+    if history.unfinished or history.unfinished_runs or budget.n_to_start(history, space):
         return False
     return next_run(history, space) is None
 
@@ -108,6 +111,8 @@ class SearchState:
         now: the clock, in seconds since 1970.
         fails_alone: whether a trial has trained an epoch before, in this session: until then, a failure may be
             everybody's.
+        chance: the highest accuracy of a run that only guesses (`rungs.chance_level`); None where it is not known.
+        rule: of the rungs.
     """
 
     def __init__(
@@ -118,25 +123,29 @@ class SearchState:
         observe: Observer | None = None,
         now: Callable[[], float] = time.time,
         fails_alone: bool = False,
+        chance: float | None = None,
+        rule: RungRule = RungRule.OURS,
     ) -> None:
         self.space = space
         self.history = history
         self._journal = journal
         self._observe = observe
         self._now = now
-        self._rungs = Rungs(space.rung_epochs, space.search.reduction_factor)
-        verdicts = _replay(history, self._rungs)
+        self._asha = asha_of(space, chance, rule)
+        for result in history.results_in_order:
+            if not history.trials[result.trial].set_aside:
+                self._asha.take_in(history.trials[result.trial], result)
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()
         self._runs_running: set[int] = set()
         for trial in history.unfinished:
             # The search broke off between a result and what follows from it.
             if trial.last:
-                self._end_if_due(trial, trial.last, verdicts.get(trial.number))
+                self._end_if_due(trial, trial.last)
         for run in history.unfinished_runs:
             if run.last:
                 self._end_run_if_due(run, run.last)
-        self._to_resume = list(history.unfinished)
+        self._to_resume = [trial for trial in history.unfinished if not self._asha.is_paused(trial)]
         self._runs_to_resume = list(history.unfinished_runs)
         self._given_out: list[int] = []
         self.fails_alone = fails_alone
@@ -144,13 +153,16 @@ class SearchState:
 
     @property
     def n_left(self) -> int:
-        """Trials that `next_assignment` has still to give out."""
+        """Trials that `next_assignment` has still to give out, those that wait at a rung left out."""
         return len(self._to_resume) + self._n_to_propose
 
     @property
     def most_assignments(self) -> int:
         """More than `next_assignment` can ever give out."""
-        return self.n_left + len(self._runs_to_resume) + most_runs(self.space) + 1
+        # A trial is given out once for each rung that it goes on from.
+        each = len(self.space.rung_epochs)
+        n_trials = len(self.history.unfinished) + self._n_to_propose
+        return each * n_trials + len(self._runs_to_resume) + most_runs(self.space) + 1
 
     @property
     def n_running(self) -> int:
@@ -163,28 +175,42 @@ class SearchState:
 
     @property
     def _n_to_propose(self) -> int:
-        return max(0, self.space.search.trials - len(self.history.counting))
+        return budget.n_to_start(self.history, self.space)
 
     def next_assignment(self) -> Assignment | None:
-        """What to train next: what was left unfinished, then new proposals, then fresh runs of the best trials.
+        """What to train next: what was left unfinished, then trials that are promoted, then new proposals, then
+        fresh runs of the best trials.
 
         Returns:
             None when there is nothing to give out now. More may come when what runs has ended: see `awaits_more`.
         """
         if self._to_resume:
-            trial = self._to_resume.pop(0)
-            self._give_out(trial.number)
-            return Assignment.of_trial(trial)
-        if not self._n_to_propose:
-            return None if self._n_trials_running or self._unexplained else self._next_run()
+            return self._given(self._to_resume.pop(0))
+        promoted = None if budget.is_used(self.history, self.space) else self._asha.next_promoted(self.history)
+        if promoted:
+            self._happened(TrialPromoted(promoted.number, promoted.n_epochs, at=self._now()))
+            return self._given(promoted)
+        if self._n_to_propose:
+            return self._given(self._propose())
+        if self._n_trials_running or self._unexplained:
+            return None
+        for trial in self.history.unfinished:
+            self._end(trial, "stopped", self._asha.reason_left_behind(trial))
+        return self._next_run()
+
+    def _propose(self) -> Trial:
         number = len(self.history.trials)
         # First of all, and again where the space was changed and the baseline with it.
         baseline = not any(trial.baseline and trial.config == self.space.baseline for trial in self.history.counting)
         suggested = self._proposer.propose(number, baseline)
         config = self.space.complete(suggested)
         self._happened(TrialStarted(number, suggested, config, baseline, at=self._now()))
-        self._give_out(number)
-        return Assignment.of_trial(self.history.trials[number])
+        return self.history.trials[number]
+
+    def _given(self, trial: Trial) -> Assignment:
+        self._given_out.append(trial.number)
+        self._running.add(trial.number)
+        return Assignment.of_trial(trial)
 
     def has_ended(self, assignment: Assignment) -> bool:
         """Whether what was assigned will not go on."""
@@ -215,7 +241,7 @@ class SearchState:
         Results that are known already, as after a resume from an older checkpoint, decide nothing.
 
         Returns:
-            Whether the trial goes on.
+            Whether the trial goes on where it is; if not, it has ended or waits at a rung.
         """
         trial = self.history.trials[result.trial]
         if trial.end is None and result.epoch <= trial.n_epochs:
@@ -225,9 +251,16 @@ class SearchState:
             self._accept_failures()
             if not result.diverged:
                 self._proposer.report(trial.number, result.epoch, result.validation_accuracy)
-            verdict = _arrive(self._rungs, trial, result)
-            self._end_if_due(trial, result, verdict)
+            self._asha.take_in(trial, result)
+            self._end_if_due(trial, result)
+        if self.is_paused(trial.number):
+            self._running.discard(trial.number)
+            return False
         return trial.end is None
+
+    def is_paused(self, number: int) -> bool:
+        """Whether a trial waits at a rung: nobody trains it, and it keeps its checkpoint."""
+        return self._asha.is_paused(self.history.trials[number])
 
     def record_run(self, result: RunEpochDone) -> bool:
         """Take in an epoch's result of a fresh run; as `record`."""
@@ -281,13 +314,12 @@ class SearchState:
             self._end(self.history.trials[number], "failed", reason)
         self._unexplained.clear()
 
-    def _end_if_due(self, trial: Trial, result: EpochDone, verdict: Verdict | None) -> None:
+    def _end_if_due(self, trial: Trial, result: EpochDone) -> None:
         if result.diverged:
             self._end(trial, "diverged", f"the loss was not finite in epoch {result.epoch}")
         elif result.epoch >= self.space.training.max_epochs:
             self._end(trial, "completed", "")
-        elif verdict and not verdict.passed:
-            reason = f"{result.validation_accuracy:.2%} at rung {result.epoch}, below its cutoff {verdict.cutoff:.2%}"
+        elif reason := self._asha.reason_to_stop(trial):
             self._end(trial, "stopped", reason)
 
     def _end_run_if_due(self, run: Run, result: RunEpochDone) -> None:
@@ -299,10 +331,6 @@ class SearchState:
     def _end_run(self, number: int, status: RunStatus, reason: str) -> None:
         self._happened(RunEnded(number, status, reason, at=self._now()))
         self._runs_running.discard(number)
-
-    def _give_out(self, number: int) -> None:
-        self._given_out.append(number)
-        self._running.add(number)
 
     def _end(self, trial: Trial, status: EndStatus, reason: str) -> None:
         self._happened(TrialEnded(trial.number, status, reason, at=self._now()))
@@ -316,32 +344,6 @@ class SearchState:
             self._journal.append(event)
         if self._observe:
             self._observe(event, self.history)
-
-
-def _arrive(rungs: Rungs, trial: Trial, result: EpochDone) -> Verdict | None:
-    value = 0.0 if result.diverged else result.validation_accuracy
-    verdict = rungs.arrive(trial.number, result.epoch, value)
-    # The baseline goes to the end whatever happens: it is what the winner is compared with.
-    # Explored trials do too: they show what became of those that are stopped.
-    return None if trial.baseline or trial.explored else verdict
-
-
-def _replay(history: History, rungs: Rungs) -> dict[int, Verdict]:
-    """Fill `rungs` from `history`.
-
-    Returns:
-        For trials whose last result stands at a rung, that rung's verdict as it was.
-    """
-    verdicts: dict[int, Verdict] = {}
-    for result in history.results_in_order:
-        trial = history.trials[result.trial]
-        if trial.set_aside:
-            continue
-        verdict = _arrive(rungs, trial, result)
-        verdicts.pop(result.trial, None)
-        if verdict:
-            verdicts[result.trial] = verdict
-    return verdicts
 
 
 def _gist(reason: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from search.estimates import expected_epochs
+from search.expectation import expected_search
 from search.exploration import n_explored
 from search.findings import Finding, trials_text
 from search.records import History, Trial
@@ -43,7 +44,7 @@ def rank_correlation(history: History, space: Space) -> Finding:
         "n_survivors": n_others,
         "survivors": [_correlation_numbers(found) for found in others],
     }
-    measure = "" if explored else _explore_advice(space)
+    measure = "" if explored else _explore_advice(history, space)
     if not explored and not others:
         sentence = (
             f"How well a rung tells the end cannot be told from {n_random} explored and {trials_text(n_others)} more "
@@ -60,7 +61,7 @@ def rank_correlation(history: History, space: Space) -> Finding:
     return Finding("rank_correlation", "fine" if explored else "unknown", sentence, measure, numbers)
 
 
-def would_be_winners(history: History, space: Space) -> Finding:
+def would_be_winners(history: History, space: Space, chance: float | None = None) -> Finding:
     """How many trials were stopped that would have ended above the winner.
 
     Estimated twice. By `expected_losses`: what searches of as many trials lose on average whose rungs tell the
@@ -78,7 +79,7 @@ def would_be_winners(history: History, space: Space) -> Finding:
         return Finding("would_be_winners", "fine", "No trial is stopped, so that none is lost.", "", {})
     explored = _correlations(history, space, explored=True)
     used = explored or _correlations(history, space, explored=False)
-    numbers: dict[str, Any] = {"from": "explored" if explored else "survivors", **_direct(history, space)}
+    numbers: dict[str, Any] = {"from": "explored" if explored else "survivors", **_direct(history, space, chance)}
     if len(used) < len(rungs) - 1:
         n = trials_text(len(_completed(history, space)))
         sentence = f"How many would-be winners were stopped cannot be told from {n} that went all the way."
@@ -113,17 +114,17 @@ def would_be_winners(history: History, space: Space) -> Finding:
     numbers["chance_with_next_grace"] = later.chance
     advice = (
         f"Raise search.grace_epochs to {rungs[1]}: the chance is {later.chance:.0%} then, for about "
-        f"{_dearer(space)} epochs more."
+        f"{_dearer(history, space)} epochs more."
     )
     return Finding("would_be_winners", "change", sentence, advice, numbers)
 
 
-def savings(history: History, space: Space) -> Finding:
+def savings(history: History, space: Space, chance: float | None = None) -> Finding:
     """Epochs that stopping saved, against training those trials to the end."""
     trials, max_epochs = history.counting, space.training.max_epochs
     trained = sum(trial.n_epochs for trial in trials)
     saved = sum(max(0, max_epochs - trial.n_epochs) for trial in trials if trial.status == "stopped")
-    refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor)
+    refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor, chance)
     explored = sum(max(0, t.n_epochs - refused[t.number]) for t in trials if t.explored and t.number in refused)
     numbers: dict[str, Any] = {"trained": trained, "saved": saved, "spent_on_exploring": explored}
     if not trained:
@@ -145,9 +146,9 @@ def _correlations(history: History, space: Space, explored: bool) -> list[Correl
     return rung_correlations(trials, space.rung_epochs)
 
 
-def _direct(history: History, space: Space) -> dict[str, Any]:
+def _direct(history: History, space: Space, chance: float | None) -> dict[str, Any]:
     """What explored trials show of the others: refused ones among them, and those that would have won."""
-    refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor)
+    refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor, chance)
     completed = _completed(history, space)
     let_through = [trial for trial in completed if trial.number not in refused or trial.baseline]
     best = max((trial.epochs[-1].validation_accuracy for trial in let_through), default=math.inf)
@@ -174,24 +175,30 @@ def _direct_text(numbers: Mapping[str, Any]) -> str:
     return f"; seen directly, {n_winners or 'none'} of {n} explored trials that a rung refused ended above the rest"
 
 
-def _dearer(space: Space) -> str:
+def _n_trials(history: History, space: Space) -> int:
+    """Of the whole search; of one that only time limits, those that there are."""
+    expected = expected_search(space)
+    return expected.trials if expected else max(1, len(history.counting))
+
+
+def _dearer(history: History, space: Space) -> str:
     """How many epochs a search takes more whose first rung is this one's second."""
-    search, rungs = space.search, space.rung_epochs
+    rungs, trials = space.rung_epochs, _n_trials(history, space)
     now, then = (
-        expected_epochs(search.trials, later, search.reduction_factor, n_explored(space))
+        expected_epochs(trials, later, space.search.reduction_factor, n_explored(space, trials))
         for later in (rungs, rungs[1:])
     )
     return f"{then - now:.0f}"
 
 
-def _explore_advice(space: Space) -> str:
+def _explore_advice(history: History, space: Space) -> str:
     """How to have enough explored trials next time, and what that costs."""
-    search = space.search
-    enough = math.ceil(10 * MIN_TRIALS / max(search.trials - 1, 1)) / 10
+    trials = _n_trials(history, space)
+    enough = math.ceil(10 * MIN_TRIALS / max(trials - 1, 1)) / 10
     share = min(1.0, max(enough, 0.1))
     now, then = (
-        expected_epochs(search.trials, space.rung_epochs, search.reduction_factor, n)
-        for n in (n_explored(space), round(share * (search.trials - 1)))
+        expected_epochs(trials, space.rung_epochs, space.search.reduction_factor, n)
+        for n in (n_explored(space, trials), round(share * (trials - 1)))
     )
     if then <= now:
         return ""

@@ -4,14 +4,13 @@ import contextlib
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.records import History, Trial
+from search.samplers import sampler_for, startup_suggestion
 from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
 from spaces.schema import Space
 from trainable.files import replacing
@@ -49,14 +48,17 @@ class Proposer:
         }
 
     def propose(self, number: int, baseline: bool) -> dict[str, Number]:
-        """Values of the searched parameters for trial `number`: the baseline's, or the sampler's.
+        """Values of the searched parameters for trial `number`: the baseline's, those of the start, or the sampler's.
 
         Raises:
             ValueError: `number` is not the next trial's.
+            InputError: the sampler needs what is not installed.
         """
         self._study.sampler = sampler_for(self._space, number)
         if baseline:
             self._study.enqueue_trial(self._space.baseline_suggestion(), user_attrs={"baseline": True})
+        elif start := startup_suggestion(self._space, number):
+            self._study.enqueue_trial(start)
         trial = self._study.ask(self._distributions)
         if trial.number != number:
             raise ValueError(f"trial {number} was asked for, but the study is at trial {trial.number}.")
@@ -78,12 +80,6 @@ class Proposer:
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """Optuna's form of the searched parameters."""
     return {name: _distribution(parameter) for name, parameter in space.searched.items()}
-
-
-def sampler_for(space: Space, number: int) -> BaseSampler:
-    """Optuna's TPE, seeded for one trial."""
-    seed = np.random.SeedSequence([space.search.seed, number]).generate_state(1)[0]
-    return TPESampler(seed=int(seed))
 
 
 def study_of(space: Space, history: History, storage: BaseStorage | None = None) -> optuna.Study:

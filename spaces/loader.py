@@ -190,6 +190,7 @@ class _Validation:
         sections = {key: self._section(key, model) for key, model in SECTIONS.items()}
         parameters = self._parameters()
         self._check_epochs(sections)
+        self._check_it_ends(sections["search"])
         self._check_something_is_searched(sections["search"], parameters)
         baseline = self._baseline(sections["training"], parameters)
         if self._findings:
@@ -244,7 +245,7 @@ class _Validation:
 
     def _check_epochs(self, sections: Mapping[str, Section | None]) -> None:
         training, search = sections["training"], sections["search"]
-        if training is None or search is None:
+        if training is None or search is None or search.asha == "off":  # type: ignore[attr-defined]
             return
         grace, reduction, epochs = search.grace_epochs, search.reduction_factor, training.max_epochs  # type: ignore[attr-defined]
         if grace > epochs:
@@ -264,12 +265,24 @@ class _Validation:
                 f"`search.reduction_factor` ({reduction})^k: the nearest are {below} and {below * reduction}.",
             )
 
+    def _check_it_ends(self, search: Section | None) -> None:
+        if search is None:
+            return
+        limits = (search.trials, search.epoch_budget, search.time_budget)  # type: ignore[attr-defined]
+        if all(limit is None for limit in limits):
+            self._find(
+                ("search",),
+                "`search` has none of `trials`, `epoch_budget` and `time_budget`, but at least one must say when the "
+                "search ends. Give one.",
+            )
+
     def _check_something_is_searched(self, search: Section | None, parameters: Mapping[str, Parameter]) -> None:
         searched = [name for name, parameter in parameters.items() if not isinstance(parameter, Fixed)]
-        if not self._findings and not searched and search is not None and search.trials > 1:  # type: ignore[attr-defined]
+        if not self._findings and not searched and search is not None and search.trials != 1:  # type: ignore[attr-defined]
+            number = search.trials or "not given"  # type: ignore[attr-defined]
             self._find(
                 ("space",),
-                f"`space` searches nothing, but `search.trials` is {search.trials}. "  # type: ignore[attr-defined]
+                f"`space` searches nothing, but `search.trials` is {number}. "
                 f"Give a parameter a range, or train the one configuration with python -m trainable.train.",
             )
 

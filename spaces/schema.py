@@ -12,6 +12,7 @@ from spaces.parameters import Fixed, Hyperparameters, Number, Parameter, Searche
 # The network shrinks an image by 16 pixels; a test holds this number against the network itself.
 SMALLEST_IMAGE_PX = 17
 LARGEST_IMAGE_PX = 1024
+MOST_TRIALS = 1_000_000
 
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
@@ -54,7 +55,7 @@ class Training(Section):
     """How one configuration is trained.
 
     Attributes:
-        max_epochs: epochs of a trial that nothing stops; `grace_epochs × reduction_factor^k`.
+        max_epochs: epochs of a trial that nothing stops; `grace_epochs × reduction_factor^k`, unless ASHA is off.
         batch_size, dropout, weight_decay: for all trials, unless they stand in `space`.
         precision: of activations; `auto` is bf16 where the processor has instructions for it.
     """
@@ -67,24 +68,44 @@ class Training(Section):
 
 
 class Search(Section):
-    """How many configurations are tried, and how early weak ones are stopped.
+    """How many configurations are tried, who proposes them, and how early weak ones are stopped.
+
+    At least one of `trials`, `epoch_budget` and `time_budget` is given; the first that is reached ends the search.
 
     Attributes:
-        trials: configurations to try, the baseline among them.
+        trials: configurations to try, the baseline among them; None: as many as the budgets allow.
+        epoch_budget: start trials until so many epochs have been trained; those that run then go on. Fresh runs do
+            not count. None: no limit.
         grace_epochs: ASHA's grace period: epochs that every trial gets, and the first rung.
         reduction_factor: each further rung lies this many times higher; about one in so many trials passes it.
+        asha: `stop` ends a trial at a rung at once, or never; `promote` lets each pause at a rung and go on
+            when it is among the best there; `off` trains all to the end.
+        sampler: who proposes: `random`, Optuna's `tpe`, or its `gp` (which learns nothing from stopped trials).
+        startup: how the first trials are proposed: `random`, or `sobol`, which spreads them evenly.
+        startup_trials: so many, the baseline among them, before `tpe` or `gp` proposes.
         seed: of proposals, weights, order of the images, dropout and augmentation.
         time_budget: stop after this long, such as `30m`, `1h30m` or `90s`; None: no limit.
         explore: chance of each trial to be trained to the end whatever a rung says, so that what stopping loses
             can be measured.
     """
 
-    trials: int = Field(ge=1, le=1_000_000)
+    trials: int | None = Field(default=None, ge=1, le=MOST_TRIALS)
+    epoch_budget: int | None = Field(default=None, ge=1, le=1_000_000_000)
     grace_epochs: int = Field(default=1, ge=1, le=100_000)
     reduction_factor: int = Field(default=3, ge=2, le=100_000)
+    asha: Literal["stop", "promote", "off"] = "stop"
+    sampler: Literal["random", "tpe", "gp"] = "tpe"
+    startup: Literal["random", "sobol"] = "random"
+    startup_trials: int = Field(default=10, ge=1, le=MOST_TRIALS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None
     explore: float = Field(default=0.0, ge=0, le=1)
+
+    @field_validator("asha", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, value: Any) -> Any:
+        # YAML 1.1 reads `off` as false.
+        return "off" if value is False else value
 
     @field_validator("time_budget", mode="before")
     @classmethod
@@ -92,6 +113,11 @@ class Search(Section):
         if text is not None:
             duration_s(str(text))
         return text
+
+    @property
+    def most_trials(self) -> int:
+        """How many trials are started at most."""
+        return MOST_TRIALS if self.trials is None else self.trials
 
     @property
     def time_budget_s(self) -> float | None:
@@ -166,6 +192,8 @@ class Space:
     @property
     def rung_epochs(self) -> tuple[int, ...]:
         """Epochs at which ASHA compares trials, ascending; the last is `max_epochs`."""
+        if self.search.asha == "off":
+            return (self.training.max_epochs,)
         return rung_epochs(self.search.grace_epochs, self.search.reduction_factor, self.training.max_epochs)
 
     def complete(self, suggested: Mapping[str, Number]) -> Hyperparameters:

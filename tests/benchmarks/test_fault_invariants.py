@@ -34,6 +34,7 @@ from benchmarks.fault_invariants import (
     trials_of,
 )
 from benchmarks.fault_tally import ALL_KINDS, Launch, Tally, tallies, total
+from search.asha import asha_of
 from search.experiment import Experiment
 from search.journal import Journal, read_history
 from search.manifest import Session, seconds_used, timestamp
@@ -172,7 +173,7 @@ def test_a_search_that_forgets_its_rungs_is_noticed(space: Space, tmp_path: Path
     path = tmp_path / "journal.jsonl"
     simulate(SearchState(space, History(), Journal(path)), 0, 25)
     state = SearchState(space, read_history(path), Journal(path))
-    state._rungs = type(state._rungs)(space.rung_epochs, space.search.reduction_factor)
+    state._asha = asha_of(space)
     simulate(state, 1)
     problems = rung_problems(events_of(path.read_bytes()), ASKED)
     assert any("but was to be stopped" in problem or "but was not to end" in problem for problem in problems)

@@ -175,9 +175,13 @@ def test_expected_losses_are_those_of_real_searches() -> None:
 def test_a_refused_explored_trial_that_ends_above_the_rest_is_seen() -> None:
     space = space_with("search.explore=0.5", "search.trials=12")
     late = next(number for number in range(2, 12) if is_explored(number, space.search.seed, 0.5))
-    history = searched(
-        space, lambda trial, config, epoch: 0.95 if trial == late and epoch == 9 else 0.1 if trial == late else 0.5
-    )
+
+    def curve(trial: int, config: Hyperparameters, epoch: int) -> float:
+        if trial == late:
+            return 0.95 if epoch == 9 else 0.1
+        return 0.5 + trial / 1000  # each better than those before it, so that rungs refuse none
+
+    history = searched(space, curve)
     assert first_refusals(history, RUNGS, 3)[late] == 1
     lost = would_be_winners(history, space)
     assert lost.numbers["n_explored_refused_winners"] == 1

@@ -50,7 +50,7 @@ def test_every_trial_is_as_likely_and_no_stretch_of_a_search_goes_without(explor
 def test_their_number_is_known_beforehand() -> None:
     for seed in range(20):
         space = exploring(0.3, f"search.seed={seed}")
-        assert n_explored(space) == sum(is_explored(trial, seed, 0.3) for trial in range(1, 30))
+        assert n_explored(space, 30) == sum(is_explored(trial, seed, 0.3) for trial in range(1, 30))
 
 
 def test_exempt_trials_go_to_the_end_and_nobody_else_notices_at_the_first_rung() -> None:
@@ -63,7 +63,7 @@ def test_exempt_trials_go_to_the_end_and_nobody_else_notices_at_the_first_rung()
         searched.append(state.history.trials)
     explored = [number for number, trial in searched[1].items() if trial.explored]
     assert explored == [number for number in range(1, 30) if is_explored(number, 0, 0.3)]
-    assert len(explored) == n_explored(space) > 3
+    assert len(explored) == n_explored(space, 30) > 3
     assert [n for n, trial in searched[0].items() if trial.status == "completed"] == [0]
     assert [n for n, trial in searched[1].items() if trial.status == "completed"] == [0, *explored]
     first_rung = [{n: t.end.reason for n, t in trials.items() if n not in explored} for trials in searched]  # type: ignore[union-attr]
@@ -110,7 +110,7 @@ def test_the_leaderboard_s_json_and_csv_say_who_was() -> None:
     rows = json.loads(tables.as_json("mine", rank(state.history)))["trials"]
     assert {row["trial"] for row in rows if row["explored"]} == {n for n in range(1, 30) if is_explored(n, 0, 0.3)}
     assert "explored" in tables.as_csv(rank(state.history), []).splitlines()[0]
-    assert tables.as_table(rank(state.history), []).count("(explored)") == n_explored(space)
+    assert tables.as_table(rank(state.history), []).count("(explored)") == n_explored(space, 30)
 
 
 def test_what_it_costs_is_in_the_expected_epochs() -> None:
@@ -130,17 +130,22 @@ def test_the_expected_epochs_are_those_of_simulated_searches() -> None:
         order = [(7919 * (trial + 1) * (seed + 1)) % 1009 / 1009 for trial in range(30)]
         simulate(state, seed, trials_at_once=1, curve=lambda trial, config, epoch, order=order: order[trial])
         n_epochs.append(state.history.n_epochs)
-    expected = expected_epochs(30, space.rung_epochs, 3, n_explored(space))
+    expected = expected_epochs(30, space.rung_epochs, 3, n_explored(space, 30))
     assert sum(n_epochs) / len(n_epochs) == pytest.approx(expected, rel=0.12)
 
 
 def test_the_plan_says_what_it_costs() -> None:
+    from search.expectation import of_trials
     from search.plan import _explore_lines
 
-    assert _explore_lines(exploring(0.0)) == []
-    (line,) = _explore_lines(exploring(0.3))
+    def lines(explore: float) -> list[str]:
+        space = exploring(explore)
+        return _explore_lines(space, of_trials(space, 30))
+
+    assert lines(0.0) == []
+    (line,) = lines(0.3)
     n = n_explored(exploring(0.3))
     assert line.startswith(f"explore     0.3: {n} of 29 trials are trained to the end whatever a rung says: about ")
     assert line.endswith(" epochs more")
-    (line,) = _explore_lines(exploring(0.0001))
+    (line,) = lines(0.0001)
     assert line == "explore     0.0001: no trial of 29, as the seed has it: raise it, or search.trials"

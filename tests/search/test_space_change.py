@@ -6,6 +6,7 @@ import pytest
 
 from search.ranking import lead_sentence, rank, winner
 from search.records import History, SpaceSet
+from search.rungs import Rungs, Verdict
 from search.space_change import contains, must_be_allowed, set_aside
 from search.state import SearchState
 from search.study import study_of
@@ -89,13 +90,20 @@ def test_trials_outside_count_no_more_and_those_inside_do(searched: History) -> 
     assert [trial.number for trial in searched.trials.values() if trial.baseline] == [0]
 
 
-def test_rungs_hold_no_trial_that_is_set_aside(searched: History) -> None:
+def test_rungs_hold_no_trial_that_is_set_aside(searched: History, monkeypatch: pytest.MonkeyPatch) -> None:
     narrowed = changed(*NARROWED)
     outside = set_aside(narrowed, searched)
     searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
-    values = SearchState(narrowed, searched)._rungs._values
-    assert all(not set(outside) & arrived.keys() for arrived in values.values())
-    assert values[1]
+    told: list[int] = []
+
+    class Recorded(Rungs):
+        def arrive(self, trial: int, epoch: int, value: float) -> Verdict | None:
+            told.append(trial)
+            return super().arrive(trial, epoch, value)
+
+    monkeypatch.setattr("search.asha.Rungs", Recorded)
+    SearchState(narrowed, searched)
+    assert set(told) == set(searched.trials) - set(outside)
 
 
 def test_a_new_baseline_is_run_and_led_against(searched: History) -> None:
