@@ -100,7 +100,7 @@ def _every_sampler_and_stopping() -> list[OwnArm]:
 
 def _reductions() -> list[OwnArm]:
     return [
-        OwnArm(f"{sampler}-{asha}-1-by-{reduction}", sampler, asha=asha, reduction_factor=reduction)  # type: ignore[arg-type]
+        OwnArm(f"{sampler}-{asha}-1-by-{reduction}", sampler, asha=asha, reduction_factor=reduction)
         for sampler in ("random", "tpe")
         for asha in ("stop", "promote")
         for reduction in (2, 4)

@@ -29,7 +29,9 @@ BLUR = 0.1
 # Noise is pooled over epochs from e / POOLED to e × POOLED.
 POOLED = 1.5
 
-MODEL_NAMES = ("nearest neighbours", "extra trees", "random forest", "gaussian process")
+MODEL_NAMES = ("nearest neighbours", "extra trees", "random forest", "gaussian process", "gaussian process of logits")
+# Accuracies are kept so far from 0 and 1 before their logit is taken.
+SMALLEST_ODDS = 0.005
 
 Predict = Callable[[Array], Array]
 
@@ -147,7 +149,7 @@ def answer_of(predicted: Array, ceiling: Array) -> Answer:
     share = np.clip((stuck - BLUR) / (1 - 2 * BLUR), 0.0, 1.0)
     # What is expected is a mixture of both kinds of run.
     learned = (expected - share / N_CLASSES) / np.maximum(1 - share, BLUR)
-    learned = np.clip(learned, np.minimum(expected, 1 / N_CLASSES), np.maximum(ceiling, expected))
+    learned = np.clip(learned, np.minimum(expected, 1 / N_CLASSES), ceiling)
     final = np.where(share[:, -1] > 0.5, 1 / N_CLASSES, learned[:, -1])
     return Answer(learned, share, final)
 
@@ -308,9 +310,22 @@ def _process_mean(
     return np.asarray(kernel(unit, known) @ alpha * std + mean)
 
 
+def _gaussian_process_of_logits(unit: Array, targets: Array) -> Predict:
+    # Near 100 % a process of the accuracies themselves goes on rising, and the best of the space is a wide plateau.
+    accuracies, at_chance = np.split(targets, 2, axis=1)
+    kept = np.clip(accuracies, SMALLEST_ODDS, 1 - SMALLEST_ODDS)
+    return partial(_logistic, _gaussian_process(unit, np.hstack([np.log(kept / (1 - kept)), at_chance])))
+
+
+def _logistic(predict: Predict, unit: Array) -> Array:
+    logits, at_chance = np.split(predict(unit), 2, axis=1)
+    return np.hstack([1 / (1 + np.exp(-logits)), at_chance])
+
+
 _MODELS: dict[str, Callable[[Array, Array], Predict]] = {
     MODEL_NAMES[0]: _nearest_neighbours,
     MODEL_NAMES[1]: partial(_trees, ExtraTreesRegressor),
     MODEL_NAMES[2]: partial(_trees, RandomForestRegressor),
     MODEL_NAMES[3]: _gaussian_process,
+    MODEL_NAMES[4]: _gaussian_process_of_logits,
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks.replay_arms import REFERENCE_NAMES, SHIPPED, Arm, full_arms
 from benchmarks.replay_searches import Replay, replay
@@ -159,8 +160,10 @@ def _settings(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
 
 def _fitted(name: str, epochs: int) -> tuple[Surrogate, dict[str, Any]]:
     table = read_table(name).first_epochs(epochs)
-    scores = held_out_scores(table)
-    surrogate = fit(table, best_model(scores))
+    # Threads that wait for each other over matrices this small take several times as long on a busy machine.
+    with threadpool_limits(1):
+        scores = held_out_scores(table)
+        surrogate = fit(table, best_model(scores))
     noise = surrogate.noise
     quality = {
         "configurations": len(table.unit),
