@@ -46,22 +46,24 @@ def thinned(regrets: Array, step: int = STEP) -> Array:
     return regrets[:, step - 1 :: step]
 
 
-def factor_of(regrets: Array, reference: Array, seed: int = 0) -> Factor:
+def factor_of(regrets: Array, reference: Array, of_budget: bool = False, seed: int = 0) -> Factor:
     """How many times the epochs of `reference` an arm needs to the median regret that the reference ends with.
 
     Args:
         regrets: (S, T) of the arm, thinned.
         reference: (S, T) of the reference, the same seeds in the same order.
+        of_budget: whether the reference's epochs are all that it trained; else those after which its median stayed
+            at or below what it ended with.
         seed: of the resampling.
     """
     generator = np.random.default_rng(seed)
     n_seeds = min(len(regrets), len(reference))
     regrets, reference = regrets[:n_seeds], reference[:n_seeds]
     drawn = generator.integers(n_seeds, size=(N_RESAMPLED, n_seeds))
-    factors = [_factor(np.median(regrets[rows], 0), np.median(reference[rows], 0)) for rows in drawn]
+    factors = [_factor(np.median(regrets[rows], 0), np.median(reference[rows], 0), of_budget) for rows in drawn]
     # Of two infinite ones no mean can be taken.
     low, high = np.quantile(factors, [0.025, 0.975], method="nearest")
-    return Factor(_factor(np.median(regrets, 0), np.median(reference, 0)), float(low), float(high))
+    return Factor(_factor(np.median(regrets, 0), np.median(reference, 0), of_budget), float(low), float(high))
 
 
 def interval_of_median(values: Array, seed: int = 0) -> tuple[float, float]:
@@ -76,6 +78,6 @@ def geometric_mean(factors: list[float], most: float) -> float:
     return float(np.exp(np.mean([math.log(min(factor, most)) for factor in factors])))
 
 
-def _factor(medians: Array, reference: Array) -> float:
+def _factor(medians: Array, reference: Array, of_budget: bool) -> float:
     level = float(reference[-1])
-    return epochs_to(medians, level) / epochs_to(reference, level)
+    return epochs_to(medians, level) / (len(reference) if of_budget else epochs_to(reference, level))

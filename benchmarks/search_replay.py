@@ -62,8 +62,10 @@ class Row:
         trials, completed: medians over seeds.
         regret: medians after a quarter, half and all of the budget, in points.
         regret_interval: 95 % bootstrap interval of the last of those.
+        mean_regret: over all seeds and epochs.
         epochs_to_1, epochs_to_half: until the median regret stays at or below 1 point and 0.5; infinite for never.
-        factors: against each reference, in `REFERENCE_NAMES`.
+        factors: against each reference, in `REFERENCE_NAMES`: over the epochs after which that stayed where it ended.
+        budget_factors: the same over all epochs that the reference trained.
     """
 
     setting: str
@@ -73,9 +75,11 @@ class Row:
     completed: float
     regret: tuple[float, ...]
     regret_interval: tuple[float, float]
+    mean_regret: float
     epochs_to_1: float
     epochs_to_half: float
     factors: Mapping[str, Factor]
+    budget_factors: Mapping[str, Factor]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,7 +114,8 @@ def _run(options: argparse.Namespace) -> int:
     curves = {key: np.array([found.regret for _, found in sorted(several)]) for key, several in replays.items()}
     rows = [_row(key, curves, [found for _, found in replays[key]]) for key in curves]
     for setting in surrogates:
-        print(f"\n{setting}, {options.seeds} seeds\n\n{_table([row for row in rows if row.setting == setting])}")
+        of_setting = [row for row in rows if row.setting == setting]
+        print(f"\n{setting}, {options.seeds} seeds\n\n{_table(of_setting)}\n\n{_factor_table(of_setting)}")
     if options.plot:
         _draw(options.plot, rows, curves)
     if options.curves:
@@ -269,19 +274,43 @@ def _row(key: tuple[str, str], curves: Mapping[tuple[str, str], Array], replays:
         completed=float(np.median([found.n_completed for found in replays])),
         regret=tuple(float(medians[round(part * len(medians)) - 1]) for part in PARTS),
         regret_interval=interval_of_median(regrets[:, -1]),
+        mean_regret=float(regrets.mean()),
         epochs_to_1=epochs_to(medians, LEVELS[0]),
         epochs_to_half=epochs_to(medians, LEVELS[1]),
-        factors={
-            name: factor_of(thinned(regrets), thinned(curves[setting, name]))
-            for name in REFERENCE_NAMES
-            if (setting, name) in curves
-        },
+        factors=_factors(regrets, setting, curves, of_budget=False),
+        budget_factors=_factors(regrets, setting, curves, of_budget=True),
     )
 
 
+def _factors(
+    regrets: Array, setting: str, curves: Mapping[tuple[str, str], Array], of_budget: bool
+) -> dict[str, Factor]:
+    return {
+        name: factor_of(thinned(regrets), thinned(curves[setting, name]), of_budget)
+        for name in REFERENCE_NAMES
+        if (setting, name) in curves
+    }
+
+
 def _table(rows: Sequence[Row]) -> str:
-    columns = ("arm", "trials", "to the end", "regret at ¼", "½", "budget", "95 %", "to 1 point", "to 0.5")
-    return table_text((*columns, *(f"× {name}" for name in REFERENCE_NAMES)), [_cells(row) for row in rows])
+    columns = ("arm", "trials", "to the end", "regret at ¼", "½", "budget", "95 %", "mean", "to 1 point", "to 0.5")
+    return table_text(columns, [_cells(row) for row in rows])
+
+
+def _factor_table(rows: Sequence[Row]) -> str:
+    headers = [(f"× {name}", f"of {name}'s budget") for name in REFERENCE_NAMES]
+    cells = [
+        (
+            row.arm,
+            *(
+                _factor_text(factors[name]) if name in factors else ""
+                for name in REFERENCE_NAMES
+                for factors in (row.factors, row.budget_factors)
+            ),
+        )
+        for row in rows
+    ]
+    return table_text(("epochs to the same regret", *(title for pair in headers for title in pair)), cells)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -293,9 +322,9 @@ def _cells(row: Row) -> tuple[str, ...]:
         number_text(row.completed),
         *(number_text(regret, 2) for regret in row.regret),
         f"{low:.2f} – {high:.2f}",
+        number_text(row.mean_regret, 2),
         _epochs_text(row.epochs_to_1),
         _epochs_text(row.epochs_to_half),
-        *(_factor_text(row.factors[name]) if name in row.factors else "" for name in REFERENCE_NAMES),
     )
 
 

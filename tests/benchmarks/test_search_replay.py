@@ -188,6 +188,8 @@ def test_the_factor_of_curves_that_are_known() -> None:
     # What the reference wastes after it has arrived is nobody's gain.
     idle = np.hstack([reference, np.repeat(reference[:, -1:], 300, axis=1)])
     assert factor_of(np.hstack([faster, faster[:, -1:].repeat(300, 1)]), idle).value == pytest.approx(0.5, abs=0.01)
+    assert factor_of(faster, reference, of_budget=True).value == pytest.approx(0.5, abs=0.01)
+    assert factor_of(faster, idle[:, :600], of_budget=True).value == pytest.approx(0.25, abs=0.01)
     assert math.isinf(factor_of(reference + 1, reference).value)
 
 
