@@ -16,7 +16,7 @@ from pathlib import Path
 LONGEST_TEMPORARY_PATH = 30
 POLL_S = 0.002
 
-_RESULTS_FILE = re.compile(r"/session_(\d+)/(?:driver_artifacts/)?trial_(\d+)/result\.json")
+_RESULTS_FILE = re.compile(r"/session_(\d+)/(?:driver_artifacts/)?trial_(\d+)(?:_(\d+))?/result\.json")
 
 
 def short_temporary_folder() -> Path:
@@ -123,16 +123,20 @@ def described(pid: int) -> str:
 
 def trained_epochs(*folders: Path) -> dict[int, dict[int, list[int]]]:
     """By Ray's own logs, wherever they lie under `folders`: for each session and trial, the epochs in order."""
-    found: dict[int, dict[int, list[int]]] = {}
+    found: dict[tuple[int, int], dict[int, list[int]]] = {}
     for folder in folders:
         for parent, _, names in os.walk(folder):
             match = _RESULTS_FILE.search(f"{parent}/result.json") if "result.json" in names else None
             if match:
-                session, trial = int(match[1]), int(match[2])
+                session, trial, time_given = int(match[1]), int(match[2]), int(match[3] or 1)
                 epochs = _logged_epochs(Path(parent, "result.json"))
-                trials = found.setdefault(session, {})
-                trials[trial] = max(trials.get(trial, []), epochs, key=len)
-    return found
+                times = found.setdefault((session, trial), {})
+                times[time_given] = max(times.get(time_given, []), epochs, key=len)
+    trained: dict[int, dict[int, list[int]]] = {}
+    for (session, trial), times in found.items():
+        # One that was promoted has a file for each time that it was given out.
+        trained.setdefault(session, {})[trial] = [epoch for _, epochs in sorted(times.items()) for epoch in epochs]
+    return trained
 
 
 def _logged_epochs(path: Path) -> list[int]:

@@ -142,8 +142,9 @@ class PromotingRungs:
         n_arrived, n_promoted = len(self._ranks[epoch]), self._n_promoted(epoch)
         if _rank(trial.number, trial.last) in self._ranks[epoch][:n_promoted]:
             return f"{value:.2%} at rung {epoch}, among the best {n_promoted} of {n_arrived}, when the budget was used"
-        best = f"the best {n_promoted} of {n_arrived}" if n_promoted else f"the best of {n_arrived}, too few for one"
-        return f"{value:.2%} at rung {epoch}, not among {best} that go on"
+        if not n_promoted:
+            return f"{value:.2%} at rung {epoch}, where {n_arrived} are too few for one to go on"
+        return f"{value:.2%} at rung {epoch}, not among the best {n_promoted} of {n_arrived} that go on"
 
     def _n_promoted(self, epoch: int) -> int:
         return len(self._ranks[epoch]) // self._reduction_factor

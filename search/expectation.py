@@ -43,10 +43,10 @@ def expected_search(space: Space, time_epochs: float | None = None) -> Expected 
         return None if most is None else of_trials(space, most)
     budget, trials = min(budgets), 2
     for _ in range(_ROUNDS):
-        so_far = of_trials(space, trials)
+        explore, max_epochs = space.search.explore, space.training.max_epochs
+        per_trial = explore * max_epochs + (1 - explore) * of_trials(space, trials).each
         # The baseline goes to the end beside the others.
-        per_trial = (so_far.epochs - space.training.max_epochs) / max(so_far.trials - 1, 1)
-        trials = 1 + max(0, math.ceil((budget - space.training.max_epochs) / per_trial))
+        trials = 1 + max(0, math.ceil((budget - max_epochs) / per_trial))
     return of_trials(space, trials if most is None else min(trials, most))
 
 

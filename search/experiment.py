@@ -131,7 +131,7 @@ class Experiment:
         from trainable.checkpoint import checkpoint_epoch  # needs torch, which those who only read do without
 
         best: tuple[int, Path] | None = None
-        for folder in self.ray_folder.resolve().glob(f"session_*/{name}/checkpoint_*"):
+        for folder in _checkpoints(self.ray_folder.resolve(), name):
             epoch = checkpoint_epoch(folder)
             if epoch is not None and epoch <= n_epochs_known and (best is None or epoch > best[0]):
                 best = (epoch, folder)
@@ -146,7 +146,7 @@ class Experiment:
             name: of its folder, such as `trial_0007`.
             but_newest: how many to keep.
         """
-        found = sorted(self.ray_folder.glob(f"session_*/{name}/checkpoint_*"), key=checkpoint_order)
+        found = sorted(_checkpoints(self.ray_folder, name), key=checkpoint_order)
         for folder in found[: max(0, len(found) - but_newest)]:
             if self._holds(folder):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -353,11 +353,25 @@ def _is_experiment(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("experiment.yaml", "journal.jsonl"))
 
 
-def checkpoint_order(folder: Path) -> tuple[list[int], str]:
+def checkpoint_order(folder: Path) -> tuple[list[int], list[int], str]:
     """Sorts the folders of a trial's checkpoints, `…/session_N/trial_…/checkpoint_…`, by age."""
-    # `session_3`, or `session_3_2` where a session needed a second round.
-    numbers = folder.parts[-3].split("_")[1:]
-    return ([int(number) if number.isdecimal() else 0 for number in numbers], folder.name)
+    # `session_3`, or `session_3_2` where a session needed a second round; `trial_0007_2` likewise.
+    return (_numbers(folder.parts[-3]), _numbers(folder.parts[-2]), folder.name)
+
+
+def owner_of(folder: str) -> str:
+    """The trial or run that a folder of checkpoints belongs to: `trial_0007` for `trial_0007_2`."""
+    return "_".join(folder.split("_")[:2])
+
+
+def _checkpoints(ray_folder: Path, name: str) -> Iterator[Path]:
+    for folder in ray_folder.glob(f"session_*/{name}*/checkpoint_*"):
+        if owner_of(folder.parts[-2]) == name:
+            yield folder
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) if number.isdecimal() else 0 for number in name.split("_")[1:]]
 
 
 def _newest(results: Path) -> Experiment:

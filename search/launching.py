@@ -217,7 +217,7 @@ def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
     if assignment.n_epochs_known:
         resume_from = launch.experiment.newest_checkpoint(assignment.name, assignment.n_epochs_known)
     return TrialConfig(
-        name=assignment.name,
+        name=assignment.folder,
         trial=assignment.trial,
         purpose=Purpose.CONFIRMATION if assignment.kind == "run" else Purpose.TRIAL,
         seed_number=assignment.seed_number,

@@ -161,8 +161,7 @@ def _most(space: Space, placement: Placement, expected: Expected) -> tuple[int, 
     search, max_epochs = space.search, space.training.max_epochs
     if search.epoch_budget is not None:
         epochs = search.epoch_budget + budget.most_epochs_over(space, placement.trials_at_once)
-        trials = min(search.most_trials, search.epoch_budget + placement.trials_at_once)
-        return trials, min(epochs, trials * max_epochs)
+        return search.most_trials, min(epochs, search.most_trials * max_epochs)
     if search.trials is not None:
         return search.trials, search.trials * max_epochs
     return math.ceil(1.5 * expected.trials), math.ceil(1.5 * expected.epochs)
@@ -204,9 +203,9 @@ def _asha_line(space: Space) -> str:
 
 def _sampler_line(space: Space) -> str:
     search = space.search
-    if search.startup_trials < 2 or (search.sampler, search.startup) == ("random", "random"):
-        return f"proposals   {search.sampler}, the baseline first"
-    return f"proposals   the baseline, {search.startup} up to trial {search.startup_trials - 1}, then {search.sampler}"
+    if search.startup_trials < 2 or search.startup == search.sampler:
+        return f"proposals   {search.sampler}"
+    return f"proposals   {search.startup} up to trial {search.startup_trials - 1}, then {search.sampler}"
 
 
 def _explore_lines(space: Space, expected: Expected) -> list[str]:
@@ -285,7 +284,7 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"device      {placement.description}, {placement.trials_at_once} trials at once",
         *(f"            {sharing_text(sharing)}" for sharing in placement.measured),
         f"precision   {placement.compute.precision}: {placement.precision_reason}",
-        f"trials      {trials.removesuffix(' trials')}, at most {max_epochs} epochs each",
+        f"trials      {trials.removesuffix(' trials')}, the baseline first, at most {max_epochs} epochs each",
         _sampler_line(space),
         _asha_line(space),
         *_explore_lines(space, expected),

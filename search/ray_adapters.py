@@ -49,7 +49,13 @@ class Shared:
         self.assignments: dict[str, Assignment] = {}
         # Names of what Ray gave up although nothing says that it cannot be trained: it goes on in another round.
         self.given_up: set[str] = set()
+        # Names of trials that wait at a rung from now on, whose checkpoint is being written.
+        self.saving: set[str] = set()
         self.failure: Exception | None = None
+
+    def waits(self, assignment: Assignment) -> bool:
+        """Whether it is a trial that waits at a rung."""
+        return assignment.kind == "trial" and self.state.is_paused(assignment.number)
 
     def kept(self, action: Callable[[], T], otherwise: T) -> T:
         """Do something to the state; keep what it raises for the end, as Ray would bury it in traces.
@@ -92,6 +98,8 @@ class StateSearcher(Searcher):
         n_running = state.n_running - len(self._shared.given_up)
         if self._shared.failure is not None or n_running >= self._trials_at_once:
             return None
+        if self._shared.saving:
+            return None  # the next may be one of them, and is to go on from that checkpoint
         assignment = self._shared.kept(state.next_assignment, None)
         if assignment is None:
             # What was given up will not end in this round, whatever waits for it.
@@ -111,7 +119,10 @@ class StateSearcher(Searcher):
 
 
 class StateScheduler(FIFOScheduler):
-    """Ends a trial when the state says so. The state applies ASHA's rule; Ray's own keeps its rungs to itself."""
+    """Ends a trial when the state says so. The state applies ASHA's rule; Ray's own keeps its rungs to itself.
+
+    A trial that waits at a rung ends for Ray, and its worker is free; promoted, it is a new one for Ray.
+    """
 
     def __init__(self, shared: Shared) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -120,6 +131,8 @@ class StateScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         assignment = self._shared.assignments[trial.trial_id]
         goes_on = self._shared.kept(lambda: self._record(assignment, result), True)
+        if self._shared.waits(assignment):
+            self._shared.saving.add(assignment.name)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def _record(self, assignment: Assignment, result: dict[str, Any]) -> bool:
@@ -186,6 +199,10 @@ class Housekeeping(tune.Callback):
         assignment, trace, state = self._assignment(trial), failure_trace(trial), self._shared.state
         if self._ends_search(trace):
             return
+        if self._shared.waits(assignment):
+            # Its result is known; promoted, it goes on from an older checkpoint.
+            self._shared.saving.discard(assignment.name)
+            return
         if self._shared.retries.goes_on(assignment.name, trace):
             self._shared.given_up.add(assignment.name)
             self._on_retry(assignment.title, reason_in_words(trace))
@@ -203,7 +220,12 @@ class Housekeeping(tune.Callback):
         self._drop_checkpoints(self._assignment(trial).name, CHECKPOINTS_KEPT)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._drop_checkpoints(self._assignment(trial).name, 0)
+        assignment = self._assignment(trial)
+        if self._shared.waits(assignment):
+            self._shared.saving.discard(assignment.name)
+            self._drop_checkpoints(assignment.name, 1)
+        elif self._shared.state.has_ended(assignment):
+            self._drop_checkpoints(assignment.name, 0)
         # Ray keeps each trial, with statistics of each of its metrics that nobody asks for, until the search ends.
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
@@ -229,5 +251,5 @@ def failure_trace(trial: RayTrial) -> str:
 
 
 def trial_folder_name(trial: RayTrial) -> str:
-    """The assignment's name."""
+    """The assignment's folder."""
     return str(trial.config["name"])

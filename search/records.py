@@ -268,7 +268,7 @@ class Trial:
         end: how it ended; None while it can go on.
         set_aside: whether it lies outside the space as it was changed later, and counts no more.
         explored: whether chance lets it go to the end whatever a rung says (`search.explore`).
-        promoted_at: the epoch of the highest rung that it was promoted from; 0 for none.
+        promotions: from the rungs that it waited at.
     """
 
     number: int
@@ -280,7 +280,12 @@ class Trial:
     end: TrialEnded | None = None
     set_aside: bool = False
     explored: bool = False
-    promoted_at: int = 0
+    promotions: list[TrialPromoted] = field(default_factory=list)
+
+    @property
+    def promoted_at(self) -> int:
+        """The epoch of the highest rung that it was promoted from; 0 for none."""
+        return self.promotions[-1].epoch if self.promotions else 0
 
     @property
     def status(self) -> Status:
@@ -382,7 +387,7 @@ class History:
                     raise ValueError(
                         f"trial {event.trial} is promoted from epoch {event.epoch}, where it does not wait"
                     )
-                trial.promoted_at = event.epoch
+                trial.promotions.append(event)
             case TrialEnded():
                 trial = self._running(event.trial)
                 if event.status == "completed" and not trial.epochs:
@@ -418,6 +423,7 @@ class History:
         for trial in self.trials.values():
             yield trial.started_at
             yield from (epoch.at for epoch in trial.epochs)
+            yield from (promotion.at for promotion in trial.promotions)
             if trial.end:
                 yield trial.end.at
         for run in self.runs.values():

@@ -23,7 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.experiment import RAY_SNAPSHOTS, Experiment, checkpoint_order, is_a_name, list_experiments
+from search.experiment import RAY_SNAPSHOTS, Experiment, checkpoint_order, is_a_name, list_experiments, owner_of
 from search.journal import backup_of
 from spaces.errors import InputError, RunError
 from trainable.locations import below, opened
@@ -166,7 +166,7 @@ class RemoteResults:
         for info in self._list(f"{name}/ray", recursive=True):
             parts = info.path.removeprefix(f"{self._path}/{name}/ray/").split("/")
             if len(parts) >= 3 and parts[2].startswith("checkpoint_"):
-                found.add(("/".join(parts[:3]), parts[1]))
+                found.add(("/".join(parts[:3]), owner_of(parts[1])))
         return sorted(found)
 
     def remove_checkpoint(self, name: str, checkpoint: str) -> None:
@@ -245,7 +245,8 @@ class RemoteExperiment(Experiment):
 
     def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
         if self._copier:
-            self._copier.drop_checkpoints(name, but_newest)
+            # It is done later: by then the newest may be half-written.
+            self._copier.drop_checkpoints(name, max(but_newest, 2) if but_newest else 0)
 
     def drop_ray_snapshots(self) -> None:
         if self._copier:

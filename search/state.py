@@ -50,7 +50,8 @@ class Assignment:
         trial: whose configuration it is.
         seed_number: with `kind` names the random streams: the trial's number, or the run's block.
         config: the configuration.
-        n_epochs_known: epochs whose results are in the journal already; more than 0 after a resume.
+        n_epochs_known: epochs whose results are in the journal already; more than 0 after a resume or a promotion.
+        n_before: how often it was given out in this session before; each time after a promotion.
     """
 
     kind: Literal["trial", "run"]
@@ -59,10 +60,11 @@ class Assignment:
     seed_number: int
     config: Hyperparameters
     n_epochs_known: int
+    n_before: int = 0
 
     @classmethod
-    def of_trial(cls, trial: Trial) -> Assignment:
-        return cls("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs)
+    def of_trial(cls, trial: Trial, n_before: int = 0) -> Assignment:
+        return cls("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs, n_before)
 
     @classmethod
     def of_run(cls, run: Run, config: Hyperparameters) -> Assignment:
@@ -70,8 +72,13 @@ class Assignment:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """What it is called in files, and the folder of its checkpoints begins with."""
         return folder_name(self.kind, self.number)
+
+    @property
+    def folder(self) -> str:
+        """Of its checkpoints in a session: `trial_0007`, then `trial_0007_2`; in one, Ray would overwrite them."""
+        return f"{self.name}_{self.n_before + 1}" if self.n_before else self.name
 
     @property
     def title(self) -> str:
@@ -208,9 +215,10 @@ class SearchState:
         return self.history.trials[number]
 
     def _given(self, trial: Trial) -> Assignment:
+        n_before = self._given_out.count(trial.number) if trial.promoted_at else 0
         self._given_out.append(trial.number)
         self._running.add(trial.number)
-        return Assignment.of_trial(trial)
+        return Assignment.of_trial(trial, n_before)
 
     def has_ended(self, assignment: Assignment) -> bool:
         """Whether what was assigned will not go on."""

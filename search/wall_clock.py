@@ -33,13 +33,26 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
     trained_s = sum(epoch.seconds for one in work for epoch in one.epochs if epoch.at >= started_at)
     # What an earlier session left unfinished is given out as soon as Ray is there.
     running = [
-        (max(one.started_at, started_at), one.end.at if one.end else ended_at)
+        (max(start, started_at), end)
         for one in work
-        if one.end is None or one.end.at >= started_at
+        for start, end in _places_taken(one, ended_at)
+        if end >= started_at
     ]
     total_s = seconds * trials_at_once
     idle_s = _empty_places_s(running, trials_at_once)
     return WallClock(overhead=max(0.0, total_s - trained_s - idle_s) / total_s, idle=idle_s / total_s)
+
+
+def _places_taken(one: Trial | Run, ended_at: float) -> list[tuple[float, float]]:
+    """From when to when each; a trial that waits at a rung takes none. One that has not ended runs until `ended_at`."""
+    promotions = one.promotions if isinstance(one, Trial) else []
+    starts = [one.started_at, *(promotion.at for promotion in promotions)]
+    ends = [one.epochs[promotion.epoch - 1].at for promotion in promotions]
+    if one.end is None:
+        return list(zip(starts, [*ends, ended_at], strict=True))
+    # Who is stopped is stopped at once, or waited since.
+    last = one.epochs[-1].at if one.end.status == "stopped" and one.epochs else one.end.at
+    return list(zip(starts, [*ends, last], strict=True))
 
 
 def _empty_places_s(running: Sequence[tuple[float, float]], places: int) -> float:

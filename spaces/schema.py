@@ -117,7 +117,10 @@ class Search(Section):
     @property
     def most_trials(self) -> int:
         """How many trials are started at most."""
-        return MOST_TRIALS if self.trials is None else self.trials
+        if self.trials is not None:
+            return self.trials
+        # Each trains an epoch at least. One that fails before would be followed by others for ever.
+        return MOST_TRIALS if self.epoch_budget is None else min(MOST_TRIALS, self.epoch_budget)
 
     @property
     def time_budget_s(self) -> float | None:

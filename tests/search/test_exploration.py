@@ -144,7 +144,7 @@ def test_the_plan_says_what_it_costs() -> None:
 
     assert lines(0.0) == []
     (line,) = lines(0.3)
-    n = n_explored(exploring(0.3))
+    n = n_explored(exploring(0.3), 30)
     assert line.startswith(f"explore     0.3: {n} of 29 trials are trained to the end whatever a rung says: about ")
     assert line.endswith(" epochs more")
     (line,) = lines(0.0001)
