@@ -328,3 +328,18 @@ def test_an_unknown_arm_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ray_arms_take_a_seed(surrogate: Surrogate) -> None:
     first, second = (replay(RayArm("ray-stock"), surrogate, 3, 60) for _ in range(2))
     assert np.array_equal(first.regret, second.regret)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_plot_is_drawn(ending: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.replay_plot import draw
+
+    regrets = np.full((3, 200), 2.0)
+    draw(tmp_path / "plot", ending, [("one", "random", regrets), ("two", "random", regrets), ("two", "tpe", regrets)])
+    assert (tmp_path / "plot").read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def test_a_plot_of_an_unknown_form_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plot", "plot.jpg"]) == 2
+    assert "--plot is plot.jpg, but must end with .png or .svg" in capsys.readouterr().err
