@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Table:
         repeats: for some configurations (S, E) curves of several seeds, that in `curves` among them.
         n_images: that accuracies were measured on.
         facts: how it was made.
+        folder: where its files are.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Table:
     repeats: tuple[Array, ...]
     n_images: int
     facts: Mapping[str, Any]
+    folder: Path = FOLDER
 
     @property
     def epochs(self) -> int:
@@ -68,16 +70,16 @@ class Table:
     def first_epochs(self, epochs: int) -> "Table":
         """The same without what was trained later."""
         repeats = tuple(curves[:, :epochs] for curves in self.repeats)
-        return Table(self.name, self.space, self.unit, self.curves[:, :epochs], repeats, self.n_images, self.facts)
+        return replace(self, curves=self.curves[:, :epochs], repeats=repeats)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For another process: a space's parameters cannot be pickled.
-        return _stored, (self.name, self.epochs)
+        return _stored, (self.name, self.folder, self.epochs)
 
 
-def stored_tables() -> list[str]:
-    """Names of the tables in `curves/`."""
-    return sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz"))
+def stored_tables(folder: Path = FOLDER) -> list[str]:
+    """Names of the tables in a folder."""
+    return sorted(path.name.removesuffix(".csv.gz") for path in folder.glob("*.csv.gz"))
 
 
 def read_table(name: str, folder: Path = FOLDER) -> Table:
@@ -87,16 +89,16 @@ def read_table(name: str, folder: Path = FOLDER) -> Table:
         InputError: there is no such table, or it is not complete.
     """
     if not (folder / f"{name}.csv.gz").is_file() or not (folder / f"{name}.json").is_file():
-        stored = ", ".join(stored_tables())
+        stored = ", ".join(stored_tables(folder)) or "none"
         raise InputError(f"`{name}` is not a table of learning curves: in {folder.name}/ there are {stored}.")
     facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     space = space_from_text(yaml.safe_dump(facts["space"]), f"{name}.json", name)
     with gzip.open(folder / f"{name}.csv.gz", "rt", encoding="utf-8") as file:
-        return table_from_text(name, space, file.read(), facts)
+        return replace(table_from_text(name, space, file.read(), facts), folder=folder)
 
 
-def _stored(name: str, epochs: int) -> Table:
-    return read_table(name).first_epochs(epochs)
+def _stored(name: str, folder: Path, epochs: int) -> Table:
+    return read_table(name, folder).first_epochs(epochs)
 
 
 def table_from_text(name: str, space: Space, text: str, facts: Mapping[str, Any]) -> Table:

@@ -23,7 +23,7 @@ from benchmarks.replay_arms import REFERENCE_NAMES, SHIPPED, Arm, full_arms
 from benchmarks.replay_searches import Replay, replay
 from benchmarks.replay_stats import Array, Factor, epochs_to, factor_of, interval_of_median, thinned
 from benchmarks.replay_surrogate import Surrogate, best_model, fit, held_out_scores, ties
-from benchmarks.replay_tables import read_table, stored_tables
+from benchmarks.replay_tables import FOLDER, Table, read_table, stored_tables
 from benchmarks.report import machine, number_text, print_json, progress, table_text
 from search.cluster import count_cores
 from search.estimates import duration_text
@@ -62,7 +62,7 @@ class Row:
         trials, completed: medians over seeds.
         regret: medians after a quarter, half and all of the budget, in points.
         regret_interval: 95 % bootstrap interval of the last of those.
-        mean_regret: over all seeds and epochs.
+        mean_regret: over all seeds and all epochs but the first tenth, in which hardly a trial has completed.
         epochs_to_1, epochs_to_half: until the median regret stays at or below 1 point and 0.5; infinite for never.
         factors: against each reference, in `REFERENCE_NAMES`: over the epochs after which that stayed where it ended.
         budget_factors: the same over all epochs that the reference trained.
@@ -88,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         description="Replay searches on stored learning curves: regret by the epoch, for samplers and early stopping.",
         epilog="example: python -m benchmarks.search_replay --table digits --arm random --arm tpe-stop-3 --seeds 20",
     )
-    parser.add_argument("--table", action="append", metavar="NAME", help="of benchmarks/curves/ (default: all)")
+    parser.add_argument("--table", action="append", metavar="NAME", help="NAME.csv.gz and NAME.json (default: all)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the tables (default: benchmarks/curves)")
     parser.add_argument("--arm", action="append", metavar="NAME", help="of the full list (default: the shipped ones)")
     parser.add_argument("--full", action="store_true", help="all arms, and 81 epochs where a table has them: hours")
     parser.add_argument("--seeds", type=int, default=50, help="searches an arm (default: 50)")
@@ -104,10 +105,10 @@ def _run(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     arms = _arms(options)
     surrogates, quality = {}, {}
-    for name, epochs in _settings(options):
-        setting = f"{name}, {epochs} epochs"
+    for table in _tables(options):
+        setting = f"{table.name}, {table.epochs} epochs"
         progress(f"{setting}: fitting the surrogate")
-        surrogates[setting], quality[setting] = _fitted(name, epochs)
+        surrogates[setting], quality[setting] = _fitted(table)
         _print_quality(setting, quality[setting])
     jobs = _jobs(arms, surrogates, range(options.first_seed, options.first_seed + options.seeds))
     replays = _replay_all(jobs, surrogates, options.at_once or count_cores())
@@ -123,7 +124,7 @@ def _run(options: argparse.Namespace) -> int:
     print_json(
         {
             "benchmark": "search_replay",
-            "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+            "settings": {key: value.name if isinstance(value, Path) else value for key, value in vars(options).items()},
             "seconds": round(time.perf_counter() - began, 1),
             "machine": machine(),
             "surrogates": quality,
@@ -155,16 +156,15 @@ def _arms(options: argparse.Namespace) -> list[Arm]:
     return list(full_arms() if options.full else SHIPPED)
 
 
-def _settings(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    for name in options.table or stored_tables():
-        epochs = read_table(name).epochs
-        yield name, min(EPOCHS, epochs)
-        if options.full and epochs >= LONG_EPOCHS:
-            yield name, LONG_EPOCHS
+def _tables(options: argparse.Namespace) -> Iterator[Table]:
+    for name in options.table or stored_tables(options.folder):
+        table = read_table(name, options.folder)
+        yield table.first_epochs(EPOCHS)
+        if options.full and table.epochs >= LONG_EPOCHS:
+            yield table.first_epochs(LONG_EPOCHS)
 
 
-def _fitted(name: str, epochs: int) -> tuple[Surrogate, dict[str, Any]]:
-    table = read_table(name).first_epochs(epochs)
+def _fitted(table: Table) -> tuple[Surrogate, dict[str, Any]]:
     # Threads that wait for each other over matrices this small take several times as long on a busy machine.
     with threadpool_limits(1):
         scores = held_out_scores(table)
@@ -274,7 +274,7 @@ def _row(key: tuple[str, str], curves: Mapping[tuple[str, str], Array], replays:
         completed=float(np.median([found.n_completed for found in replays])),
         regret=tuple(float(medians[round(part * len(medians)) - 1]) for part in PARTS),
         regret_interval=interval_of_median(regrets[:, -1]),
-        mean_regret=float(regrets.mean()),
+        mean_regret=float(regrets[:, regrets.shape[1] // 10 :].mean()),
         epochs_to_1=epochs_to(medians, LEVELS[0]),
         epochs_to_half=epochs_to(medians, LEVELS[1]),
         factors=_factors(regrets, setting, curves, of_budget=False),

@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 from dataclasses import replace
@@ -6,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks.replay_arms import REFERENCE_NAMES, SHIPPED, OwnArm, RayArm, full_arms, space_of
 from benchmarks.replay_searches import HandedBack, OwnSearch, RaySearch, chance_of, drive, replay
@@ -343,3 +345,26 @@ def test_a_plot_is_drawn(ending: str, tmp_path: Path) -> None:
 def test_a_plot_of_an_unknown_form_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plot", "plot.jpg"]) == 2
     assert "--plot is plot.jpg, but must end with .png or .svg" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_whole_run_ends_with_one_json_line(table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "config,lr,momentum,epoch,train_loss,train_accuracy,validation_loss,validation_accuracy"
+    configurations = random_configurations(table.space, 60, seed=3)
+    lines = [
+        f"{number},{values['lr']:.9g},{values['momentum']:.9g},{epoch},1,0.5,1,{accuracy:.6f}"
+        for number, (values, curve) in enumerate(zip(configurations, table.curves, strict=True))
+        for epoch, accuracy in enumerate(curve, 1)
+    ]
+    (tmp_path / "small.csv.gz").write_bytes(gzip.compress("\n".join([header, *lines]).encode()))
+    (tmp_path / "small.json").write_text(json.dumps({"space": yaml.safe_load(SPACE)}))
+    arguments = ["--folder", str(tmp_path), "--seeds", "6", "--arm", "random-stop-1", "--at-once", "2"]
+    assert main([*arguments, "--curves", str(tmp_path / "curves.npz")]) == 0
+    *text, last = capsys.readouterr().out.splitlines()
+    rows = {row["arm"]: row for row in json.loads(last)["rows"]}
+    assert set(rows) == {*REFERENCE_NAMES, "random-stop-1"}
+    assert all(row["n_seeds"] == 6 for row in rows.values())
+    assert rows["random"]["factors"]["random"]["value"] == 1
+    assert any(line.startswith("random-stop-1") for line in text)
+    with np.load(tmp_path / "curves.npz") as curves:
+        assert curves["small, 9 epochs/ray-stock"].shape == (6, 120)
