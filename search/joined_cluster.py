@@ -85,16 +85,17 @@ class JoinedCluster:
         packages = Path(__file__).parents[1]
         _keep_ray_silent()
         try:
-            ray.init(
-                address=self._address,
-                runtime_env={
-                    "py_modules": [str(packages / name) for name in _SHIPPED_PACKAGES],
-                    "env_vars": WORKER_ENVIRONMENT,
-                },
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except Exception as error:
+            with _standard_error_closed():
+                ray.init(
+                    address=self._address,
+                    runtime_env={
+                        "py_modules": [str(packages / name) for name in _SHIPPED_PACKAGES],
+                        "env_vars": WORKER_ENVIRONMENT,
+                    },
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (Exception, SystemExit) as error:  # Ray exits where the head's answer never comes
             raise InputError(why_not_joined(self._address, error)) from error
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
@@ -125,6 +126,23 @@ class JoinedCluster:
             os.environ.update(before)
 
 
+@contextlib.contextmanager
+def _standard_error_closed() -> Iterator[None]:
+    """Ray's C++ side warns there of every try to reach the head, whatever log level it is given; why none of them
+    worked, it raises.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _keep_ray_silent() -> None:
     """When a node dies, Ray prints pages of that node's log into the driver's output; our display says it in a line."""
     from ray._private import worker
@@ -145,13 +163,32 @@ def must_be_joinable(address: str) -> None:
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(f"--address is {address}, but must be `auto` or HOST:PORT, such as 10.0.0.5:6379.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S) as connection:
+            is_head = os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(connection)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "no answer"
         raise InputError(
             f"--address is {address}, but nothing answers there ({reason}). Give HOST:PORT of the cluster's head, "
             f"as `ray start --head` printed it."
         ) from None
+    if not is_head:
+        raise InputError(
+            f"--address is {address}, but what answers there is not the head of a Ray cluster. Give HOST:PORT of the "
+            f"head, as `ray start --head` printed it."
+        )
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether a server greets as gRPC's do; Ray itself would try for two minutes to make sense of another one.
+
+    Source: RFC 9113, section 3.4: both sides begin with a SETTINGS frame, ours after the client's preface.
+    """
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        greeting = connection.recv(4, socket.MSG_WAITALL)
+    except OSError:
+        return False
+    return len(greeting) == 4 and greeting[3] == 4
 
 
 def why_not_joined(address: str, error: BaseException) -> str:

@@ -128,6 +128,13 @@ class StateScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._shared = shared
 
+    def on_trial_add(self, tune_controller: Any, trial: RayTrial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        # One that Ray gave up while it was waiting for a worker has used up some of its tries.
+        name = self._shared.assignments[trial.trial_id].name
+        self._shared.retries.begins(name)
+        trial.max_failures = self._shared.retries.of(name)
+
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         assignment = self._shared.assignments[trial.trial_id]
         goes_on = self._shared.kept(lambda: self._record(assignment, result), True)
@@ -193,7 +200,8 @@ class Housekeeping(tune.Callback):
         if not self._ends_search(trace):
             goes_on = self._shared.retries.goes_on(assignment.name, trace)
             trial.max_failures = self._shared.retries.of(assignment.name) if goes_on else 0
-            self._on_retry(assignment.title, reason_in_words(trace))
+            if goes_on:
+                self._on_retry(assignment.title, reason_in_words(trace))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         assignment, trace, state = self._assignment(trial), failure_trace(trial), self._shared.state

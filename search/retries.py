@@ -20,6 +20,12 @@ class RetryCount:
     def __init__(self) -> None:
         self._faults: Counter[str] = Counter()
         self._nodes_lost: Counter[str] = Counter()
+        # Failures that Ray has forgotten.
+        self._before: Counter[str] = Counter()
+
+    def begins(self, name: str) -> None:
+        """A trial or run is given to Ray, which counts its failures from 0: for the first time, or after it gave up."""
+        self._before[name] = self._faults[name] + self._nodes_lost[name]
 
     def goes_on(self, name: str, failure: str) -> bool:
         """Take in that a trial broke off.
@@ -38,8 +44,8 @@ class RetryCount:
         return self._faults[name] <= MAX_RETRIES
 
     def of(self, name: str) -> int:
-        """How many failures of any kind Ray is to put up with: it counts all of them alike."""
-        return MAX_RETRIES + min(self._nodes_lost[name], MAX_NODES_LOST)
+        """How many failures of any kind Ray is to put up with since it was given this: it counts all of them alike."""
+        return max(0, MAX_RETRIES + min(self._nodes_lost[name], MAX_NODES_LOST) - self._before[name])
 
 
 def node_was_lost(failure: str) -> bool:

@@ -704,7 +704,10 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
         for i in range(20):
             pixels = generator.integers(level - 30, level + 30, (17, 17, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / "train" / name / f"{i}.png")
-    # Were anything to look for the test images, it would find none.
+        # Were anything to look at the test images, it could not read them.
+        test_image = tmp_path / "images" / "test" / name / "0.png"
+        test_image.parent.mkdir(parents=True)
+        test_image.write_bytes(b"no image at all")
     overrides = (
         "dataset.name=folder",
         "dataset.root=images",
@@ -723,11 +726,16 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
     board = run("search.leaderboard", "folder", cwd=tmp_path)
     assert board.returncode == 0, board.stderr
     assert "Test set opened" not in board.stdout
-    retrained = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
-    assert retrained.returncode == 2
-    assert "images/test: is not there" in retrained.stderr
+    diagnosed = run("search.diagnose", "folder", cwd=tmp_path)
+    assert diagnosed.returncode == 0, diagnosed.stderr
+    unreadable = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
+    shutil.rmtree(tmp_path / "images" / "test")
+    missing = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
+    for retrained, reason in ((unreadable, "test/dark/0.png"), (missing, "images/test: is not there")):
+        assert retrained.returncode == 2
+        assert reason in retrained.stderr
+        assert "epoch" not in retrained.stdout.partition("seeds of")[2].partition("\n")[2], "trained before it looked"
     assert json.loads((tmp_path / "results/folder/manifest.json").read_text())["test_openings"] == []
-    assert "epoch" not in retrained.stdout.partition("seeds of")[2].partition("\n")[2], "trained before it looked"
     assert not (tmp_path / "results/folder/final").exists()
 
 

@@ -51,7 +51,7 @@ def test_a_search_killed_22_times_loses_and_repeats_nothing(tmp_path: Path) -> N
 
 @pytest.mark.timeout(600)
 def test_workers_and_drivers_killed_in_turn_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    search = SearchUnderFaults(OVERRIDES, 8, seed=5, kinds=ALL_KINDS, work=tmp_path, tell=print)
+    search = SearchUnderFaults((*OVERRIDES, "search.trials=12"), 5, seed=5, kinds=ALL_KINDS, work=tmp_path, tell=print)
     search.run()
     assert search.problems == []
     assert tallies(search.launches)["worker only"].faults >= 1

@@ -1,5 +1,7 @@
 """Where trials run on a cluster, from what its nodes say of themselves. No Ray."""
 
+import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +107,22 @@ def test_an_address_that_cannot_be_right_is_refused_before_ray_is_asked(address:
         must_be_joinable(address)
     (line,) = raised.value.lines
     assert address in line
+
+
+@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"\0\0"])
+def test_a_server_of_another_kind_is_refused_before_ray_is_asked(greeting: bytes) -> None:
+    def answer(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(greeting)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        with pytest.raises(InputError, match="is not the head of a Ray cluster"):
+            must_be_joinable(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
 
 
 def test_what_ray_says_of_a_failed_join_becomes_one_line() -> None:

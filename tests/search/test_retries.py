@@ -42,3 +42,15 @@ def test_a_trial_that_takes_every_node_with_it_ends() -> None:
     retries = RetryCount()
     assert all(retries.goes_on("trial_0000", NODE_DIED) for _ in range(MAX_NODES_LOST))
     assert not retries.goes_on("trial_0000", NODE_DIED)
+
+
+def test_what_ray_gives_up_and_is_given_again_has_no_new_retries() -> None:
+    retries = RetryCount()
+    retries.begins("trial_0000")
+    assert retries.of("trial_0000") == MAX_RETRIES
+    retries.goes_on("trial_0000", WORKER_DIED)
+    retries.goes_on("trial_0000", NODE_DIED)
+    retries.begins("trial_0000")
+    assert retries.of("trial_0000") == MAX_RETRIES - 1, "one by its own fault"
+    retries.goes_on("trial_0000", NODE_DIED)
+    assert retries.of("trial_0000") == MAX_RETRIES, "which Ray counts from 0 again"
