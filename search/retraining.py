@@ -30,7 +30,7 @@ from trainable.compute import Compute
 from trainable.datasets import TrainingData
 from trainable.files import write_json, write_text
 from trainable.fit_evaluate import FitEvaluate
-from trainable.test_set import list_test_set, open_test_set
+from trainable.test_set import check_test_set, open_test_set
 
 N_COMPARED_IMAGES = 256
 REPLACED = ".final-replaced"
@@ -97,7 +97,7 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
         RunError: a seed diverged, or an exported model does not compute what the network computes.
     """
     must_be_allowed(plan.experiment, plan.again)
-    list_test_set(plan.space.dataset)
+    check_test_set(plan.space.dataset)
     _clear_leftovers(plan.experiment)
     with _new_final(plan) as folder:
         checkpoints = folder / "checkpoints"

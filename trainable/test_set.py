@@ -5,16 +5,17 @@ import numpy as np
 from spaces import Dataset
 from trainable.cache import decode_once
 from trainable.datasets import ImageSet
-from trainable.sources import open_source
 
 
-def list_test_set(dataset: Dataset) -> None:
-    """Look whether the test split is there and well formed, without decoding an image of it.
+def check_test_set(dataset: Dataset) -> None:
+    """Decode the test split, so that a bad file of it is found before hours of training and not after them.
+
+    Nothing is predicted and no image is handed out: the one look is :func:`open_test_set`.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not there or not usable; every unreadable file is named or counted.
     """
-    open_source(dataset, "test")
+    decode_once(dataset, "test", show_progress=False)
 
 
 def open_test_set(dataset: Dataset, show_progress: bool = False) -> ImageSet:

@@ -188,7 +188,7 @@ python -m search.leaderboard full --results "$RESULTS" --format json >"$LOGS/lea
 rm "$RESULTS/filler"
 python -m search.run --resume full --results "$RESULTS" >"$LOGS/second.out" 2>"$LOGS/second.err"
 echo $? >"$LOGS/second.code"
-cp "$RESULTS/full/journal.jsonl" "$RESULTS/full/experiment.yaml" "$LOGS"
+cp "$RESULTS/full/journal.jsonl" "$RESULTS"/full/{experiment.yaml,manifest.json} "$LOGS"
 """
 
 

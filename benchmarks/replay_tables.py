@@ -1,0 +1,192 @@
+"""Stored learning curves, as `measure_curves` and `deepobs_curves` write them, read into one form."""
+
+import csv
+import gzip
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from spaces import Space
+from spaces.errors import InputError
+from spaces.loader import space_from_text
+from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
+
+FOLDER = Path(__file__).parent / "curves"
+N_CLASSES = 10
+# Accuracies are stored with five digits at least.
+ROUNDING = 6e-6
+# A run that names one class always is right as often as that class is frequent: within so many images of a tenth.
+AT_CHANCE_IMAGES = 2
+MOST_IMAGES = 20_000
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Learning curves of configurations of one space.
+
+    Attributes:
+        name: of the files.
+        space: what the configurations were drawn from.
+        unit: (N, D) configurations in the unit cube, see `in_unit_cube`.
+        curves: (N, E) validation accuracies, 0 to 1; chance where training had diverged.
+        repeats: for some configurations (S, E) curves of several seeds, that in `curves` among them.
+        n_images: that accuracies were measured on.
+        facts: how it was made.
+        folder: where its files are.
+    """
+
+    name: str
+    space: Space
+    unit: Array
+    curves: Array
+    repeats: tuple[Array, ...]
+    n_images: int
+    facts: Mapping[str, Any]
+    folder: Path = FOLDER
+
+    @property
+    def epochs(self) -> int:
+        return int(self.curves.shape[1])
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of naming one class always, as measured: a whole number of images."""
+        return round(self.n_images / N_CLASSES) / self.n_images
+
+    def is_at_chance(self, accuracies: Array) -> NDArray[np.bool_]:
+        """Which of some accuracies are those of a run that names one class always."""
+        return np.abs(accuracies - 1 / N_CLASSES) * self.n_images <= AT_CHANCE_IMAGES
+
+    def first_epochs(self, epochs: int) -> "Table":
+        """The same without what was trained later."""
+        repeats = tuple(curves[:, :epochs] for curves in self.repeats)
+        return replace(self, curves=self.curves[:, :epochs], repeats=repeats)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For another process: a space's parameters cannot be pickled.
+        return _stored, (self.name, self.folder, self.epochs)
+
+
+def stored_tables(folder: Path = FOLDER) -> list[str]:
+    """Names of the tables in a folder."""
+    return sorted(path.name.removesuffix(".csv.gz") for path in folder.glob("*.csv.gz"))
+
+
+def read_table(name: str, folder: Path = FOLDER) -> Table:
+    """Read NAME.csv.gz and NAME.json.
+
+    Raises:
+        InputError: there is no such table, or it is not complete.
+    """
+    if not (folder / f"{name}.csv.gz").is_file() or not (folder / f"{name}.json").is_file():
+        stored = ", ".join(stored_tables(folder)) or "none"
+        raise InputError(f"`{name}` is not a table of learning curves: in {folder.name}/ there are {stored}.")
+    facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    space = space_from_text(yaml.safe_dump(facts["space"]), f"{name}.json", name)
+    with gzip.open(folder / f"{name}.csv.gz", "rt", encoding="utf-8") as file:
+        return replace(table_from_text(name, space, file.read(), facts), folder=folder)
+
+
+def _stored(name: str, folder: Path, epochs: int) -> Table:
+    return read_table(name, folder).first_epochs(epochs)
+
+
+def table_from_text(name: str, space: Space, text: str, facts: Mapping[str, Any]) -> Table:
+    """The table in a CSV text; configurations with equal values are seeds of one.
+
+    Raises:
+        InputError: a configuration has epochs that do not follow on each other.
+    """
+    values: dict[str, dict[str, Number]] = {}
+    accuracies: dict[str, list[float]] = {}
+    for row in csv.DictReader(io.StringIO(text)):
+        number = row["config"]
+        values[number] = {parameter: _number(space.searched[parameter], row[parameter]) for parameter in space.searched}
+        found = accuracies.setdefault(number, [])
+        if row["epoch"]:
+            if int(row["epoch"]) != len(found) + 1:
+                raise InputError(f"{name}: configuration {number} has epoch {row['epoch']} after {len(found)}.")
+            found.append(float(row["validation_accuracy"]))
+    n_images = images_of(accuracy for found in accuracies.values() for accuracy in found)
+    chance = round(n_images / N_CLASSES) / n_images
+    epochs = max(map(len, accuracies.values()))
+    seeds: dict[tuple[Number, ...], list[list[float]]] = {}
+    for number, found in accuracies.items():
+        filled = found + [chance] * (epochs - len(found))
+        seeds.setdefault(tuple(values[number].values()), []).append(filled)
+    unit = [in_unit_cube(space, dict(zip(space.searched, key, strict=True))) for key in seeds]
+    # Stored with five or six digits: the whole number of images is exact.
+    curves = np.round(np.array([found[0] for found in seeds.values()]) * n_images) / n_images
+    repeats = tuple(np.array(found) for found in seeds.values() if len(found) > 1)
+    return Table(name, space, np.array(unit), curves, repeats, n_images, facts)
+
+
+def images_of(accuracies: Any) -> int:
+    """The least number of images of which all these accuracies are whole numbers.
+
+    Raises:
+        InputError: there is none.
+    """
+    different = np.unique(np.fromiter(accuracies, float))
+    for n_images in range(N_CLASSES, MOST_IMAGES):
+        counts = different * n_images
+        if np.abs(counts - np.round(counts)).max() <= ROUNDING * n_images:
+            return n_images
+    raise InputError(f"The accuracies are no fractions of a number of images under {MOST_IMAGES:,}.")
+
+
+def in_unit_cube(space: Space, values: Mapping[str, Number]) -> Array:
+    """A configuration as numbers from 0 to 1: by the logarithm where the space says so, a column an option of a choice.
+
+    Args:
+        space: that it is of.
+        values: of the searched parameters.
+    """
+    columns: list[float] = []
+    for name, parameter in space.searched.items():
+        columns += _columns(parameter, values[name])
+    return np.array(columns)
+
+
+def random_configurations(space: Space, n: int, seed: int) -> list[dict[str, Number]]:
+    """Drawn as random search does."""
+    generator = np.random.default_rng(seed)
+    return [{name: _drawn(parameter, generator) for name, parameter in space.searched.items()} for _ in range(n)]
+
+
+def _number(parameter: Searched, text: str) -> Number:
+    value = float(text)
+    whole = isinstance(parameter, RandInt) or (isinstance(parameter, Choice) and isinstance(parameter.options[0], int))
+    return int(value) if whole else value
+
+
+def _columns(parameter: Searched, value: Number) -> Sequence[float]:
+    match parameter:
+        case Uniform(low, high) | RandInt(low, high):
+            return [(value - low) / (high - low)]
+        case LogUniform(low, high):
+            return [math.log(value / low) / math.log(high / low)]
+        case Choice(options):
+            return [float(value == option) for option in options]
+
+
+def _drawn(parameter: Searched, generator: np.random.Generator) -> Number:
+    match parameter:
+        case Uniform(low, high):
+            return float(generator.uniform(low, high))
+        case LogUniform(low, high):
+            return float(min(high, max(low, low * (high / low) ** generator.random())))
+        case RandInt(low, high):
+            return int(generator.integers(low, high, endpoint=True))
+        case Choice(options):
+            return options[generator.integers(len(options))]
