@@ -161,6 +161,7 @@ def space_of(arm: OwnArm, space: Space, epochs: int, seed: int) -> Space:
         training=space.training.model_copy(update={"max_epochs": epochs}),
         search=type(space.search).model_validate(search),
         confirm=space.confirm,
+        track=space.track,
         resources=space.resources,
         parameters=space.parameters,
         baseline=space.baseline,

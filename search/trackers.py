@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray import tune
 from ray.tune.experiment import Trial as RayTrial
@@ -73,8 +73,13 @@ class TrackedTrial:
     def experiment_dir_name(self) -> str:
         return str(self.ray.experiment_dir_name)
 
+    @property
+    def for_ray(self) -> RayTrial:
+        """Itself, which has all that Ray's callbacks read of a trial."""
+        return cast(RayTrial, self)
+
     def init_local_path(self) -> None:
-        self.ray.init_local_path()
+        self.ray.init_local_path()  # type: ignore[no-untyped-call]
 
 
 class Tracker(tune.Callback):
@@ -111,14 +116,14 @@ class Tracker(tune.Callback):
             seen = self._trials[name] = TrackedTrial(name, self._experiment, config, trial)
             self._tell(lambda told: self._find_earlier(seen))
         seen.ray = trial
-        self._tell(lambda told: told.log_trial_start(seen))
+        self._tell(lambda told: told.log_trial_start(seen.for_ray))
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
     ) -> None:
         shown = {name: result[name] for name in _SHOWN if name in result}
         shown["training_iteration"] = result["epoch"]
-        self._tell_of(trial, lambda told, seen: told.log_trial_result(iteration, seen, shown))
+        self._tell_of(trial, lambda told, seen: told.log_trial_result(iteration, seen.for_ray, shown))
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         self._tell_of_end(trial, failed=False)
@@ -133,7 +138,7 @@ class Tracker(tune.Callback):
         return (tune.Callback, ())
 
     def _tell_of_end(self, trial: RayTrial, failed: bool) -> None:
-        self._tell_of(trial, lambda told, seen: told.log_trial_end(seen, failed=failed))
+        self._tell_of(trial, lambda told, seen: told.log_trial_end(seen.for_ray, failed=failed))
         # One that goes on later is begun anew, as in another session.
         self._trials.pop(_name(trial), None)
 
@@ -189,14 +194,14 @@ def _mlflow_tracker(settings: MLflow, experiment: Experiment, on_trouble: Callab
         tags={EXPERIMENT_TAG: experiment.name},
     )
     with _refusal_in_one_line("MLflow", settings.tracking_uri):
-        told.setup()
+        told.setup()  # type: ignore[no-untyped-call]
 
     def find_earlier(trial: TrackedTrial) -> None:
         """Go on with the run that an earlier session began for it."""
         import mlflow
 
         named = mlflow.MlflowClient(settings.tracking_uri).search_runs(
-            [told.mlflow_util.experiment_id], f"tags.{_NAME_TAG_OF_RAY} = '{trial.name}'"
+            [str(told.mlflow_util.experiment_id)], f"tags.{_NAME_TAG_OF_RAY} = '{trial.name}'"
         )
         earlier = next((run for run in named if run.data.tags.get(EXPERIMENT_TAG) == experiment.name), None)
         if earlier:
@@ -222,7 +227,7 @@ def _wandb_tracker(settings: Wandb, experiment: Experiment, on_trouble: Callable
         dir=str(Path.cwd()),
     )
     with _refusal_in_one_line("wandb", settings.project):
-        told.setup()
+        told.setup()  # type: ignore[no-untyped-call]
     return Tracker("wandb", told, experiment.name, on_trouble)
 
 

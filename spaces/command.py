@@ -134,9 +134,10 @@ def run_command(
 def _answer_tab_key(parser: CommandParser) -> None:
     """Tell the shell what may follow what was typed, and exit; a shell that can ask has argcomplete."""
     import argcomplete
+    from argcomplete.finders import safe_actions
 
     # Actions of our own are passed over unless they say that they only take a value down.
-    argcomplete.safe_actions.update(type(each) for each in parser._actions if getattr(each, "only_stores", False))
+    safe_actions.update(type(each) for each in parser._actions if getattr(each, "only_stores", False))
     argcomplete.autocomplete(parser)
 
 
