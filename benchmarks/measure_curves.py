@@ -153,9 +153,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def space_facts(space: Space) -> dict[str, Any]:
-    """The space as a dict, without where its images lie."""
+    """The space as a dict; of where its images lie no more than the folder's name, which is no machine's own."""
     content = space.as_dict()
-    content["dataset"].pop("root")
+    if space.dataset.root is not None:
+        content["dataset"]["root"] = Path(space.dataset.root).name
     return content
 
 
