@@ -70,7 +70,7 @@ def report_html(experiment: Experiment) -> str:
 def make_report(known: Known) -> Report:
     """Sentences, tables and figures of one experiment."""
     space, n_trials = known.space, len(known.history.trials)
-    rungs = rung_survival(known.counting, space.rung_epochs)
+    rungs = rung_survival(known.counting, space)
     importance = importance_at(space.rung_epochs[0], known.counting, space)
     figures = _figures(known, rungs, importance)
     mistakes, mistakes_caption = mistake_pictures(known)

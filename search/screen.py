@@ -15,6 +15,7 @@ from search.estimates import duration_text
 from search.ranking import Ranked, fresh_text, rank
 from search.records import History, Run, Trial
 from search.remaining import Remaining
+from search.rung_survival import rung_survival
 from search.tables import compact
 from spaces.parameters import Number
 from spaces.printable import printable
@@ -97,23 +98,6 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class RungCount:
-    """How trials fared at a rung.
-
-    Attributes:
-        epoch: where it stands.
-        entered: trials that got there, the baseline and explored ones too.
-        survived: those of them that went on.
-        waiting: those that may be promoted yet, where ASHA promotes.
-    """
-
-    epoch: int
-    entered: int
-    survived: int
-    waiting: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class _Bar:
     """How far something is; `total` is None where nobody knows."""
 
@@ -151,17 +135,6 @@ def screen(scene: Scene, width: int, height: int, glyphs: Glyphs = UNICODE) -> l
     for line in lines:
         _cut(line, width, glyphs)
     return lines
-
-
-def rung_counts(history: History, space: Space) -> list[RungCount]:
-    """How many trials entered and survived each rung but the last, which is where trials end anyway."""
-    counts = []
-    for epoch in space.rung_epochs[:-1]:
-        entered = [trial for trial in history.counting if trial.n_epochs >= epoch]
-        ended_here = sum(trial.end is not None and trial.n_epochs == epoch for trial in entered)
-        waiting = sum(trial.n_epochs == epoch and waits_at_rung(trial, space) for trial in entered)
-        counts.append(RungCount(epoch, len(entered), len(entered) - ended_here - waiting, waiting))
-    return counts
 
 
 def sparkline(values: Sequence[float], low: float, high: float, width: int, glyphs: Glyphs = UNICODE) -> str:
@@ -352,14 +325,15 @@ def _images_per_s(one: Trial | Run, epoch_images: int) -> float | None:
 
 def _rungs(scene: Scene, glyphs: Glyphs) -> _Block:
     lines = []
-    for count in rung_counts(scene.history, scene.space):
-        line = Text(f"epoch {count.epoch:<4}{count.entered:>4} entered {count.survived:>4} went on  ")
-        line.append_text(_bar(count.survived / count.entered if count.entered else 0.0, 10, glyphs))
-        share = f" {count.survived / count.entered:>4.0%}" if count.entered else ""
-        line.append(f" {count.waiting} wait" if count.waiting else share, style="dim")
+    *rungs, end = rung_survival(scene.history.counting, scene.space)
+    for rung in rungs:
+        passed = rung.passed / rung.entered if rung.entered else 0.0
+        line = Text(f"epoch {rung.epoch:<4}{rung.entered:>4} entered {rung.passed:>4} went on  ")
+        line.append_text(_bar(passed, 10, glyphs))
+        share = f" {passed:>4.0%}" if rung.entered else ""
+        line.append(f" {rung.waiting} wait" if rung.waiting else share, style="dim")
         lines.append(line)
-    n_completed = sum(trial.status == "completed" for trial in scene.history.counting)
-    lines.append(Text(f"epoch {scene.space.rung_epochs[-1]:<4}{n_completed:>4} completed"))
+    lines.append(Text(f"epoch {end.epoch:<4}{end.passed:>4} completed"))
     return _Block("rungs", lines, least=min(len(lines), MOST_RUNGS))
 
 

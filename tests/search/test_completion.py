@@ -1,5 +1,6 @@
 """The Tab key in a real bash, `--version` and `--help` of every command."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,8 +49,11 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bin_folder(tmp_path: Path) -> Path:
+    """With `python` in it: a link to one in a virtual environment would not know that it is in one."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
     return tmp_path / "bin"
 
 

@@ -160,7 +160,7 @@ def test_all_that_was_asked_for_is_on_the_page(page: Page, space: Space) -> None
 
 def test_rungs_are_counted_from_what_trials_did(space: Space, shown: Experiment) -> None:
     trials = shown.history().trials.values()
-    rungs = rung_survival(trials, space.rung_epochs)
+    rungs = rung_survival(trials, space)
     assert [rung.epoch for rung in rungs] == [1, 3, 9]
     assert rungs[0].entered == 20
     for rung, following in itertools.pairwise(rungs):

@@ -10,7 +10,8 @@ from rich.console import Console
 from search.asha import waits_at_rung
 from search.records import History, RunEnded, Trial, TrialEnded
 from search.remaining import recent_epoch_s, remaining
-from search.screen import ASCII, UNICODE, Glyphs, Happening, Scene, rung_counts, screen, sparkline
+from search.rung_survival import rung_survival
+from search.screen import ASCII, UNICODE, Glyphs, Happening, Scene, screen, sparkline
 from search.state import SearchState
 from spaces import Space, load_space
 from tests.search.simulation import result, simulate
@@ -96,11 +97,11 @@ def test_a_fresh_run_that_goes_on_is_somebody_s_work(space: Space) -> None:
 
 def test_rungs_count_who_entered_and_who_went_on(space: Space) -> None:
     history = history_after(space, None)
-    first, second = rung_counts(history, space)
+    first, second, _ = rung_survival(history.counting, space)
     trials = history.counting
     stopped = {epoch: sum(t.status == "stopped" and t.n_epochs == epoch for t in trials) for epoch in (1, 3)}
-    assert (first.epoch, first.entered, first.survived) == (1, 12, 12 - stopped[1])
-    assert (second.entered, second.survived) == (first.survived, first.survived - stopped[3])
+    assert (first.epoch, first.entered, first.passed) == (1, 12, 12 - stopped[1])
+    assert (second.entered, second.passed) == (first.passed, first.passed - stopped[3])
     assert stopped[1] > 0
 
 
@@ -192,7 +193,7 @@ def test_trials_that_wait_at_a_rung_are_nobody_s_work() -> None:
     history = history_after(promoting, 20)
     waiting = [trial for trial in history.unfinished if waits_at_rung(trial, promoting)]
     assert waiting
-    first = rung_counts(history, promoting)[0]
+    first = rung_survival(history.counting, promoting)[0]
     assert 0 < first.waiting <= len(waiting)
     lines = text_of(scene_of(promoting, history)).splitlines()
     assert sum("images/s" in line and line.startswith("trial ") for line in lines) == 2

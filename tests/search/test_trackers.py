@@ -186,7 +186,8 @@ def test_mlflow_gets_a_run_a_trial_which_a_resumed_search_goes_on_with(
 def test_an_mlflow_that_does_not_answer_is_one_line(tiny_space: Space, tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="MLflow is not installed (extra `mlflow`)")
     experiment = make_experiment(tmp_path / "results", "mine", tiny_space)
-    track = Track(mlflow=MLflow(tracking_uri=f"sqlite:///{tmp_path}/no/such/folder/mlflow.db"))
+    (tmp_path / "file").touch()
+    track = Track(mlflow=MLflow(tracking_uri=f"sqlite:///{tmp_path}/file/mlflow.db"))
     with pytest.raises(RunError, match="MLflow cannot be told of the search at sqlite:") as refused:
         trackers(track, experiment, pytest.fail)
     assert "\n" not in str(refused.value)
