@@ -1,4 +1,4 @@
-"""The arms of the replayed searches, and which of them a run takes. They were written down before the first result."""
+"""The arms of the replayed searches, and which of them a run takes; all were written down before the first result."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -56,7 +56,7 @@ Arm = OwnArm | RayArm
 REFERENCES: tuple[Arm, ...] = (OwnArm("random"), RayArm("ray-random", random=True), RayArm("ray-stock"))
 REFERENCE_NAMES = tuple(arm.name for arm in REFERENCES)
 
-SHIPPED: tuple[Arm, ...] = (
+FIRST_RUN: tuple[Arm, ...] = (
     *REFERENCES,
     RayArm("ray-stock+baseline", baseline=True),
     OwnArm("random-ray-1", asha="stop", rule="rays"),
@@ -70,17 +70,39 @@ SHIPPED: tuple[Arm, ...] = (
     OwnArm("sobol-tpe-stop-3", sampler="tpe", startup="sobol", asha="stop", grace_epochs=3),
 )
 
+# As `spaces/cifar10.yaml` has it, and as a space file is taken that says nothing of it.
+DEFAULT = "tpe-stop-9"
+# After the first run: the references, what is the default now, and what it was chosen from.
+_SHIPPED_NAMES = (
+    *REFERENCE_NAMES,
+    "random-ray-1",
+    "random-stop-1",
+    "random-stop-3",
+    "random-stop-9",
+    "random-promote-3",
+    "tpe",
+    "tpe-stop-3",
+    DEFAULT,
+    "tpe-promote-3",
+    "sobol-tpe-stop-9",
+)
+
 # Of Gaussian processes: a proposal takes a fifth of a second.
 GP_SEEDS = 10
 
 
 def full_arms() -> tuple[Arm, ...]:
-    """The shipped arms and all others that were written down."""
-    arms = [*SHIPPED, *_every_sampler_and_stopping(), *_reductions(), *_workers(), *_gaussian_processes()]
+    """All that were written down."""
+    arms = [*FIRST_RUN, *_every_sampler_and_stopping(), *_reductions(), *_workers(), *_gaussian_processes()]
     named: dict[str, Arm] = {}
     for arm in arms:
         named.setdefault(arm.name, arm)
     return tuple(named.values())
+
+
+def shipped_arms() -> tuple[Arm, ...]:
+    """What a run takes that names no arm."""
+    return tuple(arm for arm in full_arms() if arm.name in _SHIPPED_NAMES)
 
 
 def _every_sampler_and_stopping() -> list[OwnArm]:
@@ -111,7 +133,7 @@ def _workers() -> list[Arm]:
     several: list[Arm] = []
     for workers in (2, 8, 16):
         suffix = f"-{workers}-workers"
-        several += [replace(arm, name=arm.name + suffix, workers=workers) for arm in SHIPPED if arm.name in _SPREAD]
+        several += [replace(arm, name=arm.name + suffix, workers=workers) for arm in FIRST_RUN if arm.name in _SPREAD]
     return several
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.replay_arms import REFERENCE_NAMES
+from benchmarks.replay_arms import DEFAULT, REFERENCE_NAMES
 from benchmarks.replay_stats import Array
 
 # Of the budget: before, hardly any trial has been trained to the end, and what leads changes with every epoch.
@@ -17,7 +17,18 @@ DRAWN_FROM = 0.1
 LEAST = 0.05
 PANEL_INCHES = (6.4, 5.0)
 REFERENCE_COLOURS = ("#000000", "#888888", "#d62728", "#e9967a")
-OWN_COLOURS = ("#1f77b4", "#17becf", "#2ca02c", "#98df8a", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#ff7f0e")
+OWN_COLOURS = (
+    "#1f77b4",
+    "#17becf",
+    "#2ca02c",
+    "#98df8a",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#ff7f0e",
+    "#bcbd22",
+    "#7f0000",
+)
 LEVELS = (1.0, 0.5)
 
 
@@ -50,10 +61,10 @@ def _panel(panel: Axes, setting: str, arms: Sequence[tuple[str, Array]]) -> None
         panel.plot(
             epochs,
             medians,
-            label=name,
+            label=f"{name} (default)" if name == DEFAULT else name,
             color=next(references) if is_reference else next(own),
             linestyle="--" if is_reference else "-",
-            linewidth=1.8 if is_reference else 1.5,
+            linewidth=3.0 if name == DEFAULT else 1.8 if is_reference else 1.3,
             drawstyle="steps-post",
         )
     for level in LEVELS:

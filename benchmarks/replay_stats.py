@@ -1,6 +1,7 @@
 """Regret curves of many seeds boiled down to epochs, factors and intervals. Pure functions."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ def thinned(regrets: Array, step: int = STEP) -> Array:
     return regrets[:, step - 1 :: step]
 
 
-def factor_of(regrets: Array, reference: Array, of_budget: bool = False, seed: int = 0) -> Factor:
+def resampled_factors(regrets: Array, reference: Array, of_budget: bool = False, seed: int = 0) -> Array:
     """How many times the epochs of `reference` an arm needs to the median regret that the reference ends with.
 
     Args:
@@ -55,15 +56,32 @@ def factor_of(regrets: Array, reference: Array, of_budget: bool = False, seed: i
         of_budget: whether the reference's epochs are all that it trained; else those after which its median stayed
             at or below what it ended with.
         seed: of the resampling.
+
+    Returns:
+        (1 + N_RESAMPLED,): of all seeds, then of seeds drawn with replacement, the same ones for both.
     """
     generator = np.random.default_rng(seed)
     n_seeds = min(len(regrets), len(reference))
     regrets, reference = regrets[:n_seeds], reference[:n_seeds]
-    drawn = generator.integers(n_seeds, size=(N_RESAMPLED, n_seeds))
-    factors = [_factor(np.median(regrets[rows], 0), np.median(reference[rows], 0), of_budget) for rows in drawn]
+    drawn = [np.arange(n_seeds), *generator.integers(n_seeds, size=(N_RESAMPLED, n_seeds))]
+    return np.array([_factor(np.median(regrets[rows], 0), np.median(reference[rows], 0), of_budget) for rows in drawn])
+
+
+def factor_of(resampled: Array) -> Factor:
+    """The factor of all seeds, with the interval that the resampled ones give."""
     # Of two infinite ones no mean can be taken.
-    low, high = np.quantile(factors, [0.025, 0.975], method="nearest")
-    return Factor(_factor(np.median(regrets, 0), np.median(reference, 0), of_budget), float(low), float(high))
+    low, high = np.quantile(resampled[1:], [0.025, 0.975], method="nearest")
+    return Factor(float(resampled[0]), float(low), float(high))
+
+
+def geometric_mean(tables: Sequence[Array], most: float) -> Array:
+    """Over tables; what is above `most`, or infinite, counts as `most`.
+
+    Args:
+        tables: `resampled_factors` of each.
+        most: as it says.
+    """
+    return np.asarray(np.exp(np.mean([np.log(np.minimum(table, most)) for table in tables], axis=0)))
 
 
 def interval_of_median(values: Array, seed: int = 0) -> tuple[float, float]:
@@ -71,11 +89,6 @@ def interval_of_median(values: Array, seed: int = 0) -> tuple[float, float]:
     drawn = np.random.default_rng(seed).choice(values, size=(N_RESAMPLED, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     return float(low), float(high)
-
-
-def geometric_mean(factors: list[float], most: float) -> float:
-    """Over tables; what is above `most`, or infinite, counts as `most`."""
-    return float(np.exp(np.mean([math.log(min(factor, most)) for factor in factors])))
 
 
 def _factor(medians: Array, reference: Array, of_budget: bool) -> float:

@@ -19,9 +19,18 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.replay_arms import REFERENCE_NAMES, SHIPPED, Arm, full_arms
+from benchmarks.replay_arms import REFERENCE_NAMES, Arm, full_arms, shipped_arms
 from benchmarks.replay_searches import Replay, replay
-from benchmarks.replay_stats import Array, Factor, epochs_to, factor_of, interval_of_median, thinned
+from benchmarks.replay_stats import (
+    Array,
+    Factor,
+    epochs_to,
+    factor_of,
+    geometric_mean,
+    interval_of_median,
+    resampled_factors,
+    thinned,
+)
 from benchmarks.replay_surrogate import Surrogate, best_model, fit, held_out_scores, ties
 from benchmarks.replay_tables import FOLDER, Table, read_table, stored_tables
 from benchmarks.report import machine, number_text, print_json, progress, table_text
@@ -38,6 +47,8 @@ BUDGET_IN_TRIALS = 40
 # Of the budget: where regret is told.
 PARTS = (0.25, 0.5, 1.0)
 LEVELS = (1.0, 0.5)
+# What a factor counts as in a mean over tables, where an arm does not get there.
+MOST_FACTOR = 2.0
 SEEDS_A_JOB = 5
 TOLD_EVERY_S = 15.0
 
@@ -113,10 +124,15 @@ def _run(options: argparse.Namespace) -> int:
     jobs = _jobs(arms, surrogates, range(options.first_seed, options.first_seed + options.seeds))
     replays = _replay_all(jobs, surrogates, options.at_once or count_cores())
     curves = {key: np.array([found.regret for _, found in sorted(several)]) for key, several in replays.items()}
-    rows = [_row(key, curves, [found for _, found in replays[key]]) for key in curves]
+    progress("resampling seeds")
+    resampled = _resampled(curves)
+    rows = [_row(key, curves, [found for _, found in replays[key]], resampled) for key in curves]
+    overall = _overall(list(surrogates), resampled)
     for setting in surrogates:
         of_setting = [row for row in rows if row.setting == setting]
         print(f"\n{setting}, {options.seeds} seeds\n\n{_table(of_setting)}\n\n{_factor_table(of_setting)}")
+    if len(surrogates) > 1:
+        print(f"\n{len(surrogates)} tables, geometric mean\n\n{_overall_table(overall)}")
     if options.plot:
         _draw(options.plot, rows, curves)
     if options.curves:
@@ -129,6 +145,10 @@ def _run(options: argparse.Namespace) -> int:
             "machine": machine(),
             "surrogates": quality,
             "rows": [asdict(row) for row in rows],
+            "overall": {
+                arm: {f"{name}{' budget' * of_budget}": asdict(factor) for (name, of_budget), factor in factors.items()}
+                for arm, factors in overall.items()
+            },
         }
     )
     return 0
@@ -153,7 +173,7 @@ def _check(options: argparse.Namespace) -> None:
 def _arms(options: argparse.Namespace) -> list[Arm]:
     if options.arm:
         return [arm for arm in full_arms() if arm.name in (*REFERENCE_NAMES, *options.arm)]
-    return list(full_arms() if options.full else SHIPPED)
+    return list(full_arms() if options.full else shipped_arms())
 
 
 def _tables(options: argparse.Namespace) -> Iterator[Table]:
@@ -262,10 +282,29 @@ def _replay_job(job: Job) -> list[Replay]:
     return [replay(job.arm, surrogate, seed, BUDGET_IN_TRIALS * surrogate.table.epochs) for seed in job.seeds]
 
 
-def _row(key: tuple[str, str], curves: Mapping[tuple[str, str], Array], replays: Sequence[Replay]) -> Row:
+_Key = tuple[str, str]
+# Of a setting and arm, against a reference and its budget or not.
+_Resampled = Mapping[_Key, Mapping[tuple[str, bool], Array]]
+
+
+def _resampled(curves: Mapping[_Key, Array]) -> _Resampled:
+    few = {key: thinned(regrets) for key, regrets in curves.items()}
+    return {
+        (setting, arm): {
+            (name, of_budget): resampled_factors(regrets, few[setting, name], of_budget)
+            for name in REFERENCE_NAMES
+            if (setting, name) in few
+            for of_budget in (False, True)
+        }
+        for (setting, arm), regrets in few.items()
+    }
+
+
+def _row(key: _Key, curves: Mapping[_Key, Array], replays: Sequence[Replay], resampled: _Resampled) -> Row:
     setting, arm = key
     regrets = curves[key]
     medians = np.median(regrets, axis=0)
+    factors = {which: factor_of(values) for which, values in resampled[key].items()}
     return Row(
         setting=setting,
         arm=arm,
@@ -277,19 +316,28 @@ def _row(key: tuple[str, str], curves: Mapping[tuple[str, str], Array], replays:
         mean_regret=float(regrets[:, regrets.shape[1] // 10 :].mean()),
         epochs_to_1=epochs_to(medians, LEVELS[0]),
         epochs_to_half=epochs_to(medians, LEVELS[1]),
-        factors=_factors(regrets, setting, curves, of_budget=False),
-        budget_factors=_factors(regrets, setting, curves, of_budget=True),
+        factors={name: factor for (name, of_budget), factor in factors.items() if not of_budget},
+        budget_factors={name: factor for (name, of_budget), factor in factors.items() if of_budget},
     )
 
 
-def _factors(
-    regrets: Array, setting: str, curves: Mapping[tuple[str, str], Array], of_budget: bool
-) -> dict[str, Factor]:
-    return {
-        name: factor_of(thinned(regrets), thinned(curves[setting, name]), of_budget)
-        for name in REFERENCE_NAMES
-        if (setting, name) in curves
+def _overall(settings: Sequence[str], resampled: _Resampled) -> dict[str, dict[tuple[str, bool], Factor]]:
+    """Of the arms that every table was replayed with; the lowest factor to the last reference first."""
+    arms = dict.fromkeys(arm for _, arm in resampled if all((setting, arm) in resampled for setting in settings))
+    found = {
+        arm: {
+            which: factor_of(geometric_mean([resampled[setting, arm][which] for setting in settings], MOST_FACTOR))
+            for which in resampled[settings[0], arm]
+        }
+        for arm in arms
     }
+    return dict(sorted(found.items(), key=lambda item: item[1][REFERENCE_NAMES[-1], False].value))
+
+
+def _overall_table(overall: Mapping[str, Mapping[tuple[str, bool], Factor]]) -> str:
+    titles = [f"of {name}'s budget" if of_budget else f"× {name}" for name, of_budget in next(iter(overall.values()))]
+    cells = [(arm, *map(_factor_text, factors.values())) for arm, factors in overall.items()]
+    return table_text(("epochs to the same regret", *titles), cells)
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -343,7 +391,7 @@ def _one(value: float) -> str:
 def _draw(path: Path, rows: Sequence[Row], curves: Mapping[tuple[str, str], Array]) -> None:
     from benchmarks.replay_plot import draw
 
-    drawn = [row for row in rows if row.arm in {arm.name for arm in SHIPPED}]
+    drawn = [row for row in rows if row.arm in {arm.name for arm in shipped_arms()}]
     with replacing(expanded(str(path))) as temporary:
         draw(temporary, path.suffix[1:], [(row.setting, row.arm, curves[row.setting, row.arm]) for row in drawn])
     progress(f"{path} is drawn")

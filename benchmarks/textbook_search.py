@@ -66,7 +66,7 @@ def _search(options: argparse.Namespace) -> int:
     space = load_space(options.space or DEFAULT_SPACE, options.set)
     if space.dataset.images_per_epoch is not None:
         raise InputError("`dataset.images_per_epoch` is set, but a plain script's epoch is all images. Leave it out.")
-    with _temporary_folder() as folder:
+    with temporary_folder() as folder:
         content = _outcome(_fit(space, options.loader_workers, folder))
     content["wall_s"] = round(time.perf_counter() - started_s, 3)
     print(
@@ -96,7 +96,7 @@ def _fit(space: Space, n_loader_workers: int, folder: Path) -> Any:
     from trainable.datasets import prepare_training_data
 
     images = TextbookImages.of(prepare_training_data(space.dataset))
-    _start_ray(folder, 3 * images.train_images.nbytes)
+    start_ray(folder, 3 * images.train_images.nbytes)
     trainable = tune.with_parameters(
         train_trial,
         images=images,
@@ -106,7 +106,7 @@ def _fit(space: Space, n_loader_workers: int, folder: Path) -> Any:
     )
     tuner = tune.Tuner(
         trainable,
-        param_space={name: _domain(parameter) for name, parameter in space.searched.items()},
+        param_space={name: domain(parameter) for name, parameter in space.searched.items()},
         tune_config=_tune_config(space),
         run_config=tune.RunConfig(storage_path=str(folder / "results"), name="search", verbose=0),
     )
@@ -134,7 +134,8 @@ def _tune_config(space: Space) -> Any:
     )
 
 
-def _start_ray(folder: Path, images_bytes: int) -> None:
+def start_ray(folder: Path, images_bytes: int = 0) -> None:
+    """A cluster of this machine's cores alone, whose files lie in `folder`."""
     import ray
 
     # What killed trials and their loaders leave behind is removed with the folder.
@@ -152,7 +153,8 @@ def _start_ray(folder: Path, images_bytes: int) -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
-def _domain(parameter: Searched) -> Any:
+def domain(parameter: Searched) -> Any:
+    """The parameter as Ray's users write it."""
     from ray import tune
 
     match parameter:
@@ -167,7 +169,8 @@ def _domain(parameter: Searched) -> Any:
 
 
 @contextmanager
-def _temporary_folder() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
+    """Removed at the end."""
     # Not under a long TMPDIR: a socket's path has at most 107 bytes.
     folder = tempfile.mkdtemp(prefix="txb-", dir=tempfile.gettempdir() if len(tempfile.gettempdir()) <= 30 else "/tmp")
     try:

@@ -25,7 +25,7 @@ from spaces.parameters import (
     shorten,
 )
 from spaces.plain_files import read_plain
-from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Section, Space
+from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Search, Section, Space, Training
 from spaces.yaml_lines import MAX_BYTES, Document, parse
 
 SHIPPED_FOLDER = Path(__file__).parent
@@ -177,6 +177,16 @@ class _Overridden:
             training.pop(name, None)
 
 
+def _with_grace(training: Section | None, search: Section | None) -> Section | None:
+    """With the default grace period, which hangs on another section: one rung, a reduction before the end."""
+    if not isinstance(training, Training) or not isinstance(search, Search):
+        return search
+    share, rest = divmod(training.max_epochs, search.reduction_factor)
+    if "grace_epochs" in search.model_fields_set or search.asha == "off" or rest or share < 1:
+        return search
+    return search.model_copy(update={"grace_epochs": share})
+
+
 class _Validation:
     """Collects every finding of one file before it gives up."""
 
@@ -188,6 +198,7 @@ class _Validation:
     def run(self, name: str) -> Space:
         self._check_top_level()
         sections = {key: self._section(key, model) for key, model in SECTIONS.items()}
+        sections["search"] = _with_grace(sections["training"], sections["search"])
         parameters = self._parameters()
         self._check_epochs(sections)
         self._check_it_ends(sections["search"])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.replay_arms import REFERENCE_NAMES, SHIPPED, OwnArm, RayArm, full_arms, space_of
+from benchmarks.replay_arms import DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, full_arms, shipped_arms, space_of
 from benchmarks.replay_searches import HandedBack, OwnSearch, RaySearch, chance_of, drive, replay
-from benchmarks.replay_stats import epochs_to, factor_of, geometric_mean, thinned
+from benchmarks.replay_stats import Factor, epochs_to, factor_of, geometric_mean, resampled_factors, thinned
 from benchmarks.replay_surrogate import HeldOut, Surrogate, best_model, fit, held_out_scores, noise_of, ties
 from benchmarks.replay_tables import Table, images_of, in_unit_cube, random_configurations, read_table, table_from_text
 from benchmarks.search_replay import main
@@ -19,7 +19,7 @@ from search.journal import Journal, read_history
 from search.ranking import rank
 from search.records import EpochDone, History, TrialPromoted, TrialStarted, event_from_dict
 from search.state import SearchState
-from spaces import InputError, Space
+from spaces import InputError, Space, load_space
 from spaces.loader import space_from_text
 from tests.search.simulation import simulate
 
@@ -178,21 +178,25 @@ def test_epochs_count_until_a_curve_stays_below_a_level() -> None:
     assert math.isinf(epochs_to(medians, 0.1))
 
 
+def factor(regrets: Any, reference: Any, of_budget: bool = False) -> Factor:
+    return factor_of(resampled_factors(regrets, reference, of_budget))
+
+
 def test_the_factor_of_curves_that_are_known() -> None:
     epochs = np.arange(1, 301)
     reference = np.array([100.0 / epochs + seed / 1000 for seed in range(20)])
     faster = np.array([100.0 / (2 * epochs) + seed / 1000 for seed in range(20)])
-    found = factor_of(faster, reference)
+    found = factor(faster, reference)
     assert found.value == pytest.approx(0.5, abs=0.01)
     assert found.low <= found.value <= found.high
     assert found.low > 0.45
     assert found.high < 0.55
     # What the reference wastes after it has arrived is nobody's gain.
     idle = np.hstack([reference, np.repeat(reference[:, -1:], 300, axis=1)])
-    assert factor_of(np.hstack([faster, faster[:, -1:].repeat(300, 1)]), idle).value == pytest.approx(0.5, abs=0.01)
-    assert factor_of(faster, reference, of_budget=True).value == pytest.approx(0.5, abs=0.01)
-    assert factor_of(faster, idle[:, :600], of_budget=True).value == pytest.approx(0.25, abs=0.01)
-    assert math.isinf(factor_of(reference + 1, reference).value)
+    assert factor(np.hstack([faster, faster[:, -1:].repeat(300, 1)]), idle).value == pytest.approx(0.5, abs=0.01)
+    assert factor(faster, reference, of_budget=True).value == pytest.approx(0.5, abs=0.01)
+    assert factor(faster, idle[:, :600], of_budget=True).value == pytest.approx(0.25, abs=0.01)
+    assert math.isinf(factor(reference + 1, reference).value)
 
 
 def test_an_interval_is_wide_where_seeds_disagree() -> None:
@@ -200,7 +204,7 @@ def test_an_interval_is_wide_where_seeds_disagree() -> None:
     epochs = np.arange(1, 301)
     reference = 100 / epochs + generator.normal(0, 0.3, (12, 1))
     other = 150 / epochs + generator.normal(0, 0.3, (12, 1))
-    found = factor_of(other, reference)
+    found = factor(other, reference)
     assert found.high > found.low * 1.3
 
 
@@ -210,7 +214,8 @@ def test_thinned_curves_end_where_they_ended() -> None:
 
 
 def test_what_does_not_get_there_counts_as_the_most() -> None:
-    assert geometric_mean([0.5, math.inf], most=2.0) == pytest.approx(1.0)
+    means = geometric_mean([np.array([0.5, 1.0]), np.array([math.inf, 0.25])], most=2.0)
+    assert means == pytest.approx([1.0, 0.5])
 
 
 # Tables and the surrogate
@@ -311,7 +316,7 @@ def test_noise_is_found_from_repeated_seeds_and_from_raggedness(table: Table) ->
 def test_names_of_arms_are_their_own_and_every_space_is_valid(space: Space) -> None:
     arms = full_arms()
     assert len({arm.name for arm in arms}) == len(arms)
-    assert set(REFERENCE_NAMES) < {arm.name for arm in SHIPPED}
+    assert set(REFERENCE_NAMES) < {arm.name for arm in shipped_arms()}
     for arm in arms:
         if isinstance(arm, OwnArm):
             rungs = space_of(arm, space, 27, 0).rung_epochs
@@ -320,6 +325,17 @@ def test_names_of_arms_are_their_own_and_every_space_is_valid(space: Space) -> N
     by_two = next(arm for arm in arms if arm.name == "random-stop-1-by-2")
     assert isinstance(by_two, OwnArm)
     assert space_of(by_two, space, 27, 0).rung_epochs == (1, 2, 4, 8, 16, 27)
+
+
+def test_the_default_arm_is_what_a_space_file_gets(space: Space) -> None:
+    (default,) = (arm for arm in shipped_arms() if arm.name == DEFAULT)
+    assert isinstance(default, OwnArm)
+    text = (
+        "{dataset: {name: digits}, training: {max_epochs: 27}, search: {trials: 1}, space: {lr: {uniform: [0.01, 1]}}}"
+    )
+    for shipped in (load_space("cifar10").search, space_from_text(text, "some.yaml", "some").search):
+        for key in ("asha", "sampler", "startup", "startup_trials", "grace_epochs", "reduction_factor"):
+            assert getattr(shipped, key) == getattr(default, key), key
 
 
 def test_an_unknown_arm_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

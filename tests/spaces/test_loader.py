@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spaces import InputError, load_space, shipped_spaces
-from spaces.loader import dump_space
+from spaces.loader import dump_space, space_from_text
 
 VALID = """\
 dataset: {name: digits}
@@ -292,3 +292,25 @@ def test_bombs_and_other_encodings_are_refused(content: bytes, expected: str, tm
 def test_bytes_on_the_command_line_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (line,) = lines_of(tmp_path, VALID, "space.lr=\udcff")
     assert "has a value that is not valid YAML" in line
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "search", "expected"),
+    [
+        (27, "{trials: 4}", 9),
+        (8, "{trials: 4, reduction_factor: 2}", 4),
+        (1, "{trials: 4}", 1),
+        (27, "{trials: 4, grace_epochs: 3}", 3),
+        (27, "{trials: 4, asha: off}", 1),
+    ],
+)
+def test_a_trial_gets_its_share_of_the_epochs_before_it_is_judged(max_epochs: int, search: str, expected: int) -> None:
+    text = f"""\
+dataset: {{name: digits}}
+training: {{max_epochs: {max_epochs}}}
+search: {search}
+space: {{lr: {{loguniform: [0.01, 0.5]}}}}
+"""
+    space = space_from_text(text, "some.yaml", "some")
+    assert space.search.grace_epochs == expected
+    assert space_from_text(dump_space(space), "again.yaml", "some") == space
