@@ -186,17 +186,19 @@ def optimisation_history(trials: Sequence[Trial], winner: int | None, study: Stu
         study: as `study_of` gives it.
     """
     figure = empty_figure("trial", "validation accuracy where it ended")
-    shown = drawn(trials, winner, MOST_POINTS)
-    for group, members in _grouped([trial for trial in shown if _end(trial) is not None], winner):
-        figure.add_trace(_points(group, members, [trial.number for trial in members]))
     for trace in plot_optimization_history(study).data:
         if trace.mode == "lines" and len(trace.x):
             trace.update(
                 name="best completed so far",
                 line={"color": BLUE.light, "width": 2, "shape": "hv"},
-                hovertemplate="best after trial %{x}: %{y:.2%}<extra></extra>",
+                # Plotly would tell of it, and not of the trials on it.
+                hoverinfo="skip",
             )
             figure.add_trace(trace)
+    # After the line, to lie on it.
+    shown = drawn(trials, winner, MOST_POINTS)
+    for group, members in _grouped([trial for trial in shown if _end(trial) is not None], winner):
+        figure.add_trace(_points(group, members, [trial.number for trial in members]))
     figure.update_yaxes(tickformat=".0%")
     return figure
 

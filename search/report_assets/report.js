@@ -142,7 +142,7 @@
 
   function pointsOf(plot, curve) {
     const trace = plot.calcdata[curve];
-    if (!trace || plot.data[curve].visible === false) return [];
+    if (!trace || plot.data[curve].visible === false || plot.data[curve].hoverinfo === "skip") return [];
     return trace.flatMap((point, i) => (point.x === undefined && point.p === undefined ? [] : [point.i ?? i]));
   }
 
