@@ -313,7 +313,8 @@ def confusion(results: FinalResults) -> go.Figure:
             showscale=False,
             xgap=1,
             ygap=1,
-            texttemplate="%{customdata}" if n_classes <= MOST_ANNOTATED_CLASSES else None,
+            text=[[str(count or "") for count in row] for row in results.confusion_matrix],
+            texttemplate="%{text}" if n_classes <= MOST_ANNOTATED_CLASSES else None,
             hovertemplate="true %{y}, predicted %{x}: %{customdata} (%{z:.1%})<extra></extra>",
         )
     )

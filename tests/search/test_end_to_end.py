@@ -738,8 +738,9 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
     board = run("search.leaderboard", "folder", cwd=tmp_path)
     assert board.returncode == 0, board.stderr
     assert "Test set opened" not in board.stdout
-    diagnosed = run("search.diagnose", "folder", cwd=tmp_path)
-    assert diagnosed.returncode == 0, diagnosed.stderr
+    for command in ("search.diagnose", "search.report"):
+        done = run(command, "folder", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     unreadable = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
     shutil.rmtree(tmp_path / "images" / "test")
     missing = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)

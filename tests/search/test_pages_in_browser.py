@@ -119,6 +119,20 @@ def test_hovering_over_a_point_says_what_it_is(driver: Any, pages: dict[str, Pat
     assert "winner" in text
 
 
+def test_the_cells_of_the_confusion_matrix_show_their_images(driver: Any, pages: dict[str, Path]) -> None:
+    show(driver, pages["report"])
+    drawn(driver, "confusion")
+    counts, texts = driver.execute_script(
+        """
+        const plot = document.querySelector('#plot-confusion');
+        const texts = [...plot.querySelectorAll('.heatmap-label text')].map((text) => text.textContent);
+        return [plot.data[0].customdata.flat(), texts];
+        """
+    )
+    assert sum(counts) > 0
+    assert sorted(text for text in texts if text) == sorted(str(count) for count in counts if count)
+
+
 def test_arrow_keys_walk_from_point_to_point_and_it_is_said_aloud(driver: Any, pages: dict[str, Path]) -> None:
     from selenium.webdriver.common.keys import Keys
 

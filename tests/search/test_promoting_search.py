@@ -29,6 +29,7 @@ OPTIONS = set_options(
 )
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_promoting_search_goes_on_where_it_was_killed(
     tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]

@@ -233,6 +233,7 @@ def test_a_relative_sqlite_file_is_the_same_from_everywhere(tmp_path: Path, monk
     assert run_command._with_absolute_paths(once) == once
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_search_is_told_to_tensorboard_and_mlflow(
     run: Callable[..., subprocess.CompletedProcess[str]], mlflow_uri: str, tmp_path: Path
