@@ -71,7 +71,11 @@ def drawn(driver: Any, figure: str) -> None:
     """Scroll to a figure and wait until it is drawn."""
     selector = f"#plot-{figure}"
     scroll_to(driver, selector)
-    until(driver, "const p = document.querySelector(arguments[0]); return Boolean(p.dataset.drawn && p.calcdata)", selector)
+    until(
+        driver,
+        "const p = document.querySelector(arguments[0]); return Boolean(p.dataset.drawn && p.calcdata)",
+        selector,
+    )
 
 
 def complaints(driver: Any) -> list[str]:
