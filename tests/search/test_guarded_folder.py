@@ -114,7 +114,8 @@ def test_within_the_block_children_are_marked_and_keep_their_temporary_files_in_
         assert guarded.path.parent == temporary
         assert guarded.path.stat().st_mode & 0o777 == 0o700
         child = subprocess.Popen(["sleep", "600"])
-        assert guardian.marked_processes(guarded.path) == [child.pid]
+        # For a moment after it has become another program, a process has no environment to read.
+        wait_until(lambda: guardian.marked_processes(guarded.path) == [child.pid])
         made = subprocess.run(
             [sys.executable, "-Ic", "import tempfile; print(tempfile.mkdtemp())"], capture_output=True
         )
