@@ -1,12 +1,13 @@
 """The project's trials under stock Ray Tune, until a number of epochs is used: `python -m benchmarks.stock_search`.
 
-`OptunaSearch` and `ASHAScheduler` with their defaults propose and judge; `FitEvaluate` trains. What differs from
-`search.run` is who chooses, not what is trained. The last line is one JSON object.
+`OptunaSearch` and `ASHAScheduler` with their defaults propose and judge; `FitEvaluate` trains, in workers that are used
+again, which is not Ray's default. What differs from `search.run` is who chooses, not what is trained. The last line is one JSON object.
 """
 
 import argparse
 import os
 import sys
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.textbook_search import METRIC, domain, start_ray, temporary_fold
 from search.cluster import count_cores
 from spaces import Dataset, InputError, Space, load_space
 from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command
+from spaces.errors import RunError
 from spaces.parameters import Hyperparameters
 from trainable.compute import Compute, choose_precision
 
@@ -45,7 +47,7 @@ def train_trial(
 
     torch.set_num_threads(1)
     data = prepare_training_data(dataset)
-    number = int(tune.get_context().get_trial_id().rpartition("_")[2])
+    number = zlib.crc32(tune.get_context().get_trial_id().encode())
     hyperparameters = Hyperparameters.from_mapping({**fixed, **config})
     run = FitEvaluate(data.train, data.validation, hyperparameters, RunSeed(seed, number), Compute(precision=precision))
     for _ in range(max_epochs):
@@ -58,6 +60,8 @@ def _search(options: argparse.Namespace) -> int:
     space = load_space(options.space or DEFAULT_SPACE, options.set)
     with temporary_folder() as folder:
         results = _fit(space, options.epochs, folder)
+    if results.num_errors:
+        raise RunError(f"{results.num_errors} of {len(results)} trials failed: {results.errors[0]}")
     best = results.get_best_result(METRIC, "max")
     frames = [result.metrics_dataframe for result in results]
     winner = Hyperparameters.from_mapping({**space.baseline.as_dict(), **best.config})
@@ -110,7 +114,7 @@ def _fit(space: Space, epochs: int, folder: Path) -> Any:
             max_concurrent_trials=count_cores(),
             search_alg=OptunaSearch(seed=space.search.seed),
             scheduler=ASHAScheduler(max_t=space.training.max_epochs),
-            trial_name_creator=str,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=str(folder / "results"), name="search", verbose=0, stop=UntilUsed()),
     )
