@@ -1,7 +1,8 @@
 """The project's trials under stock Ray Tune, until a number of epochs is used: `python -m benchmarks.stock_search`.
 
 `OptunaSearch` and `ASHAScheduler` with their defaults propose and judge; `FitEvaluate` trains, in workers that are used
-again, which is not Ray's default. What differs from `search.run` is who chooses, not what is trained. The last line is one JSON object.
+again, which is not Ray's default. What differs from `search.run` is who chooses, not what is trained. The last line is
+one JSON object.
 """
 
 import argparse
