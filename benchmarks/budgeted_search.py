@@ -1,7 +1,8 @@
 """Winners of real searches of the same epochs, by `search.run` as it comes and by stock Ray Tune:
 `python -m benchmarks.budgeted_search`.
 
-Both train the same trials (`benchmarks.stock_search`). Each hands back its winner as it does by itself,
+Both train the same trials (`benchmarks.stock_search`), stock Ray as many epochs as `search.run` took for the
+budget and for what it had begun by then. Each hands back its winner as it does by itself,
 without fresh runs; the winners and the hand-picked baseline are then trained again from the same fresh seeds.
 """
 
@@ -90,10 +91,11 @@ def _run(options: argparse.Namespace) -> int:
         name = "quickstart" if options.images is None else "cifar10"
         space = load_space(name, settings)
         arguments = [name, *(word for setting in settings for word in ("--set", setting))]
-        found = {}
-        for title, search in ((OURS, _ours), (STOCK, _stock)):
-            progress(f"round {seed} of {options.rounds}: {title} starts")
-            found[title] = search(arguments, options.epochs)
+        progress(f"round {seed} of {options.rounds}: {OURS} starts")
+        found = {OURS: _ours(arguments, options.epochs)}
+        # What search.run has begun when its budget is used, it trains to its rung or end: those epochs count.
+        progress(f"round {seed} of {options.rounds}: {STOCK} starts")
+        found[STOCK] = _stock(arguments, found[OURS].epochs)
         progress(f"round {seed} of {options.rounds}: {options.fresh} fresh runs of each winner and the baseline")
         configs = {OURS: found[OURS].winner, STOCK: found[STOCK].winner, BASELINE: space.baseline}
         fresh = _fresh_accuracies(space, configs, options.fresh, seed)
@@ -122,7 +124,7 @@ def _row(seed: int, title: str, found: Found | None, values: list[float], refere
 
 def _ours(arguments: list[str], epochs: int) -> Found:
     from search.experiment import open_experiment
-    from search.ranking import rank
+    from search.ranking import rank, winner
 
     with tempfile.TemporaryDirectory(prefix="dws-benchmark-") as results:
         place = [
@@ -138,8 +140,8 @@ def _ours(arguments: list[str], epochs: int) -> Found:
         ]
         wall_s, _ = _timed(["-m", "search.run", *arguments, *place])
         history = open_experiment(NAME, Path(results)).history()
-        best = rank(history)[0]
-        if best.validation_accuracy is None:
+        best = winner(rank(history))
+        if best is None or best.validation_accuracy is None:
             raise RunError("search.run completed no trial.")
         return Found(best.config, best.validation_accuracy, len(history.trials), history.n_epochs, wall_s)
 

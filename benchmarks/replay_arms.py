@@ -1,4 +1,5 @@
-"""The arms of the replayed searches, and which of them a run takes; all were written down before the first result."""
+"""The arms of the replayed searches, and which of them a run takes; all but `_SPREAD_LATER` were written down before the
+first result."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -92,7 +93,7 @@ GP_SEEDS = 10
 
 
 def full_arms() -> tuple[Arm, ...]:
-    """All that were written down."""
+    """All that there are."""
     arms = [*FIRST_RUN, *_every_sampler_and_stopping(), *_reductions(), *_workers(), *_gaussian_processes()]
     named: dict[str, Arm] = {}
     for arm in arms:
@@ -133,11 +134,14 @@ def _workers() -> list[Arm]:
     several: list[Arm] = []
     for workers in (2, 8, 16):
         suffix = f"-{workers}-workers"
-        several += [replace(arm, name=arm.name + suffix, workers=workers) for arm in FIRST_RUN if arm.name in _SPREAD]
+        arms = [arm for arm in (*FIRST_RUN, *_every_sampler_and_stopping()) if arm.name in (*_SPREAD, *_SPREAD_LATER)]
+        several += [replace(arm, name=arm.name + suffix, workers=workers) for arm in dict.fromkeys(arms)]
     return several
 
 
 _SPREAD = ("random", "ray-stock", "random-stop-1", "random-promote-1", "tpe-stop-3", "tpe-promote-1")
+# Added when the default had been chosen.
+_SPREAD_LATER = ("ray-random", DEFAULT, "tpe-promote-3")
 
 
 def _gaussian_processes() -> list[OwnArm]:

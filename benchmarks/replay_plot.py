@@ -1,4 +1,4 @@
-"""Regret against epochs, drawn with matplotlib (`pip install -e '.[bench]'`)."""
+"""Regret against epochs, drawn with matplotlib."""
 
 from collections.abc import Sequence
 from itertools import cycle

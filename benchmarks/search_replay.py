@@ -161,13 +161,11 @@ def _check(options: argparse.Namespace) -> None:
     for name in options.arm or ():
         if name not in known:
             raise InputError(f"--arm is `{name}`, but must be one of {', '.join(sorted(known))}.")
-    if options.plot:
-        if options.plot.suffix not in (".png", ".svg"):
-            raise InputError(f"--plot is {options.plot}, but must end with .png or .svg.")
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            raise InputError("--plot needs matplotlib: pip install -e '.[bench]'") from None
+    if options.plot and options.plot.suffix not in (".png", ".svg"):
+        raise InputError(f"--plot is {options.plot}, but must end with .png or .svg.")
+    for flag, path in (("--plot", options.plot), ("--curves", options.curves)):
+        if path and not expanded(str(path)).parent.is_dir():
+            raise InputError(f"{flag} is {path}, but must lie in a folder that there is: {path.parent} is none.")
 
 
 def _arms(options: argparse.Namespace) -> list[Arm]:
