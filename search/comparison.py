@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.confirmation import lead
 from search.estimates import duration_text
 from search.experiment import Experiment
 from search.final_results import read_final_results
+from search.fresh_statistics import lead
 from search.manifest import Manifest, seconds_used
 from search.ranking import Ranked, fresh_text, lead_sentence, rank, winner
 from search.records import History

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from search.confirmation import run_sd
 from search.findings import Finding, Verdict, trials_text
+from search.fresh_statistics import run_sd
 from search.records import History
 from search.space_findings import divergences, edges, importances
 from search.stopping_findings import rank_correlation, savings, would_be_winners
@@ -33,7 +33,7 @@ def diagnose(
         edges(history, space),
         rank_correlation(history, space),
         would_be_winners(history, space, chance),
-        flatness(history, n_validation, run_sd(history)),
+        flatness(history, n_validation),
         importances(history, space),
         savings(history, space, chance),
     ]
@@ -54,11 +54,11 @@ def failures(history: History) -> Finding:
     return Finding("failures", "change", sentence, "Mend the reason that search.leaderboard gives for each.", numbers)
 
 
-def flatness(history: History, n_validation: int | None, sd: float | None) -> Finding:
+def flatness(history: History, n_validation: int | None) -> Finding:
     """What the last third of the epochs added to the best completed trial.
 
-    It counts as nothing if it is less than the noise of one run: `sd`, the spread of one configuration over fresh
-    runs, or else the standard error that so many validation images leave. Even a search that has not converged goes
+    It counts as nothing if it is less than the noise of one run: the spread of one such configuration over fresh runs,
+    or else the standard error that so many validation images leave. Even a search that has not converged goes
     a third without a new best two times in three, if its proposals do not improve.
     """
     course = list(_course(history))
@@ -70,7 +70,7 @@ def flatness(history: History, n_validation: int | None, sd: float | None) -> Fi
         sentence = f"Whether the search still improves cannot be told from {trials_text(n_ended)} and {spent} epochs."
         return Finding("flatness", "unknown", sentence, "", numbers)
     now = course[-1][1]
-    noise, noise_is = _noise(now, n_validation, sd)
+    noise, noise_is = _noise(now, n_validation, run_sd(history, now))
     gained = now - before
     numbers |= {"before": before, "now": now, "gained": gained, "noise": noise, "noise_is": noise_is}
     sentence = f"The last third of the {spent} epochs brought the best from {before:.2%} to {now:.2%}"

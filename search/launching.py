@@ -16,6 +16,7 @@ from ray.tune.execution import class_cache
 from ray.tune.logger import JsonLoggerCallback
 
 from search.cluster import LocalCluster
+from search.confirmation import seconds_to_confirm
 from search.display import SearchDisplay
 from search.experiment import Experiment
 from search.failures import first_full, is_full_disk
@@ -104,16 +105,26 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     experiment = launch.experiment
     keeper = _FileKeeper(launch)
 
+    deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
+    reserved_s = seconds_to_confirm(launch.space)
+
     def state_so_far(fails_alone: bool) -> SearchState:
         observe = _both(keeper.observe, display.observe)
         journal = experiment.journal()
         chance = experiment.manifest.data.chance
-        return SearchState(launch.space, experiment.history(), journal, observe, fails_alone=fails_alone, chance=chance)
+        return SearchState(
+            launch.space,
+            experiment.history(),
+            journal,
+            observe,
+            fails_alone=fails_alone,
+            chance=chance,
+            is_late=lambda: time.monotonic() >= deadline_s - reserved_s,
+        )
 
     state = state_so_far(fails_alone=False)
     retries = RetryCount()
     session = _open_session(experiment, launch)
-    deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
 
     def reached() -> bool:
         return launch.interruption.wished or time.monotonic() >= deadline_s
@@ -134,7 +145,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
             launch.cluster.end()
         if is_done(state.history, launch.space):
             end = "finished"
-        elif not launch.interruption.wished and time.monotonic() >= deadline_s:
+        elif not launch.interruption.wished and time.monotonic() >= deadline_s - reserved_s:
             end = "time budget used"
     finally:
         # First what makes room.

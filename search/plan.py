@@ -268,7 +268,7 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
     """The plan that `--dry-run` prints."""
     expected = _expected(space, placement, epoch_s)
     max_epochs = space.training.max_epochs
-    fresh = confirmation.expected_epochs(expected.epochs, space) if _ends_by_itself(space) else 0.0
+    fresh = confirmation.expected_epochs(expected.epochs, space)
     n_runs = round(fresh / max_epochs)
     n_exempt = 1 + expected.n_explored
     epochs_left = [*[max_epochs] * n_exempt, *[expected.each] * (expected.trials - n_exempt), *[max_epochs] * n_runs]
@@ -313,12 +313,9 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
 def _expected(space: Space, placement: Placement, epoch_s: float) -> Expected:
     """With what a time budget is worth at so many seconds an epoch, start-up left out."""
     time_s = space.search.time_budget_s
+    if time_s is not None:
+        time_s -= confirmation.seconds_to_confirm(space)
     time_epochs = None if time_s is None else time_s / epoch_s * placement.trials_side_by_side
     expected = expected_search(space, time_epochs)
     assert expected is not None  # the loader asks for a limit
     return expected
-
-
-def _ends_by_itself(space: Space) -> bool:
-    """Whether it ends before the time is up, so that fresh runs of the best follow."""
-    return space.search.trials is not None or space.search.epoch_budget is not None

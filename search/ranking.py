@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.confirmation import Fresh, fresh_results, lead
+from search.fresh_statistics import Fresh, fresh_results, lead
 from search.records import History, Status, Trial
 from spaces.parameters import Hyperparameters
 
@@ -151,6 +151,8 @@ def _over_baseline(history: History, best: Ranked, baseline: Ranked | None) -> s
         return "It is the hand-picked configuration: no searched one beat it."
     if baseline is None or baseline.fresh is None:
         return "The hand-picked configuration has no fresh run to compare with."
+    if baseline.fresh.n_diverged:
+        return f"The hand-picked configuration (trial {baseline.trial}) {_diverged_text(baseline.fresh)}."
     ahead = lead(history, best.trial, baseline.trial)
     hand_picked = f"the hand-picked configuration (trial {baseline.trial}, {fresh_text(baseline.fresh)})"
     if ahead.half_width is None:
@@ -161,8 +163,15 @@ def _over_baseline(history: History, best: Ranked, baseline: Ranked | None) -> s
     return f"The winner is not distinguishable from {hand_picked}: the difference is {points}."
 
 
+def _diverged_text(fresh: Fresh) -> str:
+    runs = "its only fresh run" if fresh.n_runs == 1 else f"{fresh.n_diverged} of {fresh.n_runs} fresh runs"
+    return f"diverged in {runs}"
+
+
 def fresh_text(fresh: Fresh) -> str:
-    """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points."""
+    """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points; or `60.40%, 1 of 3 diverged`."""
+    if fresh.n_diverged:
+        return f"{fresh.mean:.2%}, {fresh.n_diverged} of {fresh.n_runs} diverged"
     spread = "" if fresh.half_width is None else f" ± {100 * fresh.half_width:.2f}"
     return f"{fresh.mean:.2%}{spread}"
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from search.confirmation import lead
 from search.estimates import duration_text
+from search.fresh_statistics import lead
 from search.manifest import seconds_used
 from search.ranking import fresh_text
 from search.report_known import Known

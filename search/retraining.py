@@ -14,9 +14,9 @@ import yaml
 from numpy.typing import NDArray
 
 from search.answers import PREDICTIONS_FILE, Mistake, predictions_csv, surest_mistakes, write_mistakes
-from search.confirmation import fresh_results
 from search.experiment import Experiment
 from search.export import Agreement, export_all
+from search.fresh_statistics import fresh_results
 from search.guarded_folder import GuardedFolder
 from search.manifest import Opening, git_commit, timestamp, versions
 from search.model_card import model_card

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from search.asha import waits_at_rung
 from search.budget import epochs_trained, n_to_start
-from search.confirmation import Fresh, fresh_results
 from search.estimates import duration_text
+from search.fresh_statistics import Fresh, fresh_results
 from search.ranking import Ranked, fresh_text, rank
 from search.records import History, Run, Trial
 from search.remaining import Remaining

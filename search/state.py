@@ -120,6 +120,8 @@ class SearchState:
             everybody's.
         chance: the highest accuracy of a run that only guesses (`rungs.chance_level`); None where it is not known.
         rule: of the rungs.
+        is_late: whether what is left of a time budget is for fresh runs: no more trials are begun, once there are
+            some to train again.
     """
 
     def __init__(
@@ -132,12 +134,14 @@ class SearchState:
         fails_alone: bool = False,
         chance: float | None = None,
         rule: RungRule = RungRule.OURS,
+        is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         self.space = space
         self.history = history
         self._journal = journal
         self._observe = observe
         self._now = now
+        self._is_late = is_late
         self._asha = asha_of(space, chance, rule)
         for result in history.results_in_order:
             if not history.trials[result.trial].set_aside:
@@ -193,17 +197,24 @@ class SearchState:
         """
         if self._to_resume:
             return self._given(self._to_resume.pop(0))
-        promoted = None if budget.is_used(self.history, self.space) else self._asha.next_promoted(self.history)
+        is_late = self._is_late() and self._has_to_confirm
+        begins_none = is_late or budget.is_used(self.history, self.space)
+        promoted = None if begins_none else self._asha.next_promoted(self.history)
         if promoted:
             self._happened(TrialPromoted(promoted.number, promoted.n_epochs, at=self._now()))
             return self._given(promoted)
-        if self._n_to_propose:
+        if self._n_to_propose and not is_late:
             return self._given(self._propose())
         if self._n_trials_running or self._unexplained:
             return None
-        for trial in self.history.unfinished:
-            self._end(trial, "stopped", self._asha.reason_left_behind(trial))
+        if not self._n_to_propose:
+            for trial in self.history.unfinished:
+                self._end(trial, "stopped", self._asha.reason_left_behind(trial))
         return self._next_run()
+
+    @property
+    def _has_to_confirm(self) -> bool:
+        return bool(self.history.runs) or next_run(self.history, self.space) is not None
 
     def _propose(self) -> Trial:
         number = len(self.history.trials)

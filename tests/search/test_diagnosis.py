@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from optuna.samplers import RandomSampler
 
-from search.confirmation import run_sd
 from search.diagnose import findings_text
 from search.diagnosis import diagnose, failures, flatness
 from search.edges import crowded_edges, widened
 from search.exploration import is_explored
 from search.findings import Finding
+from search.fresh_statistics import run_sd
 from search.importance import importance_at
-from search.records import History, SpaceSet, TrialEnded, TrialStarted
+from search.records import History, RunEnded, RunStarted, SpaceSet, TrialEnded, TrialStarted
 from search.rung_correlation import expected_losses, first_refusals, rung_correlations, spearman
 from search.space_findings import divergences, edges, importances
 from search.state import SearchState
 from search.stopping_findings import rank_correlation, savings, would_be_winners
 from spaces import Hyperparameters, Space, load_space
 from spaces.parameters import LogUniform, RandInt, Uniform
-from tests.search.simulation import Curve, result, simulate
+from tests.search.simulation import Curve, result, run_result, simulate
 
 RUNGS = (1, 3, 9)
 
@@ -401,10 +401,10 @@ def with_ends(*ends: float) -> History:
 
 
 def test_a_search_that_gained_nothing_in_its_last_third_has_flattened() -> None:
-    flat = flatness(with_ends(*[0.5, 0.7, 0.9] * 4), None, None)
+    flat = flatness(with_ends(*[0.5, 0.7, 0.9] * 4), None)
     assert flat.numbers["gained"] == 0
     assert "it has flattened" in flat.sentence
-    rising = flatness(with_ends(*[0.05 * n for n in range(12)]), None, None)
+    rising = flatness(with_ends(*[0.05 * n for n in range(12)]), None)
     assert rising.verdict == "change"
     assert rising.numbers["before"] == pytest.approx(0.35)
     assert rising.numbers["now"] == pytest.approx(0.55)
@@ -415,9 +415,13 @@ def test_a_search_that_gained_nothing_in_its_last_third_has_flattened() -> None:
 
 def test_a_gain_within_the_noise_of_a_run_is_none() -> None:
     history = with_ends(*[0.8] * 11, 0.81)
-    assert "it still improves" in flatness(history, None, None).sentence
-    assert "standard error of 288 images: 2.31 points): it has flattened" in flatness(history, 288, None).sentence
-    assert "over fresh runs: 0.40 points): it still improves" in flatness(history, 288, 0.004).sentence
+    assert "it still improves" in flatness(history, None).sentence
+    assert "standard error of 288 images: 2.31 points): it has flattened" in flatness(history, 288).sentence
+    for number, accuracy in enumerate([0.796, 0.804, 0.796, 0.804]):
+        history.apply(RunStarted(number, 11, number + 1, 1.0))
+        history.apply(run_result(number, 1, accuracy))
+        history.apply(RunEnded(number, "completed", "", 2.0))
+    assert "over fresh runs: 0.44 points): it still improves" in flatness(history, 288).sentence
 
 
 def test_the_noise_is_that_of_fresh_runs_where_there_are_any() -> None:
@@ -426,11 +430,11 @@ def test_the_noise_is_that_of_fresh_runs_where_there_are_any() -> None:
     simulate(state, 0, curve=_rising, fresh_curve=lambda trial, block, epoch: 0.5 + trial / 1000 + block / 100)
     n_blocks = max(run.block for run in state.history.runs.values())
     assert n_blocks > 1
-    assert run_sd(state.history) == pytest.approx(0.01 * np.std(range(n_blocks), ddof=1), rel=0.3)
+    assert run_sd(state.history, 0.5) == pytest.approx(0.01 * np.std(range(n_blocks), ddof=1), rel=0.3)
     (flat,) = (finding for finding in diagnose(state.history, space, 288) if finding.name == "flatness")
-    assert flat.numbers["noise"] == run_sd(state.history)
+    assert flat.numbers["noise"] == run_sd(state.history, flat.numbers["now"])
     assert "a configuration's standard deviation over fresh runs" in flat.sentence
-    assert run_sd(with_ends(0.5, 0.6)) is None
+    assert run_sd(with_ends(0.5, 0.6), 0.6) is None
 
 
 # All of it
