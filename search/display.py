@@ -12,7 +12,7 @@ from search.estimates import duration_text
 from search.live_screen import LiveScreen, can_show_screens
 from search.ranking import best_accuracy
 from search.records import EpochDone, Event, History, RunEnded, RunEpochDone, Trial, TrialEnded
-from search.remaining import mean_of_latest, remaining
+from search.remaining import Remaining, mean_of_latest, remaining
 from search.screen import STATUS_STYLES, Glyphs, Happening, Scene, screen
 from search.tables import compact
 from spaces.printable import printable
@@ -35,6 +35,7 @@ class SearchDisplay:
         started_s: when the search began, by the monotonic clock.
         plain: a line an event, in a terminal too.
         history: before the first event; what an earlier session has done.
+        time_left_s: of the time budget at `started_s`; None without one.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class SearchDisplay:
         started_s: float | None = None,
         plain: bool = False,
         history: History | None = None,
+        time_left_s: float | None = None,
     ) -> None:
         self._space = space
         self._console = console
@@ -56,6 +58,7 @@ class SearchDisplay:
         self._name = name or space.name
         self._epoch_images = epoch_images
         self._started_s = time.monotonic() if started_s is None else started_s
+        self._time_left_s = time_left_s
         self._history = history or History()
         self._epoch_s: list[float] = []
         self._notes: list[Happening] = []
@@ -128,13 +131,13 @@ class SearchDisplay:
         self._notes.append(Happening(time.time(), line, "yellow"))
 
     def _draw(self, width: int, height: int, glyphs: Glyphs) -> Sequence[Text]:
-        left, epoch_s = remaining(self._history, self._space), mean_of_latest(self._epoch_s)
+        left = remaining(self._history, self._space)
         scene = Scene(
             name=self._name,
             space=self._space,
             history=self._history,
             remaining=left,
-            left_s=left.seconds(epoch_s, self._trials_at_once),
+            left_s=self._left_s(left),
             trials_at_once=self._trials_at_once,
             epoch_images=self._epoch_images,
             now=time.time(),
@@ -172,7 +175,7 @@ class SearchDisplay:
         best = best_accuracy(self._history.trials.values())
         if best:
             parts.append(f"best {best[1]:.2%} (trial {best[0]})")
-        left_s = self._left_s()
+        left_s = self._left_s(remaining(self._history, self._space))
         if left_s:
             parts.append(f"about {duration_text(left_s)} left")
         return ", ".join(parts)
@@ -183,9 +186,10 @@ class SearchDisplay:
             return f"{self._history.n_epochs} epochs"
         return f"{budget.epochs_trained(self._history)}/{epoch_budget} epochs"
 
-    def _left_s(self) -> float | None:
-        left = remaining(self._history, self._space)
-        return left.seconds(mean_of_latest(self._epoch_s), self._trials_at_once)
+    def _left_s(self, left: Remaining) -> float | None:
+        gone_s = time.monotonic() - self._started_s
+        budget_left_s = None if self._time_left_s is None else self._time_left_s - gone_s
+        return left.seconds(mean_of_latest(self._epoch_s), self._trials_at_once, budget_left_s)
 
 
 def _of(limit: int | None) -> str:

@@ -57,6 +57,22 @@ def test_the_time_left_falls_to_nothing(space: Space) -> None:
     assert "left" not in lines[-1]
 
 
+@pytest.mark.parametrize("trials", ["1000", "null"])
+def test_the_time_left_ends_with_the_time_budget(trials: str) -> None:
+    space = load_space("quickstart", [f"search.trials={trials}", "search.time_budget=2h"])
+    started_s = time.monotonic() - 3600
+    for terminal in (False, True):
+        stream = StringIO()
+        console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
+        with SearchDisplay(space, console, 2, started_s=started_s, time_left_s=3600 + 80) as display:
+            simulate(SearchState(space, History(), observe=display.observe), seed=0, max_results=20)
+            time.sleep(REFRESH_S if terminal else 0)
+            display.refresh()
+        left = re.findall(r"about (\d+) (\w+) left", stream.getvalue())
+        assert left
+        assert all(int(number) <= 80 and unit == "seconds" for number, unit in left)
+
+
 def test_a_terminal_gets_one_screen_and_is_given_back(space: Space) -> None:
     text = shown(space, terminal=True)
     screen, _, after = text.partition("\x1b[?1049l")

@@ -30,9 +30,15 @@ def history_after(space: Space, n_results: int | None) -> History:
     return history
 
 
-def scene_of(space: Space, history: History, trials_at_once: int = 2, notes: tuple[Happening, ...] = ()) -> Scene:
+def scene_of(
+    space: Space,
+    history: History,
+    trials_at_once: int = 2,
+    notes: tuple[Happening, ...] = (),
+    budget_left_s: float | None = None,
+) -> Scene:
     left = remaining(history, space)
-    left_s = left.seconds(recent_epoch_s(history), trials_at_once)
+    left_s = left.seconds(recent_epoch_s(history), trials_at_once, budget_left_s)
     return Scene("mine", space, history, left, left_s, trials_at_once, 1150, 200.0, 65.0, notes, "q leaves")
 
 
@@ -182,10 +188,24 @@ def test_what_is_left_falls_to_nothing(space: Space) -> None:
 def test_searches_that_are_limited_otherwise_are_shown_too(asha: str, limit: str) -> None:
     limited = load_space("quickstart", ["search.trials=null", limit, f"search.asha={asha}"])
     for n_results in (0, 9, 30):
-        scene = scene_of(limited, history_after(limited, n_results))
+        scene = scene_of(limited, history_after(limited, n_results), budget_left_s=1800.0 if "time" in limit else None)
         lines = text_of(scene).splitlines()
         assert lines[2].endswith(" of 40") if "epoch" in limit else lines[2] == f"epochs {n_results}"
-        assert (scene.left_s is None) == (n_results == 0 or "time" in limit)
+        if "time" in limit:
+            assert lines[0].rstrip().endswith("about 30 minutes left"), "when the time is used is known from the start"
+        else:
+            assert (scene.left_s is None) == (n_results == 0)
+
+
+def test_what_the_time_budget_leaves_is_all_that_is_left() -> None:
+    space = load_space("quickstart", ["search.trials=1000", "search.time_budget=1h"])
+    history = history_after(space, 9)
+    trained_s = scene_of(space, history).left_s
+    assert trained_s is not None
+    assert trained_s > 60
+    assert scene_of(space, history, budget_left_s=60.0).left_s == 60
+    assert scene_of(space, history, budget_left_s=-1.0).left_s == 0
+    assert scene_of(space, history, budget_left_s=1e6).left_s == trained_s, "a search may be done before its time"
 
 
 def test_trials_that_wait_at_a_rung_are_nobody_s_work() -> None:
