@@ -235,5 +235,7 @@ def test_long_searches_show_only_the_last_events(space: Space) -> None:
         trial = Trial(number, {}, space.baseline, False, 0.0)
         trial.end = TrialEnded(number, "stopped", "below", float(number))
         history.trials[number] = trial
-    lines = text_of(scene_of(space, history), 120, 40).splitlines()
-    assert len(lines) == 40
+    text = text_of(scene_of(space, history), 120, 40)
+    assert len(text.splitlines()) == 40
+    assert "trial 2999 stopped: below" in text
+    assert "trial 12 stopped: below" not in text
