@@ -1,7 +1,8 @@
 """What a running search shows: in a terminal one screen that stays in place, elsewhere one line a trial that ends."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -68,8 +69,8 @@ class SearchDisplay:
 
     def __enter__(self) -> "SearchDisplay":
         if self._screen:
-            self._screen.__enter__()
-            self.refresh()
+            self._try_to_show(self._screen.__enter__)
+        self.refresh()
         return self
 
     def __exit__(
@@ -101,10 +102,12 @@ class SearchDisplay:
 
     def refresh(self) -> None:
         """Bring the screen up to date, if it was not just now."""
-        if not self._screen:
-            return
+        if self._screen:
+            self._try_to_show(self._screen.refresh)
+
+    def _try_to_show(self, draw: Callable[[], object]) -> None:
         try:
-            self._screen.refresh()
+            draw()
         except Exception as error:  # a night's search must not end for its picture
             self._close_screen()
             self.note(f"The screen cannot be drawn ({type(error).__name__}: {error}); events follow a line each.")
@@ -112,8 +115,8 @@ class SearchDisplay:
     def _close_screen(self) -> None:
         if not self._screen:
             return
-        self._screen.close()
-        self._screen = None
+        closing, self._screen = self._screen, None
+        closing.close()
         for line, style in self._to_tell_again[-MOST_TOLD_AGAIN:]:
             self._print(line, style)
 
@@ -125,7 +128,8 @@ class SearchDisplay:
             self._to_tell_again.append((line, style))
 
     def _print(self, line: str, style: str) -> None:
-        self._console.print(Text(printable(line), style=style), soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone, while the search goes on
+            self._console.print(Text(printable(line), style=style), soft_wrap=True)
 
     def _take_message(self, line: str) -> None:
         self._notes.append(Happening(time.time(), line, "yellow"))

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import re
 import sys
@@ -123,6 +124,52 @@ def test_a_screen_that_cannot_be_drawn_costs_no_search(space: Space, monkeypatch
     after = stream.getvalue().partition("\x1b[?1049l")[2]
     assert "The screen cannot be drawn (ZeroDivisionError: division by zero)" in after
     assert "12/12 trials" in after
+
+
+class Terminal(StringIO):
+    """Fails as a terminal does whose other end was closed, from when it is `gone`."""
+
+    gone = False
+
+    def write(self, text: str) -> int:
+        if self.gone:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("gone_when", ["before", "meanwhile", "at the end"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_terminal_that_goes_away_costs_no_search(
+    plain: bool, gone_when: str, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, history = Terminal(), History()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    terminal.gone = gone_when == "before"
+    console = Console(file=terminal, force_terminal=True, width=100)
+    with SearchDisplay(space, console, 2, plain=plain) as display:
+        time.sleep(REFRESH_S)
+        terminal.gone = gone_when != "at the end"
+        simulate(SearchState(space, history, observe=display.observe), seed=0)
+        display.note("trial 3 lost its worker")
+        assert (sys.stderr is terminal) == (plain or terminal.gone), "where no screen is, messages go where they did"
+        terminal.gone = True
+    assert sys.stderr is terminal
+    assert history.n_ended == 12
+
+
+def test_a_screen_is_closed_though_its_terminal_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    screen = LiveScreen(Console(file=terminal, force_terminal=True, width=100), lambda *_: [Text("x")])
+    with screen:
+        print("a message", file=sys.stderr)
+        terminal.gone = True
+        with pytest.raises(OSError, match="Input/output error"):
+            screen.refresh(at_once=True)
+    assert sys.stderr is terminal
+    terminal.gone = False
+    screen.close()
+    assert terminal.getvalue().count("\x1b[?1049l") == 0
 
 
 def test_drawing_takes_a_hundredth_of_the_time_at_most(space: Space) -> None:
