@@ -237,12 +237,12 @@ def _state(scene: Scene) -> str:
 def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     history = scene.history
     fresh = fresh_results(history) if history.runs else {}
-    ranked = rank(history)
+    ranked = [row for row in rank(history) if not row.set_aside]
     if history.runs:
         # Those that are trained again are what there is to see now, the baseline among them.
         again = {run.trial for run in history.runs.values()}
         ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
-    rows = [row for row in ranked[:N_BEST] if not row.set_aside]
+    rows = ranked[:N_BEST]
     fresh_width = 20 if fresh else 0
     fixed = 45 + fresh_width
     # Each epoch takes as many characters as there is room for.

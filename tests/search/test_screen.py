@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from search.asha import waits_at_rung
-from search.records import History, RunEnded, Trial, TrialEnded
+from search.records import History, RunEnded, SpaceSet, Trial, TrialEnded
 from search.remaining import recent_epoch_s, remaining
 from search.rung_survival import rung_survival
-from search.screen import ASCII, UNICODE, Glyphs, Happening, Scene, screen, sparkline
+from search.screen import ASCII, N_BEST, UNICODE, Glyphs, Happening, Scene, screen, sparkline
 from search.state import SearchState
 from spaces import Space, load_space
 from tests.search.simulation import result, simulate
@@ -44,6 +44,15 @@ def scene_of(
 
 def text_of(scene: Scene, width: int = 80, height: int = 24, glyphs: Glyphs = UNICODE) -> str:
     return "\n".join(line.plain for line in screen(scene, width, height, glyphs))
+
+
+def lines_of_the_best(text: str) -> list[str]:
+    _, *lines = text.split(" best ")[1].split(" workers")[0].splitlines()[1:-1]
+    return lines
+
+
+def numbers_of_the_best(text: str) -> list[int]:
+    return [int(line[3:].split()[0]) for line in lines_of_the_best(text)]
 
 
 @pytest.mark.parametrize("n_results", [0, 1, 5, 30, 60, None])
@@ -84,10 +93,19 @@ def test_fresh_runs_have_a_bar_and_come_first(space: Space) -> None:
     assert f"{len(runs)} of about {len(runs)}  fresh runs of the best" in text
     assert "fresh runs  " in text
     assert "mine  finished" in text
-    best = text.split("best ")[1].split("workers")[0].splitlines()[2:7]
     again = {run.trial for run in history.runs.values()}
-    assert {int(line[3:].split()[0]) for line in best[: len(again)]} == again
-    assert any("baseline" in line for line in best)
+    assert set(numbers_of_the_best(text)[: len(again)]) == again
+    assert any("baseline" in line for line in lines_of_the_best(text))
+
+
+def test_trials_set_aside_take_no_place_among_the_best(space: Space) -> None:
+    history = history_after(space, None)
+    outside = list({run.trial for run in history.runs.values() if not history.trials[run.trial].baseline})
+    assert len(outside) > 1
+    history.apply(SpaceSet(space.as_dict(), outside, 1.0))
+    shown = numbers_of_the_best(text_of(scene_of(space, history)))
+    assert len(shown) == N_BEST
+    assert not set(shown) & set(outside)
 
 
 def test_a_fresh_run_that_goes_on_is_somebody_s_work(space: Space) -> None:
