@@ -245,11 +245,10 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     rows = ranked[:N_BEST]
     fresh_width = 20 if fresh else 0
     fixed = 45 + fresh_width
-    # Each epoch takes as many characters as there is room for.
+    # An epoch takes as many characters as there is room for; where each has not even one, some are left out.
     max_epochs = scene.space.training.max_epochs
     most = min(MOST_CURVE_COLUMNS, max(0, width - fixed - PARAMETER_COLUMNS))
-    each = max(1, most // max_epochs)
-    curve_width = min(max_epochs * each, most)
+    curve_width = min(max_epochs * max(1, most // max_epochs), most)
     curves = {row.trial: _curve(history.trials[row.trial]) for row in rows}
     shown = [value for curve in curves.values() for value in curve]
     low, high = min(shown, default=0.0), max(shown, default=1.0)
@@ -257,7 +256,7 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     heading += ("fresh runs".ljust(fresh_width) if fresh else "") + ("curve" if curve_width >= len("curve") else "")
     lines = [Text(heading, style="dim")]
     for row in rows:
-        curve = sparkline([value for value in curves[row.trial] for _ in range(each)], low, high, curve_width, glyphs)
+        curve = _sparkline_to_scale(curves[row.trial], low, high, max_epochs, curve_width, glyphs)
         line = _best_line(row, curve.ljust(curve_width), fresh.get(row.trial), fresh_width)
         values = {name: getattr(row.config, name) for name in scene.space.searched}
         line.append(_GAP + _those_that_fit(values, width - line.cell_len - len(_GAP)), style="dim")
@@ -265,6 +264,15 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     if not rows:
         lines = [Text("no trial has begun yet", style="dim")]
     return _Block("best", lines, least=2)
+
+
+def _sparkline_to_scale(
+    values: Sequence[float], low: float, high: float, max_epochs: int, width: int, glyphs: Glyphs
+) -> str:
+    """A curve of which `max_epochs` would fill `width`; at least a character long, once there is an epoch."""
+    n_characters = max(1, round(width * len(values) / max_epochs)) if width else 0
+    each = max(1, width // max_epochs)
+    return sparkline([value for value in values for _ in range(each)], low, high, n_characters, glyphs)
 
 
 def _those_that_fit(values: Mapping[str, Number], room: int) -> str:

@@ -187,6 +187,22 @@ def test_a_sparkline_scales_and_keeps_its_last_value(values: list[float], width:
     assert sparkline(values, 0.0, 1.0, width) == expected
 
 
+@pytest.mark.parametrize("width", [80, 120, 63, 62])
+def test_curves_are_as_long_as_what_was_trained(width: int) -> None:
+    long = load_space("quickstart", ["training.max_epochs=27", "search.asha=off", "search.trials=12"])
+    history = History()
+    state = SearchState(long, history)
+    n_epochs = (27, 20, 1)
+    for trial, n in enumerate(n_epochs):
+        state.next_assignment()
+        for epoch in range(1, n + 1):
+            state.record(result(trial, epoch, epoch / 100))
+    lines = lines_of_the_best(text_of(scene_of(long, history), width))
+    shown = [sum(character in UNICODE.levels for character in line) for line in lines]
+    full = {80: 19, 120: 27, 63: 2, 62: 1}[width]
+    assert shown == [max(1, round(full * n / 27)) for n in n_epochs]
+
+
 def test_a_flat_curve_is_drawn() -> None:
     assert sparkline([0.3, 0.3], 0.3, 0.3, 5) == "██"
 
