@@ -244,11 +244,8 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
         ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
     rows = ranked[:N_BEST]
     fresh_width = 20 if fresh else 0
-    fixed = 45 + fresh_width
-    # An epoch takes as many characters as there is room for; where each has not even one, some are left out.
     max_epochs = scene.space.training.max_epochs
-    most = min(MOST_CURVE_COLUMNS, max(0, width - fixed - PARAMETER_COLUMNS))
-    curve_width = min(max_epochs * max(1, most // max_epochs), most)
+    curve_width = _curve_width(max_epochs, width, fresh_width)
     curves = {row.trial: _curve(history.trials[row.trial]) for row in rows}
     shown = [value for curve in curves.values() for value in curve]
     low, high = min(shown, default=0.0), max(shown, default=1.0)
@@ -259,11 +256,21 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
         curve = _sparkline_to_scale(curves[row.trial], low, high, max_epochs, curve_width, glyphs)
         line = _best_line(row, curve.ljust(curve_width), fresh.get(row.trial), fresh_width)
         values = {name: getattr(row.config, name) for name in scene.space.searched}
-        line.append(_GAP + _those_that_fit(values, width - line.cell_len - len(_GAP)), style="dim")
+        if fitting := _those_that_fit(values, width - line.cell_len - len(_GAP)):
+            line.append(_GAP + fitting, style="dim")
         lines.append(line)
     if not rows:
         lines = [Text("no trial has begun yet", style="dim")]
     return _Block("best", lines, least=2)
+
+
+def _curve_width(max_epochs: int, width: int, fresh_width: int) -> int:
+    """Characters for a curve of `max_epochs`."""
+    # A narrow terminal has no room for fresh runs, curves and hyperparameters together.
+    parameter_columns = 0 if fresh_width and width < WIDE_COLUMNS else PARAMETER_COLUMNS
+    most = min(MOST_CURVE_COLUMNS, max(0, width - 45 - fresh_width - parameter_columns))
+    # An epoch takes as many as there is room for; where each has not even one, some epochs are left out.
+    return min(max_epochs * max(1, most // max_epochs), most)
 
 
 def _sparkline_to_scale(

@@ -47,7 +47,7 @@ def text_of(scene: Scene, width: int = 80, height: int = 24, glyphs: Glyphs = UN
 
 
 def lines_of_the_best(text: str) -> list[str]:
-    _, *lines = text.split(" best ")[1].split(" workers")[0].splitlines()[1:-1]
+    _, *lines = text.split("── best ")[1].split("── workers")[0].splitlines()[1:]
     return lines
 
 
@@ -64,6 +64,26 @@ def test_it_fits_every_size_at_every_stage(space: Space, n_results: int | None) 
         assert all(line.cell_len <= width and "\n" not in line.plain for line in lines)
 
 
+@pytest.mark.parametrize(("max_epochs", "curve_width"), [(9, 9), (27, 15)])
+def test_every_section_is_there_at_80_by_24_with_fresh_runs_too(max_epochs: int, curve_width: int) -> None:
+    space = load_space("quickstart", ["search.trials=12", f"training.max_epochs={max_epochs}"])
+    history = history_after(space, history_after(space, None).n_epochs + 2 * max_epochs + 2)
+    assert history.unfinished_runs
+    text = text_of(scene_of(space, history))
+    assert headings_of(text) == ["best", "workers", "rungs", "events"]
+    assert "fresh runs of the best" in text
+    heading = text.splitlines()[5]
+    assert heading.endswith("fresh runs          curve")
+    for line in lines_of_the_best(text):
+        curve = line[heading.index("curve") :]
+        assert len(curve) == curve_width, "all of these trials completed"
+        assert set(curve) <= set(UNICODE.levels)
+
+
+def headings_of(text: str) -> list[str]:
+    return [line.split()[1] for line in text.splitlines() if line.startswith("──")]
+
+
 def test_every_section_is_there_at_80_by_24(space: Space) -> None:
     lines = text_of(scene_of(space, history_after(space, 30))).splitlines()
     assert lines[0].startswith("mine  searching ")
@@ -71,8 +91,7 @@ def test_every_section_is_there_at_80_by_24(space: Space) -> None:
     assert "1:05 gone" in lines[0]
     assert "of 12" in lines[1]
     assert "30 of about" in lines[2]
-    headings = [line.split()[1] for line in lines if line.startswith("──")]
-    assert headings == ["best", "workers", "rungs", "events"]
+    assert headings_of("\n".join(lines)) == ["best", "workers", "rungs", "events"]
     # 1,150 images in the 0.5 s that training takes in the simulation.
     assert sum("2,300 images/s" in line for line in lines) == 2
     assert "4,600 images/s together" in text_of(scene_of(space, history_after(space, 30)))
