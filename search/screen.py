@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 
 from rich.cells import cell_len
@@ -25,7 +25,7 @@ N_BEST = 5
 # From here on, rungs stand beside what workers do instead of below it.
 WIDE_COLUMNS = 110
 MOST_CURVE_COLUMNS = 30
-# So many are shown or none; the others where there is room.
+# Below what workers do, so many are shown or none; the others where there is room.
 MOST_RUNGS = 5
 # Left for hyperparameters beside curves.
 PARAMETER_COLUMNS = 16
@@ -110,11 +110,31 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Lines under a heading; where there is little room, the first ones."""
+    """Lines under a heading; where there is little room, the first ones.
+
+    Attributes:
+        title: in the heading.
+        lines: all that there are.
+        least: so many lines are shown, or none.
+        beside: stands to the right of them, and is never shortened.
+    """
 
     title: str
     lines: Sequence[Text]
     least: int
+    beside: "_Block | None" = None
+
+    @property
+    def n_beside(self) -> int:
+        return len(self.beside.lines) if self.beside else 0
+
+    @property
+    def n_least(self) -> int:
+        return max(min(self.least, len(self.lines)), self.n_beside)
+
+    @property
+    def n_most(self) -> int:
+        return max(len(self.lines), self.n_beside)
 
 
 def screen(scene: Scene, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
@@ -123,13 +143,13 @@ def screen(scene: Scene, width: int, height: int, glyphs: Glyphs = UNICODE) -> l
         return []
     header = _header(scene, width, glyphs)
     room = height - len(header)
-    best, events = _best(scene, width, glyphs), _events(scene, room)
-    if width >= WIDE_COLUMNS:
-        left_width = (width - len(_GAP)) * 11 // 20
-        workers, rungs = _workers(scene, left_width, glyphs), _rungs(scene, glyphs)
-        blocks = [best, _beside(workers, rungs, left_width, glyphs), events]
+    best, rungs, events = _best(scene, width, glyphs), _rungs(scene, glyphs), _events(scene, room)
+    # In a low terminal, more rungs than fit would take the workers' place.
+    if width >= WIDE_COLUMNS and room >= best.n_least + len(rungs.lines) + 2:
+        workers = _workers(scene, _left_width(width), glyphs)
+        blocks = [best, replace(workers, beside=rungs), events]
     else:
-        blocks = [best, _workers(scene, width, glyphs), _rungs(scene, glyphs), events]
+        blocks = [best, _workers(scene, width, glyphs), rungs, events]
     body = _stack(_fitting(blocks, room), width, glyphs)
     lines = [*header, *body][:height]
     for line in lines:
@@ -394,12 +414,11 @@ def _fitting(blocks: Sequence[_Block], room: int) -> list[_Block]:
     given: dict[int, int] = {}
     left = room
     for number, block in enumerate(blocks):
-        least = min(block.least, len(block.lines))
-        if left >= least + 1:
-            given[number] = least
-            left -= least + 1
+        if left >= block.n_least + 1:
+            given[number] = block.n_least
+            left -= block.n_least + 1
     for number in given:
-        more = min(left, len(blocks[number].lines) - given[number])
+        more = min(left, blocks[number].n_most - given[number])
         given[number] += more
         left -= more
     return [_shortened(blocks[number], n_lines) for number, n_lines in given.items()]
@@ -407,23 +426,29 @@ def _fitting(blocks: Sequence[_Block], room: int) -> list[_Block]:
 
 def _shortened(block: _Block, n_lines: int) -> _Block:
     n_hidden = len(block.lines) - n_lines
-    if n_hidden and n_lines > 1 and block.title.startswith("workers"):
+    if n_hidden > 0 and n_lines > 1 and block.title.startswith("workers"):
         last = Text(f"and {n_hidden + 1} more", style="dim")
-        return _Block(block.title, [*block.lines[: n_lines - 1], last], block.least)
-    return _Block(block.title, block.lines[:n_lines], block.least)
+        return replace(block, lines=[*block.lines[: n_lines - 1], last])
+    return replace(block, lines=block.lines[:n_lines])
 
 
 def _stack(blocks: Sequence[_Block], width: int, glyphs: Glyphs) -> list[Text]:
     lines = []
-    for block in blocks:
+    for one in blocks:
+        block = _joined(one, one.beside, _left_width(width), glyphs) if one.beside else one
         heading = f"{glyphs.line * 2} {block.title} "
         lines.append(Text(heading + glyphs.line * max(0, width - cell_len(heading)), style="dim"))
         lines += block.lines
     return lines
 
 
-def _beside(left: _Block, right: _Block, left_width: int, glyphs: Glyphs) -> _Block:
-    """Two blocks as one, which is shown with all of the right one's lines or not at all."""
+def _left_width(width: int) -> int:
+    """Of two blocks beside each other."""
+    return (width - len(_GAP)) * 11 // 20
+
+
+def _joined(left: _Block, right: _Block, left_width: int, glyphs: Glyphs) -> _Block:
+    """Two blocks as one, with all lines of both."""
     lines = []
     for number in range(max(len(left.lines), len(right.lines))):
         line = left.lines[number].copy() if number < len(left.lines) else Text("")
@@ -434,7 +459,7 @@ def _beside(left: _Block, right: _Block, left_width: int, glyphs: Glyphs) -> _Bl
         lines.append(line)
     heading = f"{left.title} "
     heading += glyphs.line * max(0, left_width - cell_len(heading) - 3)
-    return _Block(f"{heading}{_GAP}{glyphs.line * 2} {right.title}", lines, max(left.least, right.least))
+    return replace(left, title=f"{heading}{_GAP}{glyphs.line * 2} {right.title}", lines=lines, beside=None)
 
 
 def _append_at_right(line: Text, right: Text, width: int) -> None:

@@ -174,6 +174,22 @@ def test_more_workers_than_lines_are_counted(space: Space) -> None:
     assert len(lines) <= 24
 
 
+@pytest.mark.parametrize("trials_at_once", [2, 16])
+@pytest.mark.parametrize("height", [3, 8, 9, 12, 14, 15, 17, 21, 24, 40])
+def test_beside_rungs_only_workers_that_are_hidden_are_counted(height: int, trials_at_once: int) -> None:
+    many_rungs = load_space("quickstart", ["search.trials=64", "training.max_epochs=128", "search.reduction_factor=2"])
+    assert len(many_rungs.rung_epochs) == 8
+    history = History()
+    state = SearchState(many_rungs, history)
+    for _ in range(trials_at_once):
+        state.next_assignment()
+    text = text_of(scene_of(many_rungs, history, trials_at_once), 120, height)
+    n_workers = sum(line.startswith("trial ") and "images/s" in line for line in text.splitlines())
+    hidden = [int(line.split()[1]) for line in text.splitlines() if line.startswith("and ")]
+    assert n_workers + sum(hidden) == (trials_at_once if height >= 9 else 0)
+    assert text.count(" entered ") + text.count(" completed") == (8 if height >= 15 else 0), "all of them, or none"
+
+
 def test_idle_places_are_counted(space: Space) -> None:
     history = history_after(space, 1)
     assert "14 idle" in text_of(scene_of(space, history, trials_at_once=16))
