@@ -9,8 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from search.options import add_results_argument, chosen_experiment
-from spaces.command import CommandParser, run_command
+from search.options import add_results_argument, chosen_experiment, complete_experiments
+from spaces.command import CommandParser, completed, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,8 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
         ),
         epilog="example: python -m search.compare random-1 tpe-1 --output comparison.html",
     )
-    parser.add_argument(
-        "experiments", nargs="+", metavar="EXPERIMENT", help="two or more: names under the results folder, or paths"
+    completed(
+        parser.add_argument(
+            "experiments", nargs="+", metavar="EXPERIMENT", help="two or more: names under the results folder, or paths"
+        ),
+        complete_experiments,
     )
     add_results_argument(parser)
     parser.add_argument("--format", choices=("text", "json", "html"), default="text")

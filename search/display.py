@@ -1,7 +1,8 @@
 """What a running search shows: in a terminal one screen that stays in place, elsewhere one line a trial that ends."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from search.estimates import duration_text
 from search.live_screen import LiveScreen, can_show_screens
 from search.ranking import best_accuracy
 from search.records import EpochDone, Event, History, RunEnded, RunEpochDone, Trial, TrialEnded
-from search.remaining import mean_of_latest, remaining
+from search.remaining import Remaining, mean_of_latest, remaining
 from search.screen import STATUS_STYLES, Glyphs, Happening, Scene, screen
 from search.tables import compact
 from spaces.printable import printable
@@ -35,6 +36,7 @@ class SearchDisplay:
         started_s: when the search began, by the monotonic clock.
         plain: a line an event, in a terminal too.
         history: before the first event; what an earlier session has done.
+        time_left_s: of the time budget at `started_s`; None without one.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class SearchDisplay:
         started_s: float | None = None,
         plain: bool = False,
         history: History | None = None,
+        time_left_s: float | None = None,
     ) -> None:
         self._space = space
         self._console = console
@@ -56,6 +59,7 @@ class SearchDisplay:
         self._name = name or space.name
         self._epoch_images = epoch_images
         self._started_s = time.monotonic() if started_s is None else started_s
+        self._time_left_s = time_left_s
         self._history = history or History()
         self._epoch_s: list[float] = []
         self._notes: list[Happening] = []
@@ -65,8 +69,8 @@ class SearchDisplay:
 
     def __enter__(self) -> "SearchDisplay":
         if self._screen:
-            self._screen.__enter__()
-            self.refresh()
+            self._try_to_show(self._screen.__enter__)
+        self.refresh()
         return self
 
     def __exit__(
@@ -98,10 +102,12 @@ class SearchDisplay:
 
     def refresh(self) -> None:
         """Bring the screen up to date, if it was not just now."""
-        if not self._screen:
-            return
+        if self._screen:
+            self._try_to_show(self._screen.refresh)
+
+    def _try_to_show(self, draw: Callable[[], object]) -> None:
         try:
-            self._screen.refresh()
+            draw()
         except Exception as error:  # a night's search must not end for its picture
             self._close_screen()
             self.note(f"The screen cannot be drawn ({type(error).__name__}: {error}); events follow a line each.")
@@ -109,8 +115,8 @@ class SearchDisplay:
     def _close_screen(self) -> None:
         if not self._screen:
             return
-        self._screen.close()
-        self._screen = None
+        closing, self._screen = self._screen, None
+        closing.close()
         for line, style in self._to_tell_again[-MOST_TOLD_AGAIN:]:
             self._print(line, style)
 
@@ -122,19 +128,20 @@ class SearchDisplay:
             self._to_tell_again.append((line, style))
 
     def _print(self, line: str, style: str) -> None:
-        self._console.print(Text(printable(line), style=style), soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone, while the search goes on
+            self._console.print(Text(printable(line), style=style), soft_wrap=True)
 
     def _take_message(self, line: str) -> None:
         self._notes.append(Happening(time.time(), line, "yellow"))
 
     def _draw(self, width: int, height: int, glyphs: Glyphs) -> Sequence[Text]:
-        left, epoch_s = remaining(self._history, self._space), mean_of_latest(self._epoch_s)
+        left = remaining(self._history, self._space)
         scene = Scene(
             name=self._name,
             space=self._space,
             history=self._history,
             remaining=left,
-            left_s=left.seconds(epoch_s, self._trials_at_once),
+            left_s=self._left_s(left),
             trials_at_once=self._trials_at_once,
             epoch_images=self._epoch_images,
             now=time.time(),
@@ -172,7 +179,7 @@ class SearchDisplay:
         best = best_accuracy(self._history.trials.values())
         if best:
             parts.append(f"best {best[1]:.2%} (trial {best[0]})")
-        left_s = self._left_s()
+        left_s = self._left_s(remaining(self._history, self._space))
         if left_s:
             parts.append(f"about {duration_text(left_s)} left")
         return ", ".join(parts)
@@ -183,9 +190,10 @@ class SearchDisplay:
             return f"{self._history.n_epochs} epochs"
         return f"{budget.epochs_trained(self._history)}/{epoch_budget} epochs"
 
-    def _left_s(self) -> float | None:
-        left = remaining(self._history, self._space)
-        return left.seconds(mean_of_latest(self._epoch_s), self._trials_at_once)
+    def _left_s(self, left: Remaining) -> float | None:
+        gone_s = time.monotonic() - self._started_s
+        budget_left_s = None if self._time_left_s is None else self._time_left_s - gone_s
+        return left.seconds(mean_of_latest(self._epoch_s), self._trials_at_once, budget_left_s)
 
 
 def _of(limit: int | None) -> str:

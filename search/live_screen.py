@@ -1,5 +1,6 @@
 """A terminal's screen that is drawn again and again, and given back as it was."""
 
+import contextlib
 import io
 import os
 import sys
@@ -54,20 +55,24 @@ class LiveScreen:
         )
 
     def __enter__(self) -> Self:
-        self._stderr, sys.stderr = sys.stderr, self._messages
         self._live.start()
+        self._stderr, sys.stderr = sys.stderr, self._messages
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back; nothing where that is done already."""
-        self._live.stop()
-        if sys.stderr is self._messages:
+        """Give the terminal back, if it is still there; nothing where that is done already."""
+        keeps_messages = sys.stderr is self._messages
+        if keeps_messages:
             sys.stderr = self._stderr
-            self._stderr.write(self._messages.getvalue())
-            self._stderr.flush()
+        with contextlib.suppress(OSError):
+            self._live.stop()
+        if keeps_messages:
+            with contextlib.suppress(OSError):
+                self._stderr.write(self._messages.getvalue())
+                self._stderr.flush()
 
     def refresh(self, at_once: bool = False) -> None:
         """Draw, if it was not just now."""

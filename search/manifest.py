@@ -214,13 +214,21 @@ def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifes
     )
 
 
-def seconds_used(sessions: Sequence[Session], history: History) -> float:
-    """Seconds that all sessions took; one that was killed counts until the last event that it journaled."""
+def seconds_used(sessions: Sequence[Session], history: History, now: float | None = None) -> float:
+    """Seconds that all sessions took; one that was killed counts until the last event that it journaled.
+
+    Args:
+        sessions: in order.
+        history: of all of them.
+        now: in seconds since 1970 (UTC), where the last session still runs: it counts until then.
+    """
     starts_s = [datetime.fromisoformat(session.started_at).timestamp() for session in sessions]
     total_s = 0.0
     for session, start_s, next_s in zip(sessions, starts_s, [*starts_s, float("inf")][1:], strict=True):
         if session.seconds is not None:
             total_s += session.seconds
+        elif now is not None and next_s == float("inf"):
+            total_s += max(0.0, now - start_s)
         else:
             total_s += max((at - start_s for at in history.event_times if start_s <= at < next_s), default=0.0)
     return total_s

@@ -35,11 +35,23 @@ class Remaining:
         """Of all trials; None where time alone tells."""
         return None if self.of_unstarted is None else sum(self.of_begun) + sum(self.of_unstarted)
 
-    def seconds(self, epoch_s: float | None, trials_at_once: int) -> float | None:
-        """Until all is trained in `trials_at_once` places, at `epoch_s` an epoch; None where that cannot be told."""
-        if epoch_s is None or self.of_unstarted is None:
+    def seconds(self, epoch_s: float | None, trials_at_once: int, budget_left_s: float | None = None) -> float | None:
+        """Until the search ends.
+
+        Args:
+            epoch_s: what an epoch takes; None before the first.
+            trials_at_once: places that all is trained in.
+            budget_left_s: of the time budget; None without one.
+
+        Returns:
+            None where that cannot be told.
+        """
+        if self.of_unstarted is None:
+            return None if budget_left_s is None else max(0.0, budget_left_s)
+        if epoch_s is None:
             return None
-        return seconds_left([*self.of_begun, *self.of_unstarted, *self.of_runs], epoch_s, trials_at_once)
+        left_s = seconds_left([*self.of_begun, *self.of_unstarted, *self.of_runs], epoch_s, trials_at_once)
+        return left_s if budget_left_s is None else min(left_s, max(0.0, budget_left_s))
 
 
 def remaining(history: History, space: Space) -> Remaining:

@@ -383,6 +383,7 @@ def _search(
         started_s=options.started_s,
         plain=options.plain,
         history=history,
+        time_left_s=left_s,
     )
     with display:
         return run_session(launch, display)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 
 from rich.cells import cell_len
@@ -25,7 +25,7 @@ N_BEST = 5
 # From here on, rungs stand beside what workers do instead of below it.
 WIDE_COLUMNS = 110
 MOST_CURVE_COLUMNS = 30
-# So many are shown or none; the others where there is room.
+# Below what workers do, so many are shown or none; the others where there is room.
 MOST_RUNGS = 5
 # Left for hyperparameters beside curves.
 PARAMETER_COLUMNS = 16
@@ -110,11 +110,31 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Lines under a heading; where there is little room, the first ones."""
+    """Lines under a heading; where there is little room, the first ones.
+
+    Attributes:
+        title: in the heading.
+        lines: all that there are.
+        least: so many lines are shown, or none.
+        beside: stands to the right of them, and is never shortened.
+    """
 
     title: str
     lines: Sequence[Text]
     least: int
+    beside: "_Block | None" = None
+
+    @property
+    def n_beside(self) -> int:
+        return len(self.beside.lines) if self.beside else 0
+
+    @property
+    def n_least(self) -> int:
+        return max(min(self.least, len(self.lines)), self.n_beside)
+
+    @property
+    def n_most(self) -> int:
+        return max(len(self.lines), self.n_beside)
 
 
 def screen(scene: Scene, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
@@ -123,13 +143,13 @@ def screen(scene: Scene, width: int, height: int, glyphs: Glyphs = UNICODE) -> l
         return []
     header = _header(scene, width, glyphs)
     room = height - len(header)
-    best, events = _best(scene, width, glyphs), _events(scene, room)
-    if width >= WIDE_COLUMNS:
-        left_width = (width - len(_GAP)) * 11 // 20
-        workers, rungs = _workers(scene, left_width, glyphs), _rungs(scene, glyphs)
-        blocks = [best, _beside(workers, rungs, left_width, glyphs), events]
+    best, rungs, events = _best(scene, width, glyphs), _rungs(scene, glyphs), _events(scene, room)
+    # In a low terminal, more rungs than fit would take the workers' place.
+    if width >= WIDE_COLUMNS and room >= best.n_least + len(rungs.lines) + 2:
+        workers = _workers(scene, _left_width(width), glyphs)
+        blocks = [best, replace(workers, beside=rungs), events]
     else:
-        blocks = [best, _workers(scene, width, glyphs), _rungs(scene, glyphs), events]
+        blocks = [best, _workers(scene, width, glyphs), rungs, events]
     body = _stack(_fitting(blocks, room), width, glyphs)
     lines = [*header, *body][:height]
     for line in lines:
@@ -237,19 +257,15 @@ def _state(scene: Scene) -> str:
 def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     history = scene.history
     fresh = fresh_results(history) if history.runs else {}
-    ranked = rank(history)
+    ranked = [row for row in rank(history) if not row.set_aside]
     if history.runs:
         # Those that are trained again are what there is to see now, the baseline among them.
         again = {run.trial for run in history.runs.values()}
         ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
-    rows = [row for row in ranked[:N_BEST] if not row.set_aside]
+    rows = ranked[:N_BEST]
     fresh_width = 20 if fresh else 0
-    fixed = 45 + fresh_width
-    # Each epoch takes as many characters as there is room for.
     max_epochs = scene.space.training.max_epochs
-    most = min(MOST_CURVE_COLUMNS, max(0, width - fixed - PARAMETER_COLUMNS))
-    each = max(1, most // max_epochs)
-    curve_width = min(max_epochs * each, most)
+    curve_width = _curve_width(max_epochs, width, fresh_width)
     curves = {row.trial: _curve(history.trials[row.trial]) for row in rows}
     shown = [value for curve in curves.values() for value in curve]
     low, high = min(shown, default=0.0), max(shown, default=1.0)
@@ -257,14 +273,33 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     heading += ("fresh runs".ljust(fresh_width) if fresh else "") + ("curve" if curve_width >= len("curve") else "")
     lines = [Text(heading, style="dim")]
     for row in rows:
-        curve = sparkline([value for value in curves[row.trial] for _ in range(each)], low, high, curve_width, glyphs)
+        curve = _sparkline_to_scale(curves[row.trial], low, high, max_epochs, curve_width, glyphs)
         line = _best_line(row, curve.ljust(curve_width), fresh.get(row.trial), fresh_width)
         values = {name: getattr(row.config, name) for name in scene.space.searched}
-        line.append(_GAP + _those_that_fit(values, width - line.cell_len - len(_GAP)), style="dim")
+        if fitting := _those_that_fit(values, width - line.cell_len - len(_GAP)):
+            line.append(_GAP + fitting, style="dim")
         lines.append(line)
     if not rows:
         lines = [Text("no trial has begun yet", style="dim")]
     return _Block("best", lines, least=2)
+
+
+def _curve_width(max_epochs: int, width: int, fresh_width: int) -> int:
+    """Characters for a curve of `max_epochs`."""
+    # A narrow terminal has no room for fresh runs, curves and hyperparameters together.
+    parameter_columns = 0 if fresh_width and width < WIDE_COLUMNS else PARAMETER_COLUMNS
+    most = min(MOST_CURVE_COLUMNS, max(0, width - 45 - fresh_width - parameter_columns))
+    # An epoch takes as many as there is room for; where each has not even one, some epochs are left out.
+    return min(max_epochs * max(1, most // max_epochs), most)
+
+
+def _sparkline_to_scale(
+    values: Sequence[float], low: float, high: float, max_epochs: int, width: int, glyphs: Glyphs
+) -> str:
+    """A curve of which `max_epochs` would fill `width`; at least a character long, once there is an epoch."""
+    n_characters = max(1, round(width * len(values) / max_epochs)) if width else 0
+    each = max(1, width // max_epochs)
+    return sparkline([value for value in values for _ in range(each)], low, high, n_characters, glyphs)
 
 
 def _those_that_fit(values: Mapping[str, Number], room: int) -> str:
@@ -379,12 +414,11 @@ def _fitting(blocks: Sequence[_Block], room: int) -> list[_Block]:
     given: dict[int, int] = {}
     left = room
     for number, block in enumerate(blocks):
-        least = min(block.least, len(block.lines))
-        if left >= least + 1:
-            given[number] = least
-            left -= least + 1
+        if left >= block.n_least + 1:
+            given[number] = block.n_least
+            left -= block.n_least + 1
     for number in given:
-        more = min(left, len(blocks[number].lines) - given[number])
+        more = min(left, blocks[number].n_most - given[number])
         given[number] += more
         left -= more
     return [_shortened(blocks[number], n_lines) for number, n_lines in given.items()]
@@ -392,23 +426,29 @@ def _fitting(blocks: Sequence[_Block], room: int) -> list[_Block]:
 
 def _shortened(block: _Block, n_lines: int) -> _Block:
     n_hidden = len(block.lines) - n_lines
-    if n_hidden and n_lines > 1 and block.title.startswith("workers"):
+    if n_hidden > 0 and n_lines > 1 and block.title.startswith("workers"):
         last = Text(f"and {n_hidden + 1} more", style="dim")
-        return _Block(block.title, [*block.lines[: n_lines - 1], last], block.least)
-    return _Block(block.title, block.lines[:n_lines], block.least)
+        return replace(block, lines=[*block.lines[: n_lines - 1], last])
+    return replace(block, lines=block.lines[:n_lines])
 
 
 def _stack(blocks: Sequence[_Block], width: int, glyphs: Glyphs) -> list[Text]:
     lines = []
-    for block in blocks:
+    for one in blocks:
+        block = _joined(one, one.beside, _left_width(width), glyphs) if one.beside else one
         heading = f"{glyphs.line * 2} {block.title} "
         lines.append(Text(heading + glyphs.line * max(0, width - cell_len(heading)), style="dim"))
         lines += block.lines
     return lines
 
 
-def _beside(left: _Block, right: _Block, left_width: int, glyphs: Glyphs) -> _Block:
-    """Two blocks as one, which is shown with all of the right one's lines or not at all."""
+def _left_width(width: int) -> int:
+    """Of two blocks beside each other."""
+    return (width - len(_GAP)) * 11 // 20
+
+
+def _joined(left: _Block, right: _Block, left_width: int, glyphs: Glyphs) -> _Block:
+    """Two blocks as one, with all lines of both."""
     lines = []
     for number in range(max(len(left.lines), len(right.lines))):
         line = left.lines[number].copy() if number < len(left.lines) else Text("")
@@ -419,7 +459,7 @@ def _beside(left: _Block, right: _Block, left_width: int, glyphs: Glyphs) -> _Bl
         lines.append(line)
     heading = f"{left.title} "
     heading += glyphs.line * max(0, left_width - cell_len(heading) - 3)
-    return _Block(f"{heading}{_GAP}{glyphs.line * 2} {right.title}", lines, max(left.least, right.least))
+    return replace(left, title=f"{heading}{_GAP}{glyphs.line * 2} {right.title}", lines=lines, beside=None)
 
 
 def _append_at_right(line: Text, right: Text, width: int) -> None:

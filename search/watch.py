@@ -16,7 +16,7 @@ from rich.text import Text
 
 from search.experiment import Experiment
 from search.live_screen import LiveScreen
-from search.manifest import Manifest
+from search.manifest import Manifest, seconds_used
 from search.records import History
 from search.remaining import recent_epoch_s, remaining
 from search.screen import Glyphs, Happening, Scene, screen
@@ -83,12 +83,13 @@ class _Watched:
     def draw(self, width: int, height: int, glyphs: Glyphs) -> Sequence[Text]:
         left, epoch_s = remaining(self._history, self._space), recent_epoch_s(self._history)
         device, now = self._manifest.device, time.time()
+        budget_left_s = self._budget_left_s(now)
         scene = Scene(
             name=self._experiment.name,
             space=self._space,
             history=self._history,
             remaining=left,
-            left_s=left.seconds(epoch_s, max(1, device.trials_at_once)),
+            left_s=left.seconds(epoch_s, max(1, device.trials_at_once), budget_left_s),
             trials_at_once=device.trials_at_once,
             epoch_images=self._space.dataset.images_per_epoch or self._manifest.data.n_train,
             now=now,
@@ -97,6 +98,10 @@ class _Watched:
             hint="q leaves; the search goes on",
         )
         return screen(scene, width, height, glyphs)
+
+    def _budget_left_s(self, now: float) -> float | None:
+        budget_s = self._space.search.time_budget_s
+        return None if budget_s is None else budget_s - seconds_used(self._manifest.sessions, self._history, now)
 
 
 def _elapsed_s(manifest: Manifest, now: float) -> float | None:

@@ -337,6 +337,14 @@ def test_a_killed_session_counts_until_its_last_event(experiment: Experiment) ->
     assert seconds_used([killed, ended, Session(started_at="2026-01-02T00:00:00+00:00")], experiment.history()) == 213.5
 
 
+def test_a_session_that_runs_counts_until_now(experiment: Experiment) -> None:
+    killed, running = Session(started_at=timestamp(0.0)), Session(started_at=timestamp(500.0))
+    assert seconds_used([killed, running], experiment.history(), now=530.0) == 231
+    assert seconds_used([running], experiment.history(), now=499.0) == 0, "its machine's clock may be ahead"
+    ended = Session(started_at=timestamp(500.0), seconds=12.5)
+    assert seconds_used([killed, ended], experiment.history(), now=530.0) == 213.5
+
+
 def test_a_session_that_begins_within_the_second_of_the_last_event_takes_nothing_from_the_one_before(
     experiment: Experiment,
 ) -> None:

@@ -70,6 +70,8 @@ def bin_folder(tmp_path: Path) -> Path:
         ("python -m search.leaderboard --results elsewhere f", {"first"}),
         ("python -m search.leaderboard --format m", {"markdown"}),
         ("python -m search.retrain seco", {"second"}),
+        ("python -m search.compare s", {"second", "seventh"}),
+        ("python -m search.compare seventh seco", {"second"}),
         ("python -m trainable.train cif", {"cifar10"}),
         ("python -m search.diagnose --fo", {"--format"}),
         ("python -m search.dashboard --po", {"--port"}),

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import re
 import sys
@@ -57,6 +58,22 @@ def test_the_time_left_falls_to_nothing(space: Space) -> None:
     assert "left" not in lines[-1]
 
 
+@pytest.mark.parametrize("trials", ["1000", "null"])
+def test_the_time_left_ends_with_the_time_budget(trials: str) -> None:
+    space = load_space("quickstart", [f"search.trials={trials}", "search.time_budget=2h"])
+    started_s = time.monotonic() - 3600
+    for terminal in (False, True):
+        stream = StringIO()
+        console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
+        with SearchDisplay(space, console, 2, started_s=started_s, time_left_s=3600 + 80) as display:
+            simulate(SearchState(space, History(), observe=display.observe), seed=0, max_results=20)
+            time.sleep(REFRESH_S if terminal else 0)
+            display.refresh()
+        left = re.findall(r"about (\d+) (\w+) left", stream.getvalue())
+        assert left
+        assert all(int(number) <= 80 and unit == "seconds" for number, unit in left)
+
+
 def test_a_terminal_gets_one_screen_and_is_given_back(space: Space) -> None:
     text = shown(space, terminal=True)
     screen, _, after = text.partition("\x1b[?1049l")
@@ -107,6 +124,52 @@ def test_a_screen_that_cannot_be_drawn_costs_no_search(space: Space, monkeypatch
     after = stream.getvalue().partition("\x1b[?1049l")[2]
     assert "The screen cannot be drawn (ZeroDivisionError: division by zero)" in after
     assert "12/12 trials" in after
+
+
+class Terminal(StringIO):
+    """Fails as a terminal does whose other end was closed, from when it is `gone`."""
+
+    gone = False
+
+    def write(self, text: str) -> int:
+        if self.gone:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("gone_when", ["before", "meanwhile", "at the end"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_terminal_that_goes_away_costs_no_search(
+    plain: bool, gone_when: str, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, history = Terminal(), History()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    terminal.gone = gone_when == "before"
+    console = Console(file=terminal, force_terminal=True, width=100)
+    with SearchDisplay(space, console, 2, plain=plain) as display:
+        time.sleep(REFRESH_S)
+        terminal.gone = gone_when != "at the end"
+        simulate(SearchState(space, history, observe=display.observe), seed=0)
+        display.note("trial 3 lost its worker")
+        assert (sys.stderr is terminal) == (plain or terminal.gone), "where no screen is, messages go where they did"
+        terminal.gone = True
+    assert sys.stderr is terminal
+    assert history.n_ended == 12
+
+
+def test_a_screen_is_closed_though_its_terminal_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    screen = LiveScreen(Console(file=terminal, force_terminal=True, width=100), lambda *_: [Text("x")])
+    with screen:
+        print("a message", file=sys.stderr)
+        terminal.gone = True
+        with pytest.raises(OSError, match="Input/output error"):
+            screen.refresh(at_once=True)
+    assert sys.stderr is terminal
+    terminal.gone = False
+    screen.close()
+    assert terminal.getvalue().count("\x1b[?1049l") == 0
 
 
 def test_drawing_takes_a_hundredth_of_the_time_at_most(space: Space) -> None:

@@ -1,7 +1,21 @@
+import argparse
+import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from search import run
+from search.display import SearchDisplay
 from search.experiment import Experiment
-from search.launching import LONGEST_SHARE, _Rhythm
+from search.interruption import Interruption
+from search.launching import LONGEST_SHARE, Launch, _Rhythm
+from search.state import SearchState
+from spaces import load_space
+from tests.search.foreign import make_experiment
+from tests.search.simulation import simulate
 
 
 class Clock:
@@ -63,3 +77,25 @@ def test_the_newest_checkpoints_of_a_trial_are_those_of_the_latest_session(tmp_p
     assert left() == set(names[1:])
     experiment.drop_checkpoints("trial_0003")
     assert left() == {names[3]}
+
+
+def test_a_search_shows_the_time_that_its_budget_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = load_space("quickstart", ["search.trials=1000", "search.time_budget=4m"])
+    options = argparse.Namespace(started_s=time.monotonic() - 160, quiet=False, plain=True)
+    placement: Any = SimpleNamespace(
+        trials_at_once=2, description="2 cores", compute=SimpleNamespace(precision="fp32"), precision_reason="given"
+    )
+    data: Any = SimpleNamespace(train=SimpleNamespace(epoch_images=1150))
+
+    def pretend(launch: Launch, display: SearchDisplay) -> str:
+        simulate(SearchState(space, launch.experiment.history(), observe=display.observe), seed=0, max_results=9)
+        return "finished"
+
+    monkeypatch.setattr("search.launching.run_session", pretend)
+    with Interruption() as interruption:
+        run._search(options, make_experiment(tmp_path, "mine", space), space, data, placement, None, interruption)
+    left = [int(seconds) for seconds in re.findall(r"about (\d+) seconds left", capsys.readouterr().out)]
+    assert left
+    assert all(seconds <= 80 for seconds in left)

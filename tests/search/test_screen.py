@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from search.asha import waits_at_rung
-from search.records import History, RunEnded, Trial, TrialEnded
+from search.records import History, RunEnded, SpaceSet, Trial, TrialEnded
 from search.remaining import recent_epoch_s, remaining
 from search.rung_survival import rung_survival
-from search.screen import ASCII, UNICODE, Glyphs, Happening, Scene, screen, sparkline
+from search.screen import ASCII, N_BEST, UNICODE, Glyphs, Happening, Scene, screen, sparkline
 from search.state import SearchState
 from spaces import Space, load_space
 from tests.search.simulation import result, simulate
@@ -30,14 +30,29 @@ def history_after(space: Space, n_results: int | None) -> History:
     return history
 
 
-def scene_of(space: Space, history: History, trials_at_once: int = 2, notes: tuple[Happening, ...] = ()) -> Scene:
+def scene_of(
+    space: Space,
+    history: History,
+    trials_at_once: int = 2,
+    notes: tuple[Happening, ...] = (),
+    budget_left_s: float | None = None,
+) -> Scene:
     left = remaining(history, space)
-    left_s = left.seconds(recent_epoch_s(history), trials_at_once)
+    left_s = left.seconds(recent_epoch_s(history), trials_at_once, budget_left_s)
     return Scene("mine", space, history, left, left_s, trials_at_once, 1150, 200.0, 65.0, notes, "q leaves")
 
 
 def text_of(scene: Scene, width: int = 80, height: int = 24, glyphs: Glyphs = UNICODE) -> str:
     return "\n".join(line.plain for line in screen(scene, width, height, glyphs))
+
+
+def lines_of_the_best(text: str) -> list[str]:
+    _, *lines = text.split("── best ")[1].split("── workers")[0].splitlines()[1:]
+    return lines
+
+
+def numbers_of_the_best(text: str) -> list[int]:
+    return [int(line[3:].split()[0]) for line in lines_of_the_best(text)]
 
 
 @pytest.mark.parametrize("n_results", [0, 1, 5, 30, 60, None])
@@ -49,6 +64,26 @@ def test_it_fits_every_size_at_every_stage(space: Space, n_results: int | None) 
         assert all(line.cell_len <= width and "\n" not in line.plain for line in lines)
 
 
+@pytest.mark.parametrize(("max_epochs", "curve_width"), [(9, 9), (27, 15)])
+def test_every_section_is_there_at_80_by_24_with_fresh_runs_too(max_epochs: int, curve_width: int) -> None:
+    space = load_space("quickstart", ["search.trials=12", f"training.max_epochs={max_epochs}"])
+    history = history_after(space, history_after(space, None).n_epochs + 2 * max_epochs + 2)
+    assert history.unfinished_runs
+    text = text_of(scene_of(space, history))
+    assert headings_of(text) == ["best", "workers", "rungs", "events"]
+    assert "fresh runs of the best" in text
+    heading = text.splitlines()[5]
+    assert heading.endswith("fresh runs          curve")
+    for line in lines_of_the_best(text):
+        curve = line[heading.index("curve") :]
+        assert len(curve) == curve_width, "all of these trials completed"
+        assert set(curve) <= set(UNICODE.levels)
+
+
+def headings_of(text: str) -> list[str]:
+    return [line.split()[1] for line in text.splitlines() if line.startswith("──")]
+
+
 def test_every_section_is_there_at_80_by_24(space: Space) -> None:
     lines = text_of(scene_of(space, history_after(space, 30))).splitlines()
     assert lines[0].startswith("mine  searching ")
@@ -56,8 +91,7 @@ def test_every_section_is_there_at_80_by_24(space: Space) -> None:
     assert "1:05 gone" in lines[0]
     assert "of 12" in lines[1]
     assert "30 of about" in lines[2]
-    headings = [line.split()[1] for line in lines if line.startswith("──")]
-    assert headings == ["best", "workers", "rungs", "events"]
+    assert headings_of("\n".join(lines)) == ["best", "workers", "rungs", "events"]
     # 1,150 images in the 0.5 s that training takes in the simulation.
     assert sum("2,300 images/s" in line for line in lines) == 2
     assert "4,600 images/s together" in text_of(scene_of(space, history_after(space, 30)))
@@ -78,10 +112,19 @@ def test_fresh_runs_have_a_bar_and_come_first(space: Space) -> None:
     assert f"{len(runs)} of about {len(runs)}  fresh runs of the best" in text
     assert "fresh runs  " in text
     assert "mine  finished" in text
-    best = text.split("best ")[1].split("workers")[0].splitlines()[2:7]
     again = {run.trial for run in history.runs.values()}
-    assert {int(line[3:].split()[0]) for line in best[: len(again)]} == again
-    assert any("baseline" in line for line in best)
+    assert set(numbers_of_the_best(text)[: len(again)]) == again
+    assert any("baseline" in line for line in lines_of_the_best(text))
+
+
+def test_trials_set_aside_take_no_place_among_the_best(space: Space) -> None:
+    history = history_after(space, None)
+    outside = list({run.trial for run in history.runs.values() if not history.trials[run.trial].baseline})
+    assert len(outside) > 1
+    history.apply(SpaceSet(space.as_dict(), outside, 1.0))
+    shown = numbers_of_the_best(text_of(scene_of(space, history)))
+    assert len(shown) == N_BEST
+    assert not set(shown) & set(outside)
 
 
 def test_a_fresh_run_that_goes_on_is_somebody_s_work(space: Space) -> None:
@@ -131,6 +174,22 @@ def test_more_workers_than_lines_are_counted(space: Space) -> None:
     assert len(lines) <= 24
 
 
+@pytest.mark.parametrize("trials_at_once", [2, 16])
+@pytest.mark.parametrize("height", [3, 8, 9, 12, 14, 15, 17, 21, 24, 40])
+def test_beside_rungs_only_workers_that_are_hidden_are_counted(height: int, trials_at_once: int) -> None:
+    many_rungs = load_space("quickstart", ["search.trials=64", "training.max_epochs=128", "search.reduction_factor=2"])
+    assert len(many_rungs.rung_epochs) == 8
+    history = History()
+    state = SearchState(many_rungs, history)
+    for _ in range(trials_at_once):
+        state.next_assignment()
+    text = text_of(scene_of(many_rungs, history, trials_at_once), 120, height)
+    n_workers = sum(line.startswith("trial ") and "images/s" in line for line in text.splitlines())
+    hidden = [int(line.split()[1]) for line in text.splitlines() if line.startswith("and ")]
+    assert n_workers + sum(hidden) == (trials_at_once if height >= 9 else 0)
+    assert text.count(" entered ") + text.count(" completed") == (8 if height >= 15 else 0), "all of them, or none"
+
+
 def test_idle_places_are_counted(space: Space) -> None:
     history = history_after(space, 1)
     assert "14 idle" in text_of(scene_of(space, history, trials_at_once=16))
@@ -163,6 +222,22 @@ def test_a_sparkline_scales_and_keeps_its_last_value(values: list[float], width:
     assert sparkline(values, 0.0, 1.0, width) == expected
 
 
+@pytest.mark.parametrize("width", [80, 120, 63, 62])
+def test_curves_are_as_long_as_what_was_trained(width: int) -> None:
+    long = load_space("quickstart", ["training.max_epochs=27", "search.asha=off", "search.trials=12"])
+    history = History()
+    state = SearchState(long, history)
+    n_epochs = (27, 20, 1)
+    for trial, n in enumerate(n_epochs):
+        state.next_assignment()
+        for epoch in range(1, n + 1):
+            state.record(result(trial, epoch, epoch / 100))
+    lines = lines_of_the_best(text_of(scene_of(long, history), width))
+    shown = [sum(character in UNICODE.levels for character in line) for line in lines]
+    full = {80: 19, 120: 27, 63: 2, 62: 1}[width]
+    assert shown == [max(1, round(full * n / 27)) for n in n_epochs]
+
+
 def test_a_flat_curve_is_drawn() -> None:
     assert sparkline([0.3, 0.3], 0.3, 0.3, 5) == "██"
 
@@ -182,10 +257,24 @@ def test_what_is_left_falls_to_nothing(space: Space) -> None:
 def test_searches_that_are_limited_otherwise_are_shown_too(asha: str, limit: str) -> None:
     limited = load_space("quickstart", ["search.trials=null", limit, f"search.asha={asha}"])
     for n_results in (0, 9, 30):
-        scene = scene_of(limited, history_after(limited, n_results))
+        scene = scene_of(limited, history_after(limited, n_results), budget_left_s=1800.0 if "time" in limit else None)
         lines = text_of(scene).splitlines()
         assert lines[2].endswith(" of 40") if "epoch" in limit else lines[2] == f"epochs {n_results}"
-        assert (scene.left_s is None) == (n_results == 0 or "time" in limit)
+        if "time" in limit:
+            assert lines[0].rstrip().endswith("about 30 minutes left"), "when the time is used is known from the start"
+        else:
+            assert (scene.left_s is None) == (n_results == 0)
+
+
+def test_what_the_time_budget_leaves_is_all_that_is_left() -> None:
+    space = load_space("quickstart", ["search.trials=1000", "search.time_budget=1h"])
+    history = history_after(space, 9)
+    trained_s = scene_of(space, history).left_s
+    assert trained_s is not None
+    assert trained_s > 60
+    assert scene_of(space, history, budget_left_s=60.0).left_s == 60
+    assert scene_of(space, history, budget_left_s=-1.0).left_s == 0
+    assert scene_of(space, history, budget_left_s=1e6).left_s == trained_s, "a search may be done before its time"
 
 
 def test_trials_that_wait_at_a_rung_are_nobody_s_work() -> None:
@@ -215,5 +304,7 @@ def test_long_searches_show_only_the_last_events(space: Space) -> None:
         trial = Trial(number, {}, space.baseline, False, 0.0)
         trial.end = TrialEnded(number, "stopped", "below", float(number))
         history.trials[number] = trial
-    lines = text_of(scene_of(space, history), 120, 40).splitlines()
-    assert len(lines) == 40
+    text = text_of(scene_of(space, history), 120, 40)
+    assert len(text.splitlines()) == 40
+    assert "trial 2999 stopped: below" in text
+    assert "trial 12 stopped: below" not in text

@@ -19,8 +19,10 @@ from rich.console import Console
 from search import leaderboard, watch
 from search.experiment import Experiment
 from search.journal import JournalFollower, read_history
+from search.manifest import Session, timestamp
 from search.records import TrialEnded, event_as_dict
-from spaces import InputError, Space
+from search.screen import UNICODE
+from spaces import InputError, Space, load_space
 from tests.search.foreign import make_experiment
 from tests.search.simulation import result
 
@@ -118,6 +120,19 @@ def test_it_follows_a_search_to_its_end(
     assert "mine  searching" in first
     assert "q leaves; the search goes on" in first
     assert "\x1b[?1049l" in after
+
+
+def test_the_time_left_is_what_earlier_sessions_left_of_the_budget(tmp_path: Path) -> None:
+    space = load_space("quickstart", ["search.trials=null", "search.time_budget=2h"])
+    experiment = make_experiment(tmp_path / "results", "mine", space)
+    now = time.time()
+    sessions = [
+        Session(started_at=timestamp(now - 9e5), seconds=3600.0),
+        Session(started_at=timestamp(now - 1800)),
+    ]
+    experiment.write_manifest(experiment.manifest.model_copy(update={"sessions": sessions}))
+    heading = watch._Watched(experiment).draw(80, 24, UNICODE)[0].plain
+    assert heading.rstrip().endswith("about 30 minutes left")
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
