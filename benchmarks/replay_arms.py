@@ -1,5 +1,7 @@
-"""The arms of the replayed searches, and which of them a run takes; all but `_SPREAD_LATER` were written down before the
-first result."""
+"""The arms of the replayed searches, and which of them a run takes.
+
+All but those with `_SPREAD_LATER` were written down before the first result.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
