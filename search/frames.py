@@ -45,9 +45,10 @@ def fresh_runs_frame(history: History) -> pd.DataFrame:
 def figures(space: Space, history: History) -> "dict[str, Figure]":
     """The report's figures of the search, by name; those that can be drawn of what there is."""
     from search.report_plots import learning_curves, optimisation_history, parallel_coordinates, slices
+    from search.space_change import counting_in
     from search.study import study_of
 
-    trials, best = history.counting, winner(rank(history))
+    trials, best = counting_in(space, history), winner(rank(history))
     number = best.trial if best else None
     made = {
         "learning_curves": learning_curves(trials, number, space.rung_epochs),

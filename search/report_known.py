@@ -7,6 +7,7 @@ from search.final_results import FinalResults, read_final_results
 from search.manifest import Manifest
 from search.ranking import Ranked, rank, winner
 from search.records import History, Trial
+from search.space_change import counting_in
 from spaces.errors import InputError
 from spaces.schema import Space
 
@@ -17,7 +18,7 @@ class Known:
 
     Attributes:
         ranked: all trials, best first.
-        counting: trials that lie in the space as it is now.
+        counting: trials that lie in the space as it is now, in the journal and in `experiment.yaml`.
         best: the winner's row; None while no trial has completed.
         final: what retraining left; None where there is nothing, or nothing that can be shown.
         final_problem: why it cannot be shown.
@@ -49,7 +50,7 @@ def read_all(experiment: Experiment) -> Known:
     Raises:
         InputError: journal, space or manifest cannot be read.
     """
-    history = experiment.history()
+    history, space = experiment.history(), experiment.space
     ranked = rank(history)
     final, problem = None, ""
     try:
@@ -58,11 +59,11 @@ def read_all(experiment: Experiment) -> Known:
         problem = error.lines[0]
     return Known(
         experiment=experiment,
-        space=experiment.space,
+        space=space,
         manifest=experiment.manifest,
         history=history,
         ranked=ranked,
-        counting=history.counting,
+        counting=counting_in(space, history),
         best=winner(ranked),
         final=final,
         final_problem=problem,

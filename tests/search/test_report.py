@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from search import report
@@ -23,6 +24,7 @@ from search.report_known import read_all
 from search.report_page import report_html
 from search.report_plots import MOST_CURVES, drawn, learning_curves, parallel_coordinates
 from search.rung_survival import rung_survival
+from search.space_change import contains
 from search.state import SearchState
 from spaces import Space, load_space
 from tests.search import foreign, shown_experiment
@@ -207,6 +209,32 @@ def test_an_unfinished_search_without_a_winner_says_so(tiny_space: Space, tmp_pa
     bare = Page(report_html(made))
     assert "No trial has completed yet." in bare.text
     assert not bare.figures()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"space": {"lr": {"loguniform": [0.002, 0.05]}}},
+        {"space": {"weight_decay": {"loguniform": [1e-5, 1e-2]}}, "baseline": {"weight_decay": 1e-4}},
+        {"training": {"max_epochs": 3}},
+    ],
+)
+def test_a_space_that_was_edited_after_the_search_is_reported(edit: dict[str, Any], copy: Experiment) -> None:
+    path = copy.folder / "experiment.yaml"
+    content = yaml.safe_load(path.read_text())
+    for section, values in edit.items():
+        content[section] |= values
+    for name in content["space"].keys() & content["training"].keys():
+        del content["training"][name]
+    path.write_text(yaml.safe_dump(content))
+    trials = copy.history().trials.values()
+    n_outside = sum(not contains(copy.space, trial.config) for trial in trials)
+    assert bool(n_outside) == ("space" in edit)
+    page = Page(report_html(copy))
+    assert (f"{n_outside} trials lie outside the space as it was changed later" in page.text) == bool(n_outside)
+    assert "Optimisation history" in page.text
+    assert "learning_curves" in copy.figures
+    assert len(Experiment(copy.folder).trials) == len(trials)
 
 
 def test_trials_that_failed_or_diverged_are_shown(tiny_space: Space, tmp_path: Path) -> None:
