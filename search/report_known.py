@@ -38,11 +38,6 @@ class Known:
     def winner_number(self) -> int | None:
         return self.best.trial if self.best else None
 
-    @property
-    def baseline(self) -> Trial | None:
-        """The last one: the space may have been changed, and its baseline with it."""
-        return max((t for t in self.counting if t.baseline), key=lambda trial: trial.number, default=None)
-
 
 def read_all(experiment: Experiment) -> Known:
     """Everything that a report is made from.
