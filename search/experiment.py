@@ -208,7 +208,7 @@ class Experiment:
         """The report's figures of the search, by name; each shows itself in a notebook."""
         from search.frames import figures
 
-        return figures(self.space, self._known_history())
+        return figures(self.space, self._known_history(), self.is_live())
 
     def _repr_html_(self) -> str:
         from search.frames import as_html

@@ -42,7 +42,7 @@ def fresh_runs_frame(history: History) -> pd.DataFrame:
     return pd.DataFrame(run_rows(history), columns=list(RUN_COLUMNS))
 
 
-def figures(space: Space, history: History) -> "dict[str, Figure]":
+def figures(space: Space, history: History, is_live: bool) -> "dict[str, Figure]":
     """The report's figures of the search, by name; those that can be drawn of what there is."""
     from search.report_plots import learning_curves, optimisation_history, parallel_coordinates, slices
     from search.space_change import counting_in
@@ -51,10 +51,10 @@ def figures(space: Space, history: History) -> "dict[str, Figure]":
     trials, best = counting_in(space, history), winner(rank(history))
     number = best.trial if best else None
     made = {
-        "learning_curves": learning_curves(trials, number, space.rung_epochs),
-        "optimisation_history": optimisation_history(trials, number, study_of(space, history)),
+        "learning_curves": learning_curves(trials, number, space.rung_epochs, is_live),
+        "optimisation_history": optimisation_history(trials, number, study_of(space, history), is_live),
         "parallel_coordinates": parallel_coordinates(space, trials, number),
-        **{f"slice_{name}": figure for name, figure in slices(space, trials, number).items()},
+        **{f"slice_{name}": figure for name, figure in slices(space, trials, number, is_live).items()},
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 

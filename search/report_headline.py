@@ -85,7 +85,7 @@ def _savings_stat(known: Known) -> Stat:
 def remarks(known: Known) -> list[str]:
     """What else to know: that the search still runs, is not finished, or was changed on the way."""
     found = []
-    if known.manifest.state == "running" and known.experiment.is_live():
+    if known.manifest.state == "running" and known.is_live:
         found.append("The search was running when this page was made.")
     elif known.manifest.state == "running" or known.history.unfinished:
         name = shell_word(known.experiment.name)

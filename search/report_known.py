@@ -19,6 +19,7 @@ class Known:
     Attributes:
         ranked: all trials, best first.
         counting: trials that lie in the space as it is now, in the journal and in `experiment.yaml`.
+        is_live: whether the search was running when this was read.
         best: the winner's row; None while no trial has completed.
         final: what retraining left; None where there is nothing, or nothing that can be shown.
         final_problem: why it cannot be shown.
@@ -30,6 +31,7 @@ class Known:
     history: History
     ranked: list[Ranked]
     counting: list[Trial]
+    is_live: bool
     best: Ranked | None
     final: FinalResults | None
     final_problem: str
@@ -59,6 +61,7 @@ def read_all(experiment: Experiment) -> Known:
         history=history,
         ranked=ranked,
         counting=counting_in(space, history),
+        is_live=experiment.is_live(),
         best=winner(ranked),
         final=final,
         final_problem=problem,

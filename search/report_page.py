@@ -108,13 +108,13 @@ def make_report(known: Known) -> Report:
 
 
 def _figures(known: Known, rungs: Sequence[RungSurvival], importance: Importance | None) -> dict[str, go.Figure]:
-    space, trials, best = known.space, known.counting, known.winner_number
+    space, trials, best, is_live = known.space, known.counting, known.winner_number, known.is_live
     figures: dict[str, go.Figure] = {}
     if any(trial.n_epochs for trial in trials):
-        figures["curves"] = report_plots.learning_curves(trials, best, space.rung_epochs)
+        figures["curves"] = report_plots.learning_curves(trials, best, space.rung_epochs, is_live)
         figures["rungs"] = report_plots.rung_bars(rungs)
-        figures["history"] = report_plots.optimisation_history(trials, best, study_of(space, known.history))
-        figures |= {f"slice-{name}": plot for name, plot in report_plots.slices(space, trials, best).items()}
+        figures["history"] = report_plots.optimisation_history(trials, best, study_of(space, known.history), is_live)
+        figures |= {f"slice-{name}": plot for name, plot in report_plots.slices(space, trials, best, is_live).items()}
     parallel = report_plots.parallel_coordinates(space, trials, best)
     if parallel is not None:
         figures["parallel"] = parallel

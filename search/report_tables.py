@@ -58,7 +58,7 @@ def trial_rows(known: Known, columns: Sequence[Column]) -> list[Row]:
 
 def _row(known: Known, row: Ranked, columns: Sequence[Column]) -> Row:
     marks = [text for text, holds in (("baseline", row.baseline), ("explored", row.explored)) if holds]
-    status = "unfinished" if row.status == "running" and not known.experiment.is_live() else row.status
+    status = "unfinished" if row.status == "running" and not known.is_live else row.status
     accuracy, loss = row.validation_accuracy, row.validation_loss
     cells = [
         Cell(str(row.rank), row.rank),

@@ -1,5 +1,6 @@
 """The report: what it says, that it holds together by itself, and that folders from elsewhere stay text in it."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -19,8 +20,7 @@ from search import report
 from search.experiment import Experiment
 from search.palette import BLUE, GREY, LINE, MUTED, ORANGE, PALE_BLUE, PANEL, PAPER, PURPLE, SHADES, TEXT, dark_by_light
 from search.ranking import lead_sentence
-from search.records import TrialEnded
-from search.report_known import read_all
+from search.records import TrialEnded, TrialStarted
 from search.report_page import report_html
 from search.report_plots import MOST_CURVES, drawn, learning_curves, parallel_coordinates
 from search.rung_survival import rung_survival
@@ -380,9 +380,11 @@ def test_large_searches_are_drawn_in_part_with_winner_and_baseline(space: Space)
     some = drawn(trials, 77, 50)
     assert len(some) == 50
     assert {0, 77} <= {trial.number for trial in some}
-    curves = learning_curves(trials, 77, large.rung_epochs)
+    curves = learning_curves(trials, 77, large.rung_epochs, is_live=False)
     n_lines = sum(list(trace.x).count(None) for trace in curves.data)
     assert n_lines == MOST_CURVES
+    counts = [int(trace.name.partition("(")[2].rstrip(")")) for trace in curves.data if "(" in trace.name]
+    assert sum(counts) == len(trials) - 2, "of all trials but the winner and the baseline, drawn or not"
     assert len(curves.data) <= 6, "one trace a kind, however many trials"
     figure = parallel_coordinates(large, trials, 77)
     assert figure is not None
@@ -410,10 +412,31 @@ def test_every_colour_of_a_plot_has_its_dark_one(page: Page) -> None:
     assert used <= set(dark_by_light())
 
 
-def test_reading_everything_once_is_enough(shown: Experiment) -> None:
-    known = read_all(shown)
-    assert known.final is not None
-    assert known.final_problem == ""
+def test_the_journal_is_read_once_and_the_lock_asked_once(copy: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = copy.journal()
+    for number in (20, 21, 22):
+        journal.append(TrialStarted(number, copy.space.baseline_suggestion(), copy.space.baseline, False, 1e5))
+    asked: list[str] = []
+    for name in ("history", "is_live"):
+        ask = getattr(Experiment, name)
+        monkeypatch.setattr(Experiment, name, lambda self, ask=ask, name=name: asked.append(name) or ask(self))
+    report_html(copy)
+    assert sorted(asked) == ["history", "is_live"], "at a URL, each is a request"
+
+
+def test_a_trial_that_does_not_run_is_called_unfinished_in_table_and_plots(tiny_space: Space, tmp_path: Path) -> None:
+    made = foreign.make_experiment(tmp_path, "begun", tiny_space)
+    for word, other in (("unfinished", "running"), ("running", "unfinished")):
+        with made.exclusive() if word == "running" else contextlib.nullcontext():
+            page = Page(report_html(made))
+            figures = {**page.figures(), **{name: json.loads(f.to_json()) for name, f in made.figures.items()}}
+        cells = [attributes.get("data-key") for tag, attributes in page.elements if tag == "td"]
+        assert word in cells
+        assert other not in cells
+        for name in ("curves", "history", "slice-lr", "learning_curves", "optimisation_history", "slice_lr"):
+            kinds = {trace["name"].partition(" (")[0] for trace in figures[name]["data"]}
+            assert word in kinds, name
+            assert other not in kinds, name
 
 
 def contrast(one: str, other: str) -> float:
