@@ -87,6 +87,13 @@ class Experiment:
         return str(self.folder)
 
     @property
+    def results(self) -> str:
+        """The folder that it lies in by its name, or the URL: what `--results` takes."""
+        # A path may end in `..`, or in a link of another name.
+        plain = self.folder if self.folder.name == self.name else self.folder.resolve()
+        return str(plain.parent)
+
+    @property
     def ray_storage(self) -> str:
         """Where workers keep checkpoints: an absolute path, the same on every machine, or a URL."""
         return str(self.ray_folder.resolve())

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from search.estimates import duration_text
 from search.manifest import seconds_used
 from search.ranking import fresh_text, over_baseline
+from search.report_commands import go_on_line, is_unfinished
 from search.report_known import Known
 from search.stopping_findings import savings
-from spaces.printable import shell_word
 
 _WHY_NO_LEAD = {
     "is baseline": "the hand-picked configuration is the best",
@@ -85,11 +85,10 @@ def _savings_stat(known: Known) -> Stat:
 def remarks(known: Known) -> list[str]:
     """What else to know: that the search still runs, is not finished, or was changed on the way."""
     found = []
-    if known.manifest.state == "running" and known.is_live:
+    if known.is_live:
         found.append("The search was running when this page was made.")
-    elif known.manifest.state == "running" or known.history.unfinished:
-        name = shell_word(known.experiment.name)
-        found.append(f"The search is not finished; this goes on with it: python -m search.run --resume {name}")
+    elif is_unfinished(known):
+        found.append(f"The search is not finished; this goes on with it: {go_on_line(known)}")
     n_aside = len(known.history.trials) - len(known.counting)
     if n_aside:
         found.append(f"{n_aside} trials lie outside the space as it was changed later; the figures leave them out.")

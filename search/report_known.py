@@ -47,7 +47,7 @@ def read_all(experiment: Experiment) -> Known:
     Raises:
         InputError: journal, space or manifest cannot be read.
     """
-    history, space = experiment.history(), experiment.space
+    history, space, manifest = experiment.history(), experiment.space, experiment.manifest
     ranked = rank(history)
     final, problem = None, ""
     try:
@@ -57,11 +57,12 @@ def read_all(experiment: Experiment) -> Known:
     return Known(
         experiment=experiment,
         space=space,
-        manifest=experiment.manifest,
+        manifest=manifest,
         history=history,
         ranked=ranked,
         counting=counting_in(space, history),
-        is_live=experiment.is_live(),
+        # A retraining holds the lock too.
+        is_live=manifest.state == "running" and experiment.is_live(),
         best=winner(ranked),
         final=final,
         final_problem=problem,

@@ -13,9 +13,10 @@ from search.manifest import timestamp
 from search.page import Column, Row, render
 from search.ranking import lead_sentence
 from search.report_augmentation import Picture, augmented_pictures
+from search.report_commands import Command, commands
 from search.report_headline import Stat, headline, remarks
 from search.report_known import Known, read_all
-from search.report_tables import MOST_ROWS, Command, WinnerRow, commands, facts, trial_columns, trial_rows, winner_rows
+from search.report_tables import MOST_ROWS, WinnerRow, facts, trial_columns, trial_rows, winner_rows
 from search.report_testing import MistakePicture, mistake_pictures, tested_sentences
 from search.rung_survival import RungSurvival, rung_survival
 from search.stopping_findings import savings

@@ -157,7 +157,7 @@ def test_all_that_was_asked_for_is_on_the_page(page: Page, space: Space) -> None
     assert len([image for image in images if not str(image["alt"]).startswith("A test image")]) == 6 * 8
     assert all(image["alt"] for image in images)
     assert "torch" in page.text
-    assert "python -m search.run results/shown" in page.text
+    assert "python -m search.retrain shown" in page.text
 
 
 def test_rungs_are_counted_from_what_trials_did(space: Space, shown: Experiment) -> None:
@@ -416,6 +416,7 @@ def test_the_journal_is_read_once_and_the_lock_asked_once(copy: Experiment, monk
     journal = copy.journal()
     for number in (20, 21, 22):
         journal.append(TrialStarted(number, copy.space.baseline_suggestion(), copy.space.baseline, False, 1e5))
+    copy.write_manifest(copy.manifest.model_copy(update={"state": "running"}))
     asked: list[str] = []
     for name in ("history", "is_live"):
         ask = getattr(Experiment, name)
