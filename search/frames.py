@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # A notebook's table of a search of thousands of trials is read by nobody, and slows its page down.
 MOST_ROWS = 20
+_OFTEN_MISSING = ("validation_accuracy", "validation_loss", "fresh_accuracy", "fresh_half_width")
 _PERCENTAGES = ("validation_accuracy", "fresh_accuracy", "fresh_half_width")
 
 
@@ -29,7 +30,8 @@ def trials_frame(history: History) -> pd.DataFrame:
         config = content.pop("config")
         rows.append([*(content[name] for name in RESULT_COLUMNS), *(config[name] for name in HYPERPARAMETER_NAMES)])
     frame = pd.DataFrame(rows, columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
-    return frame.set_index("trial")
+    # A column of None alone would be one of objects, which pandas shows as "None".
+    return frame.astype(dict.fromkeys(_OFTEN_MISSING, float)).set_index("trial")
 
 
 def curves_frame(history: History) -> pd.DataFrame:
