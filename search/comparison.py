@@ -17,9 +17,8 @@ from rich.text import Text
 from search.estimates import duration_text
 from search.experiment import Experiment
 from search.final_results import read_final_results
-from search.fresh_statistics import lead
 from search.manifest import Manifest, seconds_used
-from search.ranking import Ranked, fresh_text, lead_sentence, rank, winner
+from search.ranking import Ranked, fresh_text, lead_sentence, over_baseline, rank, winner
 from search.records import History
 from search.stopping_findings import savings
 from search.tables import short
@@ -241,16 +240,12 @@ def _fresh_runs_text(n_runs: int, best: Ranked) -> str:
 
 
 def _lead_text(one: Compared) -> str:
-    baseline = max((row for row in one.ranked if row.baseline), key=lambda row: row.trial, default=None)
-    best = one.best
-    if best is None or baseline is None or best.baseline or best.validation_accuracy is None:
+    over = over_baseline(one.history, one.ranked)
+    if over.lead is None:
         return ABSENT
-    ahead = lead(one.history, best.trial, baseline.trial)
-    if ahead.half_width is not None:
-        return f"{100 * ahead.mean:+.2f} ± {100 * ahead.half_width:.2f} points"
-    if baseline.status != "completed" or baseline.validation_accuracy is None:
-        return ABSENT
-    return f"{100 * (best.validation_accuracy - baseline.validation_accuracy):+.2f} points (one seed)"
+    if over.lead.half_width is not None:
+        return f"{100 * over.lead.mean:+.2f} ± {100 * over.lead.half_width:.2f} points"
+    return f"{100 * over.lead.mean:+.2f} points ({'too few fresh runs' if over.kind == 'fresh runs' else over.kind})"
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -19,6 +19,7 @@ from optuna.storages import InMemoryStorage
 from search.experiment import Experiment
 from search.records import History
 from search.study import study_of
+from search.watch import FETCH_S
 from spaces.errors import InputError
 from spaces.schema import Space
 
@@ -62,6 +63,8 @@ class _Follower:
         self._now = now
         self._building = threading.Lock()
         self._due_s = 0.0
+        # Whoever chose the experiment has just fetched it.
+        self._fetch_due_s = now() + FETCH_S
         self._n_events = -1
         self._app: WSGIApplication = self._up_to_date()
 
@@ -70,6 +73,7 @@ class _Follower:
 
     def _up_to_date(self) -> WSGIApplication:
         with self._building:
+            self._fetch_now_and_then()
             started_s = self._now()
             if started_s >= self._due_s:
                 history = self._journal.history()
@@ -79,6 +83,16 @@ class _Follower:
                 cost_s = self._now() - started_s
                 self._due_s = started_s + max(BUILD_EVERY_S, cost_s / LARGEST_SHARE)
             return self._app
+
+    def _fetch_now_and_then(self) -> None:
+        """Bring results at a URL up to date. While they cannot be had, what is known is shown."""
+        if self._now() < self._fetch_due_s:
+            return
+        try:
+            self._experiment.bring_up_to_date()
+        except InputError as error:
+            self._experiment.tell_once(error.lines[0])
+        self._fetch_due_s = self._now() + FETCH_S
 
 
 def _application(space: Space, history: History) -> WSGIApplication:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from search.options import add_experiment_arguments
+from search.options import add_experiment_arguments, chosen_experiment
 from spaces.command import CommandParser, run_command
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _diagnose(options: argparse.Namespace) -> int:
     from search.budget import progress_text
     from search.diagnosis import diagnose
-    from search.experiment import open_experiment
     from spaces.printable import printable
 
-    experiment = open_experiment(options.experiment, options.results)
+    experiment = chosen_experiment(options, options.experiment)
     history, space = experiment.history(), experiment.space
     data = experiment.manifest.data
     findings = diagnose(history, space, data.n_validation, data.chance)

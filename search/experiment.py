@@ -87,6 +87,13 @@ class Experiment:
         return str(self.folder)
 
     @property
+    def results(self) -> str:
+        """The folder that it lies in by its name, or the URL: what `--results` takes."""
+        # A path may end in `..`, or in a link of another name.
+        plain = self.folder if self.folder.name == self.name else self.folder.resolve()
+        return str(plain.parent)
+
+    @property
     def ray_storage(self) -> str:
         """Where workers keep checkpoints: an absolute path, the same on every machine, or a URL."""
         return str(self.ray_folder.resolve())
@@ -208,7 +215,7 @@ class Experiment:
         """The report's figures of the search, by name; each shows itself in a notebook."""
         from search.frames import figures
 
-        return figures(self.space, self._known_history())
+        return figures(self.space, self._known_history(), self.is_live())
 
     def _repr_html_(self) -> str:
         from search.frames import as_html

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # A notebook's table of a search of thousands of trials is read by nobody, and slows its page down.
 MOST_ROWS = 20
+_OFTEN_MISSING = ("validation_accuracy", "validation_loss", "fresh_accuracy", "fresh_half_width")
 _PERCENTAGES = ("validation_accuracy", "fresh_accuracy", "fresh_half_width")
 
 
@@ -29,7 +30,8 @@ def trials_frame(history: History) -> pd.DataFrame:
         config = content.pop("config")
         rows.append([*(content[name] for name in RESULT_COLUMNS), *(config[name] for name in HYPERPARAMETER_NAMES)])
     frame = pd.DataFrame(rows, columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
-    return frame.set_index("trial")
+    # A column of None alone would be one of objects, which pandas shows as "None".
+    return frame.astype(dict.fromkeys(_OFTEN_MISSING, float)).set_index("trial")
 
 
 def curves_frame(history: History) -> pd.DataFrame:
@@ -42,18 +44,19 @@ def fresh_runs_frame(history: History) -> pd.DataFrame:
     return pd.DataFrame(run_rows(history), columns=list(RUN_COLUMNS))
 
 
-def figures(space: Space, history: History) -> "dict[str, Figure]":
+def figures(space: Space, history: History, is_live: bool) -> "dict[str, Figure]":
     """The report's figures of the search, by name; those that can be drawn of what there is."""
     from search.report_plots import learning_curves, optimisation_history, parallel_coordinates, slices
+    from search.space_change import counting_in
     from search.study import study_of
 
-    trials, best = history.counting, winner(rank(history))
+    trials, best = counting_in(space, history), winner(rank(history))
     number = best.trial if best else None
     made = {
-        "learning_curves": learning_curves(trials, number, space.rung_epochs),
-        "optimisation_history": optimisation_history(trials, number, study_of(space, history)),
+        "learning_curves": learning_curves(trials, number, space.rung_epochs, is_live),
+        "optimisation_history": optimisation_history(trials, number, study_of(space, history), is_live),
         "parallel_coordinates": parallel_coordinates(space, trials, number),
-        **{f"slice_{name}": figure for name, figure in slices(space, trials, number).items()},
+        **{f"slice_{name}": figure for name, figure in slices(space, trials, number, is_live).items()},
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 

@@ -51,9 +51,17 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
 
 def results_flag(options: argparse.Namespace) -> str:
     """What a command to type next needs to find the same results folder."""
-    return (
-        "" if options.results == DEFAULT_RESULTS else f" --results {shell_word(options.results_url or options.results)}"
-    )
+    return results_words(options.results_url or str(options.results))
+
+
+def results_words(results: str) -> str:
+    """`--results`, with a space before it, for a folder or URL; nothing for the default."""
+    return "" if results == str(DEFAULT_RESULTS) else f" --results {shell_word(results)}"
+
+
+def experiment_words(experiment: "Experiment") -> str:
+    """How a command to type names an experiment, wherever that lies."""
+    return f"{shell_word(experiment.name)}{results_words(experiment.results)}"
 
 
 def chosen_experiment(options: argparse.Namespace, given: str | None) -> "Experiment":

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from search.fresh_statistics import Fresh, fresh_results, lead
+from search.fresh_statistics import Fresh, Lead, fresh_results, lead
 from search.records import History, Status, Trial
 from spaces.parameters import Hyperparameters
 
@@ -110,50 +110,89 @@ def winner(ranked: Sequence[Ranked]) -> Ranked | None:
     return next((row for row in ranked if row.status == "completed" and not row.set_aside), None)
 
 
+@dataclass(frozen=True, slots=True)
+class OverBaseline:
+    """What there is to say of the winner against the hand-picked configuration.
+
+    Attributes:
+        kind: what the lead is from: `fresh runs` of both, or `one seed` of each where the winner has no fresh run. Or
+            why there is none: the winner `is baseline`; it has fresh runs and the baseline has `no fresh run`, or
+            the `baseline diverged` in one; the baseline has `not completed`; there is `no winner`.
+        baseline: its row; None where there is none.
+        lead: of the winner; None for the kinds without one.
+    """
+
+    kind: Literal[
+        "fresh runs", "one seed", "is baseline", "no fresh run", "baseline diverged", "not completed", "no winner"
+    ]
+    baseline: Ranked | None = None
+    lead: Lead | None = None
+
+
+def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
+    """How far the winner is ahead of the baseline: decided here for all that say it.
+
+    Args:
+        history: of the search.
+        ranked: its rows, as `rank` gives them.
+    """
+    best = winner(ranked)
+    # The last one: the space may have been changed, and its baseline with it.
+    baseline = max((row for row in ranked if row.baseline), key=lambda row: row.trial, default=None)
+    if best is None or best.validation_accuracy is None:
+        return OverBaseline("no winner", baseline)
+    if best.baseline:
+        return OverBaseline("is baseline", baseline)
+    if best.fresh:
+        if baseline is None or baseline.fresh is None:
+            return OverBaseline("no fresh run", baseline)
+        if baseline.fresh.n_diverged:
+            return OverBaseline("baseline diverged", baseline)
+        return OverBaseline("fresh runs", baseline, lead(history, best.trial, baseline.trial))
+    if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
+        return OverBaseline("not completed", baseline)
+    return OverBaseline("one seed", baseline, Lead(best.validation_accuracy - baseline.validation_accuracy, None))
+
+
 def lead_sentence(history: History) -> str:
     """Who won, how surely, and how far ahead of the baseline, in words."""
     ranked = rank(history)
-    best = winner(ranked)
+    best, over = winner(ranked), over_baseline(history, ranked)
     if best is None or best.validation_accuracy is None:
         return "No trial has completed yet."
-    # The last one: the space may have been changed, and its baseline with it.
-    baseline = max((row for row in ranked if row.baseline), key=lambda row: row.trial, default=None)
     if best.fresh:
-        return _confirmed_sentence(history, ranked, best, best.fresh, baseline)
+        return _confirmed_sentence(ranked, best, best.fresh, over)
     claim = f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy"
-    if best.baseline:
+    if over.kind == "is baseline":
         return f"{claim}. It is the baseline: no searched configuration beat it."
-    if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
+    if over.baseline is None or over.lead is None:
         return f"{claim}. The baseline has not completed."
-    ahead = 100 * (best.validation_accuracy - baseline.validation_accuracy)
     return (
-        f"{claim}, {ahead:.2f} points above the baseline (trial {baseline.trial}, "
-        f"{baseline.validation_accuracy:.2%}); one seed each, on the images that chose it."
+        f"{claim}, {100 * over.lead.mean:.2f} points above the baseline (trial {over.baseline.trial}, "
+        f"{over.baseline.validation_accuracy:.2%}); one seed each, on the images that chose it."
     )
 
 
-def _confirmed_sentence(
-    history: History, ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, baseline: Ranked | None
-) -> str:
+def _confirmed_sentence(ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, over: OverBaseline) -> str:
     runs = "1 fresh run says" if fresh.n_runs == 1 else f"{fresh.n_runs} fresh runs say"
     tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
     sentences = [
         f"Trial {best.trial} wins: the search said {best.validation_accuracy:.2%}, {runs} {fresh_text(fresh)}.",
-        _over_baseline(history, best, baseline),
+        _over_baseline_sentence(over),
     ]
     if tied:
         sentences.append(f"Not to be told from it: trial{'s' * (len(tied) > 1)} {', '.join(tied)}.")
     return " ".join(sentences)
 
 
-def _over_baseline(history: History, best: Ranked, baseline: Ranked | None) -> str:
-    if best.baseline:
+def _over_baseline_sentence(over: OverBaseline) -> str:
+    if over.kind == "is baseline":
         return "It is the hand-picked configuration: no searched one beat it."
-    if baseline is None or baseline.fresh is None:
-        return "The hand-picked configuration has no fresh run to compare with."
-    if baseline.fresh.n_diverged:
+    baseline, ahead = over.baseline, over.lead
+    if over.kind == "baseline diverged" and baseline and baseline.fresh:
         return f"The hand-picked configuration (trial {baseline.trial}) {_diverged_text(baseline.fresh)}."
-    ahead = lead(history, best.trial, baseline.trial)
+    if baseline is None or baseline.fresh is None or ahead is None:
+        return "The hand-picked configuration has no fresh run to compare with."
     hand_picked = f"the hand-picked configuration (trial {baseline.trial}, {fresh_text(baseline.fresh)})"
     if ahead.half_width is None:
         return f"It is {100 * ahead.mean:.2f} points above {hand_picked}, in too few runs to say how surely."

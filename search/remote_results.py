@@ -234,6 +234,10 @@ class RemoteExperiment(Experiment):
         return below(self.remote.url, self.name)
 
     @property
+    def results(self) -> str:
+        return self.remote.url
+
+    @property
     def ray_storage(self) -> str:
         return below(self.remote.url, self.name, "ray")
 

@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 
 from search.estimates import duration_text
-from search.fresh_statistics import lead
 from search.manifest import seconds_used
-from search.ranking import fresh_text
+from search.ranking import fresh_text, over_baseline
+from search.report_commands import go_on_line, is_unfinished
 from search.report_known import Known
 from search.stopping_findings import savings
-from spaces.printable import shell_word
+
+_WHY_NO_LEAD = {
+    "is baseline": "the hand-picked configuration is the best",
+    "no fresh run": "the baseline has no fresh run to compare with",
+    "baseline diverged": "a fresh run of the baseline diverged",
+    "not completed": "the baseline has not completed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +28,33 @@ class Stat:
 
 def headline(known: Known) -> list[Stat]:
     """Validation, lead, test, cost and what stopping saved."""
-    return [*_validation_stats(known), _test_stat(known), _cost_stat(known), _savings_stat(known)]
+    return [_validation_stat(known), *_lead_stats(known), _test_stat(known), _cost_stat(known), _savings_stat(known)]
 
 
-def _validation_stats(known: Known) -> list[Stat]:
-    best, baseline = known.best, known.baseline
+def _validation_stat(known: Known) -> Stat:
+    best = known.best
     if best is None or best.validation_accuracy is None:
-        return [Stat("Validation accuracy", "–", "no trial has completed yet")]
+        return Stat("Validation accuracy", "–", "no trial has completed yet")
     by = f"trial {best.trial}; "
     if best.fresh:
         runs = "1 fresh run" if best.fresh.n_runs == 1 else f"{best.fresh.n_runs} fresh runs"
-        stats = [Stat("Validation accuracy", fresh_text(best.fresh), f"{by}mean of {runs}, 95 % interval")]
-    else:
-        note = f"{by}one seed, on the images that chose it"
-        stats = [Stat("Validation accuracy", f"{best.validation_accuracy:.2%}", note)]
-    if baseline is None or best.baseline:
-        note = "the hand-picked configuration is the best" if best.baseline else "there is none to compare with"
-        return [*stats, Stat("Lead over the baseline", "–", note)]
-    ahead = lead(known.history, best.trial, baseline.number)
-    if best.fresh and ahead.half_width is not None:
-        spread = f" ± {100 * ahead.half_width:.2f}"
-        note = "95 % interval, " + ("which is clear of 0" if ahead.is_clear else "not distinguishable")
-        return [*stats, Stat("Lead over the baseline", f"{100 * ahead.mean:+.2f}{spread} points", note)]
-    if baseline.status == "completed" and baseline.last:
-        points = 100 * (best.validation_accuracy - baseline.last.validation_accuracy)
-        return [*stats, Stat("Lead over the baseline", f"{points:+.2f} points", "one seed each: how sure is not known")]
-    return [*stats, Stat("Lead over the baseline", "–", "the baseline has not completed")]
+        interval = "" if best.fresh.half_width is None else ", 95 % interval"
+        return Stat("Validation accuracy", fresh_text(best.fresh), f"{by}mean of {runs}{interval}")
+    return Stat("Validation accuracy", f"{best.validation_accuracy:.2%}", f"{by}one seed, on the images that chose it")
+
+
+def _lead_stats(known: Known) -> list[Stat]:
+    over = over_baseline(known.history, known.ranked)
+    if over.kind == "no winner":
+        return []
+    if over.lead is None:
+        return [Stat("Lead over the baseline", "–", _WHY_NO_LEAD[over.kind])]
+    points = f"{100 * over.lead.mean:+.2f}"
+    if over.lead.half_width is not None:
+        note = "95 % interval, " + ("which is clear of 0" if over.lead.is_clear else "not distinguishable")
+        return [Stat("Lead over the baseline", f"{points} ± {100 * over.lead.half_width:.2f} points", note)]
+    of = "fresh runs" if over.kind == "fresh runs" else "one seed each"
+    return [Stat("Lead over the baseline", f"{points} points", f"{of}: how sure is not known")]
 
 
 def _test_stat(known: Known) -> Stat:
@@ -79,11 +86,10 @@ def _savings_stat(known: Known) -> Stat:
 def remarks(known: Known) -> list[str]:
     """What else to know: that the search still runs, is not finished, or was changed on the way."""
     found = []
-    if known.manifest.state == "running" and known.experiment.is_live():
+    if known.is_live:
         found.append("The search was running when this page was made.")
-    elif known.manifest.state == "running" or known.history.unfinished:
-        name = shell_word(known.experiment.name)
-        found.append(f"The search is not finished; this goes on with it: python -m search.run --resume {name}")
+    elif is_unfinished(known):
+        found.append(f"The search is not finished; this goes on with it: {go_on_line(known)}")
     n_aside = len(known.history.trials) - len(known.counting)
     if n_aside:
         found.append(f"{n_aside} trials lie outside the space as it was changed later; the figures leave them out.")

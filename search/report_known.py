@@ -7,6 +7,7 @@ from search.final_results import FinalResults, read_final_results
 from search.manifest import Manifest
 from search.ranking import Ranked, rank, winner
 from search.records import History, Trial
+from search.space_change import counting_in
 from spaces.errors import InputError
 from spaces.schema import Space
 
@@ -17,7 +18,8 @@ class Known:
 
     Attributes:
         ranked: all trials, best first.
-        counting: trials that lie in the space as it is now.
+        counting: trials that lie in the space as it is now, in the journal and in `experiment.yaml`.
+        is_live: whether the search was running when this was read.
         best: the winner's row; None while no trial has completed.
         final: what retraining left; None where there is nothing, or nothing that can be shown.
         final_problem: why it cannot be shown.
@@ -29,6 +31,7 @@ class Known:
     history: History
     ranked: list[Ranked]
     counting: list[Trial]
+    is_live: bool
     best: Ranked | None
     final: FinalResults | None
     final_problem: str
@@ -37,11 +40,6 @@ class Known:
     def winner_number(self) -> int | None:
         return self.best.trial if self.best else None
 
-    @property
-    def baseline(self) -> Trial | None:
-        """The last one: the space may have been changed, and its baseline with it."""
-        return max((t for t in self.counting if t.baseline), key=lambda trial: trial.number, default=None)
-
 
 def read_all(experiment: Experiment) -> Known:
     """Everything that a report is made from.
@@ -49,7 +47,7 @@ def read_all(experiment: Experiment) -> Known:
     Raises:
         InputError: journal, space or manifest cannot be read.
     """
-    history = experiment.history()
+    history, space, manifest = experiment.history(), experiment.space, experiment.manifest
     ranked = rank(history)
     final, problem = None, ""
     try:
@@ -58,11 +56,13 @@ def read_all(experiment: Experiment) -> Known:
         problem = error.lines[0]
     return Known(
         experiment=experiment,
-        space=experiment.space,
-        manifest=experiment.manifest,
+        space=space,
+        manifest=manifest,
         history=history,
         ranked=ranked,
-        counting=history.counting,
+        counting=counting_in(space, history),
+        # A retraining holds the lock too.
+        is_live=manifest.state == "running" and experiment.is_live(),
         best=winner(ranked),
         final=final,
         final_problem=problem,

@@ -13,9 +13,10 @@ from search.manifest import timestamp
 from search.page import Column, Row, render
 from search.ranking import lead_sentence
 from search.report_augmentation import Picture, augmented_pictures
+from search.report_commands import Command, commands
 from search.report_headline import Stat, headline, remarks
 from search.report_known import Known, read_all
-from search.report_tables import MOST_ROWS, Command, WinnerRow, commands, facts, trial_columns, trial_rows, winner_rows
+from search.report_tables import MOST_ROWS, WinnerRow, facts, trial_columns, trial_rows, winner_rows
 from search.report_testing import MistakePicture, mistake_pictures, tested_sentences
 from search.rung_survival import RungSurvival, rung_survival
 from search.stopping_findings import savings
@@ -108,13 +109,13 @@ def make_report(known: Known) -> Report:
 
 
 def _figures(known: Known, rungs: Sequence[RungSurvival], importance: Importance | None) -> dict[str, go.Figure]:
-    space, trials, best = known.space, known.counting, known.winner_number
+    space, trials, best, is_live = known.space, known.counting, known.winner_number, known.is_live
     figures: dict[str, go.Figure] = {}
     if any(trial.n_epochs for trial in trials):
-        figures["curves"] = report_plots.learning_curves(trials, best, space.rung_epochs)
+        figures["curves"] = report_plots.learning_curves(trials, best, space.rung_epochs, is_live)
         figures["rungs"] = report_plots.rung_bars(rungs)
-        figures["history"] = report_plots.optimisation_history(trials, best, study_of(space, known.history))
-        figures |= {f"slice-{name}": plot for name, plot in report_plots.slices(space, trials, best).items()}
+        figures["history"] = report_plots.optimisation_history(trials, best, study_of(space, known.history), is_live)
+        figures |= {f"slice-{name}": plot for name, plot in report_plots.slices(space, trials, best, is_live).items()}
     parallel = report_plots.parallel_coordinates(space, trials, best)
     if parallel is not None:
         figures["parallel"] = parallel

@@ -7,7 +7,7 @@ drawn here with stopped trials in grey.
 import html
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -45,11 +45,13 @@ class _Group:
 _STOPPED = _Group("stopped", GREY, 1.2, "solid", "circle-open")
 _FAILED = _Group("failed or diverged", PURPLE, 1.5, "dot", "x")
 _RUNNING = _Group("running", MUTED, 1.5, "dash", "diamond-open")
+# A trial without an end, once the search has ended or was killed.
+_UNFINISHED = replace(_RUNNING, name="unfinished")
 _COMPLETED = _Group("completed", BLUE, 1.5, "solid", "circle")
 _BASELINE = _Group("baseline", ORANGE, 2.5, "dash", "square")
 _WINNER = _Group("winner", TEXT, 3.5, "solid", "star")
 # In the order in which they are drawn: later ones lie on top.
-_GROUPS = (_STOPPED, _FAILED, _RUNNING, _COMPLETED, _BASELINE, _WINNER)
+_GROUPS = (_STOPPED, _FAILED, _RUNNING, _UNFINISHED, _COMPLETED, _BASELINE, _WINNER)
 _REST = _Group("other trials", GREY, 1.2, "solid", "circle-open")
 _BEST_QUARTER = _Group("best quarter", BLUE, 2, "solid", "circle")
 _BY_STATUS = {"stopped": _STOPPED, "failed": _FAILED, "diverged": _FAILED, "running": _RUNNING, "completed": _COMPLETED}
@@ -109,10 +111,20 @@ def empty_figure(x_title: str, y_title: str, height: int = 380) -> go.Figure:
     return figure
 
 
-def learning_curves(trials: Sequence[Trial], winner: int | None, rung_epochs: Sequence[int]) -> go.Figure:
-    """Validation accuracy over epochs: one trace a kind of trial, with gaps between its trials."""
+def learning_curves(
+    trials: Sequence[Trial], winner: int | None, rung_epochs: Sequence[int], is_live: bool
+) -> go.Figure:
+    """Validation accuracy over epochs: one trace a kind of trial, with gaps between its trials.
+
+    Args:
+        trials: that count; names say how many there are of a kind, drawn or not.
+        winner: its number.
+        rung_epochs: ASHA's rungs; the last is the end of training.
+        is_live: whether the search runs.
+    """
     figure = empty_figure("epoch", "validation accuracy")
-    for group, members in _grouped(drawn(trials, winner, MOST_CURVES), winner):
+    n_of_kind = {group: len(members) for group, members in _grouped(trials, winner, is_live)}
+    for group, members in _grouped(drawn(trials, winner, MOST_CURVES), winner, is_live):
         x: list[int | None] = []
         y: list[float | None] = []
         text: list[str] = []
@@ -126,7 +138,7 @@ def learning_curves(trials: Sequence[Trial], winner: int | None, rung_epochs: Se
                 x=x,
                 y=y,
                 text=text,
-                name=f"{group.name} ({len(members)})" if group not in (_BASELINE, _WINNER) else group.name,
+                name=f"{group.name} ({n_of_kind[group]:,})" if group not in (_BASELINE, _WINNER) else group.name,
                 mode="lines+markers",
                 line={"color": group.colour.light, "width": group.width, "dash": group.dash},
                 marker={"color": group.colour.light, "size": 4 + group.width, "symbol": group.symbol},
@@ -177,13 +189,14 @@ def rung_bars(rungs: Sequence[RungSurvival]) -> go.Figure:
     return figure
 
 
-def optimisation_history(trials: Sequence[Trial], winner: int | None, study: Study) -> go.Figure:
+def optimisation_history(trials: Sequence[Trial], winner: int | None, study: Study, is_live: bool) -> go.Figure:
     """Where each trial ended, in the order of proposals, and the best completed one so far; Optuna's, with more in it.
 
     Args:
         trials: that count.
         winner: its number.
         study: as `study_of` gives it.
+        is_live: whether the search runs.
     """
     figure = empty_figure("trial", "validation accuracy where it ended")
     for trace in plot_optimization_history(study).data:
@@ -197,7 +210,7 @@ def optimisation_history(trials: Sequence[Trial], winner: int | None, study: Stu
             figure.add_trace(trace)
     # After the line, to lie on it.
     shown = drawn(trials, winner, MOST_POINTS)
-    for group, members in _grouped([trial for trial in shown if _end(trial) is not None], winner):
+    for group, members in _grouped([trial for trial in shown if _end(trial) is not None], winner, is_live):
         figure.add_trace(_points(group, members, [trial.number for trial in members]))
     figure.update_yaxes(tickformat=".0%")
     return figure
@@ -270,13 +283,13 @@ def importance_bars(importance: Importance) -> go.Figure:
     return figure
 
 
-def slices(space: Space, trials: Sequence[Trial], winner: int | None) -> dict[str, go.Figure]:
+def slices(space: Space, trials: Sequence[Trial], winner: int | None, is_live: bool) -> dict[str, go.Figure]:
     """For each searched hyperparameter, its value against where each trial ended."""
     shown = [trial for trial in drawn(trials, winner, MOST_POINTS) if _end(trial) is not None]
     figures = {}
     for name, parameter in space.searched.items():
         figure = empty_figure(name, "", height=240)
-        for group, members in _grouped(shown, winner):
+        for group, members in _grouped(shown, winner, is_live):
             values = [_axis_value(parameter, getattr(trial.config, name)) for trial in members]
             figure.add_trace(_points(group, members, values))
         axis: dict[str, Any] = {}
@@ -323,12 +336,13 @@ def confusion(results: FinalResults) -> go.Figure:
     return figure
 
 
-def _grouped(trials: Sequence[Trial], winner: int | None) -> list[tuple[_Group, list[Trial]]]:
-    groups: dict[str, list[Trial]] = {}
+def _grouped(trials: Sequence[Trial], winner: int | None, is_live: bool) -> list[tuple[_Group, list[Trial]]]:
+    by_status = _BY_STATUS if is_live else {**_BY_STATUS, "running": _UNFINISHED}
+    groups: dict[_Group, list[Trial]] = {}
     for trial in trials:
-        group = _WINNER if trial.number == winner else _BASELINE if trial.baseline else _BY_STATUS[trial.status]
-        groups.setdefault(group.name, []).append(trial)
-    return [(group, groups[group.name]) for group in _GROUPS if group.name in groups]
+        group = _WINNER if trial.number == winner else _BASELINE if trial.baseline else by_status[trial.status]
+        groups.setdefault(group, []).append(trial)
+    return [(group, groups[group]) for group in _GROUPS if group in groups]
 
 
 def _points(group: _Group, members: Sequence[Trial], x: Sequence[Number | str]) -> go.Scatter:

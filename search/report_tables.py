@@ -1,4 +1,4 @@
-"""The tables of a report: all trials, the winner's configuration, commands, and what everything was made with."""
+"""The tables of a report: all trials, the winner's configuration, and what everything was made with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from search.page import Cell, Column, Row
 from search.ranking import Ranked, fresh_text
 from search.report_known import Known
 from search.tables import SHORT_NAMES, short
-from spaces.printable import shell_word
 
 # A longer table is for `search.leaderboard --format csv`.
 MOST_ROWS = 1000
@@ -22,14 +21,6 @@ class WinnerRow:
     searched: str
     baseline: str
     winner: str
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A command to type, and what it does."""
-
-    what: str
-    line: str
 
 
 def trial_columns(known: Known) -> list[Column]:
@@ -58,7 +49,7 @@ def trial_rows(known: Known, columns: Sequence[Column]) -> list[Row]:
 
 def _row(known: Known, row: Ranked, columns: Sequence[Column]) -> Row:
     marks = [text for text, holds in (("baseline", row.baseline), ("explored", row.explored)) if holds]
-    status = "unfinished" if row.status == "running" and not known.experiment.is_live() else row.status
+    status = "unfinished" if row.status == "running" and not known.is_live else row.status
     accuracy, loss = row.validation_accuracy, row.validation_loss
     cells = [
         Cell(str(row.rank), row.rank),
@@ -95,18 +86,6 @@ def winner_rows(known: Known) -> list[WinnerRow]:
             winner=short(found[name]),
         )
         for name in [*searched, *(name for name in found if name not in searched)]
-    ]
-
-
-def commands(known: Known) -> list[Command]:
-    """What to type to have it again, or to go on."""
-    name = shell_word(known.experiment.name)
-    return [
-        Command("The same search again", f"python -m search.run {shell_word(f'results/{known.experiment.name}')}"),
-        Command("Go on with this one", f"python -m search.run --resume {name} --add-trials 16"),
-        Command("Whether the search was any good, and what to change", f"python -m search.diagnose {name}"),
-        Command("Retrain the winner, test it once, export it", f"python -m search.retrain {name}"),
-        Command("This page", f"python -m search.report {name}"),
     ]
 
 

@@ -6,9 +6,9 @@ from search.experiment import Experiment
 from search.final_results import ShownMistake, mistake_image
 from search.manifest import opening_text
 from search.page import data_uri
+from search.report_commands import retrain_line
 from search.report_known import Known
 from spaces.errors import InputError
-from spaces.printable import shell_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,8 @@ def tested_sentences(known: Known) -> list[str]:
     if known.final is None and openings:
         return ["The test images were opened, but final/metrics.json is not here.", *openings]
     if known.final is None:
-        name = shell_word(known.experiment.name)
-        return [
-            f"The test images have not been opened. To retrain the winner and test it once: "
-            f"python -m search.retrain {name}"
-        ]
+        how = f" To retrain the winner and test it once: {retrain_line(known)}" if known.best else ""
+        return [f"The test images have not been opened.{how}"]
     final = known.final
     seeds = ", ".join(f"{one.accuracy:.2%}" for one in final.test_accuracy_per_seed)
     return [

@@ -90,6 +90,14 @@ def contains(space: Space, config: Hyperparameters) -> bool:
     )
 
 
+def counting_in(space: Space, history: History) -> list[Trial]:
+    """Trials that count, and could have come from `space`.
+
+    They are `history.counting` unless `experiment.yaml` was edited since the search ran, or is not its own.
+    """
+    return [trial for trial in history.counting if contains(space, trial.config)]
+
+
 def unfinished_outside(space: Space, history: History) -> list[Trial]:
     """Trials that would have gone on, but are set aside."""
     return [trial for trial in history.unfinished if not contains(space, trial.config)]

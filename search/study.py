@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.records import History, Trial
 from search.samplers import sampler_for, startup_suggestion
+from search.space_change import contains
 from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
 from spaces.schema import Space
 from trainable.files import replacing
@@ -119,7 +120,8 @@ def _distribution(parameter: Searched) -> BaseDistribution:
 
 
 def _frozen(trial: Trial, space: Space) -> FrozenTrial:
-    if trial.set_aside:
+    # `experiment.yaml` may have been edited while no search ran; the journal sets trials aside at the next resume.
+    if trial.set_aside or not contains(space, trial.config):
         return _nothing_known(trial)
     return FrozenTrial(
         number=trial.number,

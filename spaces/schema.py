@@ -193,7 +193,7 @@ class Wandb(Section):
     Attributes:
         project: its name.
         entity: user or team; None: the user's own.
-        mode: `offline` keeps files in the experiment's folder, for `wandb sync`.
+        mode: `offline` leaves files in `./wandb`, where the search was started, for `wandb sync`.
     """
 
     project: str = Field(min_length=1, max_length=128)

@@ -10,8 +10,13 @@ from search import compare
 from search.comparison import as_text, best_so_far, compared_rows, read_compared, remarks
 from search.experiment import Experiment
 from search.manifest import Session
+from search.ranking import lead_sentence
+from search.records import Event, RunEnded, RunStarted, TrialEnded, TrialStarted
+from search.report_headline import headline
+from search.report_known import read_all
 from spaces import Space, load_space
 from tests.search import foreign, shown_experiment
+from tests.search.simulation import result, run_result
 from tests.search.test_report import Page
 
 Pair = tuple[Experiment, Experiment]
@@ -74,6 +79,51 @@ def test_the_outcome_is_the_leaderboard_s(pair: Pair) -> None:
         assert rows["validation accuracy"].values[i].startswith(f"{one.best.fresh.mean:.2%}")
         assert "points" in rows["lead over its baseline"].values[i]
         assert rows["epochs"].values[i] == str(one.history.n_epochs)
+
+
+@pytest.mark.parametrize(
+    ("runs", "sentence", "stat", "text"),
+    [
+        ({}, "20.00 points above the baseline", ("+20.00 points", "one seed each"), "+20.00 points (one seed)"),
+        ({1: [0.8]}, "has no fresh run to compare with", ("–", "the baseline has no fresh run"), "–"),
+        (
+            {1: [0.8], 0: [0.75]},
+            "It is 5.00 points above",
+            ("+5.00 points", "fresh runs: how sure is not known"),
+            "+5.00 points (too few fresh runs)",
+        ),
+        ({1: [0.8, 0.82], 0: [0.7, 0.71]}, "10.50 ± ", ("+10.50 ± ", "95 % interval"), "+10.50 ± "),
+        # Of three, the second best has none yet: nobody's count.
+        (
+            {1: [0.8, 0.82], 3: [0.6, 0.6], 0: [0.7, 0.71]},
+            "20.00 points above the baseline",
+            ("+20.00 points", "one seed each"),
+            "+20.00 points (one seed)",
+        ),
+    ],
+)
+def test_one_lead_is_said_everywhere(
+    runs: dict[int, list[float]], sentence: str, stat: tuple[str, str], text: str, tiny_space: Space, tmp_path: Path
+) -> None:
+    made = foreign.make_experiment(tmp_path, "led", tiny_space)
+    journal = made.journal()
+    events: list[Event] = [result(1, 2, 0.8), result(1, 3, 0.9), TrialEnded(1, "completed", "", 4.0)]
+    for number, accuracy in ((2, 0.8), (3, 0.75)):
+        events.append(TrialStarted(number, tiny_space.baseline_suggestion(), tiny_space.baseline, False, 4.0))
+        events += [result(number, epoch, accuracy) for epoch in (1, 2, 3)]
+        events.append(TrialEnded(number, "completed", "", 5.0))
+    blocks = [(trial, block, value) for trial, values in runs.items() for block, value in enumerate(values, 1)]
+    for number, (trial, block, value) in enumerate(blocks):
+        ended = RunEnded(number, "completed", "", 7.0)
+        events += [RunStarted(number, trial, block, 6.0), run_result(number, 1, value), ended]
+    for event in events:
+        journal.append(event)
+    assert sentence in lead_sentence(made.history())
+    (led,) = [one for one in headline(read_all(made)) if one.label == "Lead over the baseline"]
+    assert led.value.startswith(stat[0])
+    assert led.note.startswith(stat[1])
+    (row,) = [row for row in compared_rows(read_compared([made])) if row.name == "lead over its baseline"]
+    assert row.values[0].startswith(text)
 
 
 def test_the_curve_rises_and_counts_all_epochs(pair: Pair) -> None:

@@ -90,6 +90,41 @@ def test_a_study_is_not_built_at_every_request(experiment: Experiment) -> None:
 
 
 @needs_dashboard
+def test_results_at_a_url_are_fetched_again_and_shown_while_they_cannot_be(
+    tiny_space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from search.dashboard_server import _Follower
+    from search.remote_results import RemoteExperiment, RemoteResults, open_remote_experiment, working_folder
+
+    url, clock_s = f"file://{tmp_path}/bucket", [0.0]
+    monkeypatch.setenv("DEPTHWISE_SEARCH_CACHE", str(tmp_path / "first"))
+    make_experiment(working_folder(url), "mine", tiny_space)
+    writer = RemoteExperiment(RemoteResults(url), "mine")
+    with writer.exclusive():
+        pass
+    monkeypatch.setenv("DEPTHWISE_SEARCH_CACHE", str(tmp_path / "second"))
+    follow = _Follower(open_remote_experiment(url, "mine"), now=lambda: clock_s[0])
+    monkeypatch.setenv("DEPTHWISE_SEARCH_CACHE", str(tmp_path / "first"))
+    with writer.exclusive():
+        writer.journal().append(result(1, 2, 0.2))
+    monkeypatch.setenv("DEPTHWISE_SEARCH_CACHE", str(tmp_path / "second"))
+    before = follow._up_to_date()
+    clock_s[0] = 9.0
+    assert follow._up_to_date() is before, "the URL is not asked at each request"
+    clock_s[0] = 12.0
+    after = follow._up_to_date()
+    assert after is not before
+
+    def refuse(self: RemoteResults, name: str, only: tuple[str, ...] = ()) -> list[str]:
+        raise InputError(f"{url}: cannot be read (no route to host).")
+
+    monkeypatch.setattr(RemoteResults, "fetch", refuse)
+    clock_s[0] = 40.0
+    assert follow._up_to_date() is after
+    assert capsys.readouterr().err == f"{url}: cannot be read (no route to host).\n"
+
+
+@needs_dashboard
 def test_nothing_of_a_folder_from_elsewhere_is_opened_or_changed(experiment: Experiment, tmp_path: Path) -> None:
     plant(experiment.folder, tmp_path / "marker")
     before = contents(experiment.folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search import Experiment
-from search.records import RunStarted, TrialEnded
+from search.records import RunStarted, TrialEnded, TrialStarted
 from spaces import InputError, Space
 from tests.search.foreign import make_experiment
 from tests.search.simulation import run_result
@@ -74,8 +74,22 @@ def test_a_search_that_has_not_begun_is_empty(tiny_space: Space, experiment: Exp
     assert "No trial has completed yet." in begun._repr_html_()
 
 
+def test_trials_without_an_epoch_have_empty_cells(tiny_space: Space, experiment: Experiment, tmp_path: Path) -> None:
+    from search.experiment import create_experiment
+
+    begun = create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest)
+    for number in range(2):
+        suggested = tiny_space.baseline_suggestion()
+        begun.journal().append(TrialStarted(number, suggested, tiny_space.baseline, number == 0, 0.0))
+    begun.journal().append(RunStarted(0, 0, 1, 5.0))
+    shown = begun._repr_html_()
+    assert "None" not in shown
+    assert "nan" not in shown.lower()
+    results = ["validation_accuracy", "validation_loss", "fresh_accuracy", "fresh_half_width"]
+    assert {str(kind) for kind in begun.trials[results].dtypes} == {"float64"}
+
+
 def test_the_figures_are_the_report_s(experiment: Experiment) -> None:
-    pytest.importorskip("search.report_plots", reason="the report's figures are not there")
     figures = experiment.figures
     assert {"learning_curves", "optimisation_history"} <= figures.keys()
     assert all("data" in figure.to_plotly_json() for figure in figures.values())

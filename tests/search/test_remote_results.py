@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search import leaderboard, remote_results
+from search import diagnose, leaderboard, remote_results
 from search.experiment import Experiment, create_experiment
 from search.manifest import Data, Device, new_manifest
 from search.records import TrialStarted
@@ -116,6 +116,17 @@ def test_another_machine_goes_on_with_what_is_at_the_url(url: str, on_machine: M
         train(again, tiny_space, (0, 2))
     on_machine("first")
     assert open_remote_experiment(url, None).history().n_epochs == 2, "the first machine's copy is brought up to date"
+
+
+def test_a_diagnosis_is_of_what_is_at_the_url(
+    url: str, on_machine: Machine, tiny_space: Space, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = create(url, tiny_space)
+    with experiment.exclusive():
+        train(experiment, tiny_space, (0, 1))
+    on_machine("second")
+    assert diagnose.main(["mine", "--results", url]) == 0
+    assert capsys.readouterr().out.startswith("mine: 0 of 8 trials ended, 1 epochs")
 
 
 def test_what_a_killed_process_had_not_copied_is_not_lost_on_its_machine(

@@ -1,5 +1,6 @@
 """The report: what it says, that it holds together by itself, and that folders from elsewhere stay text in it."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -12,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from search import report
 from search.experiment import Experiment
 from search.palette import BLUE, GREY, LINE, MUTED, ORANGE, PALE_BLUE, PANEL, PAPER, PURPLE, SHADES, TEXT, dark_by_light
 from search.ranking import lead_sentence
-from search.records import TrialEnded
-from search.report_known import read_all
+from search.records import TrialEnded, TrialStarted
 from search.report_page import report_html
 from search.report_plots import MOST_CURVES, drawn, learning_curves, parallel_coordinates
 from search.rung_survival import rung_survival
+from search.space_change import contains
 from search.state import SearchState
 from spaces import Space, load_space
 from tests.search import foreign, shown_experiment
@@ -155,7 +157,7 @@ def test_all_that_was_asked_for_is_on_the_page(page: Page, space: Space) -> None
     assert len([image for image in images if not str(image["alt"]).startswith("A test image")]) == 6 * 8
     assert all(image["alt"] for image in images)
     assert "torch" in page.text
-    assert "python -m search.run results/shown" in page.text
+    assert "python -m search.retrain shown" in page.text
 
 
 def test_rungs_are_counted_from_what_trials_did(space: Space, shown: Experiment) -> None:
@@ -207,6 +209,32 @@ def test_an_unfinished_search_without_a_winner_says_so(tiny_space: Space, tmp_pa
     bare = Page(report_html(made))
     assert "No trial has completed yet." in bare.text
     assert not bare.figures()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"space": {"lr": {"loguniform": [0.002, 0.05]}}},
+        {"space": {"weight_decay": {"loguniform": [1e-5, 1e-2]}}, "baseline": {"weight_decay": 1e-4}},
+        {"training": {"max_epochs": 3}},
+    ],
+)
+def test_a_space_that_was_edited_after_the_search_is_reported(edit: dict[str, Any], copy: Experiment) -> None:
+    path = copy.folder / "experiment.yaml"
+    content = yaml.safe_load(path.read_text())
+    for section, values in edit.items():
+        content[section] |= values
+    for name in content["space"].keys() & content["training"].keys():
+        del content["training"][name]
+    path.write_text(yaml.safe_dump(content))
+    trials = copy.history().trials.values()
+    n_outside = sum(not contains(copy.space, trial.config) for trial in trials)
+    assert bool(n_outside) == ("space" in edit)
+    page = Page(report_html(copy))
+    assert (f"{n_outside} trials lie outside the space as it was changed later" in page.text) == bool(n_outside)
+    assert "Optimisation history" in page.text
+    assert "learning_curves" in copy.figures
+    assert len(Experiment(copy.folder).trials) == len(trials)
 
 
 def test_trials_that_failed_or_diverged_are_shown(tiny_space: Space, tmp_path: Path) -> None:
@@ -352,9 +380,11 @@ def test_large_searches_are_drawn_in_part_with_winner_and_baseline(space: Space)
     some = drawn(trials, 77, 50)
     assert len(some) == 50
     assert {0, 77} <= {trial.number for trial in some}
-    curves = learning_curves(trials, 77, large.rung_epochs)
+    curves = learning_curves(trials, 77, large.rung_epochs, is_live=False)
     n_lines = sum(list(trace.x).count(None) for trace in curves.data)
     assert n_lines == MOST_CURVES
+    counts = [int(trace.name.partition("(")[2].rstrip(")")) for trace in curves.data if "(" in trace.name]
+    assert sum(counts) == len(trials) - 2, "of all trials but the winner and the baseline, drawn or not"
     assert len(curves.data) <= 6, "one trace a kind, however many trials"
     figure = parallel_coordinates(large, trials, 77)
     assert figure is not None
@@ -382,10 +412,32 @@ def test_every_colour_of_a_plot_has_its_dark_one(page: Page) -> None:
     assert used <= set(dark_by_light())
 
 
-def test_reading_everything_once_is_enough(shown: Experiment) -> None:
-    known = read_all(shown)
-    assert known.final is not None
-    assert known.final_problem == ""
+def test_the_journal_is_read_once_and_the_lock_asked_once(copy: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = copy.journal()
+    for number in (20, 21, 22):
+        journal.append(TrialStarted(number, copy.space.baseline_suggestion(), copy.space.baseline, False, 1e5))
+    copy.write_manifest(copy.manifest.model_copy(update={"state": "running"}))
+    asked: list[str] = []
+    for name in ("history", "is_live"):
+        ask = getattr(Experiment, name)
+        monkeypatch.setattr(Experiment, name, lambda self, ask=ask, name=name: asked.append(name) or ask(self))
+    report_html(copy)
+    assert sorted(asked) == ["history", "is_live"], "at a URL, each is a request"
+
+
+def test_a_trial_that_does_not_run_is_called_unfinished_in_table_and_plots(tiny_space: Space, tmp_path: Path) -> None:
+    made = foreign.make_experiment(tmp_path, "begun", tiny_space)
+    for word, other in (("unfinished", "running"), ("running", "unfinished")):
+        with made.exclusive() if word == "running" else contextlib.nullcontext():
+            page = Page(report_html(made))
+            figures = {**page.figures(), **{name: json.loads(f.to_json()) for name, f in made.figures.items()}}
+        cells = [attributes.get("data-key") for tag, attributes in page.elements if tag == "td"]
+        assert word in cells
+        assert other not in cells
+        for name in ("curves", "history", "slice-lr", "learning_curves", "optimisation_history", "slice_lr"):
+            kinds = {trace["name"].partition(" (")[0] for trace in figures[name]["data"]}
+            assert word in kinds, name
+            assert other not in kinds, name
 
 
 def contrast(one: str, other: str) -> float:

@@ -7,10 +7,11 @@ import pytest
 from search.ranking import lead_sentence, rank, winner
 from search.records import History, SpaceSet
 from search.rungs import Rungs, Verdict
-from search.space_change import contains, must_be_allowed, set_aside
+from search.space_change import contains, counting_in, must_be_allowed, set_aside
 from search.state import SearchState
 from search.study import study_of
 from spaces import InputError, Space, load_space
+from spaces.loader import dump_space, space_from_text
 from tests.search.simulation import simulate
 
 FOLDER = Path("results/mine")
@@ -88,6 +89,40 @@ def test_trials_outside_count_no_more_and_those_inside_do(searched: History) -> 
     assert len(searched.counting) == 20
     assert all(contains(narrowed, trial.config) for trial in searched.counting)
     assert [trial.number for trial in searched.trials.values() if trial.baseline] == [0]
+
+
+EDITED = [
+    (NARROWED, "lr"),
+    (("space.weight_decay={loguniform: [0.00001, 0.01]}", "baseline.weight_decay=0.0001"), "weight_decay"),
+    (("training.batch_size=32",), "batch_size"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "name"), EDITED)
+def test_a_study_of_an_edited_file_learns_nothing_from_trials_outside(
+    overrides: tuple[str, ...], name: str, searched: History
+) -> None:
+    edited = changed(*overrides)
+    outside = set_aside(edited, searched)
+    assert outside, name
+    assert [trial.number for trial in study_of(edited, searched).trials if not trial.params] == outside
+    assert [trial.number for trial in counting_in(edited, searched)] == sorted(set(searched.trials) - set(outside))
+
+
+@pytest.mark.parametrize("startup", ["random", "sobol"])
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_every_proposal_of_a_space_lies_in_it_so_that_a_resumed_study_knows_all(sampler: str, startup: str) -> None:
+    searched = ("space.batch_size={choice: [16, 32]}", "space.weight_decay={loguniform: [0.00001, 0.01]}")
+    baseline = ("baseline.batch_size=16", "baseline.weight_decay=0.0001")
+    space = changed(*searched, *baseline, f"search.sampler={sampler}", f"search.startup={startup}")
+    state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
+    simulate(state, seed=0, max_results=60)
+    assert state.history.unfinished
+    assert set_aside(space, state.history) == []
+    read_back = space_from_text(dump_space(space), "experiment.yaml", "mine", ())
+    for trial in study_of(read_back, state.history).trials:
+        config = state.history.trials[trial.number].config
+        assert trial.params == {name: getattr(config, name) for name in space.searched}
 
 
 def test_rungs_hold_no_trial_that_is_set_aside(searched: History, monkeypatch: pytest.MonkeyPatch) -> None:
