@@ -243,9 +243,23 @@ class RemoteExperiment(Experiment):
 
     def write_manifest(self, manifest: Manifest) -> None:
         super().write_manifest(manifest)
-        # At once, as it says that the test set is about to be opened.
         if self._copier:
             self._copier.copy_now()
+
+    def publish_manifest(self, manifest: Manifest) -> None:
+        """As an experiment's on a disk, but it must be at the URL.
+
+        Raises:
+            RunError: it could not be copied there; here it is as it was before.
+        """
+        before = self.manifest
+        super().write_manifest(manifest)
+        if self._copier and not self._copier.copied_in_some_tries():
+            super().write_manifest(before)
+            raise RunError(
+                f"{self.remote.url}: manifest.json could not be copied there, where others must read first what is "
+                f"about to happen. Nothing was tested; try again when the URL can be reached."
+            )
 
     def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
         if self._copier:
@@ -474,7 +488,7 @@ class _Copier:
         """
         self._stopping.set()
         self._thread.join()
-        self._copied_in_some_tries()
+        self.copied_in_some_tries()
         if self._failure:
             raise RunError(
                 f"{self._remote.url}: {self._what_failed(self._failure)}. They are complete in {self._folder}; "
@@ -491,7 +505,8 @@ class _Copier:
                 f"{self._folder}; --resume {self._name} copies them."
             )
 
-    def _copied_in_some_tries(self) -> bool:
+    def copied_in_some_tries(self) -> bool:
+        """As `copy_now`, but where that fails, after some seconds again."""
         for attempt in range(LAST_TRIES):
             if self.copy_now():
                 return True

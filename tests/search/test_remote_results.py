@@ -12,7 +12,7 @@ import pytest
 from search import leaderboard, remote_results
 from search.experiment import Experiment, create_experiment
 from search.interruption import Interruption
-from search.manifest import Data, Device, new_manifest
+from search.manifest import Data, Device, Opening, new_manifest
 from search.records import TrialStarted
 from search.remote_results import RemoteExperiment, RemoteResults, open_remote_experiment, working_folder
 from spaces import InputError, Space
@@ -318,6 +318,25 @@ def test_a_url_that_fails_to_the_end_is_an_error_that_says_where_the_results_are
     with pytest.raises(RunError, match="They are complete in") as raised:
         search()
     assert str(experiment.folder) in str(raised.value)
+
+
+def test_what_others_must_read_first_is_an_error_where_it_cannot_be_copied(
+    url: str, bucket: Path, on_machine: Machine, tiny_space: Space
+) -> None:
+    experiment = create(url, tiny_space)
+    with experiment.exclusive():
+        until(lambda: (bucket / "mine" / "manifest.json").exists())
+        before = experiment.manifest
+        about_to_open = before.with_opening(
+            Opening(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None), new=True
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RemoteResults, "write", refuse)
+            with pytest.raises(RunError, match=r"manifest\.json could not be copied there"):
+                experiment.publish_manifest(about_to_open)
+        assert experiment.manifest == before, "what did not happen needs no reason to happen again"
+        experiment.publish_manifest(about_to_open)
+        assert len(json.loads((bucket / "mine" / "manifest.json").read_text())["test_openings"]) == 1
 
 
 def refuse(self: RemoteResults, path: str, content: bytes) -> None:
