@@ -291,7 +291,12 @@ def test_an_epoch_may_be_a_number_of_images(tiny_digits: Dataset) -> None:
     assert data.everything.epoch_images == 50
 
 
-def test_the_train_command_prints_summary_and_accuracy_per_epoch(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_train_command_prints_summary_and_accuracy_per_epoch(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     from tests.conftest import TINY, set_options
 
     result = run("trainable.train", *set_options(*TINY), "--epochs", "2", cwd=tmp_path)
@@ -301,6 +306,7 @@ def test_the_train_command_prints_summary_and_accuracy_per_epoch(run, tmp_path: 
     assert "320 training and 80 validation images, on c" in result.stdout
     assert result.stdout.count("validation loss") == 2
     assert result.stderr == ""
+    assert list(temporary.iterdir()) == []
 
 
 def test_the_train_command_refuses_bad_input_in_one_line(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
