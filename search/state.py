@@ -306,20 +306,20 @@ class SearchState:
         Raises:
             RunError: every trial of the session failed, and for one reason.
         """
-        if self._unexplained and self._no_more_can_tell:
+        if self._no_more_can_tell:
             self._accept_failures()
         elif self._unexplained:
             self._refuse_alike_failures()
 
     @property
     def _no_more_can_tell(self) -> bool:
-        """Whether the session gave out too few trials to tell by whether all would fail, others having trained before.
+        """Whether trials failed, there were too few to tell whether all would, and others trained in earlier sessions.
 
         Without them the search would never end: each session would begin with the same ones.
         """
         others = (trial for trial in self.history.counting if trial.number not in self._unexplained)
-        too_few = 0 < len(self._given_out) < ALIKE_FAILURES
-        return too_few and not self._n_trials_running and any(trial.epochs for trial in others)
+        too_few = len(self._given_out) < ALIKE_FAILURES and not self.n_left and not self._n_trials_running
+        return bool(self._unexplained) and too_few and any(trial.epochs for trial in others)
 
     def _refuse_alike_failures(self) -> None:
         # They stay unfinished: when the cause is mended, they are tried again.

@@ -179,8 +179,10 @@ def test_a_trial_that_fails_alone_is_not_given_up_while_another_may_tell_more() 
         state.record(result(0, epoch, 0.5))
     again = SearchState(space, state.history)
     again.next_assignment()
-    again.next_assignment()
     again.fail(1, "no libfoo.so")
+    with pytest.raises(RunError, match="the only trial failed"):
+        again.close()  # as after Ctrl-C, with trial 2 still waiting
+    again.next_assignment()
     assert again.next_assignment() is None
     assert statuses(again.history)[1] == "running"
 
