@@ -247,6 +247,10 @@ class Experiment:
     def write_manifest(self, manifest: Manifest) -> None:
         write_manifest(self.folder / "manifest.json", manifest)
 
+    def publish_manifest(self, manifest: Manifest) -> None:
+        """Write it, and come back when whoever else may go on with the experiment can read it."""
+        self.write_manifest(manifest)
+
     def write_space(self, space: Space) -> None:
         write_text(self.folder / "experiment.yaml", dump_space(space))
 

@@ -36,6 +36,8 @@ RAY_PARTS = 10_000
 TOKEN_CPU = 1 / RAY_PARTS
 N_TIMED_STEPS = 5
 N_TIMED_IMAGES = 128
+# What the plan gives the price of, where exploring is off.
+USUAL_EXPLORE = 0.1
 # Running statistics, names and settings.
 CHECKPOINT_EXTRA_BYTES = 50_000
 # The forward pass alone, without gradients.
@@ -210,15 +212,26 @@ def _sampler_line(space: Space) -> str:
 
 def _explore_lines(space: Space, expected: Expected) -> list[str]:
     if not space.search.explore:
-        return []
+        more = _epochs_of_exploring(_with_explore(space, USUAL_EXPLORE), expected.trials)
+        # None where no rung stops a trial, or so few trials leave none to chance.
+        text = f"off; search.explore={USUAL_EXPLORE:g} would take about {more:.0f} epochs more"
+        return [f"explore     {text}"] if round(more) else []
     n, n_searched = expected.n_explored, expected.trials - 1
     if not n:
         text = f"no trial of {n_searched}, as the seed has it: raise it, or search.trials"
     else:
-        unexplored = replace(space, search=space.search.model_copy(update={"explore": 0.0}))
-        more = expected.epochs - of_trials(unexplored, expected.trials).epochs
+        more = _epochs_of_exploring(space, expected.trials)
         text = f"{n} of {n_searched} trials are trained to the end whatever a rung says: about {more:.0f} epochs more"
     return [f"explore     {space.search.explore:g}: {text}"]
+
+
+def _epochs_of_exploring(space: Space, trials: int) -> float:
+    """How many epochs of so many trials are expected to be trained for `search.explore` alone."""
+    return of_trials(space, trials).epochs - of_trials(_with_explore(space, 0.0), trials).epochs
+
+
+def _with_explore(space: Space, explore: float) -> Space:
+    return replace(space, search=space.search.model_copy(update={"explore": explore}))
 
 
 def seconds_per_epoch(space: Space, data: TrainingData, placement: Placement) -> float:

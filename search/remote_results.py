@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import queue
@@ -246,9 +247,23 @@ class RemoteExperiment(Experiment):
 
     def write_manifest(self, manifest: Manifest) -> None:
         super().write_manifest(manifest)
-        # At once, as it says that the test set is about to be opened.
         if self._copier:
             self._copier.copy_now()
+
+    def publish_manifest(self, manifest: Manifest) -> None:
+        """As an experiment's on a disk, but it must be at the URL.
+
+        Raises:
+            RunError: it could not be copied there; here it is as it was before.
+        """
+        before = self.manifest
+        super().write_manifest(manifest)
+        if self._copier and not self._copier.copied_in_some_tries():
+            super().write_manifest(before)
+            raise RunError(
+                f"{self.remote.url}: manifest.json could not be copied there, where others must read first what is "
+                f"about to happen. Nothing was tested; try again when the URL can be reached."
+            )
 
     def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
         if self._copier:
@@ -298,13 +313,27 @@ class RemoteExperiment(Experiment):
                 if self.remote.fetch(self.name):
                     raise InputError(f"{self.remote.url}: {self.name} was changed by another process. Try again.")
                 self._copier = _Copier(self, lease)
-                self._copier.start()
-                try:
-                    yield
-                finally:
-                    self._copier.stop()
+                with _sigterm_raises():
+                    self._copier.start()
+                    try:
+                        yield
+                    finally:
+                        self._copier.stop()
             finally:
                 lease.release()
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Have the copier's SIGTERM unwind a command that does not listen to it, so that `stop` can say why it came."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def open_remote_experiment(url: str, given: str | None) -> Experiment:
@@ -436,8 +465,9 @@ class _Copier:
         self._drops_snapshots = False
         self._stopping = threading.Event()
         self._copying = threading.Lock()
+        # At the first copy it is looked at in any case: fetching, since it was taken, may have lasted.
+        self._renewed_s = -math.inf
         self._trouble: str | None = None
-        self._was_renewed = True
         self._said = False
         self._lost = False
         self._failure: Exception | None = None
@@ -462,12 +492,12 @@ class _Copier:
         """
         self._stopping.set()
         self._thread.join()
-        for attempt in range(LAST_TRIES):
-            if self._lost or self._failure or self.copy_now():
-                break
-            time.sleep(2.0**attempt)
+        self.copied_in_some_tries()
         if self._failure:
-            raise self._failure
+            raise RunError(
+                f"{self._remote.url}: {self._what_failed(self._failure)}. They are complete in {self._folder}; "
+                f"--resume {self._name} copies them."
+            ) from self._failure
         if self._lost:
             raise RunError(
                 f"{self._remote.url}: another process took {self._name} over, while this one could not be heard of "
@@ -479,45 +509,67 @@ class _Copier:
                 f"{self._folder}; --resume {self._name} copies them."
             )
 
-    def _run(self) -> None:
-        try:
-            renewed_s = time.monotonic()
-            pause_s = COPY_EVERY_S
-            while not self._stopping.wait(pause_s):
-                started_s = time.monotonic()
-                if started_s - renewed_s >= RENEW_EVERY_S and self._renewed():
-                    renewed_s = started_s
-                if self._lost:
-                    # Taken as Ctrl-C is: the search ends cleanly, and `stop` says why.
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
-                self.copy_now()
-                pause_s = max(COPY_EVERY_S, SHARE_OF_COPYING * (time.monotonic() - started_s))
-        except Exception as error:  # kept for `stop`, which raises it where somebody hears it
-            self._failure = error
+    def copied_in_some_tries(self) -> bool:
+        """As `copy_now`, but where that fails, after some seconds again."""
+        for attempt in range(LAST_TRIES):
+            if self.copy_now():
+                return True
+            if self._has_given_up:
+                return False
+            time.sleep(2.0**attempt)
+        return False
 
-    def _renewed(self) -> bool:
-        try:
-            self._lost = not self._lease.renew()
-            self._was_renewed = True
-        except OSError as error:
-            self._was_renewed = False
-            self._say(error)
-        return self._was_renewed
+    def _run(self) -> None:
+        pause_s = COPY_EVERY_S
+        while not self._stopping.wait(pause_s):
+            started_s = time.monotonic()
+            self.copy_now()
+            if self._has_given_up:
+                self._end_session()
+                return
+            pause_s = max(COPY_EVERY_S, SHARE_OF_COPYING * (time.monotonic() - started_s))
+
+    def _end_session(self) -> None:
+        if self._stopping.is_set():
+            return
+        if self._failure:
+            print(f"{self._remote.url}: {self._what_failed(self._failure)}; this command ends.", file=sys.stderr)
+        # Taken as Ctrl-C is: the search ends cleanly, and `stop` says why.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    @property
+    def _has_given_up(self) -> bool:
+        """Whether nothing will be copied any more, whatever is tried."""
+        return self._lost or self._failure is not None
 
     def copy_now(self) -> bool:
         """Copy what changed; whether all of it is at the URL now."""
         with self._copying:
+            if self._has_given_up:
+                return False
             try:
+                # First of all: nothing of another process's may be overwritten or removed.
+                self._renew_if_due()
+                if self._lost:
+                    return False
                 self._copy()
                 self._drop()
             except OSError as error:
                 self._trouble = _reason(error)
                 self._say(error)
                 return False
+            except Exception as error:  # such as a KeyError of a file system's package; kept for `stop`
+                self._failure = error
+                return False
             self._trouble = None
-            self._said = self._said and not self._was_renewed
+            self._said = False
             return True
+
+    def _renew_if_due(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._renewed_s >= RENEW_EVERY_S:
+            self._lost = not self._lease.renew()
+            self._renewed_s = now_s
 
     def _copy(self) -> None:
         changed = False
@@ -562,6 +614,9 @@ class _Copier:
             for name, but_newest in kept.items():
                 self._to_drop.put((name, but_newest))
             raise
+
+    def _what_failed(self, error: Exception) -> str:
+        return f"results could not be copied there ({type(error).__name__}: {_reason(error)})"
 
     def _say(self, error: OSError) -> None:
         if not self._said:

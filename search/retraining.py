@@ -27,7 +27,7 @@ from search.training_runs import FullRun, Progress, train_all
 from spaces import InputError, Space
 from spaces.printable import printable
 from trainable.compute import Compute
-from trainable.datasets import TrainingData
+from trainable.datasets import ImageSet, TrainingData
 from trainable.files import write_json, write_text
 from trainable.fit_evaluate import FitEvaluate
 from trainable.test_set import check_test_set, open_test_set
@@ -83,7 +83,9 @@ def must_be_allowed(experiment: Experiment, again: str | None) -> None:
 def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
     """Train all seeds, export the first, test each once, and put `final/` in place when all of it is there.
 
-    The test set comes last: whatever fails before has not cost the one look at it.
+    The test set comes last: whatever fails before has not cost the one look at it. Its files are decoded before the
+    training, so that a bad one is found then, but no image of it is predicted or handed out before the opening is on
+    record.
 
     Args:
         plan: what to do.
@@ -94,7 +96,8 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
 
     Raises:
         InputError: the test split is not there or not usable.
-        RunError: a seed diverged, or an exported model does not compute what the network computes.
+        RunError: a seed diverged, an exported model does not compute what the network computes, or the opening of the
+            test set cannot be recorded where others would read it.
     """
     must_be_allowed(plan.experiment, plan.again)
     check_test_set(plan.space.dataset)
@@ -108,9 +111,8 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
         fits = [_trained(plan, run) for run in runs]
         class_names = plan.data.decoded.class_names
         agreements = export_all(folder, fits[0].network, fits[0].normalise, class_names, _sample(plan.data))
-        test_set = open_test_set(plan.space.dataset)
+        opening, test_set = _opened_test_set(plan)
 
-        opening = _record_opening(plan)
         predictions = [fit.predict(test_set) for fit in fits]
         scores = [seed_score(i, p, test_set.labels) for i, p in enumerate(predictions)]
         _record_result(plan, opening, scores)
@@ -180,8 +182,8 @@ def _trained(plan: Retraining, run: FullRun) -> FitEvaluate:
     return fit
 
 
-def _record_opening(plan: Retraining) -> Opening:
-    """Before anything is predicted, so that no crash can hide it."""
+def _opened_test_set(plan: Retraining) -> tuple[Opening, ImageSet]:
+    """The record of the opening, which is made first, so that no crash can hide it, and the images."""
     opening = Opening(
         at=timestamp(),
         trial=plan.trial.number,
@@ -190,8 +192,8 @@ def _record_opening(plan: Retraining) -> Opening:
         seeds=plan.n_seeds,
         reason=plan.again,
     )
-    plan.experiment.write_manifest(plan.experiment.manifest.with_opening(opening, new=True))
-    return opening
+    plan.experiment.publish_manifest(plan.experiment.manifest.with_opening(opening, new=True))
+    return opening, open_test_set(plan.space.dataset)
 
 
 def _record_result(plan: Retraining, opening: Opening, scores: list[SeedScore]) -> None:

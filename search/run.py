@@ -265,8 +265,8 @@ def _present(experiment: Experiment, key: str) -> int:
 
 def _take_over(experiment: Experiment, space: Space, history: History) -> None:
     """Make `space` the experiment's, where it is not that already."""
-    from search.records import SpaceSet, TrialEnded
-    from search.space_change import set_aside, unfinished_outside
+    from search.records import RunEnded, SpaceSet, TrialEnded
+    from search.space_change import set_aside, unfinished_outside, unfinished_runs_outside
 
     if history.space == space.as_dict():
         return
@@ -274,6 +274,8 @@ def _take_over(experiment: Experiment, space: Space, history: History) -> None:
     journal = experiment.journal()
     for trial in unfinished_outside(space, history):
         journal.append(TrialEnded(trial.number, "stopped", "the space was changed", time.time()))
+    for run in unfinished_runs_outside(space, history):
+        journal.append(RunEnded(run.number, "failed", "the space was changed", time.time()))
     journal.append(SpaceSet(space.as_dict(), set_aside(space, history), time.time()))
 
 

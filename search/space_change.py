@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from search.records import History, Trial
+from search.records import History, Run, Trial
 from spaces.errors import InputError
 from spaces.parameters import Hyperparameters
 from spaces.schema import Space
@@ -101,6 +101,11 @@ def counting_in(space: Space, history: History) -> list[Trial]:
 def unfinished_outside(space: Space, history: History) -> list[Trial]:
     """Trials that would have gone on, but are set aside."""
     return [trial for trial in history.unfinished if not contains(space, trial.config)]
+
+
+def unfinished_runs_outside(space: Space, history: History) -> list[Run]:
+    """Fresh runs that would have gone on, of trials that are set aside."""
+    return [run for run in history.unfinished_runs if not contains(space, history.trials[run.trial].config)]
 
 
 _MISSING = object()

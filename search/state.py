@@ -205,6 +205,8 @@ class SearchState:
             return self._given(promoted)
         if self._n_to_propose and not is_late:
             return self._given(self._propose())
+        if self._no_more_can_tell:
+            self._accept_failures()
         if self._n_trials_running or self._unexplained:
             return None
         if not self._n_to_propose:
@@ -315,8 +317,20 @@ class SearchState:
         Raises:
             RunError: every trial of the session failed, and for one reason.
         """
-        if self._unexplained:
+        if self._no_more_can_tell:
+            self._accept_failures()
+        elif self._unexplained:
             self._refuse_alike_failures()
+
+    @property
+    def _no_more_can_tell(self) -> bool:
+        """Whether trials failed, there were too few to tell whether all would, and others trained in earlier sessions.
+
+        Without them the search would never end: each session would begin with the same ones.
+        """
+        others = (trial for trial in self.history.counting if trial.number not in self._unexplained)
+        too_few = len(self._given_out) < ALIKE_FAILURES and not self.n_left and not self._n_trials_running
+        return bool(self._unexplained) and too_few and any(trial.epochs for trial in others)
 
     def _refuse_alike_failures(self) -> None:
         # They stay unfinished: when the cause is mended, they are tried again.

@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
@@ -18,6 +19,8 @@ from trainable.environment import environment_with
 from trainable.seeding import Purpose, RunSeed
 
 POLL_S = 0.2
+# What a process that failed has said of it is on its way for so long at most.
+LAST_WORDS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +99,12 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
                 started.append(waiting.pop(0))
                 with environment_with(ALLOCATOR_ENVIRONMENT):
                     started[-1].start()
-            _drain(queue, on_progress, timeout_s=POLL_S)
+            _take_in(queue, on_progress, POLL_S)
             if any(process.exitcode for process in started):
-                _drain(queue, on_progress, timeout_s=1.0)
+                _take_in(queue, on_progress, LAST_WORDS_S)
                 raise RunError("A training process was killed; most often memory ran out. Nothing was tested.")
-        _drain(queue, on_progress, timeout_s=POLL_S)
+        while _take_in(queue, on_progress, POLL_S):
+            pass
     finally:
         for process in started:
             process.terminate()
@@ -109,15 +113,20 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
         queue.close()
 
 
-def _drain(queue: Any, on_progress: Callable[[Progress], None], timeout_s: float) -> None:
-    while True:
+def _take_in(queue: Any, on_progress: Callable[[Progress], None], for_s: float) -> bool:
+    """Pass on what comes in so many seconds, however much that is; whether anything came."""
+    until_s = time.monotonic() + for_s
+    came = False
+    while (left_s := until_s - time.monotonic()) > 0:
         try:
-            message = queue.get(timeout=timeout_s)
+            message = queue.get(timeout=left_s)
         except Empty:
-            return
+            break
+        came = True
         if isinstance(message, _Failed):
             raise message.error
         on_progress(message)
+    return came
 
 
 def _train_in_process(run: FullRun, queue: Any) -> None:

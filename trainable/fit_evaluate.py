@@ -150,7 +150,8 @@ class FitEvaluate:
     def predict(self, images: ImageSet) -> NDArray[np.float32]:
         """(N, classes) log-probabilities of `images`, in their order; in fp32, as exported models compute them."""
         predicted = self._predicted_batches(self.network, images, fp32=True)
-        return torch.cat([log_probabilities.cpu() for log_probabilities, _ in predicted]).numpy()
+        with _convolutions_in_fp32():
+            return torch.cat([log_probabilities.cpu() for log_probabilities, _ in predicted]).numpy()
 
     def run_epoch(self, on_step: Callable[[], None] | None = None) -> EpochResult:
         """Train for one epoch, step the learning rate, and evaluate on the validation set."""
@@ -275,6 +276,18 @@ class FitEvaluate:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             yield
+
+
+@contextmanager
+def _convolutions_in_fp32() -> Iterator[None]:
+    """Forbid cuDNN to round their inputs to TF32's 10 bits, as torch lets it by default (but no matrix product)."""
+    # `cudnn.flags` would set the other flags to its own defaults.
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _lay_as_parameters(optimizer: Optimizer) -> None:

@@ -40,7 +40,12 @@ def _train(options: argparse.Namespace) -> int:
     space = load_space(options.space or DEFAULT_SPACE, options.set)
     if options.show_augmentations is not None:
         return _show_augmentations(space, options.show_augmentations)
-    return _train_baseline(options, space)
+    from trainable.cache import cache_root
+    from trainable.environment import environment_with
+
+    # torch makes an empty cache for its compiler where it trains: not among the temporary files, where it would stay.
+    with environment_with({"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "inductor")}):
+        return _train_baseline(options, space)
 
 
 def _show_augmentations(space: Space, path: Path) -> int:

@@ -134,6 +134,14 @@ def test_the_expected_epochs_are_those_of_simulated_searches() -> None:
     assert sum(n_epochs) / len(n_epochs) == pytest.approx(expected, rel=0.12)
 
 
+def test_the_plan_does_not_price_what_would_change_nothing() -> None:
+    from search.expectation import of_trials
+    from search.plan import _explore_lines
+
+    unstopped = exploring(0.0, "search.asha=off")
+    assert _explore_lines(unstopped, of_trials(unstopped, 30)) == []
+
+
 def test_the_plan_says_what_it_costs() -> None:
     from search.expectation import of_trials
     from search.plan import _explore_lines
@@ -142,7 +150,10 @@ def test_the_plan_says_what_it_costs() -> None:
         space = exploring(explore)
         return _explore_lines(space, of_trials(space, 30))
 
-    assert lines(0.0) == []
+    (off,), (on,) = lines(0.0), lines(0.1)
+    n_epochs = on.partition(": about ")[2]
+    assert off == f"explore     off; search.explore=0.1 would take about {n_epochs}"
+    assert int(n_epochs.removesuffix(" epochs more")) > 0
     (line,) = lines(0.3)
     n = n_explored(exploring(0.3), 30)
     assert line.startswith(f"explore     0.3: {n} of 29 trials are trained to the end whatever a rung says: about ")

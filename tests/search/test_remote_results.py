@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from search import diagnose, leaderboard, remote_results
 from search.experiment import Experiment, create_experiment
-from search.manifest import Data, Device, new_manifest
+from search.interruption import Interruption
+from search.manifest import Data, Device, Opening, new_manifest
 from search.records import TrialStarted
 from search.remote_results import RemoteExperiment, RemoteResults, open_remote_experiment, working_folder
 from spaces import InputError, Space
@@ -197,26 +199,105 @@ def test_a_lease_is_renewed_while_it_is_held(url: str, bucket: Path, on_machine:
         until(lambda: json.loads(lease.read_text())["renewed_at"] > first)
 
 
+def take_over(bucket: Path) -> dict[str, object]:
+    """Do as another process that takes the lease; what it wrote."""
+    lease = {"id": "other", "host": "second", "pid": 1, "renewed_at": time.time() + 30}
+    (bucket / "mine" / ".lease.json").write_text(json.dumps(lease))
+    return lease
+
+
 def test_a_process_whose_lease_was_taken_over_ends_and_overwrites_nothing(
     url: str, bucket: Path, on_machine: Machine, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signals: list[int] = []
     monkeypatch.setattr("os.kill", lambda pid, number: signals.append(number) if number else None)
     experiment = create(url, tiny_space)
-    taken_over = {"id": "other", "host": "second", "pid": 1, "renewed_at": time.time() + 30}
+    checkpoint = bucket / "mine" / "ray" / "session_1" / "trial_0000" / "checkpoint_000000"
+    snapshot = bucket / "mine" / "ray" / "session_1" / "tuner.pkl"
+    leases = []
 
     def search() -> None:
         with experiment.exclusive():
             train(experiment, tiny_space, (0, 1))
-            until(lambda: (bucket / "mine" / "journal.jsonl").exists())
-            (bucket / "mine" / ".lease.json").write_text(json.dumps(taken_over))
+            until(lambda: (bucket / "mine" / "manifest.json").exists())
+            leases.append(take_over(bucket))
             until(lambda: bool(signals))
+            checkpoint.mkdir(parents=True)
+            snapshot.write_bytes(b"the other's")
+            (bucket / "mine" / "manifest.json").write_text("the other's")
+            # What a session does at its end.
             train(experiment, tiny_space, (0, 2))
+            experiment.drop_checkpoints("trial_0000")
+            experiment.drop_ray_snapshots()
+            experiment.write_manifest(experiment.manifest)
 
     with pytest.raises(RunError, match="another process took mine over"):
         search()
     assert (bucket / "mine" / "journal.jsonl").read_bytes().count(b"epoch_done") == 1
-    assert json.loads((bucket / "mine" / ".lease.json").read_text()) == taken_over
+    assert (bucket / "mine" / "manifest.json").read_text() == "the other's"
+    assert checkpoint.exists()
+    assert snapshot.exists()
+    assert json.loads((bucket / "mine" / ".lease.json").read_text()) == leases[0]
+
+
+def test_a_process_that_was_stopped_for_long_looks_at_its_lease_before_it_copies(
+    url: str, bucket: Path, on_machine: Machine, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_results._Copier, "_run", lambda self: None)
+    experiment = create(url, tiny_space)
+
+    def search() -> None:
+        with experiment.exclusive():
+            experiment.write_manifest(experiment.manifest)
+            take_over(bucket)
+            time.sleep(2 * remote_results.RENEW_EVERY_S)
+            train(experiment, tiny_space, (0, 1))
+            experiment.write_manifest(experiment.manifest)
+
+    with pytest.raises(RunError, match="another process took mine over"):
+        search()
+    assert b"epoch_done" not in (bucket / "mine" / "journal.jsonl").read_bytes()
+
+
+def test_a_command_that_does_not_listen_to_signals_says_too_that_it_was_taken_over(
+    url: str, bucket: Path, on_machine: Machine, tiny_space: Space
+) -> None:
+    experiment = create(url, tiny_space)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def retrain() -> None:
+        with experiment.exclusive():
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, "the test itself would be killed"
+            until(lambda: (bucket / "mine" / "manifest.json").exists())
+            take_over(bucket)
+            time.sleep(10)
+            pytest.fail("it was not interrupted")
+
+    with pytest.raises(RunError, match="another process took mine over"):
+        retrain()
+    assert signal.getsignal(signal.SIGTERM) == before == signal.SIG_DFL
+
+
+def test_what_nobody_expected_ends_the_session_and_is_told_in_a_line(
+    url: str, bucket: Path, on_machine: Machine, tiny_space: Space, capfd: pytest.CaptureFixture[str]
+) -> None:
+    experiment = create(url, tiny_space)
+
+    def write(self: RemoteResults, path: str, content: bytes) -> None:
+        raise KeyError("etag")
+
+    def search() -> None:
+        with Interruption() as interruption, pytest.MonkeyPatch.context() as patch, experiment.exclusive():
+            until(lambda: (bucket / "mine" / "manifest.json").exists())
+            patch.setattr(RemoteResults, "write", write)
+            train(experiment, tiny_space, (0, 1))
+            until(lambda: interruption.wished)
+            experiment.write_manifest(experiment.manifest)
+
+    with pytest.raises(RunError, match=r"could not be copied there \(KeyError: 'etag'\)\. They are complete in"):
+        search()
+    said = capfd.readouterr().err
+    assert said == f"{url}: results could not be copied there (KeyError: 'etag'); this command ends.\n"
 
 
 def test_a_url_that_fails_is_said_once_and_tried_again(
@@ -248,6 +329,25 @@ def test_a_url_that_fails_to_the_end_is_an_error_that_says_where_the_results_are
     with pytest.raises(RunError, match="They are complete in") as raised:
         search()
     assert str(experiment.folder) in str(raised.value)
+
+
+def test_what_others_must_read_first_is_an_error_where_it_cannot_be_copied(
+    url: str, bucket: Path, on_machine: Machine, tiny_space: Space
+) -> None:
+    experiment = create(url, tiny_space)
+    with experiment.exclusive():
+        until(lambda: (bucket / "mine" / "manifest.json").exists())
+        before = experiment.manifest
+        about_to_open = before.with_opening(
+            Opening(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None), new=True
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RemoteResults, "write", refuse)
+            with pytest.raises(RunError, match=r"manifest\.json could not be copied there"):
+                experiment.publish_manifest(about_to_open)
+        assert experiment.manifest == before, "what did not happen needs no reason to happen again"
+        experiment.publish_manifest(about_to_open)
+        assert len(json.loads((bucket / "mine" / "manifest.json").read_text())["test_openings"]) == 1
 
 
 def refuse(self: RemoteResults, path: str, content: bytes) -> None:

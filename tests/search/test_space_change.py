@@ -1,18 +1,22 @@
 """A search whose space was changed: what is refused, what is set aside, and what counts on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from search.ranking import lead_sentence, rank, winner
-from search.records import History, SpaceSet
+from search.records import History, RunStarted, SpaceSet, TrialEnded, TrialStarted
+from search.run import _take_over
 from search.rungs import Rungs, Verdict
 from search.space_change import contains, counting_in, must_be_allowed, set_aside
 from search.state import SearchState
 from search.study import study_of
 from spaces import InputError, Space, load_space
 from spaces.loader import dump_space, space_from_text
-from tests.search.simulation import simulate
+from spaces.parameters import LogUniform
+from tests.search.foreign import make_experiment
+from tests.search.simulation import result, simulate
 
 FOLDER = Path("results/mine")
 NARROWED = ("space.lr={loguniform: [0.002, 0.05]}",)
@@ -167,3 +171,25 @@ def test_trials_that_are_set_aside_are_not_counted_as_ended(searched: History) -
     assert searched.n_ended == 20
     searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
     assert searched.n_ended == 20 - len(outside), "a leaderboard of 20 trials never says that 25 have ended"
+
+
+def test_unfinished_runs_of_trials_that_are_set_aside_end_and_others_go_on(tiny_space: Space, tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, "mine", tiny_space)
+    journal = experiment.journal()
+    journal.append(TrialEnded(1, "stopped", "", 2.0))
+    journal.append(TrialStarted(2, {"lr": 0.3}, replace(tiny_space.baseline, lr=0.3), False, 3.0))
+    journal.append(result(2, 1, 0.5))
+    journal.append(TrialEnded(2, "stopped", "", 4.0))
+    for number, trial in enumerate((0, 2)):
+        journal.append(RunStarted(number, trial, 1, 5.0))
+    lr = tiny_space.parameters["lr"]
+    assert isinstance(lr, LogUniform)
+    narrowed = replace(tiny_space, parameters={**tiny_space.parameters, "lr": replace(lr, high=0.05)})
+
+    _take_over(experiment, narrowed, experiment.history())
+    history = experiment.history()
+    assert [trial.set_aside for trial in history.trials.values()] == [False, False, True]
+    end = history.runs[1].end
+    assert end is not None
+    assert (end.status, end.reason) == ("failed", "the space was changed")
+    assert [run.number for run in history.unfinished_runs] == [0]

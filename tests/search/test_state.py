@@ -150,6 +150,52 @@ def test_a_search_of_failures_only_says_why_at_its_end() -> None:
         state.close()
 
 
+@pytest.mark.parametrize("n_left", [1, 2])
+def test_the_last_trials_of_a_search_fail_for_good_where_others_have_trained(n_left: int) -> None:
+    space = load_space("quickstart", ["search.trials=6"])
+    state = SearchState(space, History())
+    for number in range(6):
+        state.next_assignment()
+        for epoch in range(1, 10 if number < 6 - n_left else 0):
+            if not state.record(result(number, epoch, 0.5 + number / 100)):
+                break
+    again = SearchState(space, state.history)
+    for number in range(6 - n_left, 6):
+        assert again.next_assignment() is not None
+        again.fail(number, "the GPU ran out of memory")
+    fresh = again.next_assignment()
+    assert fresh is not None
+    assert fresh.kind == "run", "the search goes on to its end"
+    again.close()
+    assert [again.history.trials[number].status for number in range(6 - n_left, 6)] == ["failed"] * n_left
+
+
+def test_a_trial_that_fails_alone_is_not_given_up_while_another_may_tell_more() -> None:
+    space = load_space("quickstart", ["search.trials=3"])
+    state = SearchState(space, History())
+    for _ in range(3):
+        state.next_assignment()
+    for epoch in range(1, 10):
+        state.record(result(0, epoch, 0.5))
+    again = SearchState(space, state.history)
+    again.next_assignment()
+    again.fail(1, "no libfoo.so")
+    with pytest.raises(RunError, match="the only trial failed"):
+        again.close()  # as after Ctrl-C, with trial 2 still waiting
+    again.next_assignment()
+    assert again.next_assignment() is None
+    assert statuses(again.history)[1] == "running"
+
+
+def test_the_first_trial_of_a_search_that_fails_alone_is_told_of() -> None:
+    state = SearchState(load_space("quickstart", ["search.trials=1"]), History())
+    state.next_assignment()
+    state.fail(0, "no libfoo.so")
+    assert state.next_assignment() is None
+    with pytest.raises(RunError, match=r"the only trial failed: no libfoo\.so\. Mend that"):
+        state.close()
+
+
 def test_the_sampler_is_told_the_truth(space: Space, tmp_path: Path) -> None:
     state = SearchState(space, History())
     for _ in range(2):

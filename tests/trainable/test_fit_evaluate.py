@@ -13,6 +13,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
 from spaces import Dataset, Hyperparameters, InputError
+from spaces.schema import Precision
+from trainable.compute import Compute
 from trainable.datasets import ImageSet, TrainingData, prepare_training_data
 from trainable.fit_evaluate import FitEvaluate
 from trainable.order import batch_bounds, epoch_order
@@ -94,6 +96,35 @@ def test_evaluation_is_the_mean_over_images_and_leaves_no_trace(data: TrainingDa
     assert found.accuracy == pytest.approx((log_probabilities.argmax(1) == labels).double().mean().item())
     assert found == run.test(data.validation)
     assert all(torch.equal(before[name], tensor) for name, tensor in run.network.state_dict().items())
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_predictions_are_in_fp32_and_leave_the_precision_of_training_as_it_was(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    run, seen = fit(data), []
+    run.network.register_forward_hook(
+        lambda *_: seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark))
+    )
+    run.predict(data.validation)
+    assert set(seen) == {(False, True)}
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_predicts_what_a_cpu_predicts(data: TrainingData, tmp_path: Path, precision: Precision) -> None:
+    trained = fit(data)
+    trained.epoch_training(2)
+    trained.save(tmp_path)
+    compute = Compute("cuda", precision, resident=True)
+    on_gpu = FitEvaluate(data.train, data.validation, CONFIG, RunSeed(5, 0), compute)
+    on_gpu.restore(tmp_path)
+    # TF32 would round each input of each convolution by up to 5e-4 of it.
+    np.testing.assert_allclose(on_gpu.predict(data.validation), trained.predict(data.validation), rtol=1e-4, atol=1e-4)
 
 
 RESTORED_IN_ANOTHER_PROCESS = """
@@ -260,7 +291,12 @@ def test_an_epoch_may_be_a_number_of_images(tiny_digits: Dataset) -> None:
     assert data.everything.epoch_images == 50
 
 
-def test_the_train_command_prints_summary_and_accuracy_per_epoch(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_train_command_prints_summary_and_accuracy_per_epoch(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     from tests.conftest import TINY, set_options
 
     result = run("trainable.train", *set_options(*TINY), "--epochs", "2", cwd=tmp_path)
@@ -270,6 +306,7 @@ def test_the_train_command_prints_summary_and_accuracy_per_epoch(run, tmp_path: 
     assert "320 training and 80 validation images, on c" in result.stdout
     assert result.stdout.count("validation loss") == 2
     assert result.stderr == ""
+    assert list(temporary.iterdir()) == []
 
 
 def test_the_train_command_refuses_bad_input_in_one_line(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
