@@ -624,7 +624,6 @@ def test_an_ended_retraining_leaves_nothing_and_the_test_set_unopened(
     "how",
     [
         "Ctrl-C",
-        pytest.param("kill -9", marks=pytest.mark.long),
         pytest.param("kill -9 of the group", marks=pytest.mark.long),
         pytest.param("power cut", marks=pytest.mark.long),
     ],
@@ -654,7 +653,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
         kill_all(process, guarded)
         assert list(temporary.iterdir()) == [guarded]
     else:
-        (os.kill if how == "kill -9" else os.killpg)(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)
         wait_until(lambda: not (list(temporary.iterdir()) or marked_commands(guarded)), 20)
     before = read_history(journal)
