@@ -31,7 +31,7 @@ from benchmarks.replay_stats import (
     resampled_factors,
     thinned,
 )
-from benchmarks.replay_surrogate import Surrogate, best_model, fit, held_out_scores, ties
+from benchmarks.replay_surrogate import MODEL_NAMES, Surrogate, best_model, fit, held_out_scores, ties
 from benchmarks.replay_tables import FOLDER, Table, read_table, stored_tables
 from benchmarks.report import machine, number_text, print_json, progress, table_text
 from search.cluster import count_cores
@@ -106,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=50, help="searches an arm (default: 50)")
     parser.add_argument("--first-seed", type=int, default=0, help="default: 0")
     parser.add_argument("--at-once", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--surrogate", metavar="NAME", help="of all tables (default: for each what foresees it best)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw regret against epochs: .png or .svg")
     parser.add_argument("--curves", type=Path, metavar="FILE", help="write all regret curves: .npz")
     return run_command(parser, _run, arguments)
@@ -119,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
     for table in _tables(options):
         setting = f"{table.name}, {table.epochs} epochs"
         progress(f"{setting}: fitting the surrogate")
-        surrogates[setting], quality[setting] = _fitted(table)
+        surrogates[setting], quality[setting] = _fitted(table, options.surrogate)
         _print_quality(setting, quality[setting])
     jobs = _jobs(arms, surrogates, range(options.first_seed, options.first_seed + options.seeds))
     replays = _replay_all(jobs, surrogates, options.at_once or count_cores())
@@ -161,6 +162,8 @@ def _check(options: argparse.Namespace) -> None:
     for name in options.arm or ():
         if name not in known:
             raise InputError(f"--arm is `{name}`, but must be one of {', '.join(sorted(known))}.")
+    if options.surrogate not in (None, *MODEL_NAMES):
+        raise InputError(f"--surrogate is `{options.surrogate}`, but must be one of {', '.join(MODEL_NAMES)}.")
     if options.plot and options.plot.suffix not in (".png", ".svg"):
         raise InputError(f"--plot is {options.plot}, but must end with .png or .svg.")
     for flag, path in (("--plot", options.plot), ("--curves", options.curves)):
@@ -182,11 +185,11 @@ def _tables(options: argparse.Namespace) -> Iterator[Table]:
             yield table.first_epochs(LONG_EPOCHS)
 
 
-def _fitted(table: Table) -> tuple[Surrogate, dict[str, Any]]:
+def _fitted(table: Table, model: str | None) -> tuple[Surrogate, dict[str, Any]]:
     # Threads that wait for each other over matrices this small take several times as long on a busy machine.
     with threadpool_limits(1):
         scores = held_out_scores(table)
-        surrogate = fit(table, best_model(scores))
+        surrogate = fit(table, model or best_model(scores))
     noise = surrogate.noise
     quality = {
         "configurations": len(table.unit),

@@ -367,6 +367,10 @@ def test_a_plot_is_drawn(ending: str, tmp_path: Path) -> None:
 def test_a_plot_of_an_unknown_form_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plot", "plot.jpg"]) == 2
     assert "--plot is plot.jpg, but must end with .png or .svg" in capsys.readouterr().err
+    assert main(["--curves", "nowhere/curves.npz"]) == 2
+    assert "--curves is nowhere/curves.npz, but must lie in a folder that there is" in capsys.readouterr().err
+    assert main(["--surrogate", "crystal ball"]) == 2
+    assert "--surrogate is `crystal ball`, but must be one of nearest neighbours" in capsys.readouterr().err
 
 
 @pytest.mark.long
