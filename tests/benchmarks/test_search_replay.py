@@ -356,7 +356,6 @@ def test_ray_arms_take_a_seed(surrogate: Surrogate) -> None:
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_plot_is_drawn(ending: str, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     from benchmarks.replay_plot import draw
 
     regrets = np.full((3, 200), 2.0)
@@ -364,7 +363,7 @@ def test_a_plot_is_drawn(ending: str, tmp_path: Path) -> None:
     assert (tmp_path / "plot").read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
 
 
-def test_a_plot_of_an_unknown_form_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_are_one_line_before_anything_is_replayed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plot", "plot.jpg"]) == 2
     assert "--plot is plot.jpg, but must end with .png or .svg" in capsys.readouterr().err
     assert main(["--curves", "nowhere/curves.npz"]) == 2
