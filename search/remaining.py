@@ -106,6 +106,7 @@ def _epochs_left_of_runs(history: History, space: Space, epochs_to_come: float) 
     begun = [float(max_epochs - run.n_epochs) for run in history.unfinished_runs]
     total = confirmation.expected_epochs(history.n_epochs + epochs_to_come, space)
     n_to_come = max(0, round(total / max_epochs) - len(history.runs))
-    if history.runs and not confirmation.next_run(history, space):
+    # While runs go on, the next block may be waiting for them.
+    if history.runs and not begun and not confirmation.next_run(history, space):
         n_to_come = 0  # the order was clear early
     return (*begun, *[float(max_epochs)] * n_to_come)

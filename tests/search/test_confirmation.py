@@ -13,6 +13,7 @@ from search.fresh_statistics import fresh_results, lead
 from search.journal import Journal, read_history
 from search.ranking import fresh_text, lead_sentence, rank, winner
 from search.records import Event, History, RunEnded, RunEpochDone, RunStarted, TrialEnded, TrialStarted
+from search.remaining import remaining
 from search.state import SearchState, is_done
 from spaces import Space, load_space
 from tests.search.simulation import result, run_result, simulate
@@ -308,6 +309,19 @@ def test_with_many_places_the_race_waits_for_the_blocks_before() -> None:
     assert (0, 2) in began
     assert max(block for _, block in began) > 2
     assert (0, 3) not in began
+
+
+def test_blocks_that_wait_count_in_the_time_left() -> None:
+    space = quickstart("confirm.top=2", "confirm.seeds=3")
+    history = with_table(searched(space, 0.5, 0.7, 0.9), {2: [0.8, 0.9], 1: [0.9, 0.7], 0: [0.7, 0.8]})
+    history.apply(RunStarted(len(history.runs), 2, 3, 1.0))
+    history.apply(RunStarted(len(history.runs), 1, 3, 1.0))
+    assert sum(remaining(history, space).of_runs) == 3 * EPOCHS, "two that run, and one that was not given out"
+    history.runs.pop(7)
+    history.runs.pop(6)
+    history.apply(RunStarted(len(history.runs), 2, 2, 1.0))
+    assert next_run(history, space) is None, "block 3 waits for block 2"
+    assert sum(remaining(history, space).of_runs) == 3 * EPOCHS
 
 
 @pytest.mark.parametrize("asha", ["stop", "promote"])
