@@ -708,6 +708,7 @@ def test_fresh_runs_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path)
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, level in (("dark", 40), ("light", 200)):

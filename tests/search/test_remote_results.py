@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fault_files import read_or_empty
 from search import diagnose, leaderboard, remote_results
 from search.experiment import Experiment, create_experiment
 from search.interruption import Interruption
@@ -219,7 +220,7 @@ def test_a_process_whose_lease_was_taken_over_ends_and_overwrites_nothing(
     def search() -> None:
         with experiment.exclusive():
             train(experiment, tiny_space, (0, 1))
-            until(lambda: (bucket / "mine" / "manifest.json").exists())
+            until(lambda: b"epoch_done" in read_or_empty(bucket / "mine" / "journal.jsonl"))
             leases.append(take_over(bucket))
             until(lambda: bool(signals))
             checkpoint.mkdir(parents=True)
