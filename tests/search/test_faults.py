@@ -23,7 +23,7 @@ from tests.conftest import TINY, set_options
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
-N_KILLS = 22
+N_KILLS = 20
 GONE_S = 30.0
 
 
@@ -35,7 +35,7 @@ def temporary() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(1500)
-def test_a_search_killed_22_times_loses_and_repeats_nothing(tmp_path: Path) -> None:
+def test_a_search_killed_20_times_loses_and_repeats_nothing(tmp_path: Path) -> None:
     search = SearchUnderFaults(OVERRIDES, N_KILLS, seed=0, kinds=DRIVER_KINDS, work=tmp_path, tell=print)
     search.run()
     assert search.problems == []
@@ -65,6 +65,11 @@ def trial_in(journal: Path, number: int, status: str | None = None) -> bool:
     return trial is not None and status in (None, trial.status)
 
 
+def running_trials(journal: Path) -> set[int]:
+    trials = trials_of(events_of(read_or_empty(journal)))
+    return {number for number, trial in trials.items() if trial.status == "running"}
+
+
 def wait_a_little(process: SearchProcess, deadline: float) -> None:
     """One turn of a loop that waits for something that the search does."""
     assert process.exit_code is None, process.errors
@@ -86,10 +91,12 @@ def test_a_trial_that_loses_its_worker_thrice_fails_with_a_reason_and_the_search
             wait_a_little(process, deadline)
         killed: set[int] = set()
         while trial_in(journal, 1, "running"):
-            # With one place, whatever worker there is holds this trial.
-            fresh = [pid for pid in process.workers() if pid not in killed]
-            process.kill(fresh)
-            killed.update(fresh)
+            # With one place, whatever worker there is holds this trial. But where one dies between two trials, Ray may
+            # leave this one for the end, and others come first.
+            if running_trials(journal) == {1}:
+                fresh = [pid for pid in process.workers() if pid not in killed]
+                process.kill(fresh)
+                killed.update(fresh)
             wait_a_little(process, deadline)
         assert process.wait(200) == 0, process.errors
     finally:
