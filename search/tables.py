@@ -20,6 +20,10 @@ SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
 
 _HEADER = ("rank", "trial", "status", "epochs", "accuracy", "loss", "seconds")
 _FRESH_HEADER = ("fresh runs", "tied")
+# Columns that go where a terminal is too narrow for all.
+_MISSED_FIRST = ("seconds", "loss", "epochs")
+# Between columns.
+GAP = 3
 
 
 def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[Opening] = ()) -> str:
@@ -45,7 +49,9 @@ def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
         _markdown_row([*header, *parameters]),
         _markdown_row(["---:"] * (len(header) + len(parameters))),
     ]
-    lines += [_markdown_row(_cells(row, header, parameters)) for row in ranked]
+    for row in ranked:
+        cells, values = _cells(row, live=True), row.config.as_dict()
+        lines.append(_markdown_row([cells[name] for name in header] + [short(values[name]) for name in parameters]))
     return "\n".join(lines)
 
 
@@ -58,21 +64,25 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
         width: of the terminal, in characters.
         live: whether the search runs now; if not, running trials are shown as unfinished.
     """
-    # A narrow terminal keeps the results and as many hyperparameters as fit.
-    header = _header(ranked)
-    fixed_width = 62 if header == _HEADER else 86
-    n_shown = len(parameters) if width is None else max(0, (width - fixed_width) // 11)
+    rows = [_cells(row, live) for row in ranked]
+    # A narrow terminal keeps the results, and as many hyperparameters as fit.
+    header = _those_that_fit(_header(ranked), rows, width)
+    named = {name: SHORT_NAMES.get(name, name) for name in parameters}
+    for cells, row in zip(rows, ranked, strict=True):
+        values = row.config.as_dict()
+        cells.update({named[name]: short(values[name]) for name in parameters})
+    shown = list(header)
+    for name in named.values():
+        if width is not None and _table_width([*shown, name], rows) > width:
+            break
+        shown.append(name)
+    left_out = list(parameters)[len(shown) - len(header) :]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in header:
+    for name in shown:
         table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
-    for name in parameters[:n_shown]:
-        table.add_column(SHORT_NAMES.get(name, name), justify="right", no_wrap=True)
-    for row in ranked:
+    for row, cells in zip(ranked, rows, strict=True):
         style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}[row.status]
-        cells = _cells(row, header, parameters[:n_shown])
-        if row.status == "running" and not live:
-            cells[_HEADER.index("status")] = "unfinished"
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(*(Text(cells[name]) for name in shown), style=style)
     buffer = StringIO()
     console = Console(file=buffer, width=width or 400, force_terminal=width is not None)
     console.print(table)
@@ -80,8 +90,8 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     for row in ranked:
         if row.status == "failed" or row.set_aside:
             text += f"\ntrial {row.trial}: {printable(row.reason)}"
-    if n_shown < len(parameters):
-        text += f"\n(wider terminals also show {', '.join(parameters[n_shown:])})"
+    if left_out:
+        text += f"\n(wider terminals also show {', '.join(left_out)})"
     return text
 
 
@@ -89,16 +99,34 @@ def _header(ranked: Sequence[Ranked]) -> tuple[str, ...]:
     return _HEADER + _FRESH_HEADER if any(row.fresh for row in ranked) else _HEADER
 
 
-def _cells(row: Ranked, header: Sequence[str], parameters: Sequence[str]) -> list[str]:
-    accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
-    loss = "-" if row.validation_loss is None else f"{row.validation_loss:.4f}"
+def _cells(row: Ranked, live: bool) -> dict[str, str]:
     exempt = " (baseline)" if row.baseline else " (explored)" if row.explored else ""
-    values = row.config.as_dict()
-    fixed = [str(row.rank), f"{row.trial}{exempt}", row.status, str(row.epochs), accuracy, loss, f"{row.seconds:.1f}"]
-    if len(header) > len(_HEADER):
-        fresh = row.fresh
-        fixed += [f"{fresh_text(fresh)} ({fresh.n_runs})" if fresh else "-", "=" if row.tied else ""]
-    return fixed + [short(values[name]) for name in parameters]
+    return {
+        "rank": str(row.rank),
+        "trial": f"{row.trial}{exempt}",
+        "status": "unfinished" if row.status == "running" and not live else row.status,
+        "epochs": str(row.epochs),
+        "accuracy": "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}",
+        "loss": "-" if row.validation_loss is None else f"{row.validation_loss:.4f}",
+        "seconds": f"{row.seconds:.1f}",
+        "fresh runs": f"{fresh_text(row.fresh)} ({row.fresh.n_runs})" if row.fresh else "-",
+        "tied": "=" if row.tied else "",
+    }
+
+
+def _those_that_fit(header: Sequence[str], rows: Sequence[Mapping[str, str]], width: int | None) -> list[str]:
+    """Columns without as many of those that can best be missed as `width` asks for."""
+    fitting = list(header)
+    for name in _MISSED_FIRST:
+        if width is None or _table_width(fitting, rows) <= width:
+            break
+        fitting.remove(name)
+    return fitting
+
+
+def _table_width(header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> int:
+    widths = [max(len(name), *(len(row[name]) for row in rows)) if rows else len(name) for name in header]
+    return sum(widths) + GAP * (len(header) - 1)
 
 
 def short(value: Number) -> str:

@@ -15,6 +15,7 @@ from search.ranking import fresh_text, lead_sentence, rank, winner
 from search.records import Event, History, RunEnded, RunEpochDone, RunStarted, TrialEnded, TrialStarted
 from search.remaining import remaining
 from search.state import SearchState, is_done
+from search.tables import as_table
 from spaces import Space, load_space
 from tests.search.simulation import result, run_result, simulate
 
@@ -245,6 +246,15 @@ def test_the_winner_is_the_best_mean_of_fresh_runs_and_its_luck_is_said() -> Non
     assert sentence.startswith("Trial 2 wins: the search said 90.00%, 3 fresh runs say 91.00% ± ")
     assert "The winner is 41.00 ± 2.83 points above the hand-picked configuration (trial 0, 50.00% ± " in sentence
     assert not any(row.tied for row in ranked[1:])
+
+
+def test_a_narrow_leaderboard_has_the_fresh_runs_whole() -> None:
+    history = with_table(searched(quickstart(), 0.5, 0.95), {1: [0.88, 0.89, 0.87], 0: [0.50, 0.51, 0.49]})
+    text = as_table(rank(history), ("lr",), 80)
+    assert "…" not in text
+    assert "88.00% ± " in text
+    assert "seconds" not in text
+    assert "seconds" in as_table(rank(history), ("lr",), 120)
 
 
 def test_a_winner_that_is_not_ahead_for_sure_is_said_to_be_so() -> None:
