@@ -237,7 +237,8 @@ def test_the_pickles_of_these_tests_would_go_off(tmp_path: Path) -> None:
         assert (tmp_path / str(number)).is_dir()
 
 
-@pytest.mark.parametrize("command", READING)
+# What retraining does, a long test below looks at.
+@pytest.mark.parametrize("command", [command for command in READING if command != "retrain"])
 def test_no_command_unpickles_or_imports_from_the_folder(
     command: str, on_folder: Call, foreign: Experiment, tmp_path: Path
 ) -> None:
