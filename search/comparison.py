@@ -18,7 +18,7 @@ from search.estimates import duration_text
 from search.experiment import Experiment
 from search.final_results import read_final_results
 from search.manifest import Manifest, seconds_used
-from search.ranking import Ranked, fresh_text, lead_sentence, over_baseline, rank, winner
+from search.ranking import Ranked, fresh_text, lead_sentence, over_baseline, points_text, rank, winner
 from search.records import History
 from search.stopping_findings import savings
 from search.tables import short
@@ -243,9 +243,8 @@ def _lead_text(one: Compared) -> str:
     over = over_baseline(one.history, one.ranked)
     if over.lead is None:
         return ABSENT
-    if over.lead.half_width is not None:
-        return f"{100 * over.lead.mean:+.2f} ± {100 * over.lead.half_width:.2f} points"
-    return f"{100 * over.lead.mean:+.2f} points ({'too few fresh runs' if over.kind == 'fresh runs' else over.kind})"
+    doubt = "too few fresh runs" if over.kind == "fresh runs" else over.kind
+    return points_text(over.lead) + (f" ({doubt})" if over.lead.half_width is None else "")
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

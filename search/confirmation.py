@@ -62,11 +62,12 @@ def next_run(history: History, space: Space) -> tuple[int, int] | None:
     if taken + max_epochs > budget_epochs(history, space):
         return None
     known = {(run.trial, run.block) for run in history.runs.values()}
+    racing = _in_race(taking_part, history)
+    first_unfinished = min((run.block for run in history.unfinished_runs), default=math.inf)
     for block in range(1, MOST_TIMES_SEEDS * space.confirm.seeds + 1):
-        if block > 2 and any(run.end is None and run.block < block for run in history.runs.values()):
+        if block > max(2, first_unfinished):
             # Who goes on is decided by what they will say.
             return None
-        racing = _in_race(taking_part, history)
         if block > 1 and len(racing) < 2:
             return None
         for trial in taking_part:

@@ -196,8 +196,7 @@ class _Model:
     Attributes:
         scales: of each trial.
         n_runs: of each trial.
-        levels: of each trial: its mean over all blocks, divided by its scale.
-        columns: of each trial, in `covariance`.
+        levels: of each trial: its mean over all blocks, divided by its scale. In the order of `covariance`.
         covariance: (trials + blocks, trials + blocks), of all effects, in units of the residual's variance.
         within: spread of a trial's runs.
         residual: spread that neither trial nor block explains.
@@ -206,39 +205,30 @@ class _Model:
     scales: Mapping[int, float]
     n_runs: Mapping[int, int]
     levels: Mapping[int, float]
-    columns: Mapping[int, int]
     covariance: NDArray[np.float64]
     within: _Spread
     residual: _Spread
 
     @classmethod
     def of(cls, values: Mapping[int, Mapping[int, float]]) -> "_Model":
-        numbers, blocks = sorted(values), sorted({block for of_trial in values.values() for block in of_trial})
+        """Of accuracies by trial and block."""
+        if not values:
+            return cls({}, {}, {}, np.zeros((0, 0)), _Spread.of(0.0, 0), _Spread.of(0.0, 0))
+        numbers = sorted(values)
         plain = {number: float(np.mean(list(values[number].values()))) for number in numbers}
         scales = {number: _scale(plain[number]) for number in numbers}
         n_runs = {number: len(values[number]) for number in numbers}
         scaled = np.array([value / scales[number] for number in numbers for value in values[number].values()])
-        rows = np.array([place for place, number in enumerate(numbers) for _ in values[number]], dtype=np.intp)
+        trials = np.repeat(np.arange(len(numbers)), list(n_runs.values()))
+        blocks = np.unique([block for number in numbers for block in values[number]], return_inverse=True)[1]
         levels = np.array([plain[number] / scales[number] for number in numbers])
-        within = _Spread.of(float(np.square(scaled - levels[rows]).sum()), len(scaled) - len(numbers))
-        n_effects = len(numbers) + len(blocks)
-        if len(scaled) * n_effects > MOST_CELLS:
+        within = _Spread.of(float(np.square(scaled - levels[trials]).sum()), len(scaled) - len(numbers))
+        if len(scaled) * (len(numbers) + blocks.max() + 1) > MOST_CELLS:
             # As if no block were easier than another.
-            covariance, residual = np.diag([1 / n_runs[number] for number in numbers]), within
+            covariance, residual = np.diag([1 / n for n in n_runs.values()]), within
         else:
-            places = {block: len(numbers) + place for place, block in enumerate(blocks)}
-            design = np.zeros((len(scaled), n_effects))
-            design[np.arange(len(scaled)), rows] = 1
-            of_blocks = [places[block] for number in numbers for block in values[number]]
-            design[np.arange(len(scaled)), of_blocks] = 1
-            covariance = np.linalg.pinv(design.T @ design, hermitian=True)
-            effects = covariance @ design.T @ scaled
-            rest = float(np.square(scaled - design @ effects).sum())
-            residual = _Spread.of(rest, len(scaled) - int(np.linalg.matrix_rank(design)) if len(scaled) else 0)
-            levels = effects[: len(numbers)] + (effects[len(numbers) :].mean() if blocks else 0.0)
-        columns = {number: place for place, number in enumerate(numbers)}
-        by_number = dict(zip(numbers, map(float, levels), strict=True))
-        return cls(scales, n_runs, by_number, columns, covariance, within, residual)
+            levels, covariance, residual = _without_blocks(scaled, trials, blocks)
+        return cls(scales, n_runs, dict(zip(numbers, levels.tolist(), strict=True)), covariance, within, residual)
 
     def mean(self, number: int) -> float:
         """As if the trial had been in all blocks, 0 to 1."""
@@ -252,17 +242,39 @@ class _Model:
 
     def error(self, first: int, second: int) -> float:
         """The standard error of the difference of two means."""
-        weights = np.zeros(len(self.covariance))
-        weights[self.columns[first]], weights[self.columns[second]] = self.scales[first], -self.scales[second]
+        numbers, weights = list(self.levels), np.zeros(len(self.covariance))
+        weights[numbers.index(first)], weights[numbers.index(second)] = self.scales[first], -self.scales[second]
         between = self.scales[first] - self.scales[second]
-        n_blocks = len(weights) - len(self.columns)
+        n_blocks = len(weights) - len(numbers)
         if n_blocks:
-            weights[len(self.columns) :] = between / n_blocks
+            weights[len(numbers) :] = between / n_blocks
         of_chance = self.residual.sd**2 * float(weights @ self.covariance @ weights)
         # What a block does to both is not the same number of points for both, and other blocks would have done other.
         of_blocks = max(0.0, self.within.sd**2 - self.residual.sd**2) if n_blocks else 0.0
         n_runs = min(self.n_runs[first], self.n_runs[second])
         return math.sqrt(of_chance + between**2 * of_blocks / n_runs)
+
+
+def _without_blocks(
+    scaled: NDArray[np.float64], trials: NDArray[np.intp], blocks: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], _Spread]:
+    """Least squares of trial + block.
+
+    Args:
+        scaled: (N,) accuracies, divided by their trial's scale.
+        trials, blocks: (N,) which each is of, from 0.
+
+    Returns:
+        (trials,) levels as if all had been in all blocks, the covariance of all effects, and what they do not explain.
+    """
+    n_trials, runs = trials.max() + 1, np.arange(len(scaled))
+    design = np.zeros((len(scaled), n_trials + blocks.max() + 1))
+    design[runs, trials] = design[runs, n_trials + blocks] = 1
+    covariance = np.linalg.pinv(design.T @ design, hermitian=True)
+    effects = covariance @ design.T @ scaled
+    rest = float(np.square(scaled - design @ effects).sum())
+    residual = _Spread.of(rest, len(scaled) - int(np.linalg.matrix_rank(design)))
+    return effects[:n_trials] + effects[n_trials:].mean(), covariance, residual
 
 
 def _scale(accuracy: float) -> float:

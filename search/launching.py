@@ -106,7 +106,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     keeper = _FileKeeper(launch)
 
     deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
-    reserved_s = seconds_to_confirm(launch.space)
+    trials_until_s = deadline_s - seconds_to_confirm(launch.space)
 
     def state_so_far(fails_alone: bool) -> SearchState:
         observe = _both(keeper.observe, display.observe)
@@ -119,7 +119,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
             observe,
             fails_alone=fails_alone,
             chance=chance,
-            is_late=lambda: time.monotonic() >= deadline_s - reserved_s,
+            is_late=lambda: time.monotonic() >= trials_until_s,
         )
 
     state = state_so_far(fails_alone=False)
@@ -145,7 +145,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
             launch.cluster.end()
         if is_done(state.history, launch.space):
             end = "finished"
-        elif not launch.interruption.wished and time.monotonic() >= deadline_s - reserved_s:
+        elif not launch.interruption.wished and time.monotonic() >= trials_until_s:
             end = "time budget used"
     finally:
         # First what makes room.

@@ -207,6 +207,12 @@ def _diverged_text(fresh: Fresh) -> str:
     return f"diverged in {runs}"
 
 
+def points_text(lead: Lead) -> str:
+    """`+2.10 ± 0.50 points`, the second figure being half of the 95 % interval, where there is one."""
+    spread = "" if lead.half_width is None else f" ± {100 * lead.half_width:.2f}"
+    return f"{100 * lead.mean:+.2f}{spread} points"
+
+
 def fresh_text(fresh: Fresh) -> str:
     """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points; or `60.40%, 1 of 3 diverged`."""
     if fresh.n_diverged:

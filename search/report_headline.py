@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from search.estimates import duration_text
 from search.manifest import seconds_used
-from search.ranking import fresh_text, over_baseline
+from search.ranking import fresh_text, over_baseline, points_text
 from search.report_commands import go_on_line, is_unfinished
 from search.report_known import Known
 from search.stopping_findings import savings
@@ -49,12 +49,11 @@ def _lead_stats(known: Known) -> list[Stat]:
         return []
     if over.lead is None:
         return [Stat("Lead over the baseline", "–", _WHY_NO_LEAD[over.kind])]
-    points = f"{100 * over.lead.mean:+.2f}"
     if over.lead.half_width is not None:
         note = "95 % interval, " + ("which is clear of 0" if over.lead.is_clear else "not distinguishable")
-        return [Stat("Lead over the baseline", f"{points} ± {100 * over.lead.half_width:.2f} points", note)]
-    of = "fresh runs" if over.kind == "fresh runs" else "one seed each"
-    return [Stat("Lead over the baseline", f"{points} points", f"{of}: how sure is not known")]
+    else:
+        note = ("fresh runs" if over.kind == "fresh runs" else "one seed each") + ": how sure is not known"
+    return [Stat("Lead over the baseline", points_text(over.lead), note)]
 
 
 def _test_stat(known: Known) -> Stat:

@@ -50,8 +50,8 @@ def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
         _markdown_row(["---:"] * (len(header) + len(parameters))),
     ]
     for row in ranked:
-        cells, values = _cells(row, live=True), row.config.as_dict()
-        lines.append(_markdown_row([cells[name] for name in header] + [short(values[name]) for name in parameters]))
+        cells = _cells(row, parameters, live=True)
+        lines.append(_markdown_row([cells[name] for name in (*header, *parameters)]))
     return "\n".join(lines)
 
 
@@ -64,22 +64,18 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
         width: of the terminal, in characters.
         live: whether the search runs now; if not, running trials are shown as unfinished.
     """
-    rows = [_cells(row, live) for row in ranked]
+    rows = [_cells(row, parameters, live) for row in ranked]
     # A narrow terminal keeps the results, and as many hyperparameters as fit.
-    header = _those_that_fit(_header(ranked), rows, width)
-    named = {name: SHORT_NAMES.get(name, name) for name in parameters}
-    for cells, row in zip(rows, ranked, strict=True):
-        values = row.config.as_dict()
-        cells.update({named[name]: short(values[name]) for name in parameters})
-    shown = list(header)
-    for name in named.values():
-        if width is not None and _table_width([*shown, name], rows) > width:
-            break
-        shown.append(name)
-    left_out = list(parameters)[len(shown) - len(header) :]
+    shown = list(_header(ranked))
+    for name in _MISSED_FIRST:
+        if not _fits(shown, rows, width):
+            shown.remove(name)
+    left_out = list(parameters)
+    while left_out and _fits([*shown, left_out[0]], rows, width):
+        shown.append(left_out.pop(0))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in shown:
-        table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
+        table.add_column(_title(name), justify="left" if name == "status" else "right", no_wrap=True)
     for row, cells in zip(ranked, rows, strict=True):
         style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}[row.status]
         table.add_row(*(Text(cells[name]) for name in shown), style=style)
@@ -99,7 +95,9 @@ def _header(ranked: Sequence[Ranked]) -> tuple[str, ...]:
     return _HEADER + _FRESH_HEADER if any(row.fresh for row in ranked) else _HEADER
 
 
-def _cells(row: Ranked, live: bool) -> dict[str, str]:
+def _cells(row: Ranked, parameters: Sequence[str], live: bool) -> dict[str, str]:
+    """By column."""
+    values = row.config.as_dict()
     exempt = " (baseline)" if row.baseline else " (explored)" if row.explored else ""
     return {
         "rank": str(row.rank),
@@ -111,22 +109,17 @@ def _cells(row: Ranked, live: bool) -> dict[str, str]:
         "seconds": f"{row.seconds:.1f}",
         "fresh runs": f"{fresh_text(row.fresh)} ({row.fresh.n_runs})" if row.fresh else "-",
         "tied": "=" if row.tied else "",
+        **{name: short(values[name]) for name in parameters},
     }
 
 
-def _those_that_fit(header: Sequence[str], rows: Sequence[Mapping[str, str]], width: int | None) -> list[str]:
-    """Columns without as many of those that can best be missed as `width` asks for."""
-    fitting = list(header)
-    for name in _MISSED_FIRST:
-        if width is None or _table_width(fitting, rows) <= width:
-            break
-        fitting.remove(name)
-    return fitting
+def _title(name: str) -> str:
+    return SHORT_NAMES.get(name, name)
 
 
-def _table_width(header: Sequence[str], rows: Sequence[Mapping[str, str]]) -> int:
-    widths = [max(len(name), *(len(row[name]) for row in rows)) if rows else len(name) for name in header]
-    return sum(widths) + GAP * (len(header) - 1)
+def _fits(shown: Sequence[str], rows: Sequence[Mapping[str, str]], width: int | None) -> bool:
+    widths = [max(map(len, [_title(name), *(row[name] for row in rows)])) for name in shown]
+    return width is None or sum(widths) + GAP * (len(shown) - 1) <= width
 
 
 def short(value: Number) -> str:
