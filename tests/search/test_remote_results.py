@@ -79,6 +79,15 @@ def killed_while_writing(experiment: RemoteExperiment) -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+def trained_elsewhere(url: str, on_machine: Machine, space: Space) -> Experiment:
+    """An experiment with one epoch. This process is on another machine after that."""
+    experiment = create(url, space)
+    with experiment.exclusive():
+        train(experiment, space, (0, 1))
+    on_machine("second")
+    return experiment
+
+
 def until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not is_so():
@@ -108,10 +117,7 @@ def test_files_are_at_the_url_soon_and_all_of_them_at_the_end(
 
 
 def test_another_machine_goes_on_with_what_is_at_the_url(url: str, on_machine: Machine, tiny_space: Space) -> None:
-    experiment = create(url, tiny_space)
-    with experiment.exclusive():
-        train(experiment, tiny_space, (0, 1))
-    on_machine("second")
+    experiment = trained_elsewhere(url, on_machine, tiny_space)
     again = open_remote_experiment(url, "mine")
     assert again.folder != experiment.folder
     assert again.history().n_epochs == 1
@@ -124,10 +130,7 @@ def test_another_machine_goes_on_with_what_is_at_the_url(url: str, on_machine: M
 def test_a_diagnosis_is_of_what_is_at_the_url(
     url: str, on_machine: Machine, tiny_space: Space, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment = create(url, tiny_space)
-    with experiment.exclusive():
-        train(experiment, tiny_space, (0, 1))
-    on_machine("second")
+    trained_elsewhere(url, on_machine, tiny_space)
     assert diagnose.main(["mine", "--results", url]) == 0
     assert capsys.readouterr().out.startswith("mine: 0 of 8 trials ended, 1 epochs")
 
@@ -384,10 +387,7 @@ def test_the_newest_intact_checkpoint_is_found_and_those_of_ended_trials_go(
 def test_commands_take_a_url_and_name_what_is_there(
     url: str, on_machine: Machine, tiny_space: Space, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment = create(url, tiny_space)
-    with experiment.exclusive():
-        train(experiment, tiny_space, (0, 1))
-    on_machine("second")
+    trained_elsewhere(url, on_machine, tiny_space)
     assert leaderboard.main(["--results", url]) == 0
     assert "mine: 0 of 8 trials ended" in capsys.readouterr().out
     assert leaderboard.main(["other", "--results", url]) == 2
