@@ -95,11 +95,9 @@ def train(job: Job) -> Curve:
     from trainable.seeding import RunSeed
 
     torch.set_num_threads(1)
-    data, workbench = _data(job.dataset), _workbench()
+    data = _data(job.dataset)
     began = time.perf_counter()
-    run = FitEvaluate(
-        data.train, data.validation, job.hyperparameters, RunSeed(job.seed, job.number), job.compute, workbench
-    )
+    run = FitEvaluate(data.train, data.validation, job.hyperparameters, RunSeed(job.seed, job.number), job.compute)
     epochs: list[list[float]] = []
     while len(epochs) < job.epochs:
         result = run.run_epoch()
@@ -114,13 +112,6 @@ def _data(dataset: Dataset) -> Any:
     from trainable.datasets import prepare_training_data
 
     return prepare_training_data(dataset)
-
-
-@cache
-def _workbench() -> Any:
-    from trainable.workbench import Workbench
-
-    return Workbench()
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from spaces.loader import dump_space, load_space, space_from_text
 from spaces.parameters import HYPERPARAMETER_NAMES, Number
 from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
 from spaces.printable import printable
+from spaces.removed import without_removed_keys
 from spaces.schema import Space
 from trainable.files import write_text
 
@@ -127,7 +128,7 @@ class Experiment:
             if journaled is None:
                 raise
             self.tell_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
-            text = str(yaml.safe_dump(journaled, sort_keys=False))
+            text = str(yaml.safe_dump(without_removed_keys(journaled), sort_keys=False))
             return space_from_text(text, "the journal's space", self.name, overrides)
         return load_space(str(path), overrides)
 

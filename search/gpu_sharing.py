@@ -20,13 +20,10 @@ WORTHWHILE_GAIN = 0.10
 # What stays free: the driver's own needs, and batches of other sizes than the measured ones.
 USABLE_MEMORY = 0.9
 
-N_WARM_UP_STEPS = 10
-# A GPU is waited for this seldom, as training does not wait for it at all.
-STEPS_PER_WAIT = 20
 PREPARATION_S = 300.0
 PATIENCE_S = 60.0
 
-MakeStep = Callable[[], Callable[[], int]]
+MakeTraining = Callable[[], Callable[[], int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ def next_share(measured: Sequence[Sharing], max_share: int) -> int | None:
 
 def measure_sharing(
     n_trials: int,
-    make_step: MakeStep,
+    make_training: MakeTraining,
     device: str,
     window_s: float = 3.0,
     preparation_s: float = PREPARATION_S,
@@ -118,9 +115,9 @@ def measure_sharing(
 
     Args:
         n_trials: how many.
-        make_step: builds a trial in its process; each call of what it returns trains one step and returns the number
-            of images. Picklable: a function of a module, or a `functools.partial` of one.
-        device: `cpu`, `cuda` or `cuda:N`, which `make_step` uses as well.
+        make_training: builds a trial in its process; each call of what it returns trains some steps and returns the
+            number of their images. Picklable: a function of a module, or a `functools.partial` of one.
+        device: `cpu`, `cuda` or `cuda:N`, which `make_training` uses as well.
         window_s: seconds that are measured, after all are ready.
         preparation_s: seconds in which all must be ready.
 
@@ -131,7 +128,7 @@ def measure_sharing(
     with guarded_folder(), contextlib.ExitStack() as stack:
         stack.callback(_end, workers)
         for _ in range(n_trials):
-            workers.append(_start(make_step, device, window_s))
+            workers.append(_start(make_training, device, window_s))
         _receive_from_all(workers, preparation_s)
         for worker in workers:
             worker.send_start()
@@ -182,10 +179,10 @@ class _Worker:
             raise DoesNotFitError("A trial's process was killed; most often memory ran out.") from None
 
 
-def _start(make_step: MakeStep, device: str, window_s: float) -> _Worker:
+def _start(make_training: MakeTraining, device: str, window_s: float) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_train_in_process, args=(make_step, device, window_s, theirs), daemon=True)
+    process = context.Process(target=_train_in_process, args=(make_training, device, window_s, theirs), daemon=True)
     process.start()
     # Or the pipe would not end with the process.
     theirs.close()
@@ -219,11 +216,11 @@ def _together(rates: Sequence[_Rate]) -> Sharing:
     )
 
 
-def _train_in_process(make_step: MakeStep, device: str, window_s: float, pipe: Connection) -> None:
+def _train_in_process(make_training: MakeTraining, device: str, window_s: float, pipe: Connection) -> None:
     # A terminal sends Ctrl-C to all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        _train(make_step, device, window_s, pipe)
+        _train(make_training, device, window_s, pipe)
     except (EOFError, BrokenPipeError):
         return  # the process that wanted to know is gone
     except Exception as error:
@@ -231,33 +228,33 @@ def _train_in_process(make_step: MakeStep, device: str, window_s: float, pipe: C
         pipe.send(_Failed(first_line))
 
 
-def _train(make_step: MakeStep, device: str, window_s: float, pipe: Connection) -> None:
+def _train(make_training: MakeTraining, device: str, window_s: float, pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    step = make_step()
-    for _ in range(N_WARM_UP_STEPS):
-        step()
-    _wait_for(device)
+    train = make_training()
+    train()  # warms up
+    wait_for(device)
     pipe.send(None)
     pipe.recv()
-    images_per_s = _images_per_s(step, device, window_s)
+    images_per_s = _images_per_s(train, device, window_s)
     pipe.send(_Rate(images_per_s, *_memory_bytes(device)))
     # Memory is kept until all have looked at how much is in use.
     pipe.recv()
 
 
-def _images_per_s(step: Callable[[], int], device: str, window_s: float) -> float:
+def _images_per_s(train: Callable[[], int], device: str, window_s: float) -> float:
     started_s = time.perf_counter()
     n_images, elapsed_s = 0, 0.0
     while elapsed_s < window_s:
-        n_images += sum(step() for _ in range(STEPS_PER_WAIT))
-        _wait_for(device)
+        n_images += train()
+        wait_for(device)
         elapsed_s = time.perf_counter() - started_s
     return n_images / elapsed_s
 
 
-def _wait_for(device: str) -> None:
+def wait_for(device: str) -> None:
+    """Wait until a GPU has done what it was given; a CPU is not waited for."""
     import torch
 
     if torch.device(device).type == "cuda":

@@ -115,7 +115,7 @@ def place_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = No
     if on_gpus:
         share = 1 if space.resources.trials_per_gpu == "auto" else space.resources.trials_per_gpu
         at_once = min(n_gpus * share, space.search.most_trials)
-        compute = Compute("cuda", precision, resident=True, cuda_graph=space.resources.cuda_graph)
+        compute = Compute("cuda", precision, resident=True)
         description = f"{_count(used)}, {n_gpus} {'GPU' if n_gpus == 1 else 'GPUs'} ({devices})"
         return Placement(compute, reason, description, n_cpus, n_gpus, at_once)
     most = n_cpus if space.resources.trials_at_once == "auto" else space.resources.trials_at_once

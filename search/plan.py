@@ -1,10 +1,12 @@
 """What a search will do, before it does it."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from search.estimates import (
     size_text,
 )
 from search.expectation import Expected, expected_search, of_trials
-from search.gpu_sharing import Sharing, choose_share, measure_sharing
+from search.gpu_sharing import Sharing, choose_share, measure_sharing, wait_for
 from search.manifest import Device
 from spaces.parameters import Fixed, Hyperparameters
 from spaces.printable import printable
@@ -35,6 +37,8 @@ from trainable.seeding import RunSeed
 RAY_PARTS = 10_000
 TOKEN_CPU = 1 / RAY_PARTS
 N_TIMED_STEPS = 5
+# A GPU is waited for this seldom, as training waits for it once an epoch.
+STEPS_PER_WAIT = 20
 N_TIMED_IMAGES = 128
 # What the plan gives the price of, where exploring is off.
 USUAL_EXPLORE = 0.1
@@ -109,7 +113,7 @@ def place(space: Space, data: TrainingData, began: Device | None = None) -> Plac
         InputError: CUDA is asked for and not there.
     """
     precision = began.precision if began else space.training.precision
-    compute, reason = choose_compute(space.resources.device, precision, space.resources.cuda_graph)
+    compute, reason = choose_compute(space.resources.device, precision)
     reason = "as the search began" if began else reason
     name, n_cores = describe_device(compute.device), count_cores()
     if compute.device_type == "cuda":
@@ -129,22 +133,28 @@ def _trials_per_gpu(space: Space, data: TrainingData, compute: Compute, n_gpus: 
     most = max(1, min(count_cores() // n_gpus, math.ceil(space.search.most_trials / n_gpus)))
     if most == 1:
         return 1, ()
-    make_step = partial(baseline_step, data.decoded.folder, space.dataset, space.baseline, compute)
-    share, measured = choose_share(partial(measure_sharing, make_step=make_step, device=compute.device), most)
+    make_training = partial(baseline_training, data.decoded.folder, space.dataset, space.baseline, compute)
+    share, measured = choose_share(partial(measure_sharing, make_training=make_training, device=compute.device), most)
     return share, tuple(measured)
 
 
-def baseline_step(
+def baseline_training(
     decoded_folder: Path, dataset: Dataset, hyperparameters: Hyperparameters, compute: Compute
 ) -> Callable[[], int]:
     """Build a run of its own in this process, to be timed.
 
     Returns:
-        Each call trains one step and returns the number of its images.
+        Each call trains `STEPS_PER_WAIT` steps and returns the number of their images.
     """
-    data = open_training_data(decoded_folder, dataset)
-    steps = FitEvaluate(data.train, None, hyperparameters, RunSeed(0), compute).steps()
-    return lambda: next(steps)[1]
+    n_images = STEPS_PER_WAIT * hyperparameters.batch_size
+    images = replace(open_training_data(decoded_folder, dataset).train, images_per_epoch=n_images)
+    run = FitEvaluate(images, None, hyperparameters, RunSeed(0), compute)
+
+    def train() -> int:
+        run.train()
+        return n_images
+
+    return train
 
 
 def experiment_bytes(space: Space, data: TrainingData, placement: Placement, expected: Expected) -> int:
@@ -247,12 +257,26 @@ def seconds_per_epoch(space: Space, data: TrainingData, placement: Placement) ->
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = FitEvaluate(data.train, None, space.baseline, RunSeed(space.search.seed), placement.compute)
-        training_s = run.median_step_s(N_TIMED_STEPS) * run.steps_per_epoch
+        # The first step warms up.
+        images = replace(data.train, images_per_epoch=(1 + N_TIMED_STEPS) * space.baseline.batch_size)
+        run = FitEvaluate(images, None, space.baseline, RunSeed(space.search.seed), placement.compute)
+        training_s = _median_step_s(run) * data.train.epoch_images / space.baseline.batch_size
         sample = ImageSet(data.decoded, data.validation.rows[:N_TIMED_IMAGES])
         return training_s + _evaluation_s(run, sample) * len(data.validation) / len(sample)
     finally:
         torch.set_num_threads(threads)
+
+
+def _median_step_s(run: FitEvaluate) -> float:
+    """Median seconds of a training step, input included, after the first one of an epoch."""
+    ends_s: list[float] = []
+
+    def on_step() -> None:
+        wait_for(run.compute.device)
+        ends_s.append(time.perf_counter())
+
+    run.train(on_step)
+    return statistics.median(later - earlier for earlier, later in pairwise(ends_s))
 
 
 def sharing_text(sharing: Sharing) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from search.exploration import is_explored
 from spaces.parameters import Hyperparameters, Number, shorten
+from spaces.removed import without_removed_keys
 
 Status = Literal["completed", "stopped", "failed", "diverged", "running"]
 EndStatus = Literal["completed", "stopped", "failed", "diverged"]
@@ -232,6 +233,8 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
         no_amount = isinstance(value, int | float) and key not in _LOSSES and not 0 <= value <= _LARGEST
         if no_amount or not _fits(value, hints[key]):
             raise ValueError(f"{key} is {shorten(value)}")
+    if event_type is SpaceSet:
+        values["space"] = without_removed_keys(values["space"], defaults_only=True)
     return event_type(**values)
 
 

@@ -75,9 +75,7 @@ def _retrain_guarded(options: argparse.Namespace, guarded: GuardedFolder) -> int
             style="yellow",
         )
     # In the search's precision, wherever this runs: the winner won in it.
-    compute, _ = choose_compute(
-        space.resources.device, experiment.manifest.device.precision, space.resources.cuda_graph
-    )
+    compute, _ = choose_compute(space.resources.device, experiment.manifest.device.precision)
     plan = Retraining(
         experiment=experiment,
         space=space,

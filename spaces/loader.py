@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -25,10 +26,13 @@ from spaces.parameters import (
     shorten,
 )
 from spaces.plain_files import read_plain
+from spaces.removed import REMOVED_KEYS, removed_sentence, without_removed_keys
 from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Search, Section, Space, Training
 from spaces.yaml_lines import MAX_BYTES, Document, parse
 
 SHIPPED_FOLDER = Path(__file__).parent
+# An experiment's own, with every default written out.
+EXPERIMENT_FILE = "experiment.yaml"
 
 TOP_LEVEL = (*SECTIONS, "space", "baseline")
 
@@ -59,7 +63,10 @@ def load_space(space: str, overrides: Iterable[str] = ()) -> Space:
         InputError: every finding, each with the line of the file or the `--set` that it is about.
     """
     path = find_space(space)
-    return space_from_text(_read(path), path.name, _space_name(path), overrides)
+    document = parse(_read(path), path.name)
+    if path.name == EXPERIMENT_FILE:
+        document = replace(document, content=without_removed_keys(document.content, defaults_only=True))
+    return _validated(document, path.name, _space_name(path), overrides)
 
 
 def space_from_text(text: str, source: str, name: str, overrides: Iterable[str] = ()) -> Space:
@@ -74,7 +81,11 @@ def space_from_text(text: str, source: str, name: str, overrides: Iterable[str] 
     Raises:
         InputError: every finding.
     """
-    finder = _Overridden(parse(text, source), source)
+    return _validated(parse(text, source), source, name, overrides)
+
+
+def _validated(document: Document, source: str, name: str, overrides: Iterable[str]) -> Space:
+    finder = _Overridden(document, source)
     finder.apply(overrides)
     return _Validation(finder).run(name)
 
@@ -89,7 +100,7 @@ def find_space(space: str) -> Path:
         return SHIPPED_FOLDER / f"{space}.yaml"
     path = expanded(space)
     if path.is_dir():
-        path = path / "experiment.yaml"
+        path = path / EXPERIMENT_FILE
     if path.is_file():
         return path
     names = ", ".join(shipped_spaces())
@@ -110,7 +121,7 @@ def _space_name(path: Path) -> str:
 def _read(path: Path) -> str:
     try:
         # An experiment's own may have come from elsewhere; any other file is the user's choice.
-        return read_plain(path, MAX_BYTES, follow_links=path.name != "experiment.yaml").decode("utf-8")
+        return read_plain(path, MAX_BYTES, follow_links=path.name != EXPERIMENT_FILE).decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text, but a space must be a YAML file.") from None
     except OSError as error:
@@ -397,6 +408,8 @@ def _inner_section(model: type[Section], location: tuple[str | int, ...]) -> typ
 def _sentence(section: str, location: tuple[str | int, ...], model: type[Section], errors: list[ErrorDetails]) -> str:
     key = ".".join([section, *map(str, location)])
     kind, value = errors[0]["type"], errors[0].get("input")
+    if kind == "extra_forbidden" and key in REMOVED_KEYS:
+        return removed_sentence(key)
     if kind == "extra_forbidden":
         inner = _inner_section(model, location) if len(location) > 1 else None
         return _unknown(key, "a key", (inner or model).model_fields)

@@ -157,13 +157,11 @@ class Resources(Section):
         device: `auto` takes CUDA where there is one.
         trials_at_once: on a CPU; `auto` is one a core.
         trials_per_gpu: trials that share one GPU; `auto` times a few steps of 1, 2, 4 … at once.
-        cuda_graph: on a GPU, replay the training step from a CUDA graph. Off until it has been measured.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     trials_at_once: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
     trials_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
-    cuda_graph: bool = False
 
 
 class MLflow(Section):

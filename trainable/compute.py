@@ -24,7 +24,6 @@ class Compute:
         folded_evaluation: evaluate with batch norm folded into the convolutions.
         resident: images lie on the device as a whole and are augmented there, in batches, instead of one by one
             with albumentations on the host.
-        cuda_graph: on CUDA, replay the training step from a graph instead of launching it kernel by kernel.
     """
 
     device: str = "cpu"
@@ -33,7 +32,6 @@ class Compute:
     fused: bool = True
     folded_evaluation: bool = True
     resident: bool = False
-    cuda_graph: bool = False
 
     @property
     def device_type(self) -> str:
@@ -49,21 +47,19 @@ class Compute:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
-def choose_compute(device: str, precision: str, cuda_graph: bool = False) -> tuple[Compute, str]:
+def choose_compute(device: str, precision: str) -> tuple[Compute, str]:
     """What to compute with, and why in that precision.
 
     Args:
         device: a space's `resources.device`.
         precision: its `training.precision`.
-        cuda_graph: its `resources.cuda_graph`; nothing but a GPU has one.
 
     Raises:
         InputError: CUDA is asked for and not there.
     """
     device = choose_device(device)
     chosen, reason = choose_precision(precision, device)
-    on_gpu = torch.device(device).type == "cuda"
-    return Compute(device, chosen, resident=on_gpu, cuda_graph=on_gpu and cuda_graph), reason
+    return Compute(device, chosen, resident=torch.device(device).type == "cuda"), reason
 
 
 def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:

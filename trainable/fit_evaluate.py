@@ -1,12 +1,10 @@
 """`FitEvaluate`: trains and evaluates one configuration, and can be saved and restored between epochs."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +14,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from spaces import Hyperparameters
 from trainable.augmentation import AugmentationPolicy
-from trainable.batches import Batch, Batches, DeviceBatches, HostBatches
+from trainable.batches import Batch, Batches, DeviceBatches, DeviceImages, HostBatches
 from trainable.checkpoint import TrainingState, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
 from trainable.datasets import ImageSet
 from trainable.folding import folded
 from trainable.model import DepthwiseSeparableNet
+from trainable.normalisation import Normalise
 from trainable.order import batch_bounds, epoch_order
 from trainable.seeding import RunSeed, Stream
-from trainable.workbench import Workbench
 
 # Small batches stay in a CPU core's cache; a GPU wants large ones.
 EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}
@@ -83,7 +81,7 @@ class FitEvaluate:
         hyperparameters: the configuration.
         seed: names the run's random streams.
         compute: device, precision and the like.
-        workbench: what the process keeps from one run to the next; None to make and keep nothing.
+        resident: images that the process keeps on the device from one run to the next; None for the run's own.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class FitEvaluate:
         hyperparameters: Hyperparameters,
         seed: RunSeed,
         compute: Compute = Compute(),  # noqa: B008 -- frozen
-        workbench: Workbench | None = None,
+        resident: DeviceImages | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
         self.seed = seed
@@ -102,16 +100,21 @@ class FitEvaluate:
         self.epoch = 0
         self._train_set = train
         self._validation_set = validation
-        workbench = workbench or Workbench()
-        self._batches = self._input(workbench)
+        self._batches = self._input(resident)
         weights_generator = torch.Generator().manual_seed(seed.stream(Stream.WEIGHTS))
         network = DepthwiseSeparableNet(
             len(train.decoded.class_names), hyperparameters.dropout, weights_generator, compute.fused
         )
-        parts = workbench.parts_for(network, train.decoded, hyperparameters, compute)
-        self.network, self.normalise = parts.network, parts.normalise
-        self.optimizer: Optimizer = parts.optimizer
-        self._step = parts.step
+        self.network = network.to(compute.device).to(memory_format=compute.memory_format)
+        normalise = Normalise(train.decoded.mean, train.decoded.std, compute.memory_format)
+        self.normalise = normalise.to(compute.device)
+        self.optimizer = SGD(
+            self.network.parameters(),
+            lr=hyperparameters.lr,
+            momentum=hyperparameters.momentum,
+            weight_decay=hyperparameters.weight_decay,
+            fused=compute.device_type == "cuda",
+        )
         self.scheduler = StepLR(self.optimizer, hyperparameters.step_size, hyperparameters.gamma)
 
     @property
@@ -131,7 +134,14 @@ class FitEvaluate:
         totals = _Totals(self.device)
         with self._seeded_dropout():
             for images, labels in self._training_batches():
-                totals.add(*self._step(images, labels), len(labels))
+                with self._autocast():
+                    log_probabilities = self.network(self.normalise(images))
+                loss = F.nll_loss(log_probabilities, labels)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+                n_right = (log_probabilities.detach().argmax(dim=1) == labels).sum()
+                totals.add(loss.detach(), n_right, len(labels))
                 if on_step:
                     on_step()
         return totals.evaluation()
@@ -196,28 +206,6 @@ class FitEvaluate:
                     break
         return results
 
-    def median_step_s(self, n_steps: int) -> float:
-        """Median seconds of a training step, input included, over `n_steps` after one to warm up.
-
-        Trains for real: for a run that is thrown away.
-        """
-        clock_s = []
-        for loss, _ in islice(self.steps(), n_steps + 1):
-            loss.item()  # waits for the device
-            clock_s.append(time.perf_counter())
-        return statistics.median(later - earlier for earlier, later in pairwise(clock_s))
-
-    def steps(self) -> Iterator[tuple[Tensor, int]]:
-        """Train step by step without an end, over the same epoch again and again: for timing.
-
-        Yields:
-            The step's mean loss, which the next step may overwrite, and the number of its images.
-        """
-        self.network.train()
-        while True:
-            for images, labels in self._training_batches():
-                yield self._step(images, labels)[0], len(labels)
-
     def save(self, folder: Path) -> None:
         """Write everything that training goes on from into `folder` (safetensors and JSON)."""
         state = TrainingState(
@@ -242,11 +230,11 @@ class FitEvaluate:
         self.scheduler.load_state_dict(state.scheduler)
         self.epoch = state.epoch
 
-    def _input(self, workbench: Workbench) -> Batches:
+    def _input(self, resident: DeviceImages | None) -> Batches:
         decoded = self._train_set.decoded
         policy = AugmentationPolicy.from_hyperparameters(self.hyperparameters, decoded.image_size, decoded.mean)
         if self.compute.resident:
-            return DeviceBatches(self._train_set, policy, workbench.images_on(self.device))
+            return DeviceBatches(self._train_set, policy, resident or DeviceImages(self.device))
         return HostBatches(self._train_set, policy, self.device)
 
     def _training_batches(self) -> Iterator[Batch]:
@@ -260,11 +248,15 @@ class FitEvaluate:
         network.eval()
         size = EVALUATION_BATCH[self.device.type]
         dtype = next(network.parameters()).dtype
-        in_bf16 = self.compute.precision == "bf16" and not fp32
         for pixels, labels in self._batches.plain(images, size):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bf16):
+            with self._autocast(fp32):
                 log_probabilities = network(self.normalise(pixels).to(dtype))
             yield log_probabilities, labels
+
+    def _autocast(self, fp32: bool = False) -> torch.autocast:
+        in_bf16 = self.compute.precision == "bf16" and not fp32
+        # Each weight is used once, so that a cast weight need not be cached.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=in_bf16, cache_enabled=False)
 
     @contextmanager
     def _seeded_dropout(self) -> Iterator[None]:

@@ -120,14 +120,15 @@ class TrialTrainable(tune.Trainable):
 
         # Also what makes a trial's numbers repeatable: sums depend on how many threads share them.
         torch.set_num_threads(1)
-        from trainable.workbench import Workbench
+        from trainable.batches import DeviceImages
 
+        trial = TrialConfig.from_ray_config(config)
         self._shipped = shipped
-        self._workbench = Workbench()
+        self._resident = DeviceImages(torch.device(trial.compute.device))
         self._run: FitEvaluate | None = None
         self._data: TrainingData | None = None
         self._opened: tuple[Path, Dataset] | None = None
-        self._start(TrialConfig.from_ray_config(config))
+        self._start(trial)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._start(TrialConfig.from_ray_config(new_config))
@@ -158,7 +159,7 @@ class TrialTrainable(tune.Trainable):
             self._data = open_training_data(folder, config.dataset)
             self._opened = (config.decoded_folder, config.dataset)
         self._trial = config.trial
-        # Its parts may be the new run's, and its memory the new run's too.
+        # Its memory may be needed by the new run.
         self._run = None
         self._run = FitEvaluate(
             self._data.train,
@@ -166,7 +167,7 @@ class TrialTrainable(tune.Trainable):
             config.hyperparameters,
             RunSeed(config.experiment_seed, config.seed_number, config.purpose),
             config.compute,
-            self._workbench,
+            self._resident,
         )
         if isinstance(config.resume_from, str):
             with fetched(config.resume_from) as folder:

@@ -76,9 +76,7 @@ def _train_baseline(options: argparse.Namespace, space: Space) -> int:
     n_epochs = space.training.max_epochs if options.epochs is None else options.epochs
     if n_epochs < 1:
         raise InputError(f"--epochs is {n_epochs}, but must be at least 1.")
-    compute, reason = choose_compute(
-        options.device or space.resources.device, space.training.precision, space.resources.cuda_graph
-    )
+    compute, reason = choose_compute(options.device or space.resources.device, space.training.precision)
     errors = Console(stderr=True)
     data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
     run = FitEvaluate(data.train, data.validation, space.baseline, RunSeed(space.search.seed), compute)

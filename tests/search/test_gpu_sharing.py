@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import time
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from search import guardian, plan
 from search.gpu_sharing import (
     DoesNotFitError,
-    MakeStep,
+    MakeTraining,
     Sharing,
     _Rate,
     _together,
@@ -185,9 +186,9 @@ def test_one_process_trains_a_step_of_torch() -> None:
 )
 def test_a_process_that_does_not_make_it_means_that_so_many_do_not_fit(fate: str, message: str, tmp_path: Path) -> None:
     preparation_s = 3 if fate == "hangs" else 120
-    make_step = partial(step_of_one_that, fate, tmp_path / "claimed")
+    make_training = partial(step_of_one_that, fate, tmp_path / "claimed")
     with pytest.raises(DoesNotFitError, match=message):
-        measure_sharing(2, make_step, "cpu", window_s=2, preparation_s=preparation_s)
+        measure_sharing(2, make_training, "cpu", window_s=2, preparation_s=preparation_s)
     assert no_children()
 
 
@@ -204,7 +205,7 @@ def test_an_interrupt_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None
 def test_auto_places_as_many_trials_on_each_gpu_as_paid_off(
     tiny_digits: Dataset, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(n_trials: int, make_step: MakeStep, device: str) -> Sharing:
+    def measured(n_trials: int, make_training: MakeTraining, device: str) -> Sharing:
         assert device == "cuda"
         return Sharing(n_trials, {1: 1000.0, 2: 1800.0, 4: 2500.0, 8: 2550.0}[n_trials], 0, 0)
 
@@ -231,8 +232,28 @@ def test_auto_places_as_many_trials_on_each_gpu_as_paid_off(
     assert plan.place(fixed, data).trials_at_once == 6
 
 
-def test_a_baseline_step_trains_and_counts_its_images(tiny_digits: Dataset) -> None:
+def test_the_baseline_trains_a_number_of_steps_and_counts_their_images(
+    tiny_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (stepped.append(1), step(self))[1])
+    folder = prepare_training_data(tiny_digits).decoded.folder
+    train = plan.baseline_training(folder, tiny_digits, Hyperparameters(batch_size=16), Compute(resident=True))
+    assert train() == 16 * plan.STEPS_PER_WAIT
+    assert len(stepped) == plan.STEPS_PER_WAIT
+
+
+def test_the_time_of_an_epoch_is_its_share_of_the_timed_steps(
+    tiny_digits: Dataset, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends_s = iter([100.0, 101.0, 103.0, 105.0, 107.0, 108.0])
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ends_s))
+    monkeypatch.setattr(plan, "_evaluation_s", lambda run, sample: 0.0)
+    monkeypatch.setattr(plan, "time", clock)
     data = prepare_training_data(tiny_digits)
-    step = plan.baseline_step(data.decoded.folder, tiny_digits, Hyperparameters(batch_size=16), Compute(resident=True))
-    n_steps = -(-len(data.train) // 16)
-    assert sum(step() for _ in range(n_steps)) == len(data.train)
+    placement = plan.Placement(Compute(), "made up", "CPU", 2, 0, 2)
+    # A step of the median takes two seconds, whatever the first one took.
+    expected_s = 2.0 * len(data.train) / tiny_space.baseline.batch_size
+    assert plan.seconds_per_epoch(tiny_space, data, placement) == pytest.approx(expected_s)
+    assert not list(ends_s)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from search.experiment import Experiment, create_experiment
 from search.journal import Journal, backup_of, read_history
@@ -12,6 +13,7 @@ from search.manifest import Data, Device, new_manifest
 from search.records import History
 from search.state import SearchState
 from spaces import InputError, Space
+from spaces.removed import REMOVED_KEYS
 from tests.search.simulation import simulate
 
 
@@ -130,6 +132,49 @@ def test_an_edit_that_does_not_load_is_kept_aside(experiment: Experiment, tiny_s
     assert edited.space.as_dict() == tiny_space.as_dict()
     (kept,) = experiment.folder.glob("experiment.yaml.damaged-*")
     assert "trials: many" in kept.read_text()
+
+
+@pytest.mark.parametrize("removed", REMOVED_KEYS)
+def test_an_experiment_with_removed_keys_at_their_defaults_is_read_as_one_without(
+    removed: str, experiment: Experiment, tiny_space: Space
+) -> None:
+    write_into_space(experiment, removed, REMOVED_KEYS[removed].default)
+    told: list[str] = []
+    old = Experiment(experiment.folder, told.append)
+    assert old.space.as_dict() == tiny_space.as_dict()
+    assert old.history().space == tiny_space.as_dict(), "so that a resume sees no change and writes none"
+    (experiment.folder / "experiment.yaml").unlink()
+    assert old.space.as_dict() == tiny_space.as_dict()
+    assert [line for line in told if "is missing" not in line] == []
+
+
+@pytest.mark.parametrize("removed", REMOVED_KEYS)
+def test_an_experiment_that_used_a_removed_key_is_still_read_and_says_so_in_one_line(
+    removed: str, experiment: Experiment, tiny_space: Space
+) -> None:
+    write_into_space(experiment, removed, "something")
+    told: list[str] = []
+    old = Experiment(experiment.folder, told.append)
+    for _ in range(2):
+        assert old.space.as_dict() == tiny_space.as_dict()
+    assert len(old.history().trials) == len(experiment.history().trials) > 0
+    (line,) = told
+    assert f"`{removed}` was removed" in line
+    assert "the space as the search journaled it is used" in line
+
+
+def write_into_space(experiment: Experiment, key: str, value: object) -> None:
+    """Write `section.key` into the space of both files, as an earlier version did."""
+    section, _, name = key.partition(".")
+    path = experiment.folder / "experiment.yaml"
+    content = yaml.safe_load(path.read_text())
+    content[section][name] = value
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    for journal in (experiment.folder / "journal.jsonl", backup_of(experiment.folder / "journal.jsonl")):
+        first, rest = journal.read_text().split("\n", 1)
+        event = json.loads(first)
+        event["space"][section][name] = value
+        journal.write_text(json.dumps(event) + "\n" + rest)
 
 
 def test_a_new_experiment_is_there_whole_or_not_at_all(

@@ -1,13 +1,16 @@
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spaces import InputError, load_space, shipped_spaces
 from spaces.loader import dump_space, space_from_text
+from spaces.removed import REMOVED_KEYS
 
 VALID = """\
 dataset: {name: digits}
@@ -314,3 +317,39 @@ space: {{lr: {{loguniform: [0.01, 0.5]}}}}
     space = space_from_text(text, "some.yaml", "some")
     assert space.search.grace_epochs == expected
     assert space_from_text(dump_space(space), "again.yaml", "some") == space
+
+
+@pytest.mark.parametrize("key", REMOVED_KEYS)
+def test_a_removed_key_is_refused_with_what_became_of_it_where_a_user_gives_it(key: str, tmp_path: Path) -> None:
+    default = json.dumps(REMOVED_KEYS[key].default)
+    sentence = f"`{key}` was removed: {REMOVED_KEYS[key].reason}. Take the line out."
+    option = f"{key}={default}"
+    assert lines_of(tmp_path, VALID, option) == (f"--set {option}: {sentence}",)
+    text, line_number = with_key(VALID, key, default)
+    assert lines_of(tmp_path, text) == (f"mine.yaml:{line_number}: {sentence}",)
+
+
+@pytest.mark.parametrize("key", REMOVED_KEYS)
+def test_an_experiment_s_own_file_may_hold_the_default_of_a_removed_key_and_no_other_value(
+    key: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(VALID)
+    expected = load_space(str(path))
+    path.write_text(with_key(VALID, key, json.dumps(REMOVED_KEYS[key].default))[0])
+    assert load_space(str(path)) == expected
+    assert load_space(str(tmp_path)) == expected
+    with pytest.raises(InputError, match=f"--set {key}=.*`{key}` was removed"):
+        load_space(str(path), [f"{key}={json.dumps(REMOVED_KEYS[key].default)}"])
+    path.write_text(with_key(VALID, key, "something")[0])
+    with pytest.raises(InputError, match=f"^experiment.yaml:[0-9]+: `{key}` was removed"):
+        load_space(str(path))
+
+
+def with_key(text: str, key: str, value: str) -> tuple[str, int]:
+    """A space with one more key, and the key's line in it."""
+    content = yaml.safe_load(text)
+    section, _, name = key.partition(".")
+    content.setdefault(section, {})[name] = yaml.safe_load(value)
+    written = yaml.safe_dump(content)
+    return written, 1 + next(n for n, line in enumerate(written.splitlines()) if line.strip().startswith(f"{name}:"))

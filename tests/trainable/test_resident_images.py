@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +10,10 @@ from trainable.compute import Compute
 from trainable.datasets import TrainingData, prepare_training_data
 from trainable.fit_evaluate import FitEvaluate
 from trainable.seeding import RunSeed
-from trainable.workbench import Workbench
 
 CONFIG = Hyperparameters(lr=0.02, momentum=0.8, gamma=0.5, step_size=2, batch_size=16, flip_p=0.3)
 UNTOUCHED = replace(CONFIG, flip_p=0.0, shift_scale_rotate_p=0.0, coarse_dropout_p=0.0)
 RESIDENT = Compute(resident=True)
-GRAPHED = Compute(resident=True, cuda_graph=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +26,9 @@ def fit(
     compute: Compute,
     config: Hyperparameters = CONFIG,
     number: int = 0,
-    workbench: Workbench | None = None,
+    resident: DeviceImages | None = None,
 ) -> FitEvaluate:
-    return FitEvaluate(data.train, data.validation, config, RunSeed(5, number), compute, workbench)
+    return FitEvaluate(data.train, data.validation, config, RunSeed(5, number), compute, resident)
 
 
 def outcomes(run: FitEvaluate, n_epochs: int = 2) -> list[float]:
@@ -72,54 +69,23 @@ def test_a_seed_repeats_a_resident_run_and_another_does_not(data: TrainingData) 
     assert first[0] != other[0]
 
 
-def test_a_workbench_brings_each_set_to_the_device_once(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_a_process_bring_each_set_to_the_device_once(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     brought = []
     gather = type(data.train).gather
     monkeypatch.setattr(
         type(data.train), "gather", lambda self, positions: (brought.append(self), gather(self, positions))[1]
     )
-    workbench = Workbench()
+    resident = DeviceImages(torch.device("cpu"))
     for number in range(3):
-        outcomes(fit(data, RESIDENT, number=number, workbench=workbench), 1)
+        outcomes(fit(data, RESIDENT, number=number, resident=resident), 1)
     assert [images is data.train for images in brought] == [True, False]
-
-
-def test_without_a_gpu_the_graph_is_left_out_with_a_line_that_says_why(
-    data: TrainingData, capsys: pytest.CaptureFixture[str]
-) -> None:
-    graphed = outcomes(fit(data, GRAPHED))
-    assert "without a CUDA graph, which is slower: the device is cpu" in capsys.readouterr().err
-    # The optimizer rounds in another order, which a few steps make visible.
-    assert graphed == pytest.approx(outcomes(fit(data, RESIDENT)), rel=0.1)
-
-
-def test_runs_on_one_workbench_are_those_on_new_ones(data: TrainingData) -> None:
-    workbench = Workbench()
-    configs = [CONFIG, replace(CONFIG, lr=0.05, momentum=0.5, gamma=0.9), replace(CONFIG, batch_size=32)]
-    for number, config in enumerate(configs):
-        shared = outcomes(fit(data, GRAPHED, config, number, workbench))
-        assert shared == outcomes(fit(data, GRAPHED, config, number))
-
-
-def test_a_checkpoint_goes_from_one_optimizer_to_the_other(data: TrainingData, tmp_path: Path) -> None:
-    for saved_in, restored_in in ((GRAPHED, RESIDENT), (RESIDENT, GRAPHED)):
-        run = fit(data, saved_in)
-        run.epoch_training(1)
-        folder = tmp_path / f"graph-{saved_in.cuda_graph}"
-        run.save(folder)
-        restored = fit(data, restored_in)
-        restored.restore(folder)
-        buffers, expected = (r.optimizer.state_dict()["state"] for r in (restored, run))
-        for index, slots in expected.items():
-            torch.testing.assert_close(buffers[index], slots, rtol=0, atol=0)
-        assert restored.scheduler.get_last_lr() == run.scheduler.get_last_lr()
-        assert outcomes(restored, 2) == pytest.approx(outcomes(run, 2), rel=0.1)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("graph", [False, True])
-def test_a_gpu_learns_what_a_cpu_learns(data: TrainingData, graph: bool) -> None:
-    on_gpu = Compute("cuda", "bf16", resident=True, cuda_graph=graph)
+def test_a_gpu_learns_what_a_cpu_learns(data: TrainingData) -> None:
+    on_gpu = Compute("cuda", "bf16", resident=True)
     losses = outcomes(fit(data, on_gpu, UNTOUCHED), 4)
     assert losses == pytest.approx(outcomes(fit(data, Compute(), UNTOUCHED), 4), rel=0.15)
