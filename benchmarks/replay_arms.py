@@ -18,7 +18,7 @@ class OwnArm:
 
     Attributes:
         name: for tables.
-        sampler, startup, asha, grace_epochs, reduction_factor: as in `search` of a space.
+        sampler, startup_trials, asha, grace_epochs, reduction_factor: as in `search` of a space.
         rule: of a stopping rung.
         workers: trials at once.
         most_seeds: fewer than the others have, where a proposal takes long.
@@ -26,7 +26,6 @@ class OwnArm:
 
     name: str
     sampler: Literal["random", "tpe", "gp"] = "random"
-    startup: Literal["random", "sobol"] = "random"
     startup_trials: int = 10
     asha: Literal["off", "stop", "promote"] = "off"
     grace_epochs: int = 1
@@ -70,7 +69,6 @@ FIRST_RUN: tuple[Arm, ...] = (
     OwnArm("tpe-stop-1", sampler="tpe", asha="stop"),
     OwnArm("tpe-stop-3", sampler="tpe", asha="stop", grace_epochs=3),
     OwnArm("tpe-promote-1", sampler="tpe", asha="promote"),
-    OwnArm("sobol-tpe-stop-3", sampler="tpe", startup="sobol", asha="stop", grace_epochs=3),
 )
 
 # As `spaces/cifar10.yaml` has it, and as a space file is taken that says nothing of it.
@@ -87,7 +85,6 @@ _SHIPPED_NAMES = (
     "tpe-stop-3",
     DEFAULT,
     "tpe-promote-3",
-    "sobol-tpe-stop-9",
 )
 
 # Of Gaussian processes: a proposal takes a fifth of a second.
@@ -109,17 +106,14 @@ def shipped_arms() -> tuple[Arm, ...]:
 
 
 def _every_sampler_and_stopping() -> list[OwnArm]:
-    arms = [OwnArm("sobol-tpe", "tpe", "sobol")]
-    for prefix, sampler, startup in (
-        ("random", "random", "random"),
-        ("tpe", "tpe", "random"),
-        ("sobol-tpe", "tpe", "sobol"),
-    ):
+    arms = []
+    samplers: tuple[Literal["random", "tpe"], ...] = ("random", "tpe")
+    for sampler in samplers:
         for grace in (1, 3, 9):
-            start = OwnArm("", sampler, startup, grace_epochs=grace)  # type: ignore[arg-type]
-            arms.append(replace(start, name=f"{prefix}-ray-{grace}", asha="stop", rule="rays"))
-            arms.append(replace(start, name=f"{prefix}-stop-{grace}", asha="stop"))
-            arms.append(replace(start, name=f"{prefix}-promote-{grace}", asha="promote"))
+            start = OwnArm("", sampler, grace_epochs=grace)
+            arms.append(replace(start, name=f"{sampler}-ray-{grace}", asha="stop", rule="rays"))
+            arms.append(replace(start, name=f"{sampler}-stop-{grace}", asha="stop"))
+            arms.append(replace(start, name=f"{sampler}-promote-{grace}", asha="promote"))
     return arms
 
 
@@ -178,7 +172,6 @@ def space_of(arm: OwnArm, space: Space, epochs: int, seed: int) -> Space:
         "reduction_factor": arm.reduction_factor,
         "asha": arm.asha,
         "sampler": arm.sampler,
-        "startup": arm.startup,
         "startup_trials": arm.startup_trials,
         "seed": seed,
         "explore": 0.0,

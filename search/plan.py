@@ -215,9 +215,9 @@ def _asha_line(space: Space) -> str:
 
 def _sampler_line(space: Space) -> str:
     search = space.search
-    if search.startup_trials < 2 or search.startup == search.sampler:
+    if search.startup_trials < 2 or search.sampler == "random":
         return f"proposals   {search.sampler}"
-    return f"proposals   {search.startup} up to trial {search.startup_trials - 1}, then {search.sampler}"
+    return f"proposals   random up to trial {search.startup_trials - 1}, then {search.sampler}"
 
 
 def _explore_lines(space: Space, expected: Expected) -> list[str]:

@@ -110,7 +110,7 @@ def unfinished_runs_outside(space: Space, history: History) -> list[Run]:
 
 _MISSING = object()
 # What a search did whose journal is from before these could be chosen.
-_ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup": "random", "startup_trials": 10}
+_ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup_trials": 10}
 
 
 def _shown(section: Mapping[str, Any], name: str) -> str:

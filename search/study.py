@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.records import History, Trial
-from search.samplers import sampler_for, startup_suggestion
+from search.samplers import sampler_for
 from search.space_change import contains
 from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
 from spaces.schema import Space
@@ -49,7 +49,7 @@ class Proposer:
         }
 
     def propose(self, number: int, baseline: bool) -> dict[str, Number]:
-        """Values of the searched parameters for trial `number`: the baseline's, those of the start, or the sampler's.
+        """Values of the searched parameters for trial `number`: the baseline's, or the sampler's.
 
         Raises:
             ValueError: `number` is not the next trial's.
@@ -58,8 +58,6 @@ class Proposer:
         self._study.sampler = sampler_for(self._space, number)
         if baseline:
             self._study.enqueue_trial(self._space.baseline_suggestion(), user_attrs={"baseline": True})
-        elif start := startup_suggestion(self._space, number):
-            self._study.enqueue_trial(start)
         trial = self._study.ask(self._distributions)
         if trial.number != number:
             raise ValueError(f"trial {number} was asked for, but the study is at trial {trial.number}.")

@@ -20,6 +20,7 @@ class RemovedKey:
 
 REMOVED_KEYS: Mapping[str, RemovedKey] = {
     "resources.cuda_graph": RemovedKey(False, "it was never measured"),
+    "search.startup": RemovedKey("random", "the first trials are always proposed at random"),
 }
 
 

@@ -87,8 +87,8 @@ class Search(Section):
         asha: `stop` ends a trial at a rung at once, or never; `promote` lets each pause at a rung and go on
             when it is among the best there; `off` trains all to the end.
         sampler: who proposes: `random`, Optuna's `tpe`, or its `gp` (which learns nothing from stopped trials).
-        startup: how the first trials are proposed: `random`, or `sobol`, which spreads them evenly.
-        startup_trials: so many, the baseline among them, before `tpe` or `gp` proposes.
+        startup_trials: number of trials, the baseline among them, that are proposed at random before `tpe` or `gp`
+            proposes.
         seed: of proposals, weights, order of the images, dropout and augmentation.
         time_budget: stop after this long, such as `30m`, `1h30m` or `90s`; None: no limit.
         explore: chance of each trial to be trained to the end whatever a rung says, so that what stopping loses
@@ -101,7 +101,6 @@ class Search(Section):
     reduction_factor: int = Field(default=3, ge=2, le=100_000)
     asha: Literal["stop", "promote", "off"] = "stop"
     sampler: Literal["random", "tpe", "gp"] = "tpe"
-    startup: Literal["random", "sobol"] = "random"
     startup_trials: int = Field(default=10, ge=1, le=MOST_TRIALS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None

@@ -340,7 +340,7 @@ def test_the_default_arm_is_what_a_space_file_gets(space: Space) -> None:
         "{dataset: {name: digits}, training: {max_epochs: 27}, search: {trials: 1}, space: {lr: {uniform: [0.01, 1]}}}"
     )
     for shipped in (load_space("cifar10").search, space_from_text(text, "some.yaml", "some").search):
-        for key in ("asha", "sampler", "startup", "startup_trials", "grace_epochs", "reduction_factor"):
+        for key in ("asha", "sampler", "startup_trials", "grace_epochs", "reduction_factor"):
             assert getattr(shipped, key) == getattr(default, key), key
 
 

@@ -24,7 +24,6 @@ OPTIONS = set_options(
     "search.trials=null",
     "search.epoch_budget=40",
     "search.sampler=random",
-    "search.startup=sobol",
     "resources.trials_at_once=2",
 )
 
