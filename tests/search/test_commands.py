@@ -178,7 +178,7 @@ def test_help_imports_nothing_heavy(run, tmp_path: Path) -> None:  # type: ignor
 
     program = (
         "import sys\n"
-        "from search import run, leaderboard, diagnose, retrain, predict, dashboard, report, compare\n"
+        "from search import run, leaderboard, diagnose, retrain, predict, report, compare\n"
         "from trainable import train\n"
         "heavy = 'torch ray optuna numpy albumentations rich plotly matplotlib jinja2 PIL'.split()\n"
         "print([name for name in heavy if name in sys.modules])"

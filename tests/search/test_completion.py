@@ -14,7 +14,6 @@ COMMANDS = (
     "search.retrain",
     "search.predict",
     "search.diagnose",
-    "search.dashboard",
     "search.report",
     "search.compare",
     "trainable.train",
@@ -74,7 +73,6 @@ def bin_folder(tmp_path: Path) -> Path:
         ("python -m search.compare seventh seco", {"second"}),
         ("python -m trainable.train cif", {"cifar10"}),
         ("python -m search.diagnose --fo", {"--format"}),
-        ("python -m search.dashboard --po", {"--port"}),
     ],
 )
 def test_the_tab_key_in_bash(
