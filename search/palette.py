@@ -1,4 +1,4 @@
-"""The colours of the report and of comparisons, for light and dark screens. A test holds them to WCAG's contrasts."""
+"""The report's colours, for light and dark screens. A test holds them to WCAG's contrasts."""
 
 from dataclasses import dataclass
 

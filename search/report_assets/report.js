@@ -116,7 +116,7 @@
     const buttons = [...traces].map(([name, trace]) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.append(swatch(trace), trace.meta || trace.name);
+      button.append(swatch(trace), trace.name);
       button.setAttribute("aria-pressed", String(!hidden.has(figures[0] + " " + name)));
       button.addEventListener("click", () => {
         const hide = button.getAttribute("aria-pressed") === "true";

@@ -1,4 +1,4 @@
-"""The report and a comparison in headless Chromium: they draw, sort, answer the mouse and the keyboard, and fit."""
+"""The report in headless Chromium: it draws, sorts, answers the mouse and the keyboard, and fits."""
 
 import re
 from collections.abc import Iterator
@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from search.compare_page import comparison_html
-from search.comparison import compared_rows, read_compared
 from search.palette import BLUE, PAPER, TEXT
 from search.report_page import report_html
 from spaces import load_space
@@ -24,21 +22,16 @@ N_SHOWN = 20
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report of a search with hostile names, and a comparison of it with another."""
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a search with hostile names."""
     parent = tmp_path_factory.mktemp("pages")
     space = load_space("quickstart", SETTINGS)
     data = prepare_training_data(space.dataset)
-    first = shown_experiment.searched(parent / "results", "first", space, data)
-    shown_experiment.tested(first, data)
-    other = shown_experiment.searched(
-        parent / "results", "other", load_space("quickstart", ["search.trials=9"]), seed=1
-    )
-    compared = read_compared([first, other])
-    contents = {"report": report_html(first), "comparison": comparison_html(compared, compared_rows(compared))}
-    for name, html in contents.items():
-        (parent / f"{name}.html").write_text(html, encoding="utf-8")
-    return {name: parent / f"{name}.html" for name in contents}
+    experiment = shown_experiment.searched(parent / "results", "first", space, data)
+    shown_experiment.tested(experiment, data)
+    path = parent / "report.html"
+    path.write_text(report_html(experiment), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +40,13 @@ def driver() -> Iterator[Any]:
         yield started
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
 @pytest.mark.parametrize("size_px", [DESKTOP_PX, PHONE_PX])
 def test_every_plot_is_drawn_without_a_complaint_and_nothing_is_wider_than_the_screen(
-    name: str, size_px: tuple[int, int], driver: Any, pages: dict[str, Path]
+    size_px: tuple[int, int], driver: Any, report: Path
 ) -> None:
-    show(driver, pages[name], size_px)
+    show(driver, report, size_px)
     figures = driver.execute_script("return [...document.querySelectorAll('.plot')].map(p => p.dataset.figure)")
-    assert len(figures) == (13 if name == "report" else 2)
+    assert len(figures) == 13
     for figure in figures:
         drawn(driver, figure)
     assert complaints(driver) == []
@@ -66,16 +58,16 @@ def test_every_plot_is_drawn_without_a_complaint_and_nothing_is_wider_than_the_s
     assert max(widths) <= size_px[0]
 
 
-def test_plots_wait_until_they_are_near(driver: Any, pages: dict[str, Path]) -> None:
-    show(driver, pages["report"])
+def test_plots_wait_until_they_are_near(driver: Any, report: Path) -> None:
+    show(driver, report)
     until(driver, "return document.querySelector('#plot-curves').dataset.drawn || document.readyState === 'complete'")
     assert not driver.execute_script("return document.querySelector('#plot-confusion').dataset.drawn")
 
 
-def test_headings_sort_by_mouse_and_keyboard_and_say_so(driver: Any, pages: dict[str, Path]) -> None:
+def test_headings_sort_by_mouse_and_keyboard_and_say_so(driver: Any, report: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    show(driver, pages["report"])
+    show(driver, report)
     button = _heading(driver, "accuracy")
     button.click()
     values = _column(driver, "accuracy")
@@ -99,10 +91,10 @@ def test_headings_sort_by_mouse_and_keyboard_and_say_so(driver: Any, pages: dict
     assert _column(driver, "rank") == [str(i) for i in range(1, N_SHOWN + 1)]
 
 
-def test_hovering_over_a_point_says_what_it_is(driver: Any, pages: dict[str, Path]) -> None:
+def test_hovering_over_a_point_says_what_it_is(driver: Any, report: Path) -> None:
     from selenium.webdriver import ActionChains
 
-    show(driver, pages["report"])
+    show(driver, report)
     drawn(driver, "history")
     place = driver.execute_script(
         """
@@ -119,8 +111,8 @@ def test_hovering_over_a_point_says_what_it_is(driver: Any, pages: dict[str, Pat
     assert "winner" in text
 
 
-def test_the_cells_of_the_confusion_matrix_show_their_images(driver: Any, pages: dict[str, Path]) -> None:
-    show(driver, pages["report"])
+def test_the_cells_of_the_confusion_matrix_show_their_images(driver: Any, report: Path) -> None:
+    show(driver, report)
     drawn(driver, "confusion")
     counts, texts = driver.execute_script(
         """
@@ -133,10 +125,10 @@ def test_the_cells_of_the_confusion_matrix_show_their_images(driver: Any, pages:
     assert sorted(text for text in texts if text) == sorted(str(count) for count in counts if count)
 
 
-def test_arrow_keys_walk_from_point_to_point_and_it_is_said_aloud(driver: Any, pages: dict[str, Path]) -> None:
+def test_arrow_keys_walk_from_point_to_point_and_it_is_said_aloud(driver: Any, report: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    show(driver, pages["report"])
+    show(driver, report)
     drawn(driver, "curves")
     plot = driver.find_element("css selector", "#plot-curves")
     driver.execute_script("arguments[0].focus({preventScroll: true})", plot)
@@ -154,8 +146,8 @@ def test_arrow_keys_walk_from_point_to_point_and_it_is_said_aloud(driver: Any, p
     assert complaints(driver) == []
 
 
-def test_the_legend_hides_and_shows(driver: Any, pages: dict[str, Path]) -> None:
-    show(driver, pages["report"])
+def test_the_legend_hides_and_shows(driver: Any, report: Path) -> None:
+    show(driver, report)
     drawn(driver, "curves")
     stopped = driver.find_element("css selector", "[data-keys='curves'] button")
     assert stopped.text.startswith("stopped")
@@ -169,8 +161,8 @@ def test_the_legend_hides_and_shows(driver: Any, pages: dict[str, Path]) -> None
     assert driver.execute_script(visible) is False, "it stays hidden when the page is drawn anew"
 
 
-def test_dark_mode_is_dark_plots_too_and_can_be_changed_at_any_time(driver: Any, pages: dict[str, Path]) -> None:
-    show(driver, pages["report"], scheme="dark")
+def test_dark_mode_is_dark_plots_too_and_can_be_changed_at_any_time(driver: Any, report: Path) -> None:
+    show(driver, report, scheme="dark")
     drawn(driver, "history")
     assert _style(driver, "body", "background-color") == _rgb(PAPER.dark)
     assert _style(driver, "body", "color") == _rgb(TEXT.dark)
@@ -184,10 +176,10 @@ def test_dark_mode_is_dark_plots_too_and_can_be_changed_at_any_time(driver: Any,
     assert _style(driver, "body", "background-color") == _rgb(PAPER.light)
 
 
-def test_the_keyboard_reaches_everything_in_order(driver: Any, pages: dict[str, Path]) -> None:
+def test_the_keyboard_reaches_everything_in_order(driver: Any, report: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    show(driver, pages["report"])
+    show(driver, report)
     driver.find_element("tag name", "body").send_keys(Keys.TAB)
     assert driver.switch_to.active_element.get_attribute("class") == "skip"
     reached = set()
@@ -201,16 +193,16 @@ def test_the_keyboard_reaches_everything_in_order(driver: Any, pages: dict[str, 
     assert {"a", "button", "div"} <= reached
 
 
-def test_nothing_is_asked_of_any_network(driver: Any, pages: dict[str, Path]) -> None:
-    show(driver, pages["report"])
+def test_nothing_is_asked_of_any_network(driver: Any, report: Path) -> None:
+    show(driver, report)
     drawn(driver, "parallel")
     names = driver.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert [name for name in names if not name.startswith("data:")] == []
 
 
-def test_scripts_from_a_folder_could_not_run_even_if_they_were_put_in(driver: Any, pages: dict[str, Path]) -> None:
-    html = pages["report"].read_text().replace("</main>", "<script>document.title = 'owned'</script></main>")
-    altered = pages["report"].with_name("altered.html")
+def test_scripts_from_a_folder_could_not_run_even_if_they_were_put_in(driver: Any, report: Path) -> None:
+    html = report.read_text().replace("</main>", "<script>document.title = 'owned'</script></main>")
+    altered = report.with_name("altered.html")
     altered.write_text(html, encoding="utf-8")
     show(driver, altered)
     scroll_to(driver, "footer")
