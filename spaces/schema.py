@@ -279,14 +279,18 @@ class Space:
         return {name: getattr(self.baseline, name) for name in self.searched}
 
     def as_dict(self) -> dict[str, Any]:
-        """The file's content with every default written out, ready for YAML."""
+        """The file's content with every default written out, ready for YAML.
+
+        Each hyperparameter has exactly one source: a fixed value in `space`, a value in `training`, or `baseline`.
+        """
         sections = {name: getattr(self, name).model_dump() for name in SECTIONS}
         for name in self.parameters:
             sections["training"].pop(name, None)
+        elsewhere = {*sections["training"], *(self.parameters.keys() - self.searched.keys())}
         return {
             **sections,
             "space": {name: parameter.as_yaml() for name, parameter in self.parameters.items()},
-            "baseline": {name: getattr(self.baseline, name) for name in self.parameters if name in self.searched},
+            "baseline": {name: value for name, value in self.baseline.as_dict().items() if name not in elsewhere},
         }
 
 
