@@ -363,7 +363,7 @@ def _search(
     from search.display import SearchDisplay
     from search.expectation import expected_search
     from search.launching import Launch, run_session
-    from search.plan import limits_text
+    from search.plan import epochs_text, limits_text
 
     console = Console(highlight=False, markup=False)
     left_s = _time_left_s(experiment, space)
@@ -373,7 +373,7 @@ def _search(
         n_done = len(history.counting)
         so_far = f", {n_done} begun before" if n_done else ""
         expected = expected_search(space)
-        in_all = f", about {expected.epochs:.0f} epochs in all" if expected else ""
+        in_all = f", {epochs_text(space, expected)}" if expected else ""
         console.print(
             f"{printable(experiment.location)}: {limits_text(space, expected)}{so_far} on {placement.description} in "
             f"{placement.compute.precision} ({placement.precision_reason}), "
