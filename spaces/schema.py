@@ -39,7 +39,7 @@ class Dataset(Section):
         root: where the images are; `~` is expanded. Not used by `digits`.
         download: whether `cifar10` may be fetched from the network when it is not under `root`.
         image_size: side of the square that every image is resized to, in pixels.
-        train_limit: take a stratified subset of this many training images (validation included); None: all.
+        train_limit: take a stratified subset of at most this many training images (validation included); None: all.
         images_per_epoch: how many images make an epoch; None: each training image once. An epoch may be a part of
             a pass over the images (the next epoch goes on where it ended) or more than one.
         validation_fraction: part of those that is held out for validation, per class.
