@@ -76,6 +76,13 @@ def next_run(history: History, space: Space) -> tuple[int, int] | None:
     return None
 
 
+def n_runs_of_tied(history: History, space: Space) -> int:
+    """Number of fresh runs in one more block of the trials that are still tied, as far as the budget allows."""
+    racing = _in_race(candidates(history, space), history)
+    n_left = budget_epochs(history, space) // space.training.max_epochs - len(history.runs)
+    return max(0, min(len(racing), n_left)) if len(racing) > 1 else 0
+
+
 def most_runs(space: Space) -> int:
     """More fresh runs than these are never made for one set of trials."""
     return MOST_TIMES_SEEDS * space.confirm.seeds * (space.confirm.top + 1)

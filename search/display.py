@@ -12,8 +12,8 @@ from search import budget
 from search.estimates import duration_text
 from search.live_screen import LiveScreen, can_show_screens
 from search.ranking import best_accuracy
-from search.records import EpochDone, Event, History, RunEnded, RunEpochDone, Trial, TrialEnded
-from search.remaining import Remaining, mean_of_latest, remaining
+from search.records import Event, History, RunEnded, Trial, TrialEnded
+from search.remaining import Remaining, recent_epoch_s, remaining
 from search.screen import STATUS_STYLES, Glyphs, Happening, Scene, screen
 from search.tables import compact
 from spaces.printable import printable
@@ -61,7 +61,7 @@ class SearchDisplay:
         self._started_s = time.monotonic() if started_s is None else started_s
         self._time_left_s = time_left_s
         self._history = history or History()
-        self._epoch_s: list[float] = []
+        self._session_start = time.time() - (time.monotonic() - self._started_s)
         self._notes: list[Happening] = []
         self._to_tell_again: list[tuple[str, str]] = []
         shows_screen = can_show_screens(console) and not quiet and not plain
@@ -82,8 +82,6 @@ class SearchDisplay:
         """Take in an event of the search."""
         self._history = history
         match event:
-            case EpochDone() | RunEpochDone():
-                self._epoch_s.append(event.seconds)
             case TrialEnded():
                 failed = event.status in ("failed", "diverged")
                 if failed or not self._quiet:
@@ -193,7 +191,7 @@ class SearchDisplay:
     def _left_s(self, left: Remaining) -> float | None:
         gone_s = time.monotonic() - self._started_s
         budget_left_s = None if self._time_left_s is None else self._time_left_s - gone_s
-        return left.seconds(mean_of_latest(self._epoch_s), self._trials_at_once, budget_left_s)
+        return left.seconds(recent_epoch_s(self._history, self._session_start), self._trials_at_once, budget_left_s)
 
 
 def _of(limit: int | None) -> str:

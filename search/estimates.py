@@ -1,5 +1,6 @@
 """What a search will cost, from its rungs. Pure functions."""
 
+import heapq
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -69,13 +70,25 @@ def size_text(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{max(1, math.ceil(n_bytes / 1e6))} MB"
 
 
-def seconds_left(epochs_left: Iterable[float], epoch_s: float, trials_at_once: int) -> float:
-    """Seconds until trials that have so many epochs left each are trained.
+def seconds_left(
+    trial_epochs: Iterable[float], run_epochs: Iterable[float], epoch_s: float, trials_at_once: int
+) -> float:
+    """Seconds until all trials, and after them all fresh runs, are trained.
 
-    However many places there are, the longest trial needs its own time.
+    Args:
+        trial_epochs: epochs that each trial still has to train. Trials of different length fill all slots to the
+            end, but the longest trial needs its own time.
+        run_epochs: likewise of each fresh run. Fresh runs are few and of equal length, and start when the last
+            trial has ended, so that slots stay empty at their end.
+        epoch_s: seconds of an epoch in its slot.
+        trials_at_once: number of slots.
     """
-    each = list(epochs_left)
-    return max(sum(each) / trials_at_once, max(each, default=0.0)) * epoch_s
+    trials = list(trial_epochs)
+    epochs_of_trials = max(sum(trials) / trials_at_once, max(trials, default=0.0))
+    slots = [0.0] * trials_at_once
+    for epochs in sorted(run_epochs, reverse=True):
+        heapq.heapreplace(slots, slots[0] + epochs)
+    return (epochs_of_trials + max(slots)) * epoch_s
 
 
 @lru_cache(maxsize=64)

@@ -21,13 +21,15 @@ from search.journal import Journal, JournalFollower, read_history, set_damaged_a
 from search.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
 from search.ranking import RESULT_COLUMNS, Ranked, rank, winner
 from search.records import History, SpaceSet
+from search.space_change import journaled_space, stated_hyperparameters, unwritten_baseline, value_text
 from spaces.errors import InputError, expanded
-from spaces.loader import dump_space, load_space, space_from_text
-from spaces.parameters import HYPERPARAMETER_NAMES, Number
+from spaces.loader import dump_space, find_space, load_space, space_from_text
+from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters, Number
 from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
 from spaces.printable import printable
 from spaces.removed import without_removed_keys
 from spaces.schema import Space
+from spaces.yaml_lines import MAX_BYTES, parse
 from trainable.files import write_text
 
 if TYPE_CHECKING:
@@ -124,13 +126,30 @@ class Experiment:
                 raise InputError(f"{path}: is missing.")
             load_space(str(path))
         except InputError as error:
-            journaled = self.history().space
+            journaled = journaled_space(self.history())
             if journaled is None:
                 raise
             self.tell_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
             text = str(yaml.safe_dump(without_removed_keys(journaled), sort_keys=False))
             return space_from_text(text, "the journal's space", self.name, overrides)
-        return load_space(str(path), overrides)
+        return load_space(str(path), [*self.unwritten_values(), *overrides])
+
+    def unwritten_values(self) -> list[str]:
+        """`baseline.NAME=VALUE` for each value that an earlier version did not write to `experiment.yaml`.
+
+        Raises:
+            InputError: the file is not a plain one, or not YAML.
+        """
+        path = self.folder / "experiment.yaml"
+        stated = stated_hyperparameters(parse(read_plain(path, MAX_BYTES).decode(), path.name).content)
+        if stated >= set(HYPERPARAMETER_NAMES):
+            return []  # as every file of this version, whose journal need not be read
+        values = unwritten_baseline(self.history())
+        missing = {name: value for name, value in values.items() if name not in stated}
+        for name, value in missing.items():
+            if value != getattr(Hyperparameters(), name):
+                self.tell_once(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
+        return [f"baseline.{name}={value_text(missing, name)}" for name in missing]
 
     @property
     def manifest(self) -> Manifest:
@@ -358,6 +377,18 @@ def open_experiment(given: str | None, results: Path) -> Experiment:
             return Experiment(folder)
     names = ", ".join(experiment.name for experiment in list_experiments(results)[:10]) or "none yet"
     raise InputError(f"`{given}` is not an experiment: {results}/ has {names}. Give a name or a path to its folder.")
+
+
+def load_space_or_experiment(space: str, overrides: Sequence[str]) -> Space:
+    """As `load_space`; the space of an experiment gets the baseline values that only its journal holds.
+
+    Raises:
+        InputError: as for `load_space`.
+    """
+    path = find_space(space)
+    if path.name == "experiment.yaml" and (path.parent / "journal.jsonl").is_file():
+        overrides = [*Experiment(path.parent).unwritten_values(), *overrides]
+    return load_space(space, overrides)
 
 
 def list_experiments(results: Path) -> list[Experiment]:

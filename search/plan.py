@@ -188,6 +188,14 @@ def limits_text(space: Space, expected: Expected | None) -> str:
     return f"about {expected.trials} trials"
 
 
+def epochs_text(space: Space, expected: Expected) -> str:
+    """How many epochs trials and fresh runs are expected to train together."""
+    fresh = confirmation.expected_epochs(expected.epochs, space)
+    n_runs = round(fresh / space.training.max_epochs)
+    of_runs = f" ({fresh:.0f} of them in {n_runs} fresh runs of the best and the baseline)" if fresh else ""
+    return f"about {expected.epochs + fresh:.0f} epochs in all{of_runs}"
+
+
 def _budget_lines(space: Space, placement: Placement) -> list[str]:
     search = space.search
     lines = []
@@ -308,8 +316,8 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
     fresh = confirmation.expected_epochs(expected.epochs, space)
     n_runs = round(fresh / max_epochs)
     n_exempt = 1 + expected.n_explored
-    epochs_left = [*[max_epochs] * n_exempt, *[expected.each] * (expected.trials - n_exempt), *[max_epochs] * n_runs]
-    total_s = seconds_left(epochs_left, epoch_s, placement.trials_side_by_side)
+    trial_epochs = [*[max_epochs] * n_exempt, *[expected.each] * (expected.trials - n_exempt)]
+    total_s = seconds_left(trial_epochs, [max_epochs] * n_runs, epoch_s, placement.trials_side_by_side)
     if space.search.time_budget_s is not None:
         total_s = min(total_s, space.search.time_budget_s)
     trials = limits_text(space, expected)
@@ -334,10 +342,8 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
     lines += _budget_lines(space, placement)
     lines.append(
         f"cost        about {duration_text(total_s)} on {placement.places}: {trials}, at most "
-        f"{max_epochs} epochs, about {expected.epochs:.0f} epochs in all"
+        f"{max_epochs} epochs, {epochs_text(space, expected)}"
     )
-    if fresh:
-        lines.append(f"            then {n_runs} fresh runs of the best and the baseline, {fresh:.0f} epochs")
     lines.append(f"            ({epoch_s:.1f} s an epoch by steps timed now; start-up comes on top)")
     most_bytes = experiment_bytes(space, data, placement, expected)
     lines.append(

@@ -101,13 +101,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from search.experiment import create_experiment, must_be_a_name
+    from search.experiment import create_experiment, load_space_or_experiment, must_be_a_name
     from search.manifest import new_manifest
-    from spaces.loader import load_space
 
-    space = _with_absolute_paths(
-        load_space(options.space or DEFAULT_SPACE, [*_shortcut_overrides(options), *options.set])
-    )
+    overrides = [*_shortcut_overrides(options), *options.set]
+    space = _with_absolute_paths(load_space_or_experiment(options.space or DEFAULT_SPACE, overrides))
     name = options.name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
     must_be_a_name(name)
     _must_be_new(options, name)
@@ -236,21 +234,25 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
 
 def _changed(options: argparse.Namespace, experiment: Experiment, history: History) -> Space:
     """The experiment's space with what the command changes in it; checked, but not written yet."""
-    from search.space_change import must_be_allowed
-    from spaces.loader import load_space
+    from search.experiment import load_space_or_experiment
+    from search.space_change import journaled_space, must_be_allowed
 
     overrides = list(options.set)
     for key, more in (("trials", options.add_trials), ("epoch_budget", options.add_epochs)):
         if more is not None:
             overrides.append(f"search.{key}={_present(experiment, key) + more}")
-    space = experiment.space_with(overrides) if options.space is None else load_space(options.space, overrides)
+    if options.space is None:
+        space = experiment.space_with(overrides)
+    else:
+        space = load_space_or_experiment(options.space, overrides)
     space = _with_absolute_paths(space)
-    if history.space is None:
+    before = journaled_space(history)
+    if before is None:
         raise InputError(
             f"{experiment.folder}: its journal does not say what was searched. Start a new search: "
             f"python -m search.run {shell_word(experiment.folder)}"
         )
-    must_be_allowed(history.space, space, options.allow_changed_space, experiment.folder)
+    must_be_allowed(before, space, options.allow_changed_space, experiment.folder)
     return space
 
 
@@ -266,17 +268,20 @@ def _present(experiment: Experiment, key: str) -> int:
 def _take_over(experiment: Experiment, space: Space, history: History) -> None:
     """Make `space` the experiment's, where it is not that already."""
     from search.records import RunEnded, SpaceSet, TrialEnded
-    from search.space_change import set_aside, unfinished_outside, unfinished_runs_outside
+    from search.space_change import set_aside, set_aside_text, unfinished_outside, unfinished_runs_outside
 
     if history.space == space.as_dict():
         return
+    outside = set_aside(space, history)
+    if text := set_aside_text(outside, history):
+        experiment.tell_once(f"{experiment.folder}: {text}")
     experiment.write_space(space)
     journal = experiment.journal()
     for trial in unfinished_outside(space, history):
         journal.append(TrialEnded(trial.number, "stopped", "the space was changed", time.time()))
     for run in unfinished_runs_outside(space, history):
         journal.append(RunEnded(run.number, "failed", "the space was changed", time.time()))
-    journal.append(SpaceSet(space.as_dict(), set_aside(space, history), time.time()))
+    journal.append(SpaceSet(space.as_dict(), outside, time.time()))
 
 
 def _with_time_budget(space: Space, time_budget: str | None) -> Space:
@@ -358,7 +363,7 @@ def _search(
     from search.display import SearchDisplay
     from search.expectation import expected_search
     from search.launching import Launch, run_session
-    from search.plan import limits_text
+    from search.plan import epochs_text, limits_text
 
     console = Console(highlight=False, markup=False)
     left_s = _time_left_s(experiment, space)
@@ -368,7 +373,7 @@ def _search(
         n_done = len(history.counting)
         so_far = f", {n_done} begun before" if n_done else ""
         expected = expected_search(space)
-        in_all = f", about {expected.epochs:.0f} epochs in all" if expected else ""
+        in_all = f", {epochs_text(space, expected)}" if expected else ""
         console.print(
             f"{printable(experiment.location)}: {limits_text(space, expected)}{so_far} on {placement.description} in "
             f"{placement.compute.precision} ({placement.precision_reason}), "

@@ -1,7 +1,7 @@
 """What it means for a search that its space was changed after it began. Pure functions."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import yaml
 
 from search.records import History, Run, Trial
 from spaces.errors import InputError
-from spaces.parameters import Hyperparameters
+from spaces.parameters import Hyperparameters, Number
 from spaces.schema import Space
 
+MOST_NUMBERS_TOLD = 10
 # What says where things are and how long the search goes on, but not what it means.
 _FREE = (
     "search.trials",
@@ -26,6 +27,30 @@ _FREE = (
 )
 # What every trial's result depends on: trials on either side of such a change cannot be compared.
 _NEVER = ("dataset", "training.max_epochs", "training.precision", "search.seed")
+
+
+def unwritten_baseline(history: History) -> dict[str, Number]:
+    """Baseline values that the journaled space does not state, by hyperparameter.
+
+    Earlier versions wrote `baseline` only for searched hyperparameters. The others have the same value in all
+    trials of such a search: that of the first trial that counts, or the default value before there is a trial.
+    """
+    config = next((trial.config for trial in history.counting), Hyperparameters())
+    stated = stated_hyperparameters(history.space or {})
+    return {name: value for name, value in config.as_dict().items() if name not in stated}
+
+
+def stated_hyperparameters(content: Mapping[str, Any]) -> set[str]:
+    """Names of the hyperparameters to which a space file or a journaled space gives a value or a range."""
+    sections = (content.get(name) for name in ("training", "space", "baseline"))
+    return {str(name) for section in sections if isinstance(section, dict) for name in section}
+
+
+def journaled_space(history: History) -> dict[str, Any] | None:
+    """The journaled space with all baseline values; None where the journal has no space."""
+    if history.space is None:
+        return None
+    return {**history.space, "baseline": {**(history.space.get("baseline") or {}), **unwritten_baseline(history)}}
 
 
 def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, folder: Path) -> bool:
@@ -72,12 +97,24 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable
         for name in {**old, **new}:
             if old.get(name, _MISSING) != new.get(name, _MISSING):
                 key = f"{section}.{name}"
-                yield key, f"`{key}` was {_shown(old, name)} and is {_shown(new, name)}"
+                yield key, f"`{key}` was {value_text(old, name)} and is {value_text(new, name)}"
 
 
 def set_aside(space: Space, history: History) -> list[int]:
     """Numbers of the trials whose configuration could not have come from `space`."""
     return [number for number, trial in history.trials.items() if not contains(space, trial.config)]
+
+
+def set_aside_text(outside: Sequence[int], history: History) -> str | None:
+    """One line that says which of the trials `outside` counted until now; None where none did."""
+    newly = [number for number in outside if not history.trials[number].set_aside]
+    if not newly:
+        return None
+    numbers = ", ".join(map(str, newly[:MOST_NUMBERS_TOLD])) + (", …" if len(newly) > MOST_NUMBERS_TOLD else "")
+    return (
+        f"{len(newly)} of {len(history.counting)} trials lie outside the space as it is now and count no more "
+        f"({numbers})."
+    )
 
 
 def contains(space: Space, config: Hyperparameters) -> bool:
@@ -113,7 +150,8 @@ _MISSING = object()
 _ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup_trials": 10}
 
 
-def _shown(section: Mapping[str, Any], name: str) -> str:
+def value_text(section: Mapping[str, Any], name: str) -> str:
+    """The value of a key on one line, as in YAML; `not given` where the section does not have it."""
     if name not in section:
         return "not given"
     # A scalar alone is followed by YAML's end of a document.

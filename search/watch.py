@@ -81,7 +81,8 @@ class _Watched:
         self._notes.append(Happening(time.time(), line, "yellow"))
 
     def draw(self, width: int, height: int, glyphs: Glyphs) -> Sequence[Text]:
-        left, epoch_s = remaining(self._history, self._space), recent_epoch_s(self._history)
+        left = remaining(self._history, self._space)
+        epoch_s = recent_epoch_s(self._history, _session_start(self._manifest))
         device, now = self._manifest.device, time.time()
         budget_left_s = self._budget_left_s(now)
         scene = Scene(
@@ -105,9 +106,12 @@ class _Watched:
 
 
 def _elapsed_s(manifest: Manifest, now: float) -> float | None:
-    if not manifest.sessions:
-        return None
-    return now - datetime.fromisoformat(manifest.sessions[-1].started_at).timestamp()
+    return now - _session_start(manifest) if manifest.sessions else None
+
+
+def _session_start(manifest: Manifest) -> float:
+    """Of the latest session, in seconds since 1970 (UTC); 0 before the first."""
+    return datetime.fromisoformat(manifest.sessions[-1].started_at).timestamp() if manifest.sessions else 0.0
 
 
 class _Pressed:

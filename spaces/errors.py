@@ -1,5 +1,6 @@
 """Errors that a command tells in lines of its own instead of a trace."""
 
+import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,17 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[tuple[str, ...]]]:
         return (type(self), (self.lines,))
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """` Did you mean …?` for the most similar of `words`, to be put after a sentence; empty where none is similar."""
+    match = nearest(word, words)
+    return f" Did you mean `{match}`?" if match else ""
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The most similar of `words`, or None where none is similar."""
+    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)), None)
 
 
 def expanded(path: str | Path) -> Path:

@@ -1,6 +1,5 @@
 """From a file name and `--set` options to a validated `Space`, or to every error at once."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from spaces.errors import InputError, expanded
+from spaces.errors import InputError, did_you_mean, expanded, nearest
 from spaces.parameters import (
     HYPERPARAMETER_NAMES,
     LIMITS,
@@ -20,12 +19,14 @@ from spaces.parameters import (
     Number,
     Parameter,
     ParameterError,
+    as_yaml_numbers,
     looks_like_exponent,
     out_of_limits,
     parse_parameter,
     shorten,
 )
 from spaces.plain_files import read_plain
+from spaces.printable import shortened
 from spaces.removed import REMOVED_KEYS, removed_sentence, without_removed_keys
 from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Search, Section, Space, Training
 from spaces.yaml_lines import MAX_BYTES, Document, parse
@@ -40,6 +41,7 @@ _TYPE_NAMES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "string_type": "text",
     "string_unicode": "text",
     "bool_type": "true or false",
@@ -104,7 +106,7 @@ def find_space(space: str) -> Path:
     if path.is_file():
         return path
     names = ", ".join(shipped_spaces())
-    hint = _nearest(space, shipped_spaces())
+    hint = did_you_mean(space, shipped_spaces())
     raise InputError(f"`{space}` is not a space: give a path to a YAML file, or one of {names}.{hint}")
 
 
@@ -130,13 +132,17 @@ def _read(path: Path) -> str:
 
 def _unknown(key: str, what: str, known: Iterable[str]) -> str:
     known = list(known)
-    hint = _nearest(key.rpartition(".")[2], known)
-    return f"`{key}` is not {what}: there are {', '.join(known)}.{hint}"
+    hint = did_you_mean(key.rpartition(".")[2], known)
+    return f"`{shortened(key)}` is not {what}: there are {', '.join(known)}.{hint}"
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.5)
-    return f" Did you mean `{matches[0]}`?" if matches else ""
+def _with_section(key: str) -> str:
+    """Advice for a key that was given without its section: ` Write training.max_epochs.`, or an empty text."""
+    keys = [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
+    keys += [(section, name) for section in ("space", "baseline") for name in HYPERPARAMETER_NAMES]
+    match = nearest(key, {name for _, name in keys})
+    homes = [f"{section}.{name}" for section, name in keys if name == match]
+    return f" Write {' or '.join(homes)}." if homes else ""
 
 
 class _Overridden:
@@ -156,21 +162,23 @@ class _Overridden:
     def where(self, path: tuple[str | int, ...]) -> str:
         for length in range(len(path), 0, -1):
             if path[:length] in self._option_of:
-                return f"--set {self._option_of[path[:length]]}"
+                return f"--set {shortened(self._option_of[path[:length]])}"
         return f"{self._source}:{self._document.line_of(path)}"
 
     def _apply_one(self, option: str) -> str | None:
         key, equals, text = option.partition("=")
+        shown = f"--set {shortened(option)}"
         path = tuple(key.strip().split("."))
         if not equals or len(path) != 2 or not all(path):
-            return f"--set {option}: must have the form section.key=value, such as search.trials=32."
+            hint = _with_section(path[0]) if equals and len(path) == 1 else ""
+            return f"{shown}: must have the form section.key=value, such as search.trials=32.{hint}"
         section, name = path
         if section not in TOP_LEVEL:
-            return f"--set {option}: {_unknown(section, 'a section', TOP_LEVEL)}"
+            return f"{shown}: {_unknown(section, 'a section', TOP_LEVEL)}"
         try:
-            value = parse(f"value: {text}", f"--set {option}").content["value"]
-        except InputError:
-            return f"--set {option}: has a value that is not valid YAML: {shorten(text)}."
+            (value,) = parse(f"value: {text}", shown).content.values()
+        except ValueError:  # not YAML, or more than one value
+            return f"{shown}: has a value that is not valid YAML: {shorten(text)}."
         holder = self.content.setdefault(section, {})
         if holder is None:
             holder = self.content[section] = {}
@@ -205,6 +213,8 @@ class _Validation:
         self._source = source
         self._content = source.content
         self._findings: list[tuple[str, str]] = []
+        # Keys without a value that rules across keys could use.
+        self._unusable: set[tuple[str | int, ...]] = set()
 
     def run(self, name: str) -> Space:
         self._check_top_level()
@@ -221,6 +231,7 @@ class _Validation:
 
     def _find(self, path: tuple[str | int, ...], sentence: str) -> None:
         self._findings.append((self._source.where(path), sentence))
+        self._unusable.add(path)
 
     def _check_top_level(self) -> None:
         for key in self._content:
@@ -239,13 +250,33 @@ class _Validation:
         try:
             section = model.model_validate({} if raw is None else raw)
         except ValidationError as error:
-            for location, several in _by_key(error.errors(), model).items():
+            by_key = _by_key(error.errors(), model)
+            for location, several in by_key.items():
                 self._find((key, *location), _sentence(key, location, model, several))
-            return None
+            return self._usable_part(key, model, raw, by_key)
         if key == "dataset" and section.name == "folder" and section.root is None:  # type: ignore[attr-defined]
             self._find((key,), "`dataset.root` is missing, but a folder data set must say where its images are.")
             return None
         return section
+
+    def _usable_part(
+        self, key: str, model: type[Section], raw: Any, errors: Mapping[tuple[str | int, ...], list[ErrorDetails]]
+    ) -> Section | None:
+        """The section without its wrong keys, so that rules across keys can be checked beside other errors."""
+        if not isinstance(raw, dict):
+            return None
+        wrong = {str(location[0]) for location in errors if location}
+        for name in wrong - model.model_fields.keys():
+            # A misspelt key leaves the value of the key that was meant unknown.
+            self._unusable.add((key, nearest(name, model.model_fields) or name))
+        try:
+            return model.model_validate({name: value for name, value in raw.items() if name not in wrong})
+        except ValidationError:
+            return None
+
+    def _can_use(self, *keys: str) -> bool:
+        """Whether `section.key` has, for each of `keys`, a value that is right or left out."""
+        return not any(tuple(key.split(".")) in self._unusable for key in keys)
 
     def _parameters(self) -> dict[str, Parameter]:
         raw = self._content.get("space")
@@ -269,6 +300,8 @@ class _Validation:
         training, search = sections["training"], sections["search"]
         if training is None or search is None or search.asha == "off":  # type: ignore[attr-defined]
             return
+        if not self._can_use("search.asha", "search.grace_epochs", "search.reduction_factor", "training.max_epochs"):
+            return
         grace, reduction, epochs = search.grace_epochs, search.reduction_factor, training.max_epochs  # type: ignore[attr-defined]
         if grace > epochs:
             self._find(
@@ -288,7 +321,7 @@ class _Validation:
             )
 
     def _check_it_ends(self, search: Section | None) -> None:
-        if search is None:
+        if search is None or not self._can_use("search.trials", "search.epoch_budget", "search.time_budget"):
             return
         limits = (search.trials, search.epoch_budget, search.time_budget)  # type: ignore[attr-defined]
         if all(limit is None for limit in limits):
@@ -300,7 +333,11 @@ class _Validation:
 
     def _check_something_is_searched(self, search: Section | None, parameters: Mapping[str, Parameter]) -> None:
         searched = [name for name, parameter in parameters.items() if not isinstance(parameter, Fixed)]
-        if not self._findings and not searched and search is not None and search.trials != 1:  # type: ignore[attr-defined]
+        if searched or not isinstance(self._content.get("space"), dict) or search is None:
+            return
+        if any(path[0] == "space" for path in self._unusable if path) or not self._can_use("search.trials"):
+            return
+        if search.trials != 1:  # type: ignore[attr-defined]
             number = search.trials or "not given"  # type: ignore[attr-defined]
             self._find(
                 ("space",),
@@ -316,21 +353,25 @@ class _Validation:
             if name in parameters and name in training.model_fields_set:
                 sentence = f"`{name}` stands in `training` and in `space`. Remove it from one of them."
                 self._find(("training", name), sentence)
-            values[name] = getattr(training, name)
+            if self._can_use(f"training.{name}"):
+                values[name] = getattr(training, name)
         values.update({name: p.value for name, p in parameters.items() if isinstance(p, Fixed)})
-        for name, value in self._baseline_section().items():
+        given = self._baseline_section()
+        for name, value in (given or {}).items():
             if self._baseline_value_fits(name, value, values, parameters):
                 values[name] = value if LIMITS[name].whole else float(value)
-        self._check_defaults_in_range(values, parameters)
+        if given is not None:
+            self._check_defaults_in_range(given, values, parameters)
         return Hyperparameters() if self._findings else Hyperparameters(**values)  # type: ignore[arg-type]
 
-    def _baseline_section(self) -> dict[str, Any]:
+    def _baseline_section(self) -> dict[str, Any] | None:
+        """What the file gives as `baseline`; None where it is not a section."""
         raw = self._content.get("baseline")
         if raw is None:
             return {}
         if not isinstance(raw, dict):
             self._find(("baseline",), "`baseline` must have one hyperparameter a line, such as `lr: 0.05`.")
-            return {}
+            return None
         return raw
 
     def _baseline_value_fits(
@@ -361,9 +402,10 @@ class _Validation:
             return False
         return True
 
-    def _check_defaults_in_range(self, values: Mapping[str, Number], parameters: Mapping[str, Parameter]) -> None:
+    def _check_defaults_in_range(
+        self, given: Mapping[str, Any], values: Mapping[str, Number], parameters: Mapping[str, Parameter]
+    ) -> None:
         defaults = Hyperparameters()
-        given = self._baseline_section()
         for name, parameter in parameters.items():
             value = values.get(name, getattr(defaults, name))
             if name not in given and not parameter.contains(value):
@@ -384,7 +426,7 @@ def _described(parameter: Parameter) -> str:
     match parameter.as_yaml():
         case dict() as mapping:
             kind, values = next(iter(mapping.items()))
-            return f"{kind} {values}"
+            return f"{kind} {shorten(values)}"
         case value:
             return f"value {value}"
 
@@ -406,13 +448,13 @@ def _inner_section(model: type[Section], location: tuple[str | int, ...]) -> typ
 
 
 def _sentence(section: str, location: tuple[str | int, ...], model: type[Section], errors: list[ErrorDetails]) -> str:
-    key = ".".join([section, *map(str, location)])
+    key = shortened(".".join([section, *map(str, location)]))
     kind, value = errors[0]["type"], errors[0].get("input")
     if kind == "extra_forbidden" and key in REMOVED_KEYS:
         return removed_sentence(key)
     if kind == "extra_forbidden":
         inner = _inner_section(model, location) if len(location) > 1 else None
-        return _unknown(key, "a key", (inner or model).model_fields)
+        return _unknown(f"{section}.{'.'.join(map(str, location))}", "a key", (inner or model).model_fields)
     if kind == "missing":
         return f"`{key}` is missing, but must be given."
     rules = " or ".join(_rule(details["type"], details.get("ctx", {})) for details in errors)
@@ -421,7 +463,7 @@ def _sentence(section: str, location: tuple[str | int, ...], model: type[Section
 
 def _exponent_hint(value: Any) -> str:
     if isinstance(value, str) and looks_like_exponent(value):
-        return f" YAML reads an exponent without a decimal point as text: write {float(value):.10g}."
+        return f" YAML reads an exponent without a decimal point as text: write {as_yaml_numbers(value)}."
     return ""
 
 

@@ -3,9 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
+
+from spaces.errors import did_you_mean
+from spaces.printable import shortened
 
 Number = int | float
+
+# A longer text is not taken for a number.
+MOST_DIGITS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +194,14 @@ def parse_parameter(name: str, raw: Any) -> Parameter:
     Raises:
         ParameterError: what is wrong, and what to do.
     """
+    if isinstance(raw, list):
+        _refuse_bare_list(name, raw)
     if not isinstance(raw, dict):
         return Fixed(_checked(name, raw))
     if len(raw) != 1 or next(iter(raw)) not in KINDS:
-        given = ", ".join(map(str, raw)) or "nothing"
-        raise ParameterError(f"has {given} inside, but must have exactly one of {', '.join(KINDS)}.")
+        given = shortened(", ".join(map(str, raw)) or "nothing")
+        hint = did_you_mean(str(next(iter(raw))), KINDS) if len(raw) == 1 else ""
+        raise ParameterError(f"has {given} inside, but must have exactly one of {', '.join(KINDS)}.{hint}")
     kind, ends = next(iter(raw.items()))
     if not isinstance(ends, list):
         raise ParameterError(f"has {shorten(ends)} after `{kind}`, but must have a list in square brackets.")
@@ -206,6 +215,14 @@ def out_of_limits(name: str, value: Any, limits: Limits | None = None) -> str | 
     except ParameterError as error:
         return f"`{name}` {error}"
     return None
+
+
+def _refuse_bare_list(name: str, values: list[Any]) -> NoReturn:
+    """Say how a list of values must be written, or what is wrong with the values themselves."""
+    kind = "choice" if len(values) != 2 else "randint" if LIMITS[name].whole else "uniform"
+    parse_parameter(name, {kind: values})
+    written = shortened("{" + f"{kind}: {values}" + "}")
+    raise ParameterError(f"is {shorten(values)}, but a list must say how values are drawn from it: write {written}.")
 
 
 def _parse_choice(name: str, options: list[Any]) -> Choice:
@@ -258,7 +275,7 @@ def as_number(value: Any) -> Number:
     if isinstance(value, str) and looks_like_exponent(value):
         raise ParameterError(
             f"is the text {value!r}: YAML reads a number with an exponent as text unless it has a decimal "
-            f"point and a signed exponent. Write {float(value):.10g}" + _decimal_hint(value) + "."
+            f"point and a signed exponent. Write {as_yaml_numbers(value)}."
         )
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ParameterError(f"is {shorten(value)}, but must be a number.")
@@ -270,7 +287,7 @@ def as_number(value: Any) -> Number:
 def looks_like_exponent(text: str) -> bool:
     """Whether `text` is a number to a person (`1e-3`), though YAML 1.1 makes it a string."""
     try:
-        return "e" in text.lower() and math.isfinite(float(text))
+        return len(text) <= MOST_DIGITS and "e" in text.lower() and math.isfinite(float(text))
     except ValueError:
         return False
 
@@ -281,11 +298,13 @@ def shorten(value: Any, limit: int = 60) -> str:
         text = repr(value) if str(value).isprintable() else ascii(value)
     except ValueError:  # Python writes out no whole number of over 4,300 digits
         return "a number of thousands of digits"
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return shortened(text, limit)
 
 
-def _decimal_hint(text: str) -> str:
+def as_yaml_numbers(text: str) -> str:
+    """How to write `text`, a number with an exponent, so that YAML reads a number: `0.01 or 1.0e-2`."""
     mantissa, _, exponent = text.lower().partition("e")
     mantissa = mantissa if "." in mantissa else mantissa + ".0"
     sign = "" if exponent[:1] in "+-" else "+"
-    return f" or {mantissa}e{sign}{exponent}"
+    decimals, scientific = f"{float(text):.10g}", f"{mantissa}e{sign}{exponent}"
+    return scientific if "e" in decimals else f"{decimals} or {scientific}"

@@ -12,6 +12,12 @@ def printable(text: object) -> str:
     return "".join(character if character.isprintable() else _escape(character) for character in str(text))
 
 
+def shortened(text: object, limit: int = 60) -> str:
+    """`printable(text)`, cut to `limit` characters for a message."""
+    shown = printable(text)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
 def shell_word(text: object) -> str:
     """`text` as one word of a command line that a user may copy: quoted where a shell would see more in it."""
     return shlex.quote(printable(text))

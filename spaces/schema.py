@@ -39,7 +39,7 @@ class Dataset(Section):
         root: where the images are; `~` is expanded. Not used by `digits`.
         download: whether `cifar10` may be fetched from the network when it is not under `root`.
         image_size: side of the square that every image is resized to, in pixels.
-        train_limit: take a stratified subset of this many training images (validation included); None: all.
+        train_limit: take a stratified subset of at most this many training images (validation included); None: all.
         images_per_epoch: how many images make an epoch; None: each training image once. An epoch may be a part of
             a pass over the images (the next epoch goes on where it ended) or more than one.
         validation_fraction: part of those that is held out for validation, per class.
@@ -276,14 +276,18 @@ class Space:
         return {name: getattr(self.baseline, name) for name in self.searched}
 
     def as_dict(self) -> dict[str, Any]:
-        """The file's content with every default written out, ready for YAML."""
+        """The file's content with every default written out, ready for YAML.
+
+        Each hyperparameter has exactly one source: a fixed value in `space`, a value in `training`, or `baseline`.
+        """
         sections = {name: getattr(self, name).model_dump() for name in SECTIONS}
         for name in self.parameters:
             sections["training"].pop(name, None)
+        elsewhere = {*sections["training"], *(self.parameters.keys() - self.searched.keys())}
         return {
             **sections,
             "space": {name: parameter.as_yaml() for name, parameter in self.parameters.items()},
-            "baseline": {name: getattr(self.baseline, name) for name in self.parameters if name in self.searched},
+            "baseline": {name: value for name, value in self.baseline.as_dict().items() if name not in elsewhere},
         }
 
 

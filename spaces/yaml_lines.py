@@ -6,10 +6,13 @@ from typing import Any
 import yaml
 
 from spaces.errors import InputError
+from spaces.printable import shortened
 
 # Far above any real space; they keep hostile files from taking time or stack.
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 8
+# Characters of PyYAML's own messages, which can hold parts of the file.
+MOST_SHOWN = 200
 
 Path = tuple[str | int, ...]
 
@@ -56,13 +59,17 @@ def parse(text: str, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise InputError(f"{where}: is not valid YAML: {error.problem or error.context}.") from None
+        raise InputError(
+            f"{where}: is not valid YAML: {shortened(error.problem or error.context, MOST_SHOWN)}."
+        ) from None
     except yaml.YAMLError as error:
-        raise InputError(f"{source}: is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(
+            f"{source}: is not valid YAML: {shortened(' '.join(str(error).split()), MOST_SHOWN)}."
+        ) from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{source}: has a value that YAML cannot read: {error}.") from None
+        raise InputError(f"{source}: has a value that YAML cannot read: {shortened(error, MOST_SHOWN)}.") from None
 
 
 def _refuse_hostile(text: str, source: str) -> None:
@@ -70,10 +77,10 @@ def _refuse_hostile(text: str, source: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            raise InputError(f"{source}:{line}: uses an alias (*{event.anchor}), but must spell values out.")
+            raise InputError(f"{source}:{line}: uses an alias (*{shortened(event.anchor)}), but must spell values out.")
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise InputError(f"{source}:{line}: uses a tag ({tag}), but must have plain values only.")
+            raise InputError(f"{source}:{line}: uses a tag ({shortened(tag)}), but must have plain values only.")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
@@ -102,7 +109,7 @@ def _document(loader: yaml.SafeLoader, root: yaml.Node | None, source: str) -> D
                 problems.append(f"{source}:{line}: has a list or mapping as a key, but keys must be words.")
                 continue
             if key in content:
-                problems.append(f"{source}:{line}: repeats `{key}`, first on line {lines[(*path, key)]}.")
+                problems.append(f"{source}:{line}: repeats `{shortened(key)}`, first on line {lines[(*path, key)]}.")
                 continue
             lines[(*path, key)] = line
             content[key] = build(value_node, (*path, key))

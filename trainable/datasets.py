@@ -3,6 +3,7 @@
 The test split is opened by `trainable.test_set` alone, which nothing here or in a search imports.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +74,20 @@ class TrainingData:
 
 
 def prepare_training_data(dataset: Dataset, show_progress: bool = False) -> TrainingData:
-    """Decode the training split if need be, and cut it.
+    """Decode the training split if need be, and cut it; a line on standard error says if `train_limit` is not reached.
 
     Raises:
         InputError: the data set is not there, not usable or too small for the cut.
     """
-    return cut(decode_once(dataset, "train", show_progress), dataset)
+    decoded = decode_once(dataset, "train", show_progress)
+    n_images = len(decoded.labels)
+    if dataset.train_limit is not None and dataset.train_limit > n_images:
+        print(
+            f"`dataset.train_limit` is {dataset.train_limit:,}, and {n_images:,} training images were found: all are "
+            f"used.",
+            file=sys.stderr,
+        )
+    return cut(decoded, dataset)
 
 
 def open_training_data(decoded_folder: Path, dataset: Dataset) -> TrainingData:
@@ -87,20 +96,15 @@ def open_training_data(decoded_folder: Path, dataset: Dataset) -> TrainingData:
 
 
 def cut(decoded: DecodedSet, dataset: Dataset) -> TrainingData:
-    """Take `train_limit` images, then hold `validation_fraction` of them out; both stratified, by `split_seed`.
+    """Take at most `train_limit` images, then hold `validation_fraction` of them out; both stratified, by `split_seed`.
 
     Raises:
-        InputError: `train_limit` is more than there is, or a class has too few images.
+        InputError: a class has too few images.
     """
     generator = np.random.default_rng([dataset.split_seed, 0])
     rows = np.arange(len(decoded.labels), dtype=np.int64)
     if dataset.train_limit is not None:
-        if dataset.train_limit > len(rows):
-            raise InputError(
-                f"`dataset.train_limit` is {dataset.train_limit}, but there are {len(rows)} training images. "
-                f"Lower it, or leave it out to use all."
-            )
-        rows = stratified_pick(decoded.labels, dataset.train_limit, generator)
+        rows = stratified_pick(decoded.labels, min(dataset.train_limit, len(rows)), generator)
     labels = decoded.labels[rows]
     _refuse_small_classes(labels, decoded)
     held_out = stratified_pick(labels, round(dataset.validation_fraction * len(rows)), generator, leave_each=1)

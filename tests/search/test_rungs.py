@@ -156,9 +156,10 @@ def test_epochs_left_are_weighted_with_the_share_that_passes() -> None:
 
 
 def test_the_time_left_is_never_less_than_the_longest_trial_s() -> None:
-    assert seconds_left([1, 1, 1, 1], 2.0, 2) == 4
-    assert seconds_left([9, 1], 2.0, 2) == 18
-    assert seconds_left([], 2.0, 2) == 0
+    assert seconds_left([1, 1, 1, 1], [], 2.0, 2) == 4
+    assert seconds_left([9, 1], [], 2.0, 2) == 18
+    assert seconds_left([], [], 2.0, 2) == 0
+    assert seconds_left([1, 1], [3, 3, 3], 2.0, 2) == 14, "the third run has no other beside it"
 
 
 def test_about_one_trial_in_reduction_factor_passes_and_early_ones_more() -> None:

@@ -38,7 +38,7 @@ def scene_of(
     budget_left_s: float | None = None,
 ) -> Scene:
     left = remaining(history, space)
-    left_s = left.seconds(recent_epoch_s(history), trials_at_once, budget_left_s)
+    left_s = left.seconds(recent_epoch_s(history, 0.0), trials_at_once, budget_left_s)
     return Scene("mine", space, history, left, left_s, trials_at_once, 1150, 200.0, 65.0, notes, "q leaves")
 
 

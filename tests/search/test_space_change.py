@@ -1,13 +1,16 @@
 """A search whose space was changed: what is refused, what is set aside, and what counts on."""
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from search.experiment import Experiment, load_space_or_experiment
 from search.ranking import lead_sentence, rank, winner
 from search.records import History, RunStarted, SpaceSet, TrialEnded, TrialStarted
-from search.run import _take_over
+from search.run import _changed, _take_over
 from search.rungs import Rungs, Verdict
 from search.space_change import contains, counting_in, must_be_allowed, set_aside
 from search.state import SearchState
@@ -17,6 +20,7 @@ from spaces.loader import dump_space, space_from_text
 from spaces.parameters import LogUniform
 from tests.search.foreign import make_experiment
 from tests.search.simulation import result, simulate
+from trainable.files import write_text
 
 FOLDER = Path("results/mine")
 NARROWED = ("space.lr={loguniform: [0.002, 0.05]}",)
@@ -192,3 +196,73 @@ def test_unfinished_runs_of_trials_that_are_set_aside_end_and_others_go_on(tiny_
     assert end is not None
     assert (end.status, end.reason) == ("failed", "the space was changed")
     assert [run.number for run in history.unfinished_runs] == [0]
+
+
+NO_LR = dump_space(load_space("quickstart", ["confirm.top=0"])).replace(
+    "  lr:\n    loguniform:\n    - 0.002\n    - 0.5\n", ""
+)
+
+
+def old_experiment(results: Path, lr: str, n_trials: int) -> Experiment:
+    """An experiment as earlier versions wrote it: `baseline` names searched hyperparameters only."""
+    space = space_from_text(NO_LR, "old.yaml", "old", [f"baseline.lr={lr}"])
+    made = make_experiment(results, "old", space)
+    content = space.as_dict()
+    content["baseline"] = space.baseline_suggestion()
+    write_text(made.folder / "experiment.yaml", yaml.safe_dump(content, sort_keys=False))
+    (made.folder / "journal.jsonl").unlink()
+    journal = made.journal()
+    journal.append(SpaceSet(content, [], 0.0))
+    for number in range(n_trials):
+        journal.append(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 1.0))
+        journal.append(TrialEnded(number, "stopped", "", 2.0))
+    return Experiment(made.folder)
+
+
+def resume_options(*words: str) -> argparse.Namespace:
+    """The attributes of a parsed `--resume` command that `_changed` reads."""
+    return argparse.Namespace(set=list(words), add_trials=2, add_epochs=None, space=None, allow_changed_space=False)
+
+
+@pytest.mark.parametrize("lr", ["0.01", "0.00001"])
+def test_a_resumed_search_of_an_earlier_version_keeps_the_values_of_its_trials(
+    lr: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = old_experiment(tmp_path, lr, 3)
+    space = _changed(resume_options(), experiment, experiment.history())
+    assert space.baseline.lr == float(lr)
+    _take_over(experiment, space, experiment.history())
+    assert [trial.set_aside for trial in experiment.history().trials.values()] == [False] * 3
+    assert load_space(str(experiment.folder)).baseline.lr == float(lr), "the file states it from now on"
+    told = capsys.readouterr().err
+    assert "experiment.yaml: does not state `baseline.lr`; the value of its trials" in told
+    assert "count no more" not in told
+
+
+def test_repeating_a_search_of_an_earlier_version_repeats_its_values(tmp_path: Path) -> None:
+    experiment = old_experiment(tmp_path, "0.01", 1)
+    assert load_space_or_experiment(str(experiment.folder), []).baseline.lr == 0.01
+    assert load_space_or_experiment(str(experiment.folder / "experiment.yaml"), []).baseline.lr == 0.01
+    assert load_space_or_experiment(str(experiment.folder), ["baseline.lr=0.2"]).baseline.lr == 0.2
+
+
+def test_an_old_search_without_trials_can_be_resumed(tmp_path: Path) -> None:
+    experiment = old_experiment(tmp_path, "0.05", 0)
+    assert _changed(resume_options(), experiment, experiment.history()).search.trials == 18
+
+
+def test_an_old_search_that_loses_its_space_file_keeps_the_values_of_its_trials(tmp_path: Path) -> None:
+    experiment = old_experiment(tmp_path, "0.01", 1)
+    (experiment.folder / "experiment.yaml").unlink()
+    assert experiment.space.baseline.lr == 0.01
+
+
+def test_trials_are_never_set_aside_without_a_word(
+    tiny_space: Space, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = make_experiment(tmp_path, "mine", tiny_space)
+    moved = replace(tiny_space, parameters={**tiny_space.parameters, "lr": LogUniform(0.1, 0.5)})
+    _take_over(experiment, moved, experiment.history())
+    assert "2 of 2 trials lie outside the space as it is now and count no more (0, 1)." in capsys.readouterr().err
+    _take_over(experiment, replace(moved, confirm=moved.confirm.model_copy(update={"seeds": 5})), experiment.history())
+    assert "count no more" not in capsys.readouterr().err, "they did not count before"

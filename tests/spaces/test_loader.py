@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from spaces import InputError, load_space, shipped_spaces
 from spaces.loader import dump_space, space_from_text
+from spaces.parameters import HYPERPARAMETER_NAMES, LIMITS
 from spaces.removed import REMOVED_KEYS
+from spaces.schema import Training
 
 VALID = """\
 dataset: {name: digits}
@@ -57,19 +60,22 @@ space:
     )
     text = "\n".join(lines)
     assert "mine.yaml:1: `dataset.name` is 'digit', but must be one of" in text
+    assert "mine.yaml:3: `training.max_epochs` is 10, but must be `search.grace_epochs` (1)" in text
     assert "mine.yaml:4: `training.batch_sise` is not a key" in text
     assert "Did you mean `batch_size`?" in text
     assert "mine.yaml:5: `search.trials` is 0, but must be at least 1." in text
     assert "mine.yaml:7: `space.lr` goes from 0.5 to 0.01" in text
     assert "mine.yaml:8: `space.momentun` is not a hyperparameter" in text
     assert "Did you mean `momentum`?" in text
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 def test_an_exponent_that_yaml_reads_as_text_is_explained(tmp_path: Path) -> None:
     (line,) = lines_of(tmp_path, VALID.replace("0.01, 0.5", "1e-2, 0.5"))
     assert "mine.yaml:5: `space.lr` is the text '1e-2'" in line
     assert "Write 0.01 or 1.0e-2." in line
+    (line,) = lines_of(tmp_path, VALID, "training.weight_decay=1e-5")
+    assert line.endswith("write 1.0e-5."), "1e-05 would be text again"
 
 
 @pytest.mark.parametrize(("epochs", "nearest"), [(10, "9 and 27"), (26, "9 and 27"), (2, "1 and 3")])
@@ -85,6 +91,10 @@ def test_epochs_off_the_rungs_are_refused_with_the_nearest_that_fit(epochs: int,
         ("search.trial=3", "Did you mean `trials`?"),
         ("serch.trials=3", "Did you mean `search`?"),
         ("search.trials", "must have the form section.key=value"),
+        ("max_epochs=10", "such as search.trials=32. Write training.max_epochs."),
+        ("max_epoch=10", "Write training.max_epochs."),
+        ("gamma=0.5", "Write space.gamma or baseline.gamma."),
+        ("search.trials=3\ntrials: 5", "not valid YAML"),
         ("search.trials=[1,", "not valid YAML"),
         ("search.trials=2.5", "must be a whole number"),
         ("search.seed=true", "must be a whole number"),
@@ -96,6 +106,12 @@ def test_epochs_off_the_rungs_are_refused_with_the_nearest_that_fit(epochs: int,
         ("training.max_epochs=.inf", "must be a whole number"),
         ("space.lr={uniform: [0.1]}", "has 1 values in `uniform`, but must have two"),
         ("space.lr={normal: [0.1, 0.2]}", "must have exactly one of uniform, loguniform, randint, choice"),
+        ("space.lr={log_uniform: [0.1, 0.2]}", "loguniform, randint, choice. Did you mean `loguniform`?"),
+        ("space.dropout=[0.1, 0.5]", "is [0.1, 0.5], but a list must say how values are drawn from it: write"),
+        ("space.dropout=[0.1, 0.5]", "write {uniform: [0.1, 0.5]}."),
+        ("space.batch_size=[16, 64]", "write {randint: [16, 64]}."),
+        ("space.batch_size=[16, 32, 64]", "write {choice: [16, 32, 64]}."),
+        ("space.dropout=[0.5, 0.1]", "`space.dropout` goes from 0.5 to 0.1"),
         ("space.step_size={uniform: [1, 5]}", "Use randint or choice"),
         ("space.momentum={loguniform: [0.0, 0.5]}", "loguniform must start above 0"),
         ("space.flip_p={uniform: [0.0, 1.5]}", "must be at least 0 and at most 1"),
@@ -114,6 +130,45 @@ def test_a_bad_override_gives_one_line_that_says_what_to_do(override: str, expec
     assert any(expected in line for line in lines), lines
     assert all(line.startswith(("--set", "mine.yaml:")) for line in lines)
     assert all("\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["search.trials=" + "z" * 9000, "z" * 9000 + "=3", "search." + "z" * 9000 + "=1", "space.lr=[" + "1," * 4000 + "]"],
+)
+def test_a_long_option_is_not_repeated_whole(option: str, tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, VALID, option)
+    assert all(len(line) < 400 for line in lines)
+
+
+def test_a_rule_across_keys_is_told_beside_other_errors(tmp_path: Path) -> None:
+    text = VALID.replace("max_epochs: 9", "max_epochs: 8, dropout: 2").replace("grace_epochs: 1", "grace_epochs: 2")
+    lines = lines_of(tmp_path, text.replace("trials: 4", "trials: 0"))
+    assert [line.split("` is")[0] for line in lines] == [
+        "mine.yaml:2: `training.dropout",
+        "mine.yaml:2: `training.max_epochs",
+        "mine.yaml:3: `search.trials",
+    ]
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        "{trials: 4, grace_epoch: 3, reduction_factor: 3}",
+        "{trials: 4, grace_epochs: x}",
+        "{trails: 4, grace_epochs: 1}",
+    ],
+)
+def test_a_rule_across_keys_is_not_applied_to_a_value_that_is_unknown(search: str, tmp_path: Path) -> None:
+    epochs = 9 if "trails" in search else 12  # 12 epochs fit a grace period of 4, which may have been meant
+    text = VALID.replace("max_epochs: 9", f"max_epochs: {epochs}")
+    lines = lines_of(tmp_path, text.replace("{trials: 4, grace_epochs: 1, reduction_factor: 3}", search))
+    assert len(lines) == 1, lines
+
+
+def test_a_baseline_that_is_a_list_is_told_once(tmp_path: Path) -> None:
+    (line,) = lines_of(tmp_path, VALID.replace("baseline: {lr: 0.05}", "baseline: [0.05]"))
+    assert line == "mine.yaml:6: `baseline` must have one hyperparameter a line, such as `lr: 0.05`."
 
 
 @pytest.mark.parametrize(
@@ -174,6 +229,55 @@ def test_a_suggestion_outside_the_space_is_an_error(suggested: dict[str, float],
         load_space(str(path)).complete(suggested)
 
 
+def test_a_baseline_value_that_is_not_searched_survives_being_written_and_read_again() -> None:
+    space = space_from_text(VALID.replace("{lr: 0.05}", "{lr: 0.05, gamma: 0.3}"), "mine.yaml", "mine")
+    assert space.baseline.gamma == 0.3
+    assert space_from_text(dump_space(space), "again.yaml", "mine") == space
+
+
+def values_of(name: str) -> st.SearchStrategy[float]:
+    limits = LIMITS[name]
+    if limits.whole:
+        return st.integers(int(limits.low), int(limits.high))
+    return st.floats(limits.low, limits.high, exclude_min=not limits.includes_low, exclude_max=not limits.includes_high)
+
+
+@st.composite
+def space_contents(draw: st.DrawFn) -> dict[str, Any]:
+    """A valid space file as a dict: each hyperparameter is fixed, searched, or set by another section."""
+    content: dict[str, Any] = {
+        "dataset": {
+            "name": draw(st.sampled_from(["digits", "cifar10"])),
+            "root": draw(st.none() | st.text(max_size=9)),
+        },
+        "training": {"max_epochs": 9},
+        "search": {"trials": draw(st.integers(1, 99)), "asha": draw(st.sampled_from(["stop", "promote", "off"]))},
+        "space": {"lr": {"uniform": [0.1, 0.2]}},
+        "baseline": {"lr": 0.15},
+    }
+    for name in draw(st.sets(st.sampled_from(HYPERPARAMETER_NAMES[1:]))):
+        values = sorted(draw(st.sets(values_of(name), min_size=2, max_size=3)))
+        where = draw(st.sampled_from(["fixed", "choice", "range", "training", "baseline"]))
+        if where == "training" and name in Training.model_fields:
+            content["training"][name] = values[0]
+        elif where == "fixed":
+            content["space"][name] = values[0]
+        elif where in ("choice", "range"):
+            kind = "choice" if where == "choice" else "randint" if LIMITS[name].whole else "uniform"
+            content["space"][name] = {kind: values if where == "choice" else values[:2]}
+            content["baseline"][name] = values[1]
+        elif name not in Training.model_fields:
+            content["baseline"][name] = values[0]
+    return content
+
+
+@settings(max_examples=150, deadline=None)
+@given(content=space_contents())
+def test_every_space_survives_being_written_and_read_again(content: dict[str, Any]) -> None:
+    space = space_from_text(yaml.safe_dump(content, allow_unicode=True), "mine.yaml", "mine")
+    assert space_from_text(dump_space(space), "again.yaml", "mine") == space
+
+
 yaml_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -188,8 +292,6 @@ yaml_values = st.recursive(
     value=yaml_values,
 )
 def test_any_value_anywhere_loads_or_gives_lines(section: str, key: str, value: object, tmp_path: Path) -> None:
-    import yaml
-
     content = yaml.safe_load(VALID)
     content.setdefault(section, {})[key] = value
     path = tmp_path / "mine.yaml"

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from spaces import Dataset, InputError
 from trainable.cache import cache_root, decode_once, open_decoded
-from trainable.datasets import prepare_training_data
+from trainable.datasets import open_training_data, prepare_training_data
 from trainable.images import UnreadableImageError, read_image
 from trainable.splits import stratified_pick
 from trainable.test_set import open_test_set
@@ -146,9 +146,16 @@ def test_classes_of_test_that_train_lacks_are_refused(folder: Path) -> None:
         open_test_set(folder_dataset(folder))
 
 
-def test_a_limit_beyond_the_data_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="there are 12 training images"):
-        prepare_training_data(folder_dataset(folder, train_limit=13))
+def test_a_limit_beyond_the_data_takes_all_images_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = prepare_training_data(folder_dataset(folder, train_limit=4000))
+    assert len(data.everything) == len(data.train) + len(data.validation) == 12
+    assert capsys.readouterr().err == (
+        "`dataset.train_limit` is 4,000, and 12 training images were found: all are used.\n"
+    )
+    opened = open_training_data(data.decoded.folder, folder_dataset(folder, train_limit=4000))
+    assert opened.train.rows.tolist() == data.train.rows.tolist(), "a worker cuts them alike"
+    prepare_training_data(folder_dataset(folder, train_limit=12))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
