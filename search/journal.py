@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from search.checksums import KEY, json_must_match, json_with_checksum
 from search.records import Event, History, event_as_dict, event_from_dict
 from spaces.errors import InputError
 from spaces.plain_files import MIB, open_plain
-from trainable.files import replacing
+from trainable.files import replacing, sync
 
 # A journal of 100,000 trials × 27 epochs is about 600 MB; anything over these is not one of ours.
 MAX_LINE_BYTES = MIB
@@ -42,7 +43,25 @@ def set_damaged_aside(path: Path) -> Path:
     """Rename a damaged file out of the way, so that nothing of it is lost; its new path."""
     aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
     path.rename(aside)
+    sync(aside.parent)
     return aside
+
+
+def event_line(event: Event) -> bytes:
+    """An event's line in a journal, with its checksum as the last key."""
+    return json_with_checksum(json.dumps(event_as_dict(event), allow_nan=False)).encode()
+
+
+def event_from_line(line: bytes | str) -> Event:
+    """The inverse of `event_line`; also takes lines without a checksum, as earlier versions wrote them.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: it is not an event, or not as it was written.
+    """
+    json_must_match(line.encode() if isinstance(line, str) else line)
+    content = json.loads(line, parse_constant=_refuse_constant)
+    content.pop(KEY, None)
+    return event_from_dict(content)
 
 
 class Journal:
@@ -62,11 +81,14 @@ class Journal:
         self._mend(tell)
 
     def append(self, event: Event) -> None:
-        line = (json.dumps(event_as_dict(event), allow_nan=False) + "\n").encode()
+        line = event_line(event)
         with open_plain(self.path, "ab") as file:
+            is_new = os.fstat(file.fileno()).st_size == 0
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync(self.path.parent)
         # Only after the file itself: whoever reads both must never find the copy ahead of an intact file.
         self._copy.parent.mkdir(exist_ok=True)
         with open_plain(self._copy, "ab") as file:
@@ -122,6 +144,9 @@ def _better_reading(path: Path, tell: Tell) -> _Reading:
     if own.damage is None and own.n_bytes >= copy_bytes:
         return own
     copied = _read(copy)
+    if own.damage is not None and copied.damage is not None:
+        # Either may have what the other lost.
+        raise InputError(f"{own.damage}, nor is {copied.damage}. Make one whole by hand from the other's lines.")
     if copied.n_bytes > own.n_bytes or (own.damage and copied.n_bytes == own.n_bytes > 0):
         wrong = own.damage or (f"{path}: ends too early" if path.exists() else f"{path}: is missing")
         tell(f"{wrong}; its copy {BACKUP_FOLDER}/{copy.name} is used.")
@@ -151,7 +176,7 @@ def _read(path: Path, so_far: _Reading | None = None) -> _Reading:
                 if not line.endswith(b"\n"):
                     number -= 1
                     break
-                history.apply(event_from_dict(json.loads(line, parse_constant=_refuse_constant)))
+                history.apply(event_from_line(line))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 damage = f"{path}:{number}: is not an event of a search ({type(error).__name__}: {str(error)[:200]})"
                 break

@@ -23,6 +23,7 @@ from search.failures import first_full, is_full_disk
 from search.interruption import Interruption
 from search.joined_cluster import JoinedCluster
 from search.manifest import Session, timestamp
+from search.options import resume_line
 from search.plan import Placement
 from search.ray_adapters import (
     EndWhen,
@@ -39,7 +40,6 @@ from search.study import write_study
 from search.trackers import trackers
 from search.wall_clock import wall_clock
 from spaces.errors import RunError
-from spaces.printable import shell_word
 from spaces.schema import Space
 from trainable.datasets import TrainingData
 from trainable.ray_trainable import TrialConfig, TrialTrainable, ship
@@ -168,7 +168,7 @@ def _full_disk_in_one_line(experiment: Experiment) -> Iterator[None]:
             raise
         raise RunError(
             f"{full or experiment.folder}: no space left on the disk; what was trained is safe. Make room, then go on "
-            f"with: python -m search.run --resume {shell_word(experiment.name)}"
+            f"with: {resume_line(experiment)}"
         ) from error
 
 
