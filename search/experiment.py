@@ -41,7 +41,7 @@ MAX_LOCK_BYTES = 64
 # C's `struct flock`: kind, whence, start, length, process id; length 0 is the whole file.
 _FLOCK = "hhqqi4x"
 # As OWASP lists them under "CSV injection".
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA_STARTS = ("=", "+", "-", "@")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Never read back; the last of them hold pickles.
@@ -412,7 +412,6 @@ def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAME
     rows = []
     for row in ranked:
         content = row.as_dict()
-        content["reason"] = printable(content["reason"])
         rows.append([*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)])
     return csv_text([*RESULT_COLUMNS, *parameters], rows)
 
@@ -445,7 +444,8 @@ def run_rows(history: History) -> list[list[Any]]:
 def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
     """CSV with `\\n` line ends; None is an empty field, booleans are true and false.
 
-    Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers are written as they are.
+    Text shows itself (see `printable`), and text that a spreadsheet would run as a formula gets an apostrophe before
+    it; numbers are written as they are.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -458,7 +458,10 @@ def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
 def _csv_field(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+    if not isinstance(value, str):
+        return value
+    text = printable(value)  # also without the tabs and returns that a formula may begin with
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 def _tell_user(line: str) -> None:
