@@ -1,6 +1,7 @@
 """An experiment's folder: where its files are, who may write to it, and what its manifest says."""
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -347,11 +348,12 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
     """
     must_be_a_name(name)
     folder = results / name
+    taken = InputError(
+        f"--name is {name}, but {folder} exists. Choose another name, or go on with it: "
+        f"{resume_line(Experiment(folder))}"
+    )
     if folder.exists():
-        raise InputError(
-            f"--name is {name}, but {folder} exists. Choose another name, or go on with it: "
-            f"{resume_line(Experiment(folder))}"
-        )
+        raise taken
     results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=results, ignore_cleanup_errors=True) as parent:
         made = Experiment(Path(parent) / name)
@@ -359,7 +361,12 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
         made.write_space(space)
         made.write_manifest(manifest)
         made.journal().append(SpaceSet(space.as_dict(), [], time.time()))
-        made.folder.rename(folder)
+        try:
+            made.folder.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            raise taken from None  # another search was faster
         sync(results)
     return Experiment(folder)
 

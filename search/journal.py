@@ -1,10 +1,11 @@
 """The journal: an append-only file of events, from which everything else in an experiment is derived.
 
 Ray's own snapshots are not read back: ASHA's rungs are not in them, a truncated one silently starts a
-fresh search, and restoring them unpickles. One JSON object a line survives a crash at any byte. A copy
-beside it, a line behind at most, stands in where the file itself was damaged later.
+fresh search, and restoring them unpickles. One JSON object a line survives a crash at any byte. Each line's last
+key is its checksum; a copy beside the file, a line behind at most, stands in where the file was damaged later.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -77,11 +78,15 @@ class Journal:
 
     def __init__(self, path: Path, tell: Tell = lambda line: None) -> None:
         self.path = path
+        self._has_events = False
         self._copy = backup_of(path)
         self._mend(tell)
 
     def append(self, event: Event) -> None:
         line = event_line(event)
+        if self._has_events and not self.path.exists():
+            # Made anew, it would begin in the middle of the search.
+            raise FileNotFoundError(errno.ENOENT, "was removed while the search ran", str(self.path))
         with open_plain(self.path, "ab") as file:
             is_new = os.fstat(file.fileno()).st_size == 0
             file.write(line)
@@ -89,6 +94,7 @@ class Journal:
             os.fsync(file.fileno())
         if is_new:
             sync(self.path.parent)
+        self._has_events = True
         # Only after the file itself: whoever reads both must never find the copy ahead of an intact file.
         self._copy.parent.mkdir(exist_ok=True)
         with open_plain(self._copy, "ab") as file:
@@ -100,6 +106,7 @@ class Journal:
             set_damaged_aside(self.path)
         _keep_first_bytes(better, self.path)
         _keep_first_bytes(better, self._copy)
+        self._has_events = better.n_bytes > 0
 
 
 @dataclass(frozen=True, slots=True)

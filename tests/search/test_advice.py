@@ -94,8 +94,11 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(leaderboard, "_print", lambda *_: 0)
     monkeypatch.setattr("search.live_screen.can_show_screens", lambda console: True)
     leaderboard._watch(Namespace(**{**vars(given), "top": None, "sort": "rank", "format": "table"}))
-    with pytest.raises(RunError, match="no space left"), launching._full_disk_in_one_line(made):
+    with pytest.raises(RunError, match="no space left"), launching._disk_in_one_line(made):
         raise OSError(errno.ENOSPC, "No space left on device")
+    removed = Experiment(results / "removed")
+    with pytest.raises(RunError, match="was removed while"), launching._disk_in_one_line(removed):
+        raise InputError("manifest.json: cannot be read")
     with pytest.raises(InputError, match="Start one with"):
         open_experiment(None, results / "empty")
     with pytest.raises(InputError, match="go on with it"):

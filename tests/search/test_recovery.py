@@ -1,6 +1,7 @@
 """Damaged state files: the last good copy is used, the user is told, and nothing starts afresh in silence."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from search.experiment import Experiment, create_experiment
 from search.journal import Journal, backup_of, read_history
 from search.manifest import Data, Device, new_manifest
-from search.records import History
+from search.records import EpochRedone, History
 from search.state import SearchState
 from spaces import InputError, Space
 from tests.search.foreign import drop_checksums
@@ -214,6 +215,24 @@ def test_a_new_experiment_is_there_whole_or_not_at_all(
     monkeypatch.setattr(Journal, "append", full)
     with pytest.raises(OSError, match="No space left"):
         create_experiment(tmp_path, "other", tiny_space, experiment.manifest)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_journal_that_was_removed_meanwhile_is_not_begun_anew(experiment: Experiment) -> None:
+    journal = experiment.journal()
+    shutil.rmtree(experiment.folder)
+    experiment.folder.mkdir()  # as Ray does, which writes beside the journal
+    with pytest.raises(FileNotFoundError, match="was removed while the search ran"):
+        journal.append(EpochRedone(0, 1, 1.0))
+    assert not list(experiment.folder.iterdir())
+
+
+def test_of_two_searches_that_begin_with_one_name_the_slower_is_refused(
+    experiment: Experiment, tiny_space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "mine" and os.path.lexists(path))
+    with pytest.raises(InputError, match="mine exists"):
+        create_experiment(tmp_path, "mine", tiny_space, experiment.manifest)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
