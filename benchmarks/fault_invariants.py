@@ -75,8 +75,9 @@ def whole_lines(journal: bytes) -> bytes:
 
 
 def events_of(journal: bytes) -> list[Event]:
-    """The events of a journal; a torn last line is none."""
-    return [json.loads(line) for line in whole_lines(journal).splitlines()]
+    """The events of a journal without their checksums; a torn last line is none."""
+    events = [json.loads(line) for line in whole_lines(journal).splitlines()]
+    return [{key: value for key, value in event.items() if key != "crc32"} for event in events]
 
 
 def trials_of(events: Iterable[Event]) -> dict[int, TrialLines]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from search.experiment import csv_text
-from spaces.printable import printable
 from trainable.datasets import ImageSet
 from trainable.files import replacing
 
@@ -59,10 +58,9 @@ def predictions_csv(
         labels: (N,) true classes.
         class_names: in the order of the labels.
     """
-    names = [printable(name) for name in class_names]
     predicted, probability, of_true = _answers(log_probabilities, labels)
     rows = [
-        [i, names[true], names[said], round(float(sure), 6), round(float(true_p), 6)]
+        [i, class_names[true], class_names[said], round(float(sure), 6), round(float(true_p), 6)]
         for i, (true, said, sure, true_p) in enumerate(zip(labels, predicted, probability, of_true, strict=True))
     ]
     return csv_text(["image", "true", "predicted", "probability", "probability_of_true"], rows)

@@ -23,6 +23,8 @@ DRIVER_ENVIRONMENT = {
     # No reports to anybody, no second progress display, no handler of Ctrl-C beside ours.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Traces of calls whose results nobody waits for, as when a search ends early; Tune reports all others.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # After an end, an actor in the middle of an epoch is not waited for.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "1",

@@ -1,12 +1,14 @@
 """An experiment's folder: where its files are, who may write to it, and what its manifest says."""
 
 import csv
+import errno
 import fcntl
 import io
 import json
 import os
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import time
@@ -17,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from search.checksums import yaml_matches, yaml_with_checksum
 from search.journal import Journal, JournalFollower, read_history, set_damaged_aside
 from search.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
+from search.options import command_line, resume_line
 from search.ranking import RESULT_COLUMNS, Ranked, rank, winner
 from search.records import History, SpaceSet
-from search.space_change import journaled_space, stated_hyperparameters, unwritten_baseline, value_text
+from search.space_change import differences, journaled_space, stated_hyperparameters, unwritten_baseline, value_text
 from spaces.errors import InputError, expanded
 from spaces.loader import dump_space, find_space, load_space, space_from_text
 from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters, Number
@@ -30,13 +34,17 @@ from spaces.printable import printable
 from spaces.removed import without_removed_keys
 from spaces.schema import Space
 from spaces.yaml_lines import MAX_BYTES, parse
-from trainable.files import write_text
+from trainable.files import sync, write_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
 
 MAX_LOCK_BYTES = 64
+# C's `struct flock`: kind, whence, start, length, process id; length 0 is the whole file.
+_FLOCK = "hhqqi4x"
+# As OWASP lists them under "CSV injection".
+_FORMULA_STARTS = ("=", "+", "-", "@")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Never read back; the last of them hold pickles.
@@ -132,6 +140,7 @@ class Experiment:
             self.tell_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
             text = str(yaml.safe_dump(without_removed_keys(journaled), sort_keys=False))
             return space_from_text(text, "the journal's space", self.name, overrides)
+        self._tell_of_changed_space(path)
         return load_space(str(path), [*self.unwritten_values(), *overrides])
 
     def unwritten_values(self) -> list[str]:
@@ -150,6 +159,18 @@ class Experiment:
             if value != getattr(Hyperparameters(), name):
                 self.tell_once(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
         return [f"baseline.{name}={value_text(missing, name)}" for name in missing]
+
+    def _tell_of_changed_space(self, path: Path) -> None:
+        """Tell the user if `experiment.yaml` is not as it was written: an edit and a flipped bit look the same."""
+        if yaml_matches(path.read_bytes()):
+            return
+        journaled = self.history().space
+        changes = [line for _, line in differences(journaled or {}, load_space(str(path)).as_dict())]
+        if changes:
+            self.tell_once(
+                f"{path}: was changed since the search wrote it ({'; '.join(changes)}). It is used as it is; "
+                f"if that is no edit of yours, remove the file, and the space as the search journaled it is used."
+            )
 
     @property
     def manifest(self) -> Manifest:
@@ -272,7 +293,7 @@ class Experiment:
         self.write_manifest(manifest)
 
     def write_space(self, space: Space) -> None:
-        write_text(self.folder / "experiment.yaml", dump_space(space))
+        write_text(self.folder / "experiment.yaml", yaml_with_checksum(dump_space(space)))
 
     def mend_space(self) -> None:
         """Write `experiment.yaml` anew where it cannot be used; for the process that holds the folder."""
@@ -304,11 +325,9 @@ class Experiment:
         if not os.path.lexists(lock):
             return False
         with open_plain(lock) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+            # Asks without taking: a reader that took the lock, even for a moment, would be in the way of a writer.
+            answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
     def must_be_free(self) -> None:
         """Raise InputError, naming the process, if one is searching in this folder now."""
@@ -326,8 +345,8 @@ class Experiment:
         """
         with open_plain(self.folder / ".lock", "a+b") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            except (BlockingIOError, PermissionError):
                 self.must_be_free()
                 raise InputError(f"{self.folder}: was in use just now. Try again.") from None
             file.truncate(0)
@@ -348,10 +367,12 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
     """
     must_be_a_name(name)
     folder = results / name
+    taken = InputError(
+        f"--name is {name}, but {folder} exists. Choose another name, or go on with it: "
+        f"{resume_line(Experiment(folder))}"
+    )
     if folder.exists():
-        raise InputError(
-            f"--name is {name}, but {folder} exists. Choose another name, or go on with it: --resume {name}."
-        )
+        raise taken
     results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=results, ignore_cleanup_errors=True) as parent:
         made = Experiment(Path(parent) / name)
@@ -359,7 +380,13 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
         made.write_space(space)
         made.write_manifest(manifest)
         made.journal().append(SpaceSet(space.as_dict(), [], time.time()))
-        made.folder.rename(folder)
+        try:
+            made.folder.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            raise taken from None  # another search was faster
+        sync(results)
     return Experiment(folder)
 
 
@@ -423,7 +450,6 @@ def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAME
     rows = []
     for row in ranked:
         content = row.as_dict()
-        content["reason"] = printable(content["reason"])
         rows.append([*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)])
     return csv_text([*RESULT_COLUMNS, *parameters], rows)
 
@@ -454,13 +480,26 @@ def run_rows(history: History) -> list[list[Any]]:
 
 
 def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
-    """CSV with `\\n` line ends; None is an empty field, booleans are true and false."""
+    """CSV with `\\n` line ends; None is an empty field, booleans are true and false.
+
+    Text shows itself (see `printable`), and text that a spreadsheet would run as a formula gets an apostrophe before
+    it; numbers are written as they are.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     for row in rows:
-        writer.writerow([str(value).lower() if isinstance(value, bool) else value for value in row])
+        writer.writerow([_csv_field(value) for value in row])
     return buffer.getvalue()
+
+
+def _csv_field(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return value
+    text = printable(value)  # also without the tabs and returns that a formula may begin with
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 def _tell_user(line: str) -> None:
@@ -497,7 +536,7 @@ def _numbers(name: str) -> list[int]:
 def _newest(results: Path) -> Experiment:
     experiments = list_experiments(results)
     if not experiments:
-        raise InputError(f"{results}/ holds no experiment. Start one with: python -m search.run")
+        raise InputError(f"{results}/ holds no experiment. Start one with: {command_line('run', results=results)}")
     return experiments[0]
 
 

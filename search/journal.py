@@ -1,10 +1,11 @@
 """The journal: an append-only file of events, from which everything else in an experiment is derived.
 
 Ray's own snapshots are not read back: ASHA's rungs are not in them, a truncated one silently starts a
-fresh search, and restoring them unpickles. One JSON object a line survives a crash at any byte. A copy
-beside it, a line behind at most, stands in where the file itself was damaged later.
+fresh search, and restoring them unpickles. One JSON object a line survives a crash at any byte. Each line's last
+key is its checksum; a copy beside the file, a line behind at most, stands in where the file was damaged later.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from search.checksums import KEY, json_must_match, json_with_checksum
 from search.records import Event, History, event_as_dict, event_from_dict
 from spaces.errors import InputError
 from spaces.plain_files import MIB, open_plain
-from trainable.files import replacing
+from trainable.files import replacing, sync
 
 # A journal of 100,000 trials × 27 epochs is about 600 MB; anything over these is not one of ours.
 MAX_LINE_BYTES = MIB
@@ -42,7 +44,25 @@ def set_damaged_aside(path: Path) -> Path:
     """Rename a damaged file out of the way, so that nothing of it is lost; its new path."""
     aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
     path.rename(aside)
+    sync(aside.parent)
     return aside
+
+
+def event_line(event: Event) -> bytes:
+    """An event's line in a journal, with its checksum as the last key."""
+    return json_with_checksum(json.dumps(event_as_dict(event), allow_nan=False)).encode()
+
+
+def event_from_line(line: bytes | str) -> Event:
+    """The inverse of `event_line`; also takes lines without a checksum, as earlier versions wrote them.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: it is not an event, or not as it was written.
+    """
+    json_must_match(line.encode() if isinstance(line, str) else line)
+    content = json.loads(line, parse_constant=_refuse_constant)
+    content.pop(KEY, None)
+    return event_from_dict(content)
 
 
 class Journal:
@@ -58,15 +78,23 @@ class Journal:
 
     def __init__(self, path: Path, tell: Tell = lambda line: None) -> None:
         self.path = path
+        self._has_events = False
         self._copy = backup_of(path)
         self._mend(tell)
 
     def append(self, event: Event) -> None:
-        line = (json.dumps(event_as_dict(event), allow_nan=False) + "\n").encode()
+        line = event_line(event)
+        if self._has_events and not self.path.exists():
+            # Made anew, it would begin in the middle of the search.
+            raise FileNotFoundError(errno.ENOENT, "was removed while the search ran", str(self.path))
         with open_plain(self.path, "ab") as file:
+            is_new = os.fstat(file.fileno()).st_size == 0
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync(self.path.parent)
+        self._has_events = True
         # Only after the file itself: whoever reads both must never find the copy ahead of an intact file.
         self._copy.parent.mkdir(exist_ok=True)
         with open_plain(self._copy, "ab") as file:
@@ -78,6 +106,7 @@ class Journal:
             set_damaged_aside(self.path)
         _keep_first_bytes(better, self.path)
         _keep_first_bytes(better, self._copy)
+        self._has_events = better.n_bytes > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +151,9 @@ def _better_reading(path: Path, tell: Tell) -> _Reading:
     if own.damage is None and own.n_bytes >= copy_bytes:
         return own
     copied = _read(copy)
+    if own.damage is not None and copied.damage is not None:
+        # Either may have what the other lost.
+        raise InputError(f"{own.damage}, nor is {copied.damage}. Make one whole by hand from the other's lines.")
     if copied.n_bytes > own.n_bytes or (own.damage and copied.n_bytes == own.n_bytes > 0):
         wrong = own.damage or (f"{path}: ends too early" if path.exists() else f"{path}: is missing")
         tell(f"{wrong}; its copy {BACKUP_FOLDER}/{copy.name} is used.")
@@ -151,7 +183,7 @@ def _read(path: Path, so_far: _Reading | None = None) -> _Reading:
                 if not line.endswith(b"\n"):
                     number -= 1
                     break
-                history.apply(event_from_dict(json.loads(line, parse_constant=_refuse_constant)))
+                history.apply(event_from_line(line))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 damage = f"{path}:{number}: is not an event of a search ({type(error).__name__}: {str(error)[:200]})"
                 break

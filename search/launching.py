@@ -23,6 +23,7 @@ from search.failures import first_full, is_full_disk
 from search.interruption import Interruption
 from search.joined_cluster import JoinedCluster
 from search.manifest import Session, timestamp
+from search.options import resume_line
 from search.plan import Placement
 from search.ray_adapters import (
     EndWhen,
@@ -39,7 +40,6 @@ from search.study import write_study
 from search.trackers import trackers
 from search.wall_clock import wall_clock
 from spaces.errors import RunError
-from spaces.printable import shell_word
 from spaces.schema import Space
 from trainable.datasets import TrainingData
 from trainable.ray_trainable import TrialConfig, TrialTrainable, ship
@@ -95,9 +95,10 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
         Why it ended. The folder's files are up to date whatever happened.
 
     Raises:
-        RunError: the disk is full, or the first trials all failed for one reason; the search can go on.
+        RunError: the disk is full, the folder was removed, or the first trials all failed for one reason; the search
+            can go on.
     """
-    with _full_disk_in_one_line(launch.experiment):
+    with _disk_in_one_line(launch.experiment):
         return _run_session(launch, display)
 
 
@@ -158,17 +159,22 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
 
 
 @contextlib.contextmanager
-def _full_disk_in_one_line(experiment: Experiment) -> Iterator[None]:
-    """Say what else would come as whatever Ray makes of a failed write, such as an EOFError."""
+def _disk_in_one_line(experiment: Experiment) -> Iterator[None]:
+    """Say that the disk is full or the folder is gone, of which Ray makes other errors, such as an EOFError."""
     try:
         yield
     except Exception as error:
+        if not (experiment.folder / "journal.jsonl").exists():
+            raise RunError(
+                f"{experiment.folder}: its journal was removed while the search ran. Restore the folder, then go on "
+                f"with: {resume_line(experiment)}"
+            ) from error
         full = first_full(experiment.folder, Path(tempfile.gettempdir()))
         if full is None and not is_full_disk(error):
             raise
         raise RunError(
             f"{full or experiment.folder}: no space left on the disk; what was trained is safe. Make room, then go on "
-            f"with: python -m search.run --resume {shell_word(experiment.name)}"
+            f"with: {resume_line(experiment)}"
         ) from error
 
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from search.options import add_experiment_arguments, chosen_experiment, results_flag
+from search.options import add_experiment_arguments, chosen_experiment, resume_line
 from spaces.command import EXIT_INTERRUPTED, CommandParser, run_command
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def _watch(options: argparse.Namespace) -> int:
     experiment = chosen_experiment(options, options.experiment)
     if not experiment.is_live():
         code = _print(options, experiment)
-        go_on = f"python -m search.run --resume {shell_word(experiment.name)}{results_flag(options)}"
-        print(f"\nNo process searches in {shell_word(experiment.location)} now. Go on with: {go_on}")
+        where = shell_word(experiment.location)
+        print(f"\nNo process searches in {where} now. Go on with: {resume_line(experiment)}")
         return code
     try:
         watch(experiment, console)

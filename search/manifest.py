@@ -1,5 +1,6 @@
 """An experiment's manifest: enough to repeat it, and to trust it."""
 
+import json
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -9,12 +10,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from search.checksums import json_must_match, json_with_checksum
 from search.journal import BACKUP_FOLDER, Tell, backup_of
 from search.records import History
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
 from spaces.schema import Precision, Space
-from trainable.files import write_json
+from trainable.files import write_text
 
 # A thousand classes and as many sessions are under one.
 MAX_MANIFEST_BYTES = 16 * MIB
@@ -159,9 +161,10 @@ class Manifest(Part):
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest, then its copy, each atomically."""
-    write_json(path, manifest.model_dump())
+    text = json_with_checksum(json.dumps(manifest.model_dump(), indent=2, allow_nan=False))
+    write_text(path, text)
     backup_of(path).parent.mkdir(exist_ok=True)
-    write_json(backup_of(path), manifest.model_dump())
+    write_text(backup_of(path), text)
 
 
 def read_manifest(path: Path, tell: Tell = lambda line: None) -> Manifest:
@@ -188,7 +191,8 @@ def read_manifest(path: Path, tell: Tell = lambda line: None) -> Manifest:
 
 def _read(path: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(read_plain(path, MAX_MANIFEST_BYTES))
+        content = read_plain(path, MAX_MANIFEST_BYTES)
+        manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}). Restore it from a copy.") from None
     except ValidationError as error:
@@ -197,6 +201,11 @@ def _read(path: Path) -> Manifest:
         raise InputError(
             f"{path}: is not a manifest of a search ({where}: {first['msg'][:200]}). Restore it from a copy."
         ) from None
+    try:
+        json_must_match(content)
+    except ValueError as error:
+        raise InputError(f"{path}: is not as the search wrote it ({error}). Restore it from a copy.") from None
+    return manifest
 
 
 def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifest:

@@ -49,19 +49,29 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def results_flag(options: argparse.Namespace) -> str:
-    """What a command to type next needs to find the same results folder."""
-    return results_words(options.results_url or str(options.results))
+def command_line(command: str, *words: object, results: str | Path, more: str = "") -> str:
+    """A command to type, such as `python -m search.run --resume NAME --results DIR`.
+
+    Args:
+        command: a module of `search`.
+        words: an experiment's name and the like; quoted where a shell would see more in them.
+        results: a folder or URL for `--results`, which is left out where it is the default.
+        more: what follows, as it is to be typed, such as `IMAGE…`.
+    """
+    parts = [f"python -m search.{command}", *map(shell_word, words)]
+    if str(results) != str(DEFAULT_RESULTS):
+        parts += ["--results", shell_word(results)]
+    return " ".join([*parts, *filter(None, [more.strip()])])
 
 
-def results_words(results: str) -> str:
-    """`--results`, with a space before it, for a folder or URL; nothing for the default."""
-    return "" if results == str(DEFAULT_RESULTS) else f" --results {shell_word(results)}"
+def resume_line(experiment: "Experiment", more: str = "") -> str:
+    """The command that resumes a search, from anywhere."""
+    return command_line("run", "--resume", experiment.name, results=experiment.results, more=more)
 
 
-def experiment_words(experiment: "Experiment") -> str:
-    """How a command to type names an experiment, wherever that lies."""
-    return f"{shell_word(experiment.name)}{results_words(experiment.results)}"
+def command_on(command: str, experiment: "Experiment", more: str = "") -> str:
+    """A command that takes an experiment, for this one, from anywhere."""
+    return command_line(command, experiment.name, results=experiment.results, more=more)
 
 
 def chosen_experiment(options: argparse.Namespace, given: str | None) -> "Experiment":

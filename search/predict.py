@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_results_argument, chosen_experiment, complete_experiments, results_flag
+from search.options import add_results_argument, chosen_experiment, command_on, complete_experiments
 from spaces.command import CommandParser, completed, run_command
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
-from spaces.printable import printable, shell_word
+from spaces.printable import printable
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -54,8 +54,7 @@ def _predict(options: argparse.Namespace) -> int:
     if experiment.final_folder.is_symlink():
         raise InputError(f"{experiment.final_folder}: is a symbolic link, but must be a folder of its own. Remove it.")
     if not os.path.lexists(model):
-        command = f"python -m search.retrain {shell_word(experiment.name)}{results_flag(options)}"
-        raise InputError(f"{model}: is not there. Make it first: {command}")
+        raise InputError(f"{model}: is not there. Make it first: {command_on('retrain', experiment)}")
     rows = _classify(model, options.images, options.top)
     if options.format == "json":
         print(json.dumps([{"image": image, "classes": classes} for image, classes in rows], indent=2))

@@ -194,6 +194,7 @@ _EVENT_TYPES: dict[str, type[Event]] = {
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
 _LOSSES = ("train_loss", "validation_loss")
+_ACCURACIES = ("train_accuracy", "validation_accuracy")
 # No time, learning rate, accuracy or count of ours comes near; what is larger would overflow where it is summed or
 # shown. As a time in seconds since 1970 it is the year 5138. A loss is a 32-bit number.
 _LARGEST = 1e11
@@ -230,7 +231,8 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     if event_type is TrialStarted:
         values["config"] = Hyperparameters.from_mapping(values["config"])
     for key, value in values.items():
-        no_amount = isinstance(value, int | float) and key not in _LOSSES and not 0 <= value <= _LARGEST
+        largest = 1 if key in _ACCURACIES else _LARGEST
+        no_amount = isinstance(value, int | float) and key not in _LOSSES and not 0 <= value <= largest
         if no_amount or not _fits(value, hints[key]):
             raise ValueError(f"{key} is {shorten(value)}")
     if event_type is SpaceSet:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.experiment import RAY_SNAPSHOTS, Experiment, checkpoint_order, is_a_name, list_experiments, owner_of
 from search.journal import backup_of
+from search.options import command_line, resume_line
 from spaces.errors import InputError, RunError
 from trainable.locations import below, opened
 
@@ -360,9 +361,7 @@ def _newest_name(remote: RemoteResults) -> str:
         _fetch_unless_live(remote, name, ("experiment.yaml", "manifest.json"))
     newest = next((experiment.name for experiment in list_experiments(remote.folder) if experiment.name in names), None)
     if newest is None:
-        raise InputError(
-            f"{remote.url} holds no experiment. Start one with: python -m search.run --results {remote.url}"
-        )
+        raise InputError(f"{remote.url} holds no experiment. Start one with: {command_line('run', results=remote.url)}")
     return newest
 
 
@@ -455,6 +454,7 @@ class _Copier:
 
     def __init__(self, experiment: RemoteExperiment, lease: _Lease) -> None:
         self._remote = experiment.remote
+        self._again = resume_line(experiment)
         self._name = experiment.name
         self._folder = experiment.folder
         self._lease = lease
@@ -496,7 +496,7 @@ class _Copier:
         if self._failure:
             raise RunError(
                 f"{self._remote.url}: {self._what_failed(self._failure)}. They are complete in {self._folder}; "
-                f"--resume {self._name} copies them."
+                f"{self._again} copies them."
             ) from self._failure
         if self._lost:
             raise RunError(
@@ -506,7 +506,7 @@ class _Copier:
         if self._trouble:
             raise RunError(
                 f"{self._remote.url}: results could not be copied there ({self._trouble}). They are complete in "
-                f"{self._folder}; --resume {self._name} copies them."
+                f"{self._folder}; {self._again} copies them."
             )
 
     def copied_in_some_tries(self) -> bool:

@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 
 from search.manifest import seconds_used
-from search.options import experiment_words, results_words
+from search.options import command_line, command_on, resume_line
 from search.report_known import Known
 from search.state import is_done
-from spaces.printable import shell_word
 
 MORE_TRIALS = 16
 # Of the epochs that the search may train already.
@@ -24,13 +23,13 @@ class Command:
 
 def commands(known: Known) -> list[Command]:
     """All that the page offers."""
-    experiment, words = known.experiment, experiment_words(known.experiment)
-    again = f"python -m search.run {shell_word(experiment.folder)}{results_words(experiment.results)}"
-    found = [Command("The same search again", again), _further(known, words)]
-    found.append(Command("Whether the search was any good, and what to change", f"python -m search.diagnose {words}"))
+    experiment = known.experiment
+    again = command_line("run", experiment.folder, results=experiment.results)
+    found = [Command("The same search again", again), _further(known)]
+    found.append(Command("Whether the search was any good, and what to change", command_on("diagnose", experiment)))
     if known.best:
         found.append(Command("Retrain the winner, test it once, export it", retrain_line(known)))
-    return [*found, Command("This page", f"python -m search.report {words}")]
+    return [*found, Command("This page", command_on("report", experiment))]
 
 
 def is_unfinished(known: Known) -> bool:
@@ -41,16 +40,16 @@ def is_unfinished(known: Known) -> bool:
 
 def go_on_line(known: Known) -> str:
     """Resumes the search where it was."""
-    return f"python -m search.run --resume {experiment_words(known.experiment)}{_time_words(known)}"
+    return resume_line(known.experiment, _time_words(known))
 
 
 def retrain_line(known: Known) -> str:
-    return f"python -m search.retrain {experiment_words(known.experiment)}"
+    return command_on("retrain", known.experiment)
 
 
-def _further(known: Known, words: str) -> Command:
+def _further(known: Known) -> Command:
     if known.is_live:
-        return Command("Watch it while it runs", f"python -m search.leaderboard {words} --watch")
+        return Command("Watch it while it runs", command_on("leaderboard", known.experiment, "--watch"))
     if is_unfinished(known):
         return Command("Go on with this one", go_on_line(known))
     search = known.space.search

@@ -8,10 +8,10 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_experiment_arguments, chosen_experiment, results_flag
+from search.options import add_experiment_arguments, chosen_experiment, command_on, resume_line
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
-from spaces.printable import printable, shell_word
+from spaces.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,10 +110,9 @@ def _chosen_trial(experiment: Experiment, options: argparse.Namespace) -> Trial:
     if number is None:
         best = winner(rank(history))
         if best is None:
-            command = f"python -m search.run --resume {shell_word(experiment.name)}{results_flag(options)}"
             raise InputError(
                 f"{experiment.folder}: no trial has completed, so that there is no winner. "
-                f"Go on with the search ({command}), or name one: --trial ID"
+                f"Go on with the search ({resume_line(experiment)}), or name one: --trial ID"
             )
         number = best.trial
     if number not in history.trials:
@@ -158,7 +157,7 @@ def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
         print(f"The search's validation accuracy was {validation:.2%}{runs}.")
     exports = ", ".join(metrics["exports"])
     print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")
-    print(f"Next: python -m search.predict {shell_word(experiment.folder)} IMAGE…")
+    print(f"Next: {command_on('predict', experiment, more='IMAGE…')}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.interruption import Interruption
-from search.options import add_results_argument, chosen_experiment, complete_experiments, results_flag
+from search.options import (
+    add_results_argument,
+    chosen_experiment,
+    command_line,
+    command_on,
+    complete_experiments,
+    resume_line,
+)
 from spaces.command import (
     DEFAULT_SPACE,
     EXIT_INTERRUPTED,
@@ -141,7 +148,7 @@ def _must_be_new(options: argparse.Namespace, name: str) -> None:
     if taken:
         raise InputError(
             f"--name is {name}, but {where} exists. Choose another name, or go on with it: "
-            f"python -m search.run --resume {name}{results_flag(options)}"
+            f"{command_line('run', '--resume', name, results=options.results_url or options.results)}"
         )
 
 
@@ -250,7 +257,7 @@ def _changed(options: argparse.Namespace, experiment: Experiment, history: Histo
     if before is None:
         raise InputError(
             f"{experiment.folder}: its journal does not say what was searched. Start a new search: "
-            f"python -m search.run {shell_word(experiment.folder)}"
+            f"{command_line('run', experiment.folder, results=experiment.results)}"
         )
     must_be_allowed(before, space, options.allow_changed_space, experiment.folder)
     return space
@@ -345,7 +352,7 @@ def _must_be_the_same_images(experiment: Experiment, data: TrainingData) -> None
         raise InputError(
             f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
             f"not compare. Restore the images, or start a new search: "
-            f"python -m search.run {shell_word(experiment.folder)}"
+            f"{command_line('run', experiment.folder, results=experiment.results)}"
         )
 
 
@@ -413,16 +420,14 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
     if ranked:
         print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
     print(lead_sentence(history))
-    flag = results_flag(options)
-    name = shell_word(experiment.name)
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"
         more += f" --address {shell_word(options.address)}" if options.address else ""
-        print(f"{reason}; nothing is lost. Go on with: python -m search.run --resume {name}{flag}{more}")
+        print(f"{reason}; nothing is lost. Go on with: {resume_line(experiment, more)}")
     if winner(ranked):
-        print(f"Next: python -m search.leaderboard {name}{flag}")
-        print(f"      python -m search.retrain {name}{flag}")
+        print(f"Next: {command_on('leaderboard', experiment)}")
+        print(f"      {command_on('retrain', experiment)}")
 
 
 def _time_left_s(experiment: Experiment, space: Space) -> float | None:

@@ -15,9 +15,9 @@ from benchmarks.replay_stats import Factor, epochs_to, factor_of, geometric_mean
 from benchmarks.replay_surrogate import HeldOut, Surrogate, best_model, fit, held_out_scores, noise_of, ties
 from benchmarks.replay_tables import Table, images_of, in_unit_cube, random_configurations, read_table, table_from_text
 from benchmarks.search_replay import main
-from search.journal import Journal, read_history
+from search.journal import Journal, event_from_line, read_history
 from search.ranking import rank
-from search.records import EpochDone, History, TrialPromoted, TrialStarted, event_from_dict
+from search.records import EpochDone, History, TrialPromoted, TrialStarted
 from search.state import SearchState
 from spaces import InputError, Space, load_space
 from spaces.loader import space_from_text
@@ -71,7 +71,7 @@ def test_the_replay_proposes_and_judges_as_the_journal_of_a_search_says(
     history = History()
     n_proposals = n_refusals = 0
     for line in path.read_text().splitlines():
-        event = event_from_dict(json.loads(line))
+        event = event_from_line(line)
         history.apply(event)
         if isinstance(event, TrialStarted):
             found = own.next_trial()

@@ -2,18 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from search import compare, diagnose, leaderboard, predict, report, retrain
+from search import experiment as experiment_module
 from search import run as run_command
 from search.experiment import Experiment, create_experiment, open_experiment
 from search.manifest import Data, Device, Opening, Session, new_manifest, seconds_used, timestamp
 from search.plan import Placement
 from search.records import TrialEnded, TrialStarted
 from spaces import InputError, Space
+from spaces.plain_files import Mode
 from tests.search.simulation import result
 from trainable.compute import Compute
 
@@ -248,6 +252,26 @@ def test_a_damaged_manifest_or_journal_is_named(
     code, _, errors = call("leaderboard")
     assert code == 2
     assert "journal.jsonl:1: is not an event of a search" in errors
+
+
+def test_a_search_can_begin_while_a_reader_asks_whether_one_runs(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, began = experiment_module.open_plain, []
+
+    @contextmanager
+    def with_a_writer_beside(path: Path, mode: Mode = "rb") -> Iterator[IO[bytes]]:
+        with opened(path, mode) as file:
+            yield file
+            if mode == "rb":
+                with Experiment(experiment.folder).exclusive():
+                    began.append(path.name)
+
+    with experiment.exclusive():
+        pass
+    monkeypatch.setattr(experiment_module, "open_plain", with_a_writer_beside)
+    assert not experiment.is_live()
+    assert began == [".lock"]
 
 
 def test_a_folder_is_held_by_one_process_at_a_time(experiment: Experiment) -> None:

@@ -21,8 +21,8 @@ import optuna
 import pytest
 from PIL import Image
 
-from search.journal import read_history
-from search.records import EpochDone, Event, History, RunEpochDone, event_from_dict
+from search.journal import event_from_line, read_history
+from search.records import EpochDone, Event, History, RunEpochDone
 from search.state import is_done
 from search.study import Proposer
 from spaces import Dataset, Hyperparameters, Space, load_space
@@ -41,7 +41,7 @@ def events_until(journal: Path, event: str, trial: int) -> Iterator[Event]:
         content = json.loads(line)
         if content["event"] == event and content["trial"] == trial:
             return
-        yield event_from_dict(content)
+        yield event_from_line(line)
 
 
 @dataclass

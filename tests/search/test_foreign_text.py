@@ -1,19 +1,25 @@
 """Names and sentences from elsewhere command no terminal, no shell and no renderer."""
 
+import csv
+import io
 import json
 import shlex
 import shutil
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from search.answers import predictions_csv
 from search.display import SearchDisplay
-from search.experiment import Experiment
+from search.experiment import Experiment, csv_text
 from search.manifest import Opening, Session
 from search.model_card import model_card
+from search.ranking import rank
 from search.records import History, TrialEnded, TrialStarted
+from search.tables import as_csv
 from spaces import Space
 from tests.search.foreign import Call, model
 
@@ -46,6 +52,21 @@ def test_the_leaderboard_prints_no_control_character(form: str, on_folder: Call,
     if form == "csv":
         assert "why x\\x1b[2J" in output
         assert len(output.splitlines()) == 3
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\n="])
+def test_text_in_a_csv_file_is_no_formula_and_numbers_stay_numbers(start: str, tiny_space: Space) -> None:
+    cell = f"{start}cmd|'/c calc'!A0"
+    text = csv_text(["text", "a", "b", "c"], [[cell, -0.5, -3, None]])
+    _, row = csv.reader(io.StringIO(text, newline=""))
+    assert row[0].startswith(("'", "\\"))
+    assert row[0].endswith("cmd|'/c calc'!A0")
+    assert row[1:] == ["-0.5", "-3", ""]
+    started = TrialStarted(0, tiny_space.baseline_suggestion(), tiny_space.baseline, True, 0.0)
+    ranked = rank(History([started, TrialEnded(0, "failed", "=1+1", 1.0)]))
+    assert ",'=1+1," in as_csv(ranked, ["lr"])
+    predictions = predictions_csv(np.log(np.array([[0.9, 0.1]], np.float32)), np.array([1]), ["=cat", "@dog"])
+    assert predictions.splitlines()[1] == "0,'@dog,'=cat,0.9,0.1"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -104,12 +125,12 @@ def test_the_commands_to_type_next_are_one_word_where_a_name_is(on_folder: Call,
     (hostile.folder / "manifest.json").unlink()
     (hostile.folder / "journal.jsonl").unlink()
     shutil.rmtree(hostile.folder / ".backup")
-    _, _, errors = on_folder("retrain", hostile.folder, "--results", "a b; touch pwned")
+    _, _, errors = on_folder("retrain", hostile.folder)
     assert "no trial has completed" in errors
     command = errors.partition("(python")[2].partition("), or name one")[0]
     words = shlex.split(command)
     assert words[:3] == ["-m", "search.run", "--resume"]
-    assert words[4:] == ["--results", "a b; touch pwned"]
+    assert words[4:] == ["--results", str(hostile.folder.parent)]
     assert "touch pwned" in words[3]
 
 

@@ -1,6 +1,8 @@
 """Damaged state files: the last good copy is used, the user is told, and nothing starts afresh in silence."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import yaml
 from search.experiment import Experiment, create_experiment
 from search.journal import Journal, backup_of, read_history
 from search.manifest import Data, Device, new_manifest
-from search.records import History
+from search.records import EpochRedone, History
 from search.state import SearchState
 from spaces import InputError, Space
 from spaces.removed import REMOVED_KEYS
+from tests.search.foreign import drop_checksums
 from tests.search.simulation import simulate
 
 
@@ -60,6 +63,77 @@ def test_a_damaged_file_is_read_from_its_copy_and_the_user_told_once(
         assert damaged.space.as_dict() == tiny_space.as_dict()
     assert len(told) == 1
     assert name in told[0]
+
+
+def flip(path: Path, bit: int) -> bytes:
+    """Turn one bit of a file over; its content before."""
+    before = path.read_bytes()
+    content = bytearray(before)
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    return before
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "manifest.json"])
+def test_no_flipped_bit_changes_what_is_read_in_silence(experiment: Experiment, name: str) -> None:
+    path = experiment.folder / name
+    history, manifest = as_text(experiment.history()), experiment.manifest
+    for bit in range(0, path.stat().st_size * 8, 401):
+        before = flip(path, bit)
+        told: list[str] = []
+        damaged = Experiment(experiment.folder, told.append)
+        assert as_text(damaged.history()) == history, bit
+        assert damaged.manifest == manifest, bit
+        # A manifest is whole where the flip hides the checksum's own name.
+        assert len(told) == 1 or b'"crc32": "' not in path.read_bytes(), bit
+        path.write_bytes(before)
+
+
+def test_a_changed_number_in_file_and_copy_is_refused(experiment: Experiment) -> None:
+    for path in (experiment.folder / "journal.jsonl", backup_of(experiment.folder / "journal.jsonl")):
+        text = path.read_text()
+        assert '"train_s": 0.5' in text
+        path.write_text(text.replace('"train_s": 0.5', '"train_s": 0.7', 1))
+    with pytest.raises(InputError, match=r"journal\.jsonl:\d+: .*its checksum does not match"):
+        experiment.history()
+
+
+def test_where_file_and_copy_are_damaged_in_different_lines_nothing_is_dropped(experiment: Experiment) -> None:
+    path = experiment.folder / "journal.jsonl"
+    for one, line in ((path, 2), (backup_of(path), 4)):
+        lines = one.read_bytes().splitlines(keepends=True)
+        one.write_bytes(b"".join([*lines[:line], b"x\n", *lines[line + 1 :]]))
+    before = path.read_bytes(), backup_of(path).read_bytes()
+    with pytest.raises(InputError, match=r"journal\.jsonl:3: .*, nor is .*\.backup/journal\.jsonl:5: "):
+        Journal(path)
+    assert (path.read_bytes(), backup_of(path).read_bytes()) == before
+
+
+def test_files_without_checksums_are_read_and_gone_on_with(experiment: Experiment, tiny_space: Space) -> None:
+    before, manifest = as_text(experiment.history()), experiment.manifest
+    drop_checksums(experiment.folder)
+    path = experiment.folder / "experiment.yaml"
+    path.write_text(path.read_text().partition("# crc32")[0])
+    shutil.copy(experiment.folder / "journal.jsonl", backup_of(experiment.folder / "journal.jsonl"))
+    told: list[str] = []
+    old = Experiment(experiment.folder, told.append)
+    assert (as_text(old.history()), old.manifest, old.space.as_dict()) == (before, manifest, tiny_space.as_dict())
+    simulate(SearchState(tiny_space, old.history(), old.journal()), seed=1)
+    assert len(old.history().trials) == tiny_space.search.trials
+    assert told == []
+
+
+def test_a_space_that_is_not_as_it_was_written_is_used_and_the_user_told_what_differs(experiment: Experiment) -> None:
+    path = experiment.folder / "experiment.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("trials: 8", "trials: 9"))
+    told: list[str] = []
+    assert Experiment(experiment.folder, told.append).space.search.trials == 9
+    (line,) = told
+    assert "experiment.yaml: was changed since the search wrote it (`search.trials` was 8 and is 9)" in line
+    path.write_text("# mine\n" + text)
+    assert Experiment(experiment.folder, told.append).space.search.trials == 8
+    assert len(told) == 1, "an edit that changes nothing is nothing to tell"
 
 
 def test_a_torn_last_line_is_no_damage(experiment: Experiment) -> None:
@@ -186,6 +260,24 @@ def test_a_new_experiment_is_there_whole_or_not_at_all(
     monkeypatch.setattr(Journal, "append", full)
     with pytest.raises(OSError, match="No space left"):
         create_experiment(tmp_path, "other", tiny_space, experiment.manifest)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_journal_that_was_removed_meanwhile_is_not_begun_anew(experiment: Experiment) -> None:
+    journal = experiment.journal()
+    shutil.rmtree(experiment.folder)
+    experiment.folder.mkdir()  # as Ray does, which writes beside the journal
+    with pytest.raises(FileNotFoundError, match="was removed while the search ran"):
+        journal.append(EpochRedone(0, 1, 1.0))
+    assert not list(experiment.folder.iterdir())
+
+
+def test_of_two_searches_that_begin_with_one_name_the_slower_is_refused(
+    experiment: Experiment, tiny_space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "mine" and os.path.lexists(path))
+    with pytest.raises(InputError, match="mine exists"):
+        create_experiment(tmp_path, "mine", tiny_space, experiment.manifest)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

@@ -349,6 +349,8 @@ def test_a_line_that_a_power_cut_tore_is_dropped(space: Space, tmp_path: Path, n
         '{"event": "epoch_done", "trial": 0, "epoch": 7}',
         EPOCH.replace('"validation_accuracy": 0.5', '"validation_accuracy": "0.5"'),
         EPOCH.replace('"validation_accuracy": 0.5', '"validation_accuracy": NaN'),
+        EPOCH.replace('"validation_accuracy": 0.5', '"validation_accuracy": 1.51'),
+        EPOCH.replace('"train_accuracy": ', '"train_accuracy": 1'),
         EPOCH.replace('"train_loss": 1.0', '"train_loss": "x"'),
         EPOCH.replace('"train_s": 0.5', '"train_s": null'),
         EPOCH.replace('"train_s": 0.5', '"train_s": true'),

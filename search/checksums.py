@@ -1,0 +1,49 @@
+"""Checksums (CRC-32) in text files: they tell a file that a disk damaged, or that somebody edited, from one as written.
+
+The checksum of a JSON object is its last key, so that the file stays JSON; that of a YAML file is a comment in its
+last line. A file or line without a checksum was written by an earlier version, and is not checked.
+"""
+
+import re
+import zlib
+
+KEY = "crc32"
+_KEY_START = f'"{KEY}": "'.encode()
+_KEY_AND_END = re.compile(rb'"crc32": "([0-9a-f]{8})"\s*\}\s*')
+_COMMENT = re.compile(rb"# crc32 of the lines above: ([0-9a-f]{8})\n")
+
+
+def json_with_checksum(text: str) -> str:
+    """A JSON object, on one line or indented, with a last key `crc32`: the checksum of all that precedes it."""
+    body = text.rstrip().removesuffix("}").rstrip()
+    gap, end = ("\n  ", "\n}\n") if "\n" in body else (" ", "}\n")
+    start = f"{body},{gap}"
+    return f'{start}"{KEY}": "{_crc32(start.encode())}"{end}'
+
+
+def json_must_match(content: bytes) -> None:
+    """Raise ValueError if a JSON object has a checksum, and it is another than that of the content."""
+    start = content.rfind(_KEY_START)
+    if start < 0:
+        return
+    found = _KEY_AND_END.fullmatch(content, start)
+    if found is None or found[1].decode() != _crc32(content[:start]):
+        raise ValueError("its checksum does not match")
+
+
+def yaml_with_checksum(text: str) -> str:
+    """YAML that ends with a newline, with the checksum of its lines in a comment below them."""
+    return f"{text}# crc32 of the lines above: {_crc32(text.encode())}\n"
+
+
+def yaml_matches(content: bytes) -> bool:
+    """Whether a YAML file has no checksum, or that of its content."""
+    start = content.rstrip(b"\n").rfind(b"\n") + 1
+    if not content[start:].startswith(b"# crc32"):
+        return True
+    found = _COMMENT.fullmatch(content, start)
+    return found is not None and found[1].decode() == _crc32(content[:start])
+
+
+def _crc32(content: bytes) -> str:
+    return f"{zlib.crc32(content):08x}"
