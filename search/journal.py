@@ -26,6 +26,14 @@ BACKUP_FOLDER = ".backup"
 Tell = Callable[[str], None]
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+# `json.loads` would make one for each line.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def backup_of(path: Path) -> Path:
     """Where the copy of a state file lies.
 
@@ -151,7 +159,7 @@ def _read(path: Path, so_far: _Reading | None = None) -> _Reading:
                 if not line.endswith(b"\n"):
                     number -= 1
                     break
-                history.apply(event_from_dict(json.loads(line, parse_constant=_refuse_constant)))
+                history.apply(event_from_dict(_DECODER.decode(line.decode())))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 damage = f"{path}:{number}: is not an event of a search ({type(error).__name__}: {str(error)[:200]})"
                 break
@@ -216,7 +224,3 @@ def _same_bytes(path: Path, good: _Reading) -> bool:
     with open_plain(path) as one, open_plain(good.path) as other:
         same: bool = one.read() == other.read(good.n_bytes)
     return same
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
