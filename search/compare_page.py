@@ -5,11 +5,10 @@ from itertools import groupby
 
 import plotly.graph_objects as go
 
-from search.comparison import Compared, ComparedRow, remarks
+from search.comparison import Compared, ComparedRow, lead_of, remarks
 from search.manifest import timestamp
 from search.page import render
 from search.palette import BLUE, GREY, ORANGE, PURPLE, TEXT
-from search.ranking import lead_sentence
 from search.report_plots import empty_figure, plot_text
 from spaces.printable import printable
 
@@ -23,7 +22,7 @@ def comparison_html(compared: Sequence[Compared], rows: Sequence[ComparedRow]) -
         "epochs": best_so_far_figure(compared, "epochs that all trials had trained", by_time=False),
         "seconds": best_so_far_figure(compared, "seconds that the search had run", by_time=True),
     }
-    sentences = [(one.name, lead_sentence(one.history)) for one in compared]
+    sentences = [(one.name, lead_of(one)) for one in compared]
     return render(
         "compare.html",
         f"Comparison of {len(compared)} searches",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from search.experiment import Experiment
     from search.guarded_folder import GuardedFolder
-    from search.records import Trial
+    from search.records import History, Trial
     from search.retraining import Retraining
     from search.training_runs import Progress as EpochProgress
 
@@ -105,22 +105,30 @@ def _retrain_guarded(options: argparse.Namespace, guarded: GuardedFolder) -> int
 
 
 def _chosen_trial(experiment: Experiment, options: argparse.Namespace) -> Trial:
-    from search.ranking import rank, winner
-
     history = experiment.history()
-    number: int | None = options.trial
-    if number is None:
-        best = winner(rank(history))
-        if best is None:
-            command = f"python -m search.run --resume {shell_word(experiment.name)}{results_flag(options)}"
-            raise InputError(
-                f"{experiment.folder}: no trial has completed, so that there is no winner. "
-                f"Go on with the search ({command}), or name one: --trial ID"
-            )
-        number = best.trial
+    number: int = _winner(experiment, history, options) if options.trial is None else options.trial
     if number not in history.trials:
         raise InputError(f"--trial is {number}, but must be between 0 and {len(history.trials) - 1}.")
     return history.trials[number]
+
+
+def _winner(experiment: Experiment, history: History, options: argparse.Namespace) -> int:
+    from search.ranking import lead_sentence, rank, winner
+
+    if not any(trial.status == "completed" for trial in history.counting):
+        command = f"python -m search.run --resume {shell_word(experiment.name)}{results_flag(options)}"
+        raise InputError(
+            f"{experiment.folder}: no trial has completed, so that there is no winner. "
+            f"Go on with the search ({command}), or name one: --trial ID"
+        )
+    chance = experiment.manifest.data.chance
+    ranked = rank(history, chance)
+    best = winner(ranked)
+    if best is None:
+        raise InputError(
+            f"{experiment.folder}: {lead_sentence(history, ranked, chance)} To retrain one all the same: --trial ID"
+        )
+    return best.trial
 
 
 def _with_progress(console: Console, plan: Retraining) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     validation = metrics["search_validation_accuracy"]
     if isinstance(validation, float):
         fresh = metrics["fresh_runs"]
-        runs = f"; {fresh['n']} fresh runs said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
+        runs = f"; {fresh['n']} fresh run{'s' * (fresh['n'] > 1)} said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
         print(f"The search's validation accuracy was {validation:.2%}{runs}.")
     exports = ", ".join(metrics["exports"])
     print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")
