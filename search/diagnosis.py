@@ -67,7 +67,7 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
     known = [row for row in ranked if not row.set_aside and row.score is not None]
     numbers = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known), "chance": chance}
     if chance is None or not known:
-        why = "this search began before its manifest said what guessing reaches" if known else "no epoch was trained yet"
+        why = "its manifest does not say what guessing reaches" if known else "no epoch was trained yet"
         return Finding("learning", "unknown", f"Whether trials learned anything cannot be told: {why}.", "", numbers)
     sentence = chance_sentence(ranked, chance)
     if best_completed(ranked) and not winner(ranked):
@@ -120,9 +120,7 @@ def _completed_within(epochs: float, history: History) -> set[int]:
     return found
 
 
-def _noise(
-    history: History, now: Ranked, before: Ranked, n_validation: int | None
-) -> tuple[float | None, str | None]:
+def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | None) -> tuple[float | None, str | None]:
     """What a gain must be more than, and what that is; None where there are too few fresh runs to say."""
     accuracy = now.score or 0.0
     if now.fresh and before.fresh and now is not before:
@@ -146,8 +144,8 @@ def _why_untold(history: History, now: Ranked, before: Ranked, noise: float | No
     gained = (now.score or 0.0) - (before.score or 0.0)
     if now.fresh and before.fresh is None and gained <= noise:
         return (
-            f"trial {now.trial} has {_score_text(now)}, and trial {before.trial}, the best before the last third of the "
-            f"epochs, {_score_text(before)}, but was not trained again"
+            f"trial {now.trial} has {_score_text(now)}, and trial {before.trial}, the best before the last third of "
+            f"the epochs, {_score_text(before)}, but was not trained again"
         )
     return ""
 

@@ -20,14 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m search.leaderboard",
         description=(
-            "Rank the trials of an experiment: those that were chosen for fresh runs by the mean of these; then completed "
-            "ones by validation accuracy, stopped and running ones by epochs reached, failed ones. Works while the "
-            "search runs."
+            "Rank the trials of an experiment: those that were chosen for fresh runs by the mean of these; then "
+            "completed ones by validation accuracy, stopped and running ones by epochs reached, failed ones. Works "
+            "while the search runs."
         ),
         epilog="example: python -m search.leaderboard --top 5 --sort validation_loss --format markdown",
     )
     add_experiment_arguments(parser)
-    parser.add_argument("--top", type=int, metavar="N", help="show the first N trials only (default: all, in a table 100)")
+    parser.add_argument("--top", type=int, metavar="N", help="show the first N trials only (in a table: 100)")
     parser.add_argument("--sort", default="rank", metavar="KEY", help="a column or a hyperparameter (default: rank)")
     parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
     parser.add_argument("--watch", action="store_true", help="show a search that runs, as its own terminal does")

@@ -261,11 +261,8 @@ def _confirmed_sentence(ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, ov
 def _unbeaten_text(ranked: Sequence[Ranked], baseline: Ranked) -> str:
     """What is true of the trials beside a baseline that leads: those that look better were not all trained again."""
     assert baseline.score is not None
-    better = [
-        row
-        for row in ranked
-        if not row.set_aside and row.fresh is None and row.status in _MAY_BE_BETTER and (row.score or 0) > baseline.score
-    ]
+    others = [row for row in ranked if not row.set_aside and row.fresh is None and row.status in _MAY_BE_BETTER]
+    better = [row for row in others if row.score is not None and row.score > baseline.score]
     if not better:
         return "no searched configuration beat it."
     tried = "was trained again" if baseline.fresh else "completed"

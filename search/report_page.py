@@ -129,7 +129,7 @@ def _figures(known: Known, rungs: Sequence[RungSurvival], importance: Importance
 def _leaderboard_caption(known: Known, n_trials: int) -> str:
     shown = "" if n_trials <= MOST_ROWS else f" The first {MOST_ROWS:,} of {n_trials:,} are here."
     n = n_by_fresh_runs(known.ranked)
-    by = f" {f'The first {n} ranks rest' if n > 1 else 'The first rank rests'} on fresh runs, the others on accuracy." if n else ""
+    by = f" Of the ranks, the first {n} rest on fresh runs, and those below on the accuracy in the search." if n else ""
     return (
         f"{progress_text(known.history, known.space)}. Accuracy is of the validation images, after a trial’s last "
         f"epoch: stopped trials had fewer.{by}{shown}"

@@ -164,7 +164,7 @@ def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     validation = metrics["search_validation_accuracy"]
     if isinstance(validation, float):
         fresh = metrics["fresh_runs"]
-        runs = f"; {fresh['n']} fresh run{'s' * (fresh['n'] > 1)} said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
+        runs = f"; {fresh['n']} fresh runs said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
         print(f"The search's validation accuracy was {validation:.2%}{runs}.")
     exports = ", ".join(metrics["exports"])
     print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")

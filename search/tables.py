@@ -99,7 +99,8 @@ def as_table(
     console.print(table)
     lines = [line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines()]
     if 0 < n_confirmed < len(rows):
-        lines.append("(above the line: ranked by fresh runs; below it: by the accuracy in the search)")
+        baseline = ", the baseline by its fresh runs" if any(row.fresh for row in in_table[n_confirmed:]) else ""
+        lines.append(f"(above the line: ranked by fresh runs; below it: by the accuracy in the search{baseline})")
     if len(rows) < len(ranked):
         lines.append(f"(the first {len(rows):,} of {len(ranked):,} trials: --top N shows more, --format csv all)")
     if left_out:
@@ -112,7 +113,7 @@ def _reasons(ranked: Sequence[Ranked]) -> list[str]:
     bad = [row for row in ranked if row.status == "failed" or row.set_aside]
     lines = [f"trial {row.trial}: {printable(row.reason)}" for row in bad[:MOST_REASONS]]
     if len(bad) > MOST_REASONS:
-        lines.append(f"(and {len(bad) - MOST_REASONS:,} more that failed or do not count: --format csv has the reasons)")
+        lines.append(f"(and {len(bad) - MOST_REASONS:,} more that failed or do not count: --format csv says why)")
     return lines
 
 

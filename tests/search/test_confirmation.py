@@ -206,7 +206,8 @@ def test_a_run_that_diverged_widens_nobody_else_s_interval() -> None:
 
 def test_where_the_hand_picked_configuration_diverged_it_is_said() -> None:
     history = with_divergence(with_table(searched(quickstart(), 0.5, 0.9), {1: [0.9, 0.91], 0: [0.5]}), 0, 2)
-    assert "The hand-picked configuration (trial 0) diverged in 1 of 2 fresh runs." in lead_sentence(history, rank(history))
+    sentence = lead_sentence(history, rank(history))
+    assert "The hand-picked configuration (trial 0) diverged in 1 of 2 fresh runs." in sentence
 
 
 def test_the_lead_is_the_difference_of_the_means_that_are_shown() -> None:
@@ -269,7 +270,8 @@ def test_a_winner_that_is_not_ahead_for_sure_is_said_to_be_so() -> None:
 def test_the_hand_picked_configuration_may_win() -> None:
     history = searched(quickstart(), 0.80, 0.90)
     with_table(history, {1: [0.7, 0.7, 0.71], 0: [0.82, 0.81, 0.82]})
-    assert "It is the hand-picked configuration: no searched configuration beat it." in lead_sentence(history, rank(history))
+    sentence = lead_sentence(history, rank(history))
+    assert "It is the hand-picked configuration: no searched configuration beat it." in sentence
 
 
 def test_while_fresh_runs_are_under_way_the_search_s_order_stands() -> None:
@@ -305,7 +307,10 @@ def test_the_table_parts_ranks_by_fresh_runs_from_the_others() -> None:
     (line,) = (i for i, text in enumerate(lines[2:], 2) if set(text.strip()) == {"─"})
     assert lines[line - 1].split()[:2] == ["2", "2"]
     assert lines[line + 1].split()[:2] == ["3", "3"]
-    assert lines[-1] == "(above the line: ranked by fresh runs; below it: by the accuracy in the search)"
+    assert lines[-1] == (
+        "(above the line: ranked by fresh runs; below it: by the accuracy in the search, "
+        "the baseline by its fresh runs)"
+    )
     assert "above the line" not in as_table(sort_by(ranked, "lr")[::-1], ()), "not in the order of ranks"
 
 

@@ -465,7 +465,7 @@ def test_a_gain_in_fresh_runs_must_be_clear_of_its_interval() -> None:
 @pytest.mark.parametrize(
     ("runs", "why"),
     [
-        ({10: [0.35, 0.36]}, "trial 7, the best before the last third of the epochs, 40.00%, but was not trained again"),
+        ({10: [0.35, 0.36]}, "best before the last third of the epochs, 40.00%, but was not trained again"),
         ({7: [0.35, 0.36]}, "trial 10, the best of the search with 54.44%, was not trained again"),
         ({10: [0.5], 7: [0.4]}, "trials 10 and 7 have too few fresh runs"),
     ],

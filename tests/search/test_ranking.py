@@ -88,7 +88,7 @@ def test_a_long_table_shows_its_first_rows_and_reasons_and_says_so(tiny_space: S
     assert sum(" completed " in line for line in text.splitlines()) == 10
     assert "(the first 10 of 55 trials: --top N shows more, --format csv all)" in text
     assert text.count(": why") == tables.MOST_REASONS
-    assert text.endswith("(and 5 more that failed or do not count: --format csv has the reasons)")
+    assert text.endswith("(and 5 more that failed or do not count: --format csv says why)")
     assert tables.as_csv(rank(found), ["lr"]).count("\n") == 55
 
 
