@@ -18,7 +18,16 @@ from search.estimates import duration_text
 from search.experiment import Experiment
 from search.final_results import read_final_results
 from search.manifest import Manifest, seconds_used
-from search.ranking import Ranked, fresh_text, lead_sentence, over_baseline, points_text, rank, winner
+from search.ranking import (
+    Ranked,
+    best_completed,
+    fresh_text,
+    lead_sentence,
+    over_baseline,
+    points_text,
+    rank,
+    winner,
+)
 from search.records import History
 from search.stopping_findings import savings
 from search.tables import short
@@ -141,7 +150,7 @@ def as_text(compared: Sequence[Compared], rows: Sequence[ComparedRow], width: in
     buffer = StringIO()
     Console(file=buffer, width=width or 400, force_terminal=width is not None).print(table)
     lines = [line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines()]
-    sentences = [f"{printable(one.name)}: {lead_sentence(one.history)}" for one in compared]
+    sentences = [f"{printable(one.name)}: {lead_of(one)}" for one in compared]
     return "\n".join([*lines, "", *sentences, *remarks(compared)])
 
 
@@ -153,6 +162,11 @@ def as_dict(compared: Sequence[Compared], rows: Sequence[ComparedRow]) -> dict[s
         "curves": {one.name: [asdict(point) for point in one.curve] for one in compared},
         "remarks": remarks(compared),
     }
+
+
+def lead_of(one: Compared) -> str:
+    """Who won in an experiment, in words."""
+    return lead_sentence(one.history, one.ranked, one.manifest.data.chance)
 
 
 def best_so_far(history: History, manifest: Manifest) -> list[CurvePoint]:
@@ -194,7 +208,7 @@ def _read(name: str, experiment: Experiment) -> Compared:
         space=experiment.space,
         manifest=manifest,
         history=history,
-        ranked=rank(history),
+        ranked=rank(history, manifest.data.chance),
         test_accuracy=tested,
         curve=best_so_far(history, manifest),
     )
@@ -221,7 +235,7 @@ def _outcome(one: Compared) -> dict[str, str]:
         )
     n_stopped = sum(trial.status == "stopped" for trial in history.counting)
     return {
-        "winner": f"trial {best.trial}" if best else ABSENT,
+        "winner": f"trial {best.trial}" if best else "none: at chance" if best_completed(one.ranked) else ABSENT,
         "validation accuracy": accuracy,
         "lead over its baseline": _lead_text(one),
         "test accuracy": one.test_accuracy,

@@ -247,8 +247,8 @@ class Experiment:
 
     @property
     def best(self) -> dict[str, Number] | None:
-        """The winner's hyperparameters; None while no trial has completed."""
-        best = winner(rank(self._known_history()))
+        """The winner's hyperparameters; None while no trial has completed, and where the best is at chance."""
+        best = winner(rank(self._known_history(), self.manifest.data.chance))
         return best.config.as_dict() if best else None
 
     @property
@@ -256,12 +256,12 @@ class Experiment:
         """The report's figures of the search, by name; each shows itself in a notebook."""
         from search.frames import figures
 
-        return figures(self.space, self._known_history(), self.is_live())
+        return figures(self.space, self._known_history(), self.is_live(), self.manifest.data.chance)
 
     def _repr_html_(self) -> str:
         from search.frames import as_html
 
-        return as_html(self.name, self.space, self._known_history())
+        return as_html(self.name, self.space, self._known_history(), self.manifest.data.chance)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r})"

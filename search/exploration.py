@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import lru_cache
 
 from spaces.schema import Space
 
@@ -28,4 +29,9 @@ def n_explored(space: Space, trials: int) -> int:
 
 
 def _n_up_to(trial: int, seed: int, explore: float) -> int:
-    return math.floor(explore * trial + random.Random(f"explore/{seed}").random())
+    return math.floor(explore * trial + _start(seed))
+
+
+@lru_cache
+def _start(seed: int) -> float:
+    return random.Random(f"explore/{seed}").random()

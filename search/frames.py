@@ -44,13 +44,13 @@ def fresh_runs_frame(history: History) -> pd.DataFrame:
     return pd.DataFrame(run_rows(history), columns=list(RUN_COLUMNS))
 
 
-def figures(space: Space, history: History, is_live: bool) -> "dict[str, Figure]":
+def figures(space: Space, history: History, is_live: bool, chance: float | None = None) -> "dict[str, Figure]":
     """The report's figures of the search, by name; those that can be drawn of what there is."""
     from search.report_plots import learning_curves, optimisation_history, parallel_coordinates, slices
     from search.space_change import counting_in
     from search.study import study_of
 
-    trials, best = counting_in(space, history), winner(rank(history))
+    trials, best = counting_in(space, history), winner(rank(history, chance))
     number = best.trial if best else None
     made = {
         "learning_curves": learning_curves(trials, number, space.rung_epochs, is_live),
@@ -61,7 +61,7 @@ def figures(space: Space, history: History, is_live: bool) -> "dict[str, Figure]
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def as_html(name: str, space: Space, history: History) -> str:
+def as_html(name: str, space: Space, history: History, chance: float | None = None) -> str:
     """The leaderboard as a notebook shows it; nothing in it is taken for HTML but what is ours."""
     frame = trials_frame(history)
     shown = ["rank", "status", "epochs", "validation_accuracy", "validation_loss"]
@@ -71,6 +71,6 @@ def as_html(name: str, space: Space, history: History) -> str:
     n_hidden = len(frame) - len(table)
     more = f"<p>and {n_hidden} more, in <code>trials</code></p>" if n_hidden else ""
     title = f"<b>{html.escape(printable(name))}</b>: {progress_text(history, space)}."
-    sentence = html.escape(printable(lead_sentence(history)))
+    sentence = html.escape(printable(lead_sentence(history, rank(history, chance), chance)))
     body = table.to_html(formatters=formats, float_format="{:.3g}".format, na_rep="", escape=True, border=0)
     return f"<div><p>{title} {sentence}</p>{body}{more}</div>"

@@ -36,8 +36,7 @@ class Fresh:
         n_diverged: of them.
         mean: of their validation accuracies, 0 to 1, a diverged run's being 0. Where trials have different numbers
             of runs, as if all had been in all blocks: a block may be easier than another.
-        half_width: of the 95 % confidence interval of `mean`; None where one run a trial says nothing of spread, and
-            where a run diverged.
+        half_width: of the 95 % confidence interval of `mean`; None for fewer than two runs, and where one diverged.
         is_tied: whether it cannot be told from the trial with the best mean (which is tied with itself). A trial of
             which a run diverged is tied with nobody.
     """
@@ -56,7 +55,7 @@ class Lead:
 
     Attributes:
         mean: the difference of their means.
-        half_width: of its 95 % confidence interval; None where there are too few runs for one, or one diverged.
+        half_width: of its 95 % confidence interval; None where either has fewer than two runs, or one that diverged.
     """
 
     mean: float
@@ -82,7 +81,7 @@ def fresh_results(history: History) -> dict[int, Fresh]:
             n_runs=runs.n_runs(number),
             n_diverged=runs.n_diverged.get(number, 0),
             mean=means[number],
-            half_width=None if number in runs.n_diverged else model.half_width(number),
+            half_width=model.half_width(number) if runs.have_intervals(number) else None,
             is_tied=number == order[0]
             or (number not in runs.n_diverged and not _lead(runs, model, order[0], number).is_clear),
         )
@@ -134,7 +133,7 @@ def _lead(runs: "_Runs", model: "_Model", first: int, second: int) -> Lead:
     if first == second or not {first, second} <= runs.numbers:
         return Lead(0.0, None)
     ahead = runs.mean(first, model) - runs.mean(second, model)
-    if {first, second} & set(runs.n_diverged) or not model.residual.freedom:
+    if not runs.have_intervals(first, second) or not model.residual.freedom:
         return Lead(ahead, None)
     return Lead(ahead, _student(0.975, model.residual.freedom) * model.error(first, second))
 
@@ -170,6 +169,13 @@ class _Runs:
 
     def n_runs(self, number: int) -> int:
         return len(self.values.get(number, ())) + self.n_diverged.get(number, 0)
+
+    def have_intervals(self, *numbers: int) -> bool:
+        """Whether each of these trials has two runs at least, none of which diverged.
+
+        The spread of other trials would do for an interval from one run, but nobody believes it.
+        """
+        return all(len(self.values.get(number, ())) > 1 and number not in self.n_diverged for number in numbers)
 
     def mean(self, number: int, model: "_Model") -> float:
         if number not in self.values:

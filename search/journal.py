@@ -28,6 +28,14 @@ BACKUP_FOLDER = ".backup"
 Tell = Callable[[str], None]
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+# `json.loads` would make one for each line.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def backup_of(path: Path) -> Path:
     """Where the copy of a state file lies.
 
@@ -60,7 +68,7 @@ def event_from_line(line: bytes | str) -> Event:
         ValueError, KeyError, TypeError, AttributeError, RecursionError: it is not an event, or not as it was written.
     """
     json_must_match(line.encode() if isinstance(line, str) else line)
-    content = json.loads(line, parse_constant=_refuse_constant)
+    content = _DECODER.decode(line if isinstance(line, str) else line.decode())
     content.pop(KEY, None)
     return event_from_dict(content)
 
@@ -248,7 +256,3 @@ def _same_bytes(path: Path, good: _Reading) -> bool:
     with open_plain(path) as one, open_plain(good.path) as other:
         same: bool = one.read() == other.read(good.n_bytes)
     return same
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

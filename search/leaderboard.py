@@ -20,13 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m search.leaderboard",
         description=(
-            "Rank the trials of an experiment: completed ones by validation accuracy, then stopped and running "
-            "ones by epochs reached, then failed ones. Works while the search runs."
+            "Rank the trials of an experiment: those that were chosen for fresh runs by the mean of these; then "
+            "completed ones by validation accuracy, stopped and running ones by epochs reached, failed ones. Works "
+            "while the search runs."
         ),
         epilog="example: python -m search.leaderboard --top 5 --sort validation_loss --format markdown",
     )
     add_experiment_arguments(parser)
-    parser.add_argument("--top", type=int, metavar="N", help="show the first N trials only")
+    parser.add_argument("--top", type=int, metavar="N", help="show the first N trials only (in a table: 100)")
     parser.add_argument("--sort", default="rank", metavar="KEY", help="a column or a hyperparameter (default: rank)")
     parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
     parser.add_argument("--watch", action="store_true", help="show a search that runs, as its own terminal does")
@@ -80,7 +81,8 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
     if options.sort not in keys:
         raise InputError(f"--sort is {options.sort}, but must be one of {', '.join(keys)}.")
     history = experiment.history()
-    ranked = rank(history)
+    chance = experiment.manifest.data.chance
+    ranked = rank(history, chance)
     shown = sort_by(ranked, options.sort)[: options.top]
     parameters = tuple(experiment.space.searched)
 
@@ -97,8 +99,9 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
             now = ", running now" if live else ""
             progress = progress_text(history, experiment.space)
             print(f"{printable(experiment.name)}: {progress}{now}\n")
-            print(tables.as_table(shown, parameters, width, live))
-            print(f"\n{lead_sentence(history)}")
+            most_rows = tables.MOST_ROWS if options.top is None else None
+            print(tables.as_table(shown, parameters, width, live, most_rows))
+            print(f"\n{lead_sentence(history, ranked, chance)}")
             for opening in experiment.manifest.test_openings:
                 print(printable(opening_text(opening)))
     return 0

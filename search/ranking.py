@@ -47,6 +47,7 @@ class Ranked:
         set_aside: whether it lies outside the space as it was changed later.
         explored: whether chance let it go to the end whatever a rung says.
         fresh: what fresh runs say of it; None where it has none, or where they do not cover the best trials yet.
+        at_chance: whether `score` is no more than a run that only guesses reaches.
     """
 
     rank: int
@@ -62,6 +63,12 @@ class Ranked:
     set_aside: bool = False
     explored: bool = False
     fresh: Fresh | None = None
+    at_chance: bool = False
+
+    @property
+    def score(self) -> float | None:
+        """What its rank rests on: the mean of its fresh runs, or its accuracy in the search where it has none."""
+        return self.fresh.mean if self.fresh else self.validation_accuracy
 
     @property
     def fresh_accuracy(self) -> float | None:
@@ -89,25 +96,56 @@ _OUTSIDE = "outside the space as it was changed later"
 
 # Lower sorts first. A stopped trial may look better than a completed one, but only up to where it stopped.
 _STATUS_ORDER = {"completed": 0, "stopped": 1, "running": 1, "failed": 2, "diverged": 3}
+_MAY_BE_BETTER = ("completed", "stopped", "running")
+WHAT_TO_TRY = (
+    "Try other learning rates (`space.lr`), more epochs (`training.max_epochs`) or more images, and look whether the "
+    "labels fit the images."
+)
 
 
-def rank(history: History) -> list[Ranked]:
+def rank(history: History, chance: float | None = None) -> list[Ranked]:
     """All trials, best first.
 
-    Trials with fresh runs by the mean of those; completed trials by validation accuracy after their last epoch; then
-    stopped and running ones by epochs reached and accuracy; then failed and diverged ones; last those outside the space
-    as it was changed later. Equal accuracies are ordered by loss, then by number.
+    1. Trials that were chosen for fresh runs, by the mean of those.
+    2. All others by what the search said: completed trials by validation accuracy after their last epoch; then stopped
+       and running ones by epochs reached and accuracy; then failed and diverged ones; last those outside the space as
+       it was changed later. Equal accuracies are ordered by loss, then by number.
+
+    The baseline gets fresh runs without having been chosen, to be compared with. It stands before the first trial of 1
+    whose mean is less than the baseline's; where there is none, before the first trial of 2 whose accuracy is not
+    more than the baseline's mean, or that did not complete.
+
+    Args:
+        history: of the search.
+        chance: the highest accuracy of a run that only guesses (`manifest.Data.chance`); None where it is not known.
     """
     ordered = sorted(history.trials.values(), key=_sort_key)
     fresh = _usable_fresh_results(history, ordered)
-    confirmed = [history.trials[number] for number in fresh]
-    ordered = confirmed + [trial for trial in ordered if trial.number not in fresh]
-    return [_row(position, trial, fresh.get(trial.number)) for position, trial in enumerate(ordered, 1)]
+    numbers = [*fresh, *(trial.number for trial in ordered if trial.number not in fresh)]
+    baseline = _last_baseline(history)
+    if baseline in fresh and baseline == numbers[len(fresh) - 1]:
+        _move_down(numbers, len(fresh) - 1, fresh[baseline].mean, history)
+    return [
+        _row(position, history.trials[number], fresh.get(number), chance) for position, number in enumerate(numbers, 1)
+    ]
+
+
+def best_completed(ranked: Sequence[Ranked]) -> Ranked | None:
+    """The best completed trial, whether or not it has learned anything; None while there is none."""
+    return next((row for row in ranked if row.status == "completed" and not row.set_aside), None)
 
 
 def winner(ranked: Sequence[Ranked]) -> Ranked | None:
-    """The best completed trial; None while there is none."""
-    return next((row for row in ranked if row.status == "completed" and not row.set_aside), None)
+    """The best completed trial; None while there is none, and where it is at chance."""
+    best = best_completed(ranked)
+    return None if best is None or best.at_chance else best
+
+
+def n_by_fresh_runs(ranked: Sequence[Ranked]) -> int:
+    """How many rows at the top have ranks that rest on fresh runs; 0 where the rows are in another order."""
+    if any(row.rank != position for position, row in enumerate(ranked, 1)):
+        return 0
+    return next((i for i, row in enumerate(ranked) if row.fresh is None), len(ranked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +175,8 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
         ranked: its rows, as `rank` gives them.
     """
     best = winner(ranked)
-    # The last one: the space may have been changed, and its baseline with it.
-    baseline = max((row for row in ranked if row.baseline), key=lambda row: row.trial, default=None)
+    baseline_number = _last_baseline(history)
+    baseline = next((row for row in ranked if row.trial == baseline_number), None)
     if best is None or best.validation_accuracy is None:
         return OverBaseline("no winner", baseline)
     if best.baseline:
@@ -154,17 +192,52 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
     return OverBaseline("one seed", baseline, Lead(best.validation_accuracy - baseline.validation_accuracy, None))
 
 
-def lead_sentence(history: History) -> str:
-    """Who won, how surely, and how far ahead of the baseline, in words."""
-    ranked = rank(history)
-    best, over = winner(ranked), over_baseline(history, ranked)
-    if best is None or best.validation_accuracy is None:
-        return "No trial has completed yet."
-    if best.fresh:
-        return _confirmed_sentence(ranked, best, best.fresh, over)
+def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | None = None) -> str:
+    """Who won, how surely, and how far ahead of the baseline, in words; or that nobody did, for nothing was learned.
+
+    Args:
+        history: of the search.
+        ranked: its rows, as `rank` gives them.
+        chance: as it was given to `rank`.
+    """
+    at_chance = chance_sentence(ranked, chance)
+    best = winner(ranked)
+    if best is None:
+        if best_completed(ranked):
+            return f"{at_chance} {WHAT_TO_TRY}"
+        return f"No trial has completed yet. {at_chance}".rstrip()
+    over = over_baseline(history, ranked)
+    lead = _confirmed_sentence(ranked, best, best.fresh, over) if best.fresh else _one_seed_sentence(ranked, best, over)
+    return f"{lead} {at_chance}".rstrip()
+
+
+def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
+    """How many trials are at chance; where the best is, that nothing was learned. Empty where none is.
+
+    Args:
+        ranked: rows, as `rank` gives them with `chance`.
+        chance: the highest accuracy of a run that only guesses; None where it is not known.
+    """
+    known = [row for row in ranked if not row.set_aside and row.score is not None]
+    n_at_chance = sum(row.at_chance for row in known)
+    if chance is None or not n_at_chance:
+        return ""
+    how_many = (
+        f"{n_at_chance:,} of {len(known):,} trials {'is' if n_at_chance == 1 else 'are'} at chance "
+        f"(at most {chance:.2%}: a run that always names the commonest class may reach that)"
+    )
+    best = best_completed(ranked)
+    if best is None or not best.at_chance:
+        return f"{how_many}."
+    if n_at_chance == len(known):
+        return f"No trial wins, for nothing was learned: {how_many}."
+    return f"No trial wins: {how_many}, and the best completed one, trial {best.trial}, is."
+
+
+def _one_seed_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBaseline) -> str:
     claim = f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy"
     if over.kind == "is baseline":
-        return f"{claim}. It is the baseline: no searched configuration beat it."
+        return f"{claim}. It is the baseline: {_unbeaten_text(ranked, best)}"
     if over.baseline is None or over.lead is None:
         return f"{claim}. The baseline has not completed."
     return (
@@ -178,16 +251,32 @@ def _confirmed_sentence(ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, ov
     tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
     sentences = [
         f"Trial {best.trial} wins: the search said {best.validation_accuracy:.2%}, {runs} {fresh_text(fresh)}.",
-        _over_baseline_sentence(over),
+        _over_baseline_sentence(ranked, best, over),
     ]
     if tied:
         sentences.append(f"Not to be told from it: trial{'s' * (len(tied) > 1)} {', '.join(tied)}.")
     return " ".join(sentences)
 
 
-def _over_baseline_sentence(over: OverBaseline) -> str:
+def _unbeaten_text(ranked: Sequence[Ranked], baseline: Ranked) -> str:
+    """What is true of the trials beside a baseline that leads: those that look better were not all trained again."""
+    assert baseline.score is not None
+    others = [row for row in ranked if not row.set_aside and row.fresh is None and row.status in _MAY_BE_BETTER]
+    better = [row for row in others if row.score is not None and row.score > baseline.score]
+    if not better:
+        return "no searched configuration beat it."
+    tried = "was trained again" if baseline.fresh else "completed"
+    best = max(better, key=lambda row: row.score or 0)
+    more = f" and {len(better) - 1:,} more" * (len(better) > 1)
+    those = "was" if len(better) == 1 else "were"
+    status = "" if best.status == "completed" else f", {best.status}"
+    but = f"better in the search, but not trained again, {those}" if baseline.fresh else f"better so far {those}"
+    return f"no searched one that {tried} beat it; {but} trial {best.trial} ({best.score:.2%}{status}){more}."
+
+
+def _over_baseline_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBaseline) -> str:
     if over.kind == "is baseline":
-        return "It is the hand-picked configuration: no searched one beat it."
+        return f"It is the hand-picked configuration: {_unbeaten_text(ranked, best)}"
     baseline, ahead = over.baseline, over.lead
     if over.kind == "baseline diverged" and baseline and baseline.fresh:
         return f"The hand-picked configuration (trial {baseline.trial}) {_diverged_text(baseline.fresh)}."
@@ -252,7 +341,8 @@ def _usable_fresh_results(history: History, ordered: Sequence[Trial]) -> dict[in
     because the others have not been trained again yet.
     """
     fresh = fresh_results(history) if history.runs else {}
-    others = [trial.number for trial in ordered if trial.status == "completed" and not trial.baseline]
+    baseline = _last_baseline(history)
+    others = [trial.number for trial in ordered if trial.status == "completed" and trial.number != baseline]
     n_confirmed = sum(number in fresh for number in others)
     covers_best = n_confirmed > 0 and all(number in fresh for number in others[:n_confirmed])
     return fresh if covers_best else {}
@@ -278,8 +368,26 @@ def _last_scores(trial: Trial) -> tuple[float | None, float | None]:
     return trial.last.validation_accuracy, loss if math.isfinite(loss) else None
 
 
-def _row(position: int, trial: Trial, fresh: Fresh | None) -> Ranked:
+def _last_baseline(history: History) -> int | None:
+    """The number of the baseline; the last one where the space was changed, and its baseline with it."""
+    return max((trial.number for trial in history.trials.values() if trial.baseline), default=None)
+
+
+def _move_down(numbers: list[int], place: int, accuracy: float, history: History) -> None:
+    """Move the number at `place` behind the completed trials after it that have a higher accuracy."""
+
+    def is_ahead(trial: Trial) -> bool:
+        theirs = _last_scores(trial)[0]
+        return trial.status == "completed" and not trial.set_aside and theirs is not None and theirs > accuracy
+
+    behind = range(place + 1, len(numbers))
+    end = next((i for i in behind if not is_ahead(history.trials[numbers[i]])), len(numbers))
+    numbers.insert(end - 1, numbers.pop(place))
+
+
+def _row(position: int, trial: Trial, fresh: Fresh | None, chance: float | None) -> Ranked:
     accuracy, loss = _last_scores(trial)
+    score = fresh.mean if fresh else accuracy
     return Ranked(
         rank=position,
         trial=trial.number,
@@ -294,6 +402,7 @@ def _row(position: int, trial: Trial, fresh: Fresh | None) -> Ranked:
         set_aside=trial.set_aside,
         explored=trial.explored,
         fresh=fresh,
+        at_chance=chance is not None and score is not None and score <= chance,
     )
 
 

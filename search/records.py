@@ -193,6 +193,8 @@ _EVENT_TYPES: dict[str, type[Event]] = {
     "run_ended": RunEnded,
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
+# Resolved once: a journal has an event for each epoch of each trial, and resolving took longer than all else.
+_EVENT_HINTS = {event_type: get_type_hints(event_type) for event_type in _EVENT_TYPES.values()}
 _LOSSES = ("train_loss", "validation_loss")
 _ACCURACIES = ("train_accuracy", "validation_accuracy")
 # No time, learning rate, accuracy or count of ours comes near; what is larger would overflow where it is summed or
@@ -220,7 +222,7 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     """
     values = dict(content)
     event_type = _EVENT_TYPES[values.pop("event")]
-    hints = get_type_hints(event_type)
+    hints = _EVENT_HINTS[event_type]
     if set(values) != set(hints):
         raise ValueError(f"it has {sorted(values)}")
     for key in _LOSSES:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from search.estimates import duration_text
 from search.manifest import seconds_used
-from search.ranking import fresh_text, over_baseline, points_text
+from search.ranking import best_completed, fresh_text, over_baseline, points_text
 from search.report_commands import go_on_line, is_unfinished
 from search.report_known import Known
 from search.stopping_findings import savings
 
 _WHY_NO_LEAD = {
-    "is baseline": "the hand-picked configuration is the best",
+    "is baseline": "the hand-picked configuration is the winner",
     "no fresh run": "the baseline has no fresh run to compare with",
     "baseline diverged": "a fresh run of the baseline diverged",
     "not completed": "the baseline has not completed",
@@ -34,7 +34,8 @@ def headline(known: Known) -> list[Stat]:
 def _validation_stat(known: Known) -> Stat:
     best = known.best
     if best is None or best.validation_accuracy is None:
-        return Stat("Validation accuracy", "–", "no trial has completed yet")
+        why = "no winner: the best is at chance" if best_completed(known.ranked) else "no trial has completed yet"
+        return Stat("Validation accuracy", "–", why)
     by = f"trial {best.trial}; "
     if best.fresh:
         runs = "1 fresh run" if best.fresh.n_runs == 1 else f"{best.fresh.n_runs} fresh runs"

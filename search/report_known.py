@@ -20,7 +20,7 @@ class Known:
         ranked: all trials, best first.
         counting: trials that lie in the space as it is now, in the journal and in `experiment.yaml`.
         is_live: whether the search was running when this was read.
-        best: the winner's row; None while no trial has completed.
+        best: the winner's row; None while no trial has completed, and where the best is at chance.
         final: what retraining left; None where there is nothing, or nothing that can be shown.
         final_problem: why it cannot be shown.
     """
@@ -48,7 +48,7 @@ def read_all(experiment: Experiment) -> Known:
         InputError: journal, space or manifest cannot be read.
     """
     history, space, manifest = experiment.history(), experiment.space, experiment.manifest
-    ranked = rank(history)
+    ranked = rank(history, manifest.data.chance)
     final, problem = None, ""
     try:
         final = read_final_results(experiment)

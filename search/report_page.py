@@ -11,7 +11,7 @@ from search.experiment import Experiment
 from search.importance import MIN_TRIALS, N_SHUFFLED, Importance, importance_at
 from search.manifest import timestamp
 from search.page import Column, Row, render
-from search.ranking import lead_sentence
+from search.ranking import lead_sentence, n_by_fresh_runs
 from search.report_augmentation import Picture, augmented_pictures
 from search.report_commands import Command, commands
 from search.report_headline import Stat, headline, remarks
@@ -82,7 +82,7 @@ def make_report(known: Known) -> Report:
     return Report(
         kind=f"Search of {known.manifest.space} on {space.dataset.name}, begun {_utc(known.manifest.created_at)}",
         name=known.experiment.name,
-        lead=lead_sentence(known.history),
+        lead=lead_sentence(known.history, known.ranked, known.manifest.data.chance),
         remarks=remarks(known),
         stats=headline(known),
         leaderboard_caption=_leaderboard_caption(known, n_trials),
@@ -128,9 +128,11 @@ def _figures(known: Known, rungs: Sequence[RungSurvival], importance: Importance
 
 def _leaderboard_caption(known: Known, n_trials: int) -> str:
     shown = "" if n_trials <= MOST_ROWS else f" The first {MOST_ROWS:,} of {n_trials:,} are here."
+    n = n_by_fresh_runs(known.ranked)
+    by = f" Of the ranks, the first {n} rest on fresh runs, and those below on the accuracy in the search." if n else ""
     return (
         f"{progress_text(known.history, known.space)}. Accuracy is of the validation images, after a trial’s last "
-        f"epoch: stopped trials had fewer.{shown}"
+        f"epoch: stopped trials had fewer.{by}{shown}"
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from search.experiment import Experiment
     from search.guarded_folder import GuardedFolder
-    from search.records import Trial
+    from search.records import History, Trial
     from search.retraining import Retraining
     from search.training_runs import Progress as EpochProgress
 
@@ -103,21 +103,29 @@ def _retrain_guarded(options: argparse.Namespace, guarded: GuardedFolder) -> int
 
 
 def _chosen_trial(experiment: Experiment, options: argparse.Namespace) -> Trial:
-    from search.ranking import rank, winner
-
     history = experiment.history()
-    number: int | None = options.trial
-    if number is None:
-        best = winner(rank(history))
-        if best is None:
-            raise InputError(
-                f"{experiment.folder}: no trial has completed, so that there is no winner. "
-                f"Go on with the search ({resume_line(experiment)}), or name one: --trial ID"
-            )
-        number = best.trial
+    number: int = _winner(experiment, history) if options.trial is None else options.trial
     if number not in history.trials:
         raise InputError(f"--trial is {number}, but must be between 0 and {len(history.trials) - 1}.")
     return history.trials[number]
+
+
+def _winner(experiment: Experiment, history: History) -> int:
+    from search.ranking import lead_sentence, rank, winner
+
+    if not any(trial.status == "completed" for trial in history.counting):
+        raise InputError(
+            f"{experiment.folder}: no trial has completed, so that there is no winner. "
+            f"Go on with the search ({resume_line(experiment)}), or name one: --trial ID"
+        )
+    chance = experiment.manifest.data.chance
+    ranked = rank(history, chance)
+    best = winner(ranked)
+    if best is None:
+        raise InputError(
+            f"{experiment.folder}: {lead_sentence(history, ranked, chance)} To retrain one all the same: --trial ID"
+        )
+    return best.trial
 
 
 def _with_progress(console: Console, plan: Retraining) -> dict[str, Any]:

@@ -411,23 +411,23 @@ def _finish(options: argparse.Namespace, experiment: Experiment, end: SearchEnd)
 def _print_result(options: argparse.Namespace, experiment: Experiment, end: SearchEnd) -> None:
     import shutil
 
-    from search.ranking import lead_sentence, rank, winner
+    from search.ranking import best_completed, lead_sentence, rank, winner
     from search.tables import as_table
 
-    history = experiment.history()
-    ranked = rank(history)
+    history, chance = experiment.history(), experiment.manifest.data.chance
+    ranked = rank(history, chance)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if ranked:
         print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
-    print(lead_sentence(history))
+    print(lead_sentence(history, ranked, chance))
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"
         more += f" --address {shell_word(options.address)}" if options.address else ""
         print(f"{reason}; nothing is lost. Go on with: {resume_line(experiment, more)}")
-    if winner(ranked):
+    if best_completed(ranked):
         print(f"Next: {command_on('leaderboard', experiment)}")
-        print(f"      {command_on('retrain', experiment)}")
+        print(f"      {command_on('retrain' if winner(ranked) else 'diagnose', experiment)}")
 
 
 def _time_left_s(experiment: Experiment, space: Space) -> float | None:

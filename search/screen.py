@@ -262,7 +262,7 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
         # Those that are trained again are what there is to see now, the baseline among them.
         again = {run.trial for run in history.runs.values()}
         ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
-    rows = ranked[:N_BEST]
+    rows = sorted(ranked[:N_BEST], key=lambda row: row.rank)
     fresh_width = 20 if fresh else 0
     max_epochs = scene.space.training.max_epochs
     curve_width = _curve_width(max_epochs, width, fresh_width)

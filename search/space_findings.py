@@ -24,17 +24,20 @@ TRIALS_PER_PARAMETER = 10
 
 
 def divergences(history: History, space: Space) -> Finding:
-    """How many trials ended because their loss was not finite, and above which learning rate most of those lie."""
+    """How many trials and fresh runs ended because their loss was not finite, and above which lr most trials did."""
     ended = [trial for trial in history.counting if trial.end]
     diverged = [trial for trial in ended if trial.status == "diverged"]
-    numbers: dict[str, Any] = {"n": len(ended), "n_diverged": len(diverged)}
+    runs = [run for run in history.runs.values() if run.end and not history.trials[run.trial].set_aside]
+    n_runs_diverged = sum(run.end is not None and run.end.status == "diverged" for run in runs)
+    numbers: dict[str, Any] = {"n": len(ended), "n_diverged": len(diverged), "n_fresh_runs_diverged": n_runs_diverged}
     if not ended:
         return Finding("divergences", "unknown", "No trial has ended yet.", "", numbers)
+    again = f"; of {len(runs)} fresh runs, {n_runs_diverged} diverged" if n_runs_diverged else ""
     if not diverged:
-        return Finding("divergences", "fine", f"Of {trials_text(len(ended))}, none diverged.", "", numbers)
+        return Finding("divergences", "fine", f"Of {trials_text(len(ended))}, none diverged{again}.", "", numbers)
     share = len(diverged) / len(ended)
     numbers["share"] = share
-    sentence = f"{len(diverged)} of {trials_text(len(ended))} ({share:.0%}) diverged."
+    sentence = f"{len(diverged)} of {trials_text(len(ended))} ({share:.0%}) diverged{again}."
     if share < MAX_DIVERGED or len(diverged) < 2:
         return Finding("divergences", "fine", sentence, "", numbers)
     others = [trial.config.lr for trial in ended if trial.status in ("completed", "stopped")]

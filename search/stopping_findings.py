@@ -10,6 +10,7 @@ from search.estimates import expected_epochs
 from search.expectation import expected_search
 from search.exploration import n_explored
 from search.findings import Finding, trials_text
+from search.ranking import rank
 from search.records import History, Trial
 from search.rung_correlation import (
     MIN_TRIALS,
@@ -70,7 +71,7 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
     there are too few of them, the survivors' correlations stand in; those tend to be lower than those of all trials,
     and the estimate therefore too high.
 
-    And directly: of the explored trials that a rung refused, the share that ended above every trial that no rung
+    And directly: of the explored trials that a rung refused, the share that ranks above every trial that no rung
     refused, times the number of trials stopped, with Clopper and Pearson's interval. It is wide, but assumes nothing:
     explored trials are a random part of all.
     """
@@ -151,11 +152,11 @@ def _direct(history: History, space: Space, chance: float | None) -> dict[str, A
     refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor, chance)
     completed = _completed(history, space)
     let_through = [trial for trial in completed if trial.number not in refused or trial.baseline]
-    best = max((trial.epochs[-1].validation_accuracy for trial in let_through), default=math.inf)
-    explored = [
-        trial.epochs[-1].validation_accuracy for trial in completed if trial.explored and trial.number in refused
-    ]
-    n_winners = sum(end > best for end in explored)
+    # By rank: where trials were trained again, the best single run is not what decides.
+    ranks = {row.trial: row.rank for row in rank(history)}
+    best = min((ranks[trial.number] for trial in let_through), default=0)
+    explored = [ranks[trial.number] for trial in completed if trial.explored and trial.number in refused]
+    n_winners = sum(place < best for place in explored)
     numbers: dict[str, Any] = {
         "n_stopped": sum(trial.status == "stopped" for trial in history.counting),
         "n_explored_refused": len(explored),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from search.experiment import trials_csv
 from search.manifest import Opening
-from search.ranking import METRIC, Ranked, fresh_text
+from search.ranking import METRIC, Ranked, fresh_text, n_by_fresh_runs
 from spaces.parameters import Number
 from spaces.printable import printable
 
@@ -24,6 +24,11 @@ _FRESH_HEADER = ("fresh runs", "tied")
 _MISSED_FIRST = ("seconds", "loss", "epochs")
 # Between columns.
 GAP = 3
+# The head of a longer table scrolls away, and laying it out takes seconds; CSV, JSON and Markdown have all rows.
+MOST_ROWS = 100
+MOST_REASONS = 20
+# `SIMPLE_HEAD` with a line, not a gap, at the end of a section.
+_BOX = box.Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 
 
 def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[Opening] = ()) -> str:
@@ -55,16 +60,26 @@ def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None, live: bool = True) -> str:
+def as_table(
+    ranked: Sequence[Ranked],
+    parameters: Sequence[str],
+    width: int | None = None,
+    live: bool = True,
+    most_rows: int | None = None,
+) -> str:
     """Aligned columns; styled and fitted to `width` if it is given, plain and as wide as it needs otherwise.
+
+    A line parts the ranks that rest on fresh runs from the others.
 
     Args:
         ranked: rows.
         parameters: hyperparameters that get a column.
         width: of the terminal, in characters.
         live: whether the search runs now; if not, running trials are shown as unfinished.
+        most_rows: that are shown; None shows all.
     """
-    rows = [_cells(row, parameters, live) for row in ranked]
+    n_confirmed, in_table = n_by_fresh_runs(ranked), ranked[:most_rows]
+    rows = [_cells(row, parameters, live) for row in in_table]
     # A narrow terminal keeps the results, and as many hyperparameters as fit.
     shown = list(_header(ranked))
     for name in _MISSED_FIRST:
@@ -73,22 +88,33 @@ def as_table(ranked: Sequence[Ranked], parameters: Sequence[str], width: int | N
     left_out = list(parameters)
     while left_out and _fits([*shown, left_out[0]], rows, width):
         shown.append(left_out.pop(0))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=_BOX, pad_edge=False, show_edge=False)
     for name in shown:
         table.add_column(_title(name), justify="left" if name == "status" else "right", no_wrap=True)
-    for row, cells in zip(ranked, rows, strict=True):
+    for i, (row, cells) in enumerate(zip(in_table, rows, strict=True), 1):
         style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}[row.status]
-        table.add_row(*(Text(cells[name]) for name in shown), style=style)
+        table.add_row(*(Text(cells[name]) for name in shown), style=style, end_section=i == n_confirmed < len(rows))
     buffer = StringIO()
     console = Console(file=buffer, width=width or 400, force_terminal=width is not None)
     console.print(table)
-    text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines())
-    for row in ranked:
-        if row.status == "failed" or row.set_aside:
-            text += f"\ntrial {row.trial}: {printable(row.reason)}"
+    lines = [line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines()]
+    if 0 < n_confirmed < len(rows):
+        baseline = ", the baseline by its fresh runs" if any(row.fresh for row in in_table[n_confirmed:]) else ""
+        lines.append(f"(above the line: ranked by fresh runs; below it: by the accuracy in the search{baseline})")
+    if len(rows) < len(ranked):
+        lines.append(f"(the first {len(rows):,} of {len(ranked):,} trials: --top N shows more, --format csv all)")
     if left_out:
-        text += f"\n(wider terminals also show {', '.join(left_out)})"
-    return text
+        lines.append(f"(wider terminals also show {', '.join(left_out)})")
+    return "\n".join([*lines, *_reasons(ranked)])
+
+
+def _reasons(ranked: Sequence[Ranked]) -> list[str]:
+    """Why trials failed or do not count."""
+    bad = [row for row in ranked if row.status == "failed" or row.set_aside]
+    lines = [f"trial {row.trial}: {printable(row.reason)}" for row in bad[:MOST_REASONS]]
+    if len(bad) > MOST_REASONS:
+        lines.append(f"(and {len(bad) - MOST_REASONS:,} more that failed or do not count: --format csv says why)")
+    return lines
 
 
 def _header(ranked: Sequence[Ranked]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from spaces.errors import did_you_mean
@@ -100,7 +100,8 @@ class Hyperparameters:
         return cls(**values)
 
     def as_dict(self) -> dict[str, Number]:
-        return asdict(self)
+        # Not `asdict`, which copies each value: a leaderboard asks every trial.
+        return {name: getattr(self, name) for name in HYPERPARAMETER_NAMES}
 
 
 HYPERPARAMETER_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Hyperparameters))

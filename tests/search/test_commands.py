@@ -203,6 +203,34 @@ def test_the_leaderboard_of_a_search_that_was_broken_off(
     assert [row["status"] for row in rows] == ["completed", "running"]
 
 
+def test_a_search_in_which_nothing_learned_names_no_winner(
+    call: Callable[..., tuple[int, str, str]], experiment: Experiment
+) -> None:
+    manifest = experiment.manifest
+    experiment.write_manifest(manifest.model_copy(update={"data": manifest.data.model_copy(update={"chance": 0.842})}))
+    nothing = "No trial wins, for nothing was learned: 3 of 3 trials are at chance (at most 84.20%"
+    assert nothing in call("leaderboard", "mine")[1]
+    assert nothing in call("diagnose", "mine")[1]
+    assert experiment.best is None
+    code, _, errors = call("retrain", "mine")
+    assert code == 2
+    (line,) = errors.splitlines()
+    assert nothing in line
+    assert line.endswith("To retrain one all the same: --trial ID")
+    assert call("report", "mine")[0] == 0
+    page = (experiment.folder / "report.html").read_text()
+    assert nothing in page
+    assert "no winner: the best is at chance" in page
+
+
+def test_reading_a_journal_resolves_no_types_of_events(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("type hints are resolved for each line")
+
+    monkeypatch.setattr("search.records.get_type_hints", refuse)
+    assert len(experiment.history().trials) == 3
+
+
 def test_the_diagnosis_of_a_search_that_was_broken_off(
     call: Callable[..., tuple[int, str, str]], experiment: Experiment
 ) -> None:

@@ -10,7 +10,7 @@ from search import compare
 from search.comparison import as_text, best_so_far, compared_rows, read_compared, remarks
 from search.experiment import Experiment
 from search.manifest import Session
-from search.ranking import lead_sentence
+from search.ranking import lead_sentence, rank
 from search.records import Event, RunEnded, RunStarted, TrialEnded, TrialStarted
 from search.report_headline import headline
 from search.report_known import read_all
@@ -117,7 +117,7 @@ def test_one_lead_is_said_everywhere(
         events += [RunStarted(number, trial, block, 6.0), run_result(number, 1, value), ended]
     for event in events:
         journal.append(event)
-    assert sentence in lead_sentence(made.history())
+    assert sentence in lead_sentence(made.history(), rank(made.history()))
     (led,) = [one for one in headline(read_all(made)) if one.label == "Lead over the baseline"]
     assert led.value.startswith(stat[0])
     assert led.note.startswith(stat[1])

@@ -11,7 +11,7 @@ from scipy import stats
 from search.confirmation import budget_epochs, candidates, next_run, seconds_to_confirm
 from search.fresh_statistics import fresh_results, lead
 from search.journal import Journal, read_history
-from search.ranking import fresh_text, lead_sentence, rank, winner
+from search.ranking import fresh_text, lead_sentence, rank, sort_by, winner
 from search.records import Event, History, RunEnded, RunEpochDone, RunStarted, TrialEnded, TrialStarted
 from search.remaining import remaining
 from search.state import SearchState, is_done
@@ -146,7 +146,7 @@ def test_one_run_each_has_no_interval_and_nobody_is_beaten() -> None:
     fresh = fresh_results(history)
     assert [f.half_width for f in fresh.values()] == [None, None]
     assert all(f.is_tied for f in fresh.values())
-    assert "in too few runs to say how surely" in lead_sentence(history)
+    assert "in too few runs to say how surely" in lead_sentence(history, rank(history))
 
 
 def test_a_trial_that_left_early_is_not_ahead_for_having_missed_the_hard_blocks() -> None:
@@ -206,7 +206,8 @@ def test_a_run_that_diverged_widens_nobody_else_s_interval() -> None:
 
 def test_where_the_hand_picked_configuration_diverged_it_is_said() -> None:
     history = with_divergence(with_table(searched(quickstart(), 0.5, 0.9), {1: [0.9, 0.91], 0: [0.5]}), 0, 2)
-    assert "The hand-picked configuration (trial 0) diverged in 1 of 2 fresh runs." in lead_sentence(history)
+    sentence = lead_sentence(history, rank(history))
+    assert "The hand-picked configuration (trial 0) diverged in 1 of 2 fresh runs." in sentence
 
 
 def test_the_lead_is_the_difference_of_the_means_that_are_shown() -> None:
@@ -242,7 +243,7 @@ def test_the_winner_is_the_best_mean_of_fresh_runs_and_its_luck_is_said() -> Non
     ranked = rank(history)
     assert [row.trial for row in ranked] == [2, 1, 0]
     assert winner(ranked).validation_accuracy == 0.90  # type: ignore[union-attr]
-    sentence = lead_sentence(history)
+    sentence = lead_sentence(history, rank(history))
     assert sentence.startswith("Trial 2 wins: the search said 90.00%, 3 fresh runs say 91.00% ± ")
     assert "The winner is 41.00 ± 2.83 points above the hand-picked configuration (trial 0, 50.00% ± " in sentence
     assert not any(row.tied for row in ranked[1:])
@@ -260,7 +261,7 @@ def test_a_narrow_leaderboard_has_the_fresh_runs_whole() -> None:
 def test_a_winner_that_is_not_ahead_for_sure_is_said_to_be_so() -> None:
     history = searched(quickstart(), 0.80, 0.90)
     with_table(history, {1: [0.88, 0.80, 0.90], 0: [0.82, 0.88, 0.84]})
-    sentence = lead_sentence(history)
+    sentence = lead_sentence(history, rank(history))
     assert "The winner is not distinguishable from the hand-picked configuration (trial 0" in sentence
     assert "Not to be told from it: trial 0." in sentence
     assert [row.tied for row in rank(history)] == [True, True]
@@ -269,7 +270,8 @@ def test_a_winner_that_is_not_ahead_for_sure_is_said_to_be_so() -> None:
 def test_the_hand_picked_configuration_may_win() -> None:
     history = searched(quickstart(), 0.80, 0.90)
     with_table(history, {1: [0.7, 0.7, 0.71], 0: [0.82, 0.81, 0.82]})
-    assert "It is the hand-picked configuration: no searched one beat it." in lead_sentence(history)
+    sentence = lead_sentence(history, rank(history))
+    assert "It is the hand-picked configuration: no searched configuration beat it." in sentence
 
 
 def test_while_fresh_runs_are_under_way_the_search_s_order_stands() -> None:
@@ -279,6 +281,60 @@ def test_while_fresh_runs_are_under_way_the_search_s_order_stands() -> None:
     with_run(history, 0, 1, 0.99)
     with_run(history, 1, 1, 0.89)
     assert [row.trial for row in rank(history)][2] == 1
+
+
+def test_the_baseline_that_nobody_chose_stands_where_its_mean_is() -> None:
+    # Chosen for fresh runs: trials 1 and 2. Trials 3 and 4 were not.
+    space, accuracies = quickstart("confirm.top=2"), (0.97, 0.96, 0.95, 0.94, 0.80)
+
+    def order(baseline: float) -> list[int]:
+        table = {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [baseline, baseline + 0.02]}
+        return [row.trial for row in rank(with_table(searched(space, *accuracies), table))]
+
+    assert order(0.90) == [0, 1, 2, 3, 4]
+    assert order(0.82) == [1, 0, 2, 3, 4]
+    assert order(0.78) == [1, 2, 3, 4, 0], "its mean is 79 %, less than the 80 % of trial 4"
+    assert order(0.795) == [1, 2, 3, 0, 4], "80.5 %, less than the 81 % of trial 2"
+
+
+def test_the_table_parts_ranks_by_fresh_runs_from_the_others() -> None:
+    history = searched(quickstart(), 0.97, 0.96, 0.95, 0.94)
+    assert "above the line" not in as_table(rank(history), ())
+    with_table(history, {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [0.5, 0.52]})
+    ranked = rank(history)
+    lines = as_table(ranked, ()).splitlines()
+    assert [row.trial for row in ranked] == [1, 2, 3, 0]
+    (line,) = (i for i, text in enumerate(lines[2:], 2) if set(text.strip()) == {"─"})
+    assert lines[line - 1].split()[:2] == ["2", "2"]
+    assert lines[line + 1].split()[:2] == ["3", "3"]
+    assert lines[-1] == (
+        "(above the line: ranked by fresh runs; below it: by the accuracy in the search, "
+        "the baseline by its fresh runs)"
+    )
+    assert "above the line" not in as_table(sort_by(ranked, "lr")[::-1], ()), "not in the order of ranks"
+
+
+def test_a_baseline_is_unbeaten_only_if_all_that_looked_better_were_trained_again() -> None:
+    table = {1: [0.70, 0.72, 0.71], 0: [0.82, 0.81, 0.82]}
+    history = with_table(searched(quickstart(), 0.80, 0.96, 0.95, 0.94), table)
+    assert [row.trial for row in rank(history)][:2] == [0, 1]
+    assert lead_sentence(history, rank(history)).endswith(
+        "It is the hand-picked configuration: no searched one that was trained again beat it; better in the search, "
+        "but not trained again, were trial 2 (95.00%) and 1 more."
+    )
+    with_table(history, {2: [0.70, 0.72, 0.71], 3: [0.70, 0.72, 0.71]})
+    assert lead_sentence(history, rank(history)).endswith("no searched configuration beat it.")
+
+
+def test_one_run_has_no_interval_whatever_others_spread() -> None:
+    history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), {1: [0.74], 2: [0.74, 0.73, 0.72], 0: [0.5, 0.52]})
+    fresh = fresh_results(history)
+    assert fresh[1].half_width is None
+    assert fresh[2].half_width is not None
+    assert "±" not in fresh_text(fresh[1])
+    assert lead(history, 1, 0).half_width is None
+    assert lead(history, 2, 0).half_width is not None
+    assert fresh[2].is_tied, "one run does not tell them apart"
 
 
 def noisy(trial: int, block: int, epoch: int) -> float:

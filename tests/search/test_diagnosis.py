@@ -173,7 +173,7 @@ def test_expected_losses_are_those_of_real_searches() -> None:
 
 
 def test_a_refused_explored_trial_that_ends_above_the_rest_is_seen() -> None:
-    space = space_with("search.explore=0.5", "search.trials=12")
+    space = space_with("search.explore=0.5", "search.trials=12", "confirm.top=0")
     late = next(number for number in range(2, 12) if is_explored(number, space.search.seed, 0.5))
 
     def curve(trial: int, config: Hyperparameters, epoch: int) -> float:
@@ -186,6 +186,27 @@ def test_a_refused_explored_trial_that_ends_above_the_rest_is_seen() -> None:
     lost = would_be_winners(history, space)
     assert lost.numbers["n_explored_refused_winners"] == 1
     assert lost.numbers["n_explored_refused"] == 1
+
+
+def test_a_refused_explored_trial_whose_fresh_runs_are_worse_is_no_winner() -> None:
+    space = space_with("search.explore=0.5", "search.trials=12", "confirm.top=0")
+    late = next(number for number in range(2, 12) if is_explored(number, space.search.seed, 0.5))
+    history = searched(
+        space, lambda trial, config, epoch: (0.95 if epoch == 9 else 0.1) if trial == late else 0.5 + trial / 1000
+    )
+    with_fresh_runs(history, {late: [0.4, 0.42], 11: [0.5, 0.52]})
+    assert would_be_winners(history, space).numbers["n_explored_refused_winners"] == 0
+
+
+def with_fresh_runs(history: History, accuracies: dict[int, list[float]]) -> History:
+    """Fresh runs of trials, with their accuracies in blocks 1, 2 …"""
+    for trial, values in accuracies.items():
+        for block, value in enumerate(values, 1):
+            number = len(history.runs)
+            history.apply(RunStarted(number, trial, block, 1.0))
+            history.apply(run_result(number, 1, value))
+            history.apply(RunEnded(number, "completed", "", 2.0))
+    return history
 
 
 def test_without_exploration_survivors_stand_in_and_it_is_said() -> None:
@@ -417,11 +438,69 @@ def test_a_gain_within_the_noise_of_a_run_is_none() -> None:
     history = with_ends(*[0.8] * 11, 0.81)
     assert "it still improves" in flatness(history, None).sentence
     assert "standard error of 288 images: 2.31 points): it has flattened" in flatness(history, 288).sentence
-    for number, accuracy in enumerate([0.796, 0.804, 0.796, 0.804]):
-        history.apply(RunStarted(number, 11, number + 1, 1.0))
-        history.apply(run_result(number, 1, accuracy))
-        history.apply(RunEnded(number, "completed", "", 2.0))
-    assert "over fresh runs: 0.44 points): it still improves" in flatness(history, 288).sentence
+    again = with_fresh_runs(history, {11: [0.816, 0.824, 0.816, 0.824]})
+    assert "over fresh runs: 0.46 points): it still improves" in flatness(again, 288).sentence
+
+
+def test_a_best_run_that_fresh_runs_do_not_bear_out_is_no_reason_for_more_trials() -> None:
+    history = with_ends(*[0.3] * 7, 0.40, *[0.3] * 2, 0.5444, 0.3)
+    assert flatness(history, 288).verdict == "change"
+    flat = flatness(with_fresh_runs(history, {10: [0.33, 0.36, 0.39], 7: [0.34, 0.37, 0.38], 0: [0.3, 0.3, 0.3]}), 288)
+    assert flat.verdict == "fine"
+    assert "from 36.00% ± " not in flat.sentence, "trial 7, the best by its fresh runs, was there before"
+    assert flat.numbers["gained"] == 0
+    assert "More trials may bring more" not in flat.advice
+
+
+def test_a_gain_in_fresh_runs_must_be_clear_of_its_interval() -> None:
+    ends = [*[0.3] * 7, 0.40, *[0.3] * 2, 0.5444, 0.3]
+    noisy = flatness(with_fresh_runs(with_ends(*ends), {10: [0.33, 0.45, 0.42], 7: [0.34, 0.37, 0.38]}), 288)
+    assert noisy.verdict == "fine"
+    assert "half of the difference's 95 % interval" in noisy.sentence
+    clear = flatness(with_fresh_runs(with_ends(*ends), {10: [0.53, 0.54, 0.55], 7: [0.34, 0.37, 0.38]}), 288)
+    assert clear.verdict == "change"
+    assert clear.numbers["gained"] == pytest.approx(0.54 - 1.09 / 3)
+
+
+@pytest.mark.parametrize(
+    ("runs", "why"),
+    [
+        ({10: [0.35, 0.36]}, "best before the last third of the epochs, 40.00%, but was not trained again"),
+        ({7: [0.35, 0.36]}, "trial 10, the best of the search with 54.44%, was not trained again"),
+        ({10: [0.5], 7: [0.4]}, "trials 10 and 7 have too few fresh runs"),
+    ],
+)
+def test_whether_a_search_improves_is_open_where_fresh_runs_leave_it_open(
+    runs: dict[int, list[float]], why: str
+) -> None:
+    flat = flatness(with_fresh_runs(with_ends(*[0.3] * 7, 0.40, *[0.3] * 2, 0.5444, 0.3), runs), 288)
+    assert flat.verdict == "unknown"
+    assert why in flat.sentence
+    assert flat.advice == ""
+
+
+def test_where_the_best_is_at_chance_nothing_was_learned_and_nothing_else_is_compared() -> None:
+    space = space_with()
+    history = made(space, *[("completed", [0.74] * 9, {"lr": 0.01 * (n + 1)}) for n in range(12)])
+    findings = {finding.name: finding for finding in diagnose(history, space, 50, chance=0.842)}
+    assert findings["learning"].verdict == "change"
+    assert "nothing was learned: 12 of 12 trials are at chance (at most 84.20%" in findings["learning"].sentence
+    assert findings["learning"].numbers == {"n": 12, "n_at_chance": 12, "chance": 0.842}
+    assert findings.keys() == {"learning", "divergences", "failures", "savings"}
+    ends = [0.74] * 10 + [0.85, 0.9]
+    history = made(space, *[("completed", [end] * 9, {"lr": 0.01 * (n + 1)}) for n, end in enumerate(ends)])
+    learned = {finding.name: finding for finding in diagnose(history, space, 50, chance=0.842)}
+    assert learned["learning"].verdict == "fine"
+    assert learned["learning"].sentence.startswith("10 of 12 trials are at chance")
+    assert "edges" in learned
+
+
+def test_fresh_runs_that_diverged_are_said() -> None:
+    history = with_fresh_runs(with_ends(*[0.5, 0.7]), {1: [0.7]})
+    history.apply(RunStarted(1, 1, 2, 1.0))
+    history.apply(run_result(1, 1, 0.1, loss=math.nan))
+    history.apply(RunEnded(1, "diverged", "", 2.0))
+    assert divergences(history, space_with()).sentence == "Of 2 trials, none diverged; of 2 fresh runs, 1 diverged."
 
 
 def test_the_noise_is_that_of_fresh_runs_where_there_are_any() -> None:
@@ -431,9 +510,9 @@ def test_the_noise_is_that_of_fresh_runs_where_there_are_any() -> None:
     n_blocks = max(run.block for run in state.history.runs.values())
     assert n_blocks > 1
     assert run_sd(state.history, 0.5) == pytest.approx(0.01 * np.std(range(n_blocks), ddof=1), rel=0.3)
-    (flat,) = (finding for finding in diagnose(state.history, space, 288) if finding.name == "flatness")
-    assert flat.numbers["noise"] == run_sd(state.history, flat.numbers["now"])
-    assert "a configuration's standard deviation over fresh runs" in flat.sentence
+    flat = flatness(with_fresh_runs(with_ends(*[0.8] * 11, 0.81), {11: [0.82, 0.84]}), 288)
+    assert flat.numbers["noise"] == pytest.approx(np.std([0.82, 0.84], ddof=1))
+    assert flat.numbers["noise_is"] == "a configuration's standard deviation over fresh runs"
     assert run_sd(with_ends(0.5, 0.6), 0.6) is None
 
 
@@ -446,7 +525,7 @@ def test_a_search_that_has_hardly_begun_says_what_cannot_be_told(n_results: int)
     state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
     simulate(state, seed=0, max_results=n_results)
     findings = diagnose(state.history, space, 288)
-    assert len({finding.name for finding in findings}) == len(findings) == 8
+    assert len({finding.name for finding in findings}) == len(findings) == 9
     unknown = {finding.name for finding in findings if finding.verdict == "unknown"}
     assert {"rank_correlation", "would_be_winners", "flatness"} <= unknown
     assert all(finding.sentence.endswith(".") for finding in findings)

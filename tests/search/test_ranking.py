@@ -2,15 +2,16 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from search import tables
+from search import ranking, tables
 from search.experiment import curves_csv, trials_csv
-from search.ranking import lead_sentence, rank, sort_by, winner
-from search.records import History, TrialEnded, TrialStarted
+from search.ranking import Ranked, lead_sentence, rank, sort_by, winner
+from search.records import History, Trial, TrialEnded, TrialStarted
 from search.scores import confusion_matrix, interval_95, per_class_accuracy, seed_score
 from spaces import Space
 from tests.search.simulation import result
@@ -51,6 +52,76 @@ def test_completed_first_then_stopped_and_running_by_epochs_then_failed_then_div
     assert best.trial == 2
 
 
+def test_where_the_best_is_at_chance_there_is_no_winner(tiny_space: Space) -> None:
+    same = history(tiny_space, *[("completed", [0.74] * 3)] * 3, ("stopped", [0.7]))
+    ranked = rank(same, chance=0.842)
+    assert all(row.at_chance for row in ranked)
+    assert winner(ranked) is None
+    sentence = lead_sentence(same, ranked, 0.842)
+    assert sentence.startswith("No trial wins, for nothing was learned: 4 of 4 trials are at chance (at most 84.20%")
+    assert "Try other learning rates" in sentence
+    assert winner(rank(same)) is not None, "of a search whose manifest does not know chance"
+    some = history(tiny_space, ("completed", [0.74] * 3), ("stopped", [0.9]), ("diverged", [math.nan]))
+    sentence = lead_sentence(some, rank(some, 0.842), 0.842)
+    assert sentence.startswith("No trial wins: 1 of 2 trials is at chance (at most 84.20%")
+    assert "nothing was learned" not in sentence
+
+
+def test_trials_at_chance_are_counted_beside_a_winner(mixed: History) -> None:
+    ranked = rank(mixed, chance=0.45)
+    assert [row.trial for row in ranked if row.at_chance] == [4]
+    sentence = lead_sentence(mixed, ranked, 0.45)
+    assert sentence.startswith("Trial 2 leads with 80.00%")
+    assert "1 of 6 trials is at chance (at most 45.00%: " in sentence
+    assert "chance" not in lead_sentence(mixed, rank(mixed, 0.1), 0.1)
+
+
+def test_a_baseline_that_leads_is_not_said_to_be_unbeaten_by_what_was_stopped_above_it(tiny_space: Space) -> None:
+    found = history(tiny_space, ("completed", [0.5, 0.6, 0.7]), ("stopped", [0.95]), ("completed", [0.5, 0.5, 0.5]))
+    sentence = lead_sentence(found, rank(found))
+    assert "no searched one that completed beat it; better so far was trial 1 (95.00%, stopped)." in sentence
+
+
+def test_a_long_table_shows_its_first_rows_and_reasons_and_says_so(tiny_space: Space) -> None:
+    found = history(tiny_space, *[("completed", [0.7])] * 30, *[("failed", [])] * 25)
+    text = tables.as_table(rank(found), ["lr"], most_rows=10)
+    assert sum(" completed " in line for line in text.splitlines()) == 10
+    assert "(the first 10 of 55 trials: --top N shows more, --format csv all)" in text
+    assert text.count(": why") == tables.MOST_REASONS
+    assert text.endswith("(and 5 more that failed or do not count: --format csv says why)")
+    assert tables.as_csv(rank(found), ["lr"]).count("\n") == 55
+
+
+def test_laying_out_a_table_takes_no_more_rows_for_more_trials(
+    tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_calls = 0
+    cells = tables._cells
+
+    def counted(row: Ranked, parameters: Sequence[str], live: bool) -> dict[str, str]:
+        nonlocal n_calls
+        n_calls += 1
+        return cells(row, parameters, live)
+
+    monkeypatch.setattr(tables, "_cells", counted)
+    tables.as_table(rank(history(tiny_space, *[("completed", [0.7])] * 1000)), ["lr"], most_rows=tables.MOST_ROWS)
+    assert n_calls == tables.MOST_ROWS
+
+
+def test_ranking_asks_each_trial_a_fixed_number_of_times(tiny_space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_calls = 0
+    scores = ranking._last_scores
+
+    def counted(trial: Trial) -> tuple[float | None, float | None]:
+        nonlocal n_calls
+        n_calls += 1
+        return scores(trial)
+
+    monkeypatch.setattr(ranking, "_last_scores", counted)
+    rank(history(tiny_space, *[("completed", [0.7])] * 1000))
+    assert n_calls <= 3 * 1000
+
+
 def test_a_failed_trial_shows_no_accuracy(mixed: History) -> None:
     failed = [row for row in rank(mixed) if row.status in ("failed", "diverged")]
     assert [row.validation_accuracy for row in failed] == [None, None]
@@ -58,11 +129,11 @@ def test_a_failed_trial_shows_no_accuracy(mixed: History) -> None:
 
 def test_the_lead_over_the_baseline_is_said_in_points(mixed: History, tiny_space: Space) -> None:
     assert "Trial 2 leads with 80.00% validation accuracy, 10.00 points above the baseline (trial 0, 70.00%)" in (
-        lead_sentence(mixed)
+        lead_sentence(mixed, rank(mixed))
     )
     only_baseline = history(tiny_space, ("completed", [0.5, 0.6, 0.7]), ("stopped", [0.2]))
-    assert "no searched configuration beat it" in lead_sentence(only_baseline)
-    assert lead_sentence(History()) == "No trial has completed yet."
+    assert "no searched configuration beat it" in lead_sentence(only_baseline, rank(only_baseline))
+    assert lead_sentence(History(), []) == "No trial has completed yet."
 
 
 def test_sorting_by_any_column_puts_missing_values_last(mixed: History) -> None:

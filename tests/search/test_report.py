@@ -19,7 +19,7 @@ from PIL import Image
 from search import report
 from search.experiment import Experiment
 from search.palette import BLUE, GREY, LINE, MUTED, ORANGE, PALE_BLUE, PANEL, PAPER, PURPLE, SHADES, TEXT, dark_by_light
-from search.ranking import lead_sentence
+from search.ranking import lead_sentence, rank
 from search.records import TrialEnded, TrialStarted
 from search.report_page import report_html
 from search.report_plots import MOST_CURVES, drawn, learning_curves, parallel_coordinates
@@ -103,7 +103,7 @@ def copy(shown: Experiment, tmp_path: Path) -> Experiment:
 
 
 def test_the_headline_is_the_leaderboard_s_own_words(page: Page, shown: Experiment) -> None:
-    assert lead_sentence(shown.history()) in page.text
+    assert lead_sentence(shown.history(), rank(shown.history())) in page.text
     metrics = json.loads((shown.final_folder / "metrics.json").read_text())
     assert f"{metrics['test_accuracy_mean']:.2%}" in page.text
     saved = sum(9 - trial.n_epochs for trial in shown.history().trials.values() if trial.status == "stopped")

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from search.asha import waits_at_rung
+from search.ranking import rank
 from search.records import History, RunEnded, SpaceSet, Trial, TrialEnded
 from search.remaining import recent_epoch_s, remaining
 from search.rung_survival import rung_survival
@@ -105,7 +106,7 @@ def test_wide_terminals_show_rungs_beside_workers_and_more_hyperparameters(space
     assert "momentum=" not in text_of(scene, 80, 24)
 
 
-def test_fresh_runs_have_a_bar_and_come_first(space: Space) -> None:
+def test_fresh_runs_have_a_bar_and_who_has_them_is_shown_in_the_order_of_ranks(space: Space) -> None:
     history = history_after(space, None)
     runs = [run for run in history.runs.values() if run.end]
     text = text_of(scene_of(space, history))
@@ -113,7 +114,9 @@ def test_fresh_runs_have_a_bar_and_come_first(space: Space) -> None:
     assert "fresh runs  " in text
     assert "mine  finished" in text
     again = {run.trial for run in history.runs.values()}
-    assert set(numbers_of_the_best(text)[: len(again)]) == again
+    shown = numbers_of_the_best(text)
+    assert again <= set(shown)
+    assert shown == [row.trial for row in rank(history) if row.trial in shown]
     assert any("baseline" in line for line in lines_of_the_best(text))
 
 

@@ -157,7 +157,7 @@ def test_a_new_baseline_is_run_and_led_against(searched: History) -> None:
     assert [trial.number for trial in baselines] == [0, 20]
     assert baselines[1].config.lr == 0.03
     assert baselines[1].status == "completed"
-    sentence = lead_sentence(searched)
+    sentence = lead_sentence(searched, rank(searched))
     assert "(trial 20, " in sentence or "It is the baseline" in sentence
 
 
