@@ -18,7 +18,7 @@ POLL_S = 1.0
 # After the loss of the cluster: Ray's own loop gets the first seconds to return, then its call is broken off.
 BREAK_OFF_AFTER_S = 3.0
 # From a signal or the loss of the cluster to the end of the process, unless the command ended before.
-END_WITHIN_S = 12.0
+END_WITHIN_S = 10.0
 # For the last words before that: they may wait for a disk or a terminal that does not answer.
 LAST_WORDS_S = 2.0
 
@@ -37,16 +37,19 @@ class Interruption:
     the cluster is still there. A command that has not ended `END_WITHIN_S` later is ended by `os._exit`, after its
     last words; whatever it started is ended by its guardian (`search.guarded_folder`).
 
+    Args:
+        what_is_gone: asked every `POLL_S` in the thread: why the cluster is gone, as one line, or None. Must not block.
+
     Attributes:
         wished: a signal came.
         lost: why the cluster is gone, as one line; None while it is there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what_is_gone: Callable[[], str | None] = lambda: None) -> None:
         self.wished = False
         self.lost: str | None = None
         self._before = {number: signal.getsignal(number) for number in _REQUESTS}
-        self._what_is_gone: Callable[[], str | None] = lambda: None
+        self._what_is_gone = what_is_gone
         self._last_words: Callable[[], str] = lambda: "nothing was started."
         self._is_inside_ray = False
         self._signalled = False
@@ -57,10 +60,6 @@ class Interruption:
         """Take the signals; again after something else, such as `ray.init`, has taken them for itself."""
         for number in self._before:
             signal.signal(number, self._wish)
-
-    def watch(self, what_is_gone: Callable[[], str | None]) -> None:
-        """Ask `what_is_gone` every `POLL_S` from now on; it must not block."""
-        self._what_is_gone = what_is_gone
 
     def leave_last_words(self, last_words: Callable[[], str]) -> None:
         """Call `last_words` in the watching thread where the command has to be ended: it writes what must be written.
