@@ -110,7 +110,8 @@ class JoinedCluster:
             )
         except (Exception, SystemExit) as error:  # Ray exits where the head's answer never comes
             raise InputError(why_not_joined(self.address, error)) from error
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def seconds_per_epoch(self, space: Space, data: TrainingData, placement: Placement) -> float:
         """Time a few steps of the baseline on a node, and scale them to an epoch."""
@@ -154,11 +155,18 @@ class JoinedCluster:
 
 
 class _NodesWatch:
-    """Reads the cluster's list of nodes again and again, in a thread: a head that is gone does not answer."""
+    """Reads the cluster's list of nodes again and again, in a thread: a head that is gone does not answer.
+
+    Whether this machine's own raylet lives is asked of the kernel, where it is visible: as soon as the head misses it,
+    Ray ends this process without a word.
+    """
 
     def __init__(self) -> None:
         import ray
+        from ray._private import worker
 
+        node = vars(worker)["_global_node"]
+        self._raylet = process_with_argument(f"--raylet_socket_name={node.raylet_socket_name}")
         self._own_id = ray.get_runtime_context().get_node_id()
         self._ended = threading.Event()
         self._own_is_alive = True
@@ -169,6 +177,8 @@ class _NodesWatch:
     def what_is_gone(self, every_s: float) -> str | None:
         """Asked every `every_s`: what of the cluster is gone; None while it can be used."""
         self._n_asked_since += 1
+        if self._raylet and has_ended(self._raylet):
+            return "this machine's raylet is gone (killed, perhaps for its memory)"
         if not self._own_is_alive:
             return "this machine is no longer one of its nodes"
         if self._n_asked_since * every_s > SILENCE_S:
@@ -189,6 +199,23 @@ class _NodesWatch:
             own = [node["Alive"] for node in nodes if node["NodeID"] == self._own_id]
             self._own_is_alive = any(own)
             self._n_asked_since = 0
+
+
+def process_with_argument(argument: str) -> Path | None:
+    """The folder in `/proc` of a process with that argument; None where none is to be seen from here."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if os.fsencode(argument) in (process / "cmdline").read_bytes().split(b"\0"):
+                return process
+    return None
+
+
+def has_ended(process: Path) -> bool:
+    """Whether the process of a folder in `/proc` is gone, or only its exit code is still there."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def must_be_joinable(address: str) -> None:
