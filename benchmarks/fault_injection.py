@@ -32,7 +32,7 @@ from benchmarks.fault_invariants import (
     trained_problems,
     trials_of,
 )
-from benchmarks.fault_tally import Kind, Launch
+from benchmarks.fault_tally import DRIVER_KINDS, SERVICE_KINDS, Kind, Launch
 from benchmarks.search_processes import (
     POLL_S,
     SearchProcess,
@@ -63,6 +63,9 @@ MOST_WORKERS_KILLED = 2
 SILENT_S = 240.0
 REST_S = 1200.0
 GONE_S = 30.0
+# A driver whose raylet or GCS was killed; the product says 15 s, on a machine that is not busy otherwise.
+ENDS_WITHIN_S = 40.0
+LOGS_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def next_moment(generator: random.Random, kind: Kind, may_be_in_start_up: bool, 
         may_be_in_start_up: False keeps a search going that would otherwise never come to train.
         start_up_s: from a launch to its first line.
     """
-    if may_be_in_start_up and kind != "worker only" and generator.random() < START_UP_SHARE:
+    if may_be_in_start_up and kind in DRIVER_KINDS and generator.random() < START_UP_SHARE:
         return Moment(kind, 0, generator.uniform(0, start_up_s))
     new_lines = generator.randint(1, 4)
     if generator.random() < 0.5:
@@ -182,6 +185,9 @@ class SearchUnderFaults:
                 break
             if moment.kind == "worker only":
                 self._kill_worker(process, launch)
+            elif moment.kind in SERVICE_KINDS:
+                if self._kill_service(process, launch, moment.kind):
+                    return False
             elif self._kill_driver(process, launch, moment.kind):
                 return False
             else:
@@ -236,6 +242,29 @@ class SearchUnderFaults:
         if process.exit_code != -9:
             return False
         launch.killed_by, launch.trained = kind, trained
+        self._after_a_kill(process, launch, kind)
+        return True
+
+    def _kill_service(self, process: SearchProcess, launch: Launch, kind: Kind) -> bool:
+        """Kill one of Ray's own processes and wait for the driver's end; False where the search finished meanwhile."""
+        process.kill(process.services(kind))
+        trained: Trained = {}
+        until_s = time.monotonic() + ENDS_WITHIN_S
+        while process.exit_code is None and time.monotonic() < until_s:
+            # Some of Ray's logs go with the driver.
+            trained = longest(trained, self._trained(process))
+            time.sleep(LOGS_POLL_S)
+        if process.exit_code == 0:
+            return False
+        launch.killed_by, launch.trained = kind, longest(trained, self._trained(process))
+        code, said = process.exit_code, process.errors
+        process.end_all()
+        if code != 1 or said.count("\n") != 1:
+            self.problems.append(f"launch {len(self.launches)}, {kind} killed: ended with code {code}, said {said!r}")
+        self._after_a_kill(process, launch, kind)
+        return True
+
+    def _after_a_kill(self, process: SearchProcess, launch: Launch, kind: Kind) -> None:
         self._n_left -= 1
         self._close(launch, process)
         launch.in_start_up = launch.after == launch.before
@@ -243,7 +272,6 @@ class SearchUnderFaults:
         # Half the time the search is resumed at once, while what it left is still about to end.
         if self._generator.random() < 0.5:
             self._check_unchecked()
-        return True
 
     def _close(self, launch: Launch, process: SearchProcess) -> None:
         """Take down what a launch left, to be checked."""
@@ -269,7 +297,7 @@ class SearchUnderFaults:
         launches = [launch for launch in self.launches if launch.ended_at]
         launch, files = launches[-1], read_files(copy)
         asked, events = asked_of(copy), events_of(files.journal)
-        finished = launch.killed_by is None
+        finished, lost_ray = launch.killed_by is None, launch.killed_by in SERVICE_KINDS
         times = [(each.started_at, each.ended_at) for each in launches]
         problems = [
             *prefix_problems(launch.before, files.journal),
@@ -283,6 +311,7 @@ class SearchUnderFaults:
             *([] if files.study is None else study_problems(files.study, events, current=finished)),
             *([] if files.table is None else leaderboard_problems(files.table, events, current=finished)),
             *leaderboard_problems(files.leaderboard, events, current=True),
+            *([f"the manifest says {files.state}"] if lost_ray and files.state != "interrupted" else []),
         ]
         self.problems += [f"launch {len(launches)}: {problem}" for problem in problems]
         self._last = files
@@ -317,6 +346,11 @@ class SearchUnderFaults:
         trials = trials_of(events).values()
         n_ended = sum(trial.end is not None for trial in trials)
         self._tell(f"{kind} killed at line {len(events)}: {n_ended} trials ended, {len(trials) - n_ended} running")
+
+
+def longest(one: Trained, other: Trained) -> Trained:
+    """Of each trial, the longer list of epochs."""
+    return {number: max(one.get(number, ()), other.get(number, ()), key=len) for number in {*one, *other}}
 
 
 class _LineCount:

@@ -14,9 +14,11 @@ from benchmarks.fault_invariants import (
     trials_of,
 )
 
-Kind = Literal["driver alone", "driver and workers", "worker only"]
+Kind = Literal["driver alone", "driver and workers", "raylet", "gcs_server", "worker only"]
 DRIVER_KINDS: tuple[Kind, ...] = ("driver alone", "driver and workers")
-ALL_KINDS: tuple[Kind, ...] = (*DRIVER_KINDS, "worker only")
+# Ray's own processes; the driver ends by itself when it has lost one.
+SERVICE_KINDS: tuple[Kind, ...] = ("raylet", "gcs_server")
+ALL_KINDS: tuple[Kind, ...] = (*DRIVER_KINDS, *SERVICE_KINDS, "worker only")
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """Kill searches again and again and count what is lost: `python -m benchmarks.faults --rounds 50`.
 
-A round is one `kill -9`: of the driver alone, of the driver and everything that belongs to it (as in a power cut),
-or of one worker. After each of the first two the search is resumed; when it ends, the next one begins, until all
+A round is one `kill -9`: of the driver alone, of the driver and everything that belongs to it (as in a power cut), of
+Ray's raylet or gcs_server, after which the driver must end by itself, or of one worker. After each but the last the
+search is resumed; when it ends, the next one begins, until all
 rounds are done. Every invariant of `benchmarks.fault_invariants` is checked from the files each time.
 """
 

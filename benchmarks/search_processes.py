@@ -90,6 +90,15 @@ class SearchProcess:
         """The processes that hold a trial."""
         return [pid for pid in processes_of(self.temporary, {self.pid}) if b"Trainable" in _command(pid)]
 
+    def services(self, name: str) -> list[int]:
+        """The processes of Ray's program `name`, such as `raylet`."""
+        wanted = name.encode()
+        return [
+            pid
+            for pid in processes_of(self.temporary, {self.pid})
+            if _command(pid).split(b"\0")[0].rpartition(b"/")[2] == wanted
+        ]
+
     def end_all(self) -> None:
         """Kill whatever belongs to it."""
         self.kill(self.freeze(others=True))

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from search.guarded_folder import guarded_folder
+from search.native_errors import FILE_NAME, NativeErrors, native_errors_in
 from spaces.errors import RunError
 from spaces.schema import Space
 from trainable.allocator import ALLOCATOR_ENVIRONMENT
@@ -66,6 +68,9 @@ _PRIVACY = {
     # Processes are known by their environment, over which Ray would write their names.
     "SPT_NOENV": "1",
 }
+# Without one of these, no trial goes on. Their names are Ray's.
+_NEEDED_PROCESSES = ("raylet", "gcs_server")
+
 # Would be taken instead of the cluster's own token.
 _OTHER_TOKEN = "RAY_AUTH_TOKEN"
 
@@ -91,12 +96,15 @@ class LocalCluster:
 
     # Workers map the images that the driver decoded.
     shares_disk = True
+    address: str | None = None
 
     def __init__(self, n_workers: int, n_gpus: int | None, keeps_credentials: bool = False) -> None:
         self._n_workers = n_workers
         self._n_gpus = n_gpus
         self._keeps_credentials = keeps_credentials
         self._started = contextlib.ExitStack()
+        self._errors: NativeErrors | None = None
+        self._is_ending = False
 
     def __enter__(self) -> "LocalCluster":
         with contextlib.ExitStack() as started:
@@ -106,6 +114,7 @@ class LocalCluster:
             handed_on = () if self._keeps_credentials else _HANDED_ON_BY_TUNE
             for name in (*handed_on, _OTHER_TOKEN):
                 os.environ.pop(name, None)
+            self._errors = started.enter_context(native_errors_in(folder / FILE_NAME))
             started.callback(_shut_down_ray)
             self._start(folder)
             self._started = started.pop_all()
@@ -119,6 +128,7 @@ class LocalCluster:
     def _start(self, folder: Path) -> None:
         import ray
 
+        keep_ray_to_itself()
         try:
             # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
             ray.init(
@@ -142,9 +152,42 @@ class LocalCluster:
         # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
+    def what_is_gone(self) -> str | None:
+        """Why the cluster is gone, as one line; None while its processes live, and before and after them."""
+        node = None if self._is_ending else _node_of_this_process()
+        dead = [name for name in _NEEDED_PROCESSES if node and _has_ended(node, name)]
+        return f"Ray's process {dead[0]} is gone (killed, perhaps for its memory)" if dead else None
+
+    def log_to(self, path: Path) -> None:
+        """Keep what Ray's C++ code says in this process in `path`, unless it says nothing."""
+        if self._errors:
+            self._errors.send_to(path)
+
     def end(self) -> None:
         """End Ray's processes and give the environment back; nothing where that is done already."""
+        self._is_ending = True
         self._started.close()
+
+
+def keep_ray_to_itself() -> None:
+    """Leave the terminal and SIGTERM to the command; before `ray.init`.
+
+    When a node dies, Ray prints pages of that node's log into the driver's output; our display says it in a line.
+    """
+    from ray._private import utils, worker
+
+    vars(worker)["print_to_stdstream"] = lambda *given, **options: None
+    vars(utils)["set_sigterm_handler"] = lambda handler: None
+
+
+def _node_of_this_process() -> Any:
+    # Not imported here: the thread that asks would wait for the one that is importing it.
+    worker = sys.modules.get("ray._private.worker")
+    return getattr(worker, "_global_node", None)
+
+
+def _has_ended(node: Any, name: str) -> bool:
+    return any(info.process.poll() is not None for info in list(node.all_processes.get(name, ())))
 
 
 @contextlib.contextmanager

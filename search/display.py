@@ -76,7 +76,7 @@ class SearchDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_screen()
+        self.close()
 
     def observe(self, event: Event, history: History) -> None:
         """Take in an event of the search."""
@@ -107,10 +107,11 @@ class SearchDisplay:
         try:
             draw()
         except Exception as error:  # a night's search must not end for its picture
-            self._close_screen()
+            self.close()
             self.note(f"The screen cannot be drawn ({type(error).__name__}: {error}); events follow a line each.")
 
-    def _close_screen(self) -> None:
+    def close(self) -> None:
+        """Give the terminal back; nothing where that is done already."""
         if not self._screen:
             return
         closing, self._screen = self._screen, None

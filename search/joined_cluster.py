@@ -11,12 +11,15 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT
+from search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, keep_ray_to_itself
+from search.interruption import POLL_S
+from search.native_errors import FILE_NAME, NativeErrors, native_errors_in
 from search.nodes import NodeFacts, facts_of_this_node, must_be_usable
 from spaces.errors import InputError
 
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
 # To reach the head; to hear from every node, which imports torch for the first time.
 REACH_S = 5.0
 ANSWER_S = 180.0
+# How often the list of nodes is read. A head that answers none of the questions for this long is gone; Ray itself would
+# end this process after 60 s, and a head with a database behind it may be started again before.
+LIST_EVERY_S = 5.0
+SILENCE_S = 45.0
 _SHIPPED_PACKAGES = ("spaces", "trainable", "search")
 # Ray reserves what a task asks for; looking at a GPU must not wait for a whole one.
 _TOKEN_GPU = 0.001
@@ -42,6 +49,7 @@ class JoinedCluster:
         results: a folder that every node must see; None where results are kept at a URL.
 
     Attributes:
+        address: as given.
         nodes: that can run trials, as they were when it was joined.
 
     Raises:
@@ -51,13 +59,16 @@ class JoinedCluster:
     shares_disk = False
 
     def __init__(self, address: str, results: Path | None) -> None:
-        self._address = address
+        self.address = address
         self._results = results
         self._before: dict[str, str] | None = None
+        self._started = contextlib.ExitStack()
+        self._errors: NativeErrors | None = None
+        self._nodes_watch: _NodesWatch | None = None
         self.nodes: tuple[NodeFacts, ...] = ()
 
     def __enter__(self) -> JoinedCluster:
-        must_be_joinable(self._address)
+        must_be_joinable(self.address)
         self._before = dict(os.environ)
         try:
             os.environ.update(DRIVER_ENVIRONMENT)
@@ -65,10 +76,13 @@ class JoinedCluster:
             os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
             # By default Ray looks for a node on this machine for a minute.
             os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "20")
+            folder = self._started.enter_context(tempfile.TemporaryDirectory(prefix="dws-"))
+            self._errors = self._started.enter_context(native_errors_in(Path(folder) / FILE_NAME))
             self._join()
             with _marker_in(self._results) as marker:
-                self.nodes = _ask_nodes(self._address, marker)
+                self.nodes = _ask_nodes(self.address, marker)
             must_be_usable(self.nodes, self._results)
+            self._nodes_watch = _NodesWatch()
         except BaseException:
             self.end()
             raise
@@ -83,21 +97,21 @@ class JoinedCluster:
         import ray
 
         packages = Path(__file__).parents[1]
-        _keep_ray_silent()
+        keep_ray_to_itself()
         try:
-            with _standard_error_closed():
-                ray.init(
-                    address=self._address,
-                    runtime_env={
-                        "py_modules": [str(packages / name) for name in _SHIPPED_PACKAGES],
-                        "env_vars": WORKER_ENVIRONMENT,
-                    },
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+            ray.init(
+                address=self.address,
+                runtime_env={
+                    "py_modules": [str(packages / name) for name in _SHIPPED_PACKAGES],
+                    "env_vars": WORKER_ENVIRONMENT,
+                },
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except (Exception, SystemExit) as error:  # Ray exits where the head's answer never comes
-            raise InputError(why_not_joined(self._address, error)) from error
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+            raise InputError(why_not_joined(self.address, error)) from error
+        # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def seconds_per_epoch(self, space: Space, data: TrainingData, placement: Placement) -> float:
         """Time a few steps of the baseline on a node, and scale them to an epoch."""
@@ -110,44 +124,98 @@ class JoinedCluster:
         try:
             seconds = ray.get(task.remote(space, ship(data.decoded), placement), timeout=ANSWER_S)
         except ray.exceptions.GetTimeoutError:
-            raise InputError(_no_answer(self._address)) from None
+            raise InputError(_no_answer(self.address)) from None
         return float(seconds)
+
+    def what_is_gone(self) -> str | None:
+        """Why the cluster can no longer be used, as one line; None while it can. Asked every `POLL_S`."""
+        gone = self._nodes_watch.what_is_gone(POLL_S) if self._nodes_watch else None
+        return f"The cluster at {self.address} is lost: {gone}" if gone else None
+
+    def log_to(self, path: Path) -> None:
+        """Keep what Ray's C++ code says in this process in `path`, unless it says nothing."""
+        if self._errors:
+            self._errors.send_to(path)
 
     def end(self) -> None:
         """Leave the cluster, which ends our actors on it; nothing where that is done already."""
         before, self._before = self._before, None
         if before is None:
             return
+        if self._nodes_watch:
+            self._nodes_watch.end()
+        self._nodes_watch = None
         try:
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()
         finally:
+            self._started.close()
             os.environ.clear()
             os.environ.update(before)
 
 
-@contextlib.contextmanager
-def _standard_error_closed() -> Iterator[None]:
-    """Ray's C++ side warns there of every try to reach the head, whatever log level it is given; why none of them
-    worked, it raises.
+class _NodesWatch:
+    """Reads the cluster's list of nodes again and again, in a thread: a head that is gone does not answer.
+
+    Whether this machine's own raylet lives is asked of the kernel, where it is visible: as soon as the head misses it,
+    Ray ends this process without a word.
     """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+
+    def __init__(self) -> None:
+        import ray
+        from ray._private import worker
+
+        node = vars(worker)["_global_node"]
+        self._raylet = process_with_argument(f"--raylet_socket_name={node.raylet_socket_name}")
+        self._own_id = ray.get_runtime_context().get_node_id()
+        self._ended = threading.Event()
+        self._own_is_alive = True
+        # Counted by whoever asks, not read from a clock: this process may have been stopped (SIGSTOP) meanwhile.
+        self._n_asked_since = 0
+        threading.Thread(target=self._read_lists, name="nodes", daemon=True).start()
+
+    def what_is_gone(self, every_s: float) -> str | None:
+        """Asked every `every_s`: what of the cluster is gone; None while it can be used."""
+        self._n_asked_since += 1
+        if self._raylet and has_ended(self._raylet):
+            return "this machine's raylet is gone (killed, perhaps for its memory)"
+        if not self._own_is_alive:
+            return "this machine is no longer one of its nodes"
+        if self._n_asked_since * every_s > SILENCE_S:
+            return f"its head has not answered for {SILENCE_S:.0f} s"
+        return None
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _read_lists(self) -> None:
+        import ray
+
+        while not self._ended.wait(LIST_EVERY_S):
+            try:
+                nodes = ray.nodes()  # type: ignore[no-untyped-call]
+            except Exception:  # Ray has many types for it; that no list came is what counts
+                continue
+            own = [node["Alive"] for node in nodes if node["NodeID"] == self._own_id]
+            self._own_is_alive = any(own)
+            self._n_asked_since = 0
+
+
+def process_with_argument(argument: str) -> Path | None:
+    """The folder in `/proc` of a process with that argument; None where none is to be seen from here."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if os.fsencode(argument) in (process / "cmdline").read_bytes().split(b"\0"):
+                return process
+    return None
+
+
+def has_ended(process: Path) -> bool:
+    """Whether the process of a folder in `/proc` is gone, or only its exit code is still there."""
     try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _keep_ray_silent() -> None:
-    """When a node dies, Ray prints pages of that node's log into the driver's output; our display says it in a line."""
-    from ray._private import worker
-
-    vars(worker)["print_to_stdstream"] = lambda *given, **options: None
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def must_be_joinable(address: str) -> None:

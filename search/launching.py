@@ -126,9 +126,12 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     state = state_so_far(fails_alone=False)
     retries = RetryCount()
     session = _open_session(experiment, launch)
+    launch.interruption.leave_last_words(lambda: _last_words(launch, display))
+    if launch.cluster:
+        launch.cluster.log_to(experiment.ray_folder / f"driver_{session}.err")
 
     def reached() -> bool:
-        return launch.interruption.wished or time.monotonic() >= deadline_s
+        return bool(launch.interruption.wished or launch.interruption.lost) or time.monotonic() >= deadline_s
 
     end: SearchEnd = "interrupted"
     try:
@@ -137,13 +140,15 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
                 name = f"session_{session}" if attempt == 1 else f"session_{session}_{attempt}"
                 if reached():
                     break
-                all_done = _tune(launch, state, display, reached, name, retries)
+                with launch.interruption.inside_ray():
+                    all_done = _tune(launch, state, display, reached, name, retries)
                 state.close()
                 if all_done:
                     break
                 # Ray gave up trials that can be trained. They go on as after a resume.
                 state = state_so_far(state.fails_alone)
-            launch.cluster.end()
+            if not launch.interruption.lost:
+                launch.cluster.end()
         if is_done(state.history, launch.space):
             end = "finished"
         elif not launch.interruption.wished and time.monotonic() >= trials_until_s:
@@ -155,7 +160,22 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
         experiment.drop_ray_snapshots()
         keeper.write(state.history)
         _close_session(launch, state.history, end)
+        # Last: it may not return where Ray's processes are gone.
+        if launch.cluster:
+            launch.cluster.end()
+        launch.interruption.end()
     return end
+
+
+def _last_words(launch: Launch, display: SearchDisplay) -> str:
+    """Close the session in the manifest, give the terminal back, and say how to go on."""
+    experiment = launch.experiment
+    history = experiment.history()
+    _close_session(launch, history, "finished" if is_done(history, launch.space) else "interrupted")
+    display.close()
+    address = launch.cluster.address if launch.cluster else None
+    more = f" --address {shell_word(address)}" if address else ""
+    return f"nothing is lost. Go on with: {resume_line(experiment, more)}"
 
 
 @contextlib.contextmanager

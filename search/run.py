@@ -122,8 +122,9 @@ def _launch(options: argparse.Namespace) -> int:
     data = _prepare(space)
     if options.address is None:
         _must_have_its_device(space)
-    with Interruption() as interruption, _torch_imported_beside(), _cluster(options, space) as cluster:
-        interruption.listen()  # again: ray.init takes SIGTERM for itself
+    needed = _cluster(options, space)
+    with Interruption(needed.what_is_gone) as interruption, _torch_imported_beside(), needed as cluster:
+        interruption.listen()  # again: Ray's C++ code takes SIGTERM for itself
         placement = _place(cluster, space, data)
         manifest = new_manifest(space, name, placement.for_manifest, _data_facts(data))
         experiment = create_experiment(options.results, name, space, manifest)
@@ -232,9 +233,13 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
     if options.address is None:
         _must_have_its_device(space)
     history = experiment.history()
-    needed = contextlib.nullcontext() if is_done(history, space) else _cluster(options, space)
-    with Interruption() as interruption, _torch_imported_beside(), needed as cluster:
-        interruption.listen()  # again: ray.init takes SIGTERM for itself
+    if is_done(history, space):
+        with Interruption() as interruption:
+            placement = _place(None, space, data, experiment.manifest.device)
+            return _search(options, experiment, space, data, placement, None, interruption)
+    needed = _cluster(options, space)
+    with Interruption(needed.what_is_gone) as interruption, _torch_imported_beside(), needed as cluster:
+        interruption.listen()  # again: Ray's C++ code takes SIGTERM for itself
         placement = _place(cluster, space, data, experiment.manifest.device)
         return _search(options, experiment, space, data, placement, cluster, interruption)
 

@@ -5,6 +5,7 @@ Each node has a cache of its own, as another machine would, and the cluster want
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -38,6 +39,7 @@ class Nodes:
     """A head without CPUs, and nodes with one each; see `pretended_cluster`."""
 
     def __init__(self, folder: Path, caches: Path) -> None:
+        self._folder = folder
         self._caches = caches
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.search.pretended_cluster", str(folder), str(caches)],
@@ -55,6 +57,14 @@ class Nodes:
 
     def kill(self, name: str) -> None:
         self._do(f"kill {name}")
+
+    def kill_programs(self, name: str) -> None:
+        """Kill all of the cluster's processes of one of Ray's programs, such as `gcs_server`."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes()
+                if command.split(b"\0")[0].endswith(f"/{name}".encode()) and os.fsencode(self._folder) in command:
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def cache(self, name: str) -> Path:
         return self._caches / name
@@ -148,6 +158,22 @@ def test_a_node_killed_during_the_search_costs_no_trial(nodes: Nodes, tmp_path: 
     assert manifest["device"]["name"].startswith("2 nodes, 2 cores")
     assert not trainers(), "nothing of ours is left on the cluster"
     assert not list((tmp_path / "results" / "wide").glob("ray/session_*/trial_*/checkpoint_*"))
+
+
+@pytest.mark.parametrize("program", ["gcs_server", "raylet"])
+def test_a_search_whose_cluster_is_lost_ends_with_a_line_and_can_be_resumed(
+    nodes: Nodes, tmp_path: Path, program: str
+) -> None:
+    process = start(tmp_path, *set_options(*LONGER), "--address", nodes.address, "--name", "lost")
+    folder = tmp_path / "results" / "lost"
+    wait_for_results(folder / "journal.jsonl", 3, process)
+    nodes.kill_programs(program)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert errors.count("\n") == 1, errors
+    assert f"The cluster at {nodes.address} is lost" in errors
+    assert f"--resume lost --address {nodes.address}" in errors
+    assert json.loads((folder / "manifest.json").read_text())["state"] == "interrupted"
 
 
 def test_a_search_begun_here_goes_on_on_a_cluster_and_a_dry_run_says_where(
