@@ -137,7 +137,7 @@ def opening_to_finish(plan: Retraining) -> Opening | None:
 
 
 def must_be_allowed(plan: Retraining) -> None:
-    """Raise InputError if the test set was opened before for other checkpoints, and there is no reason to do it again."""
+    """Raise InputError if the test set was opened for other checkpoints, and no reason is given to do it again."""
     openings = plan.experiment.manifest.test_openings
     if not openings or plan.again or opening_to_finish(plan):
         return
