@@ -353,6 +353,7 @@ def openings_of(parent: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_kill_9_in_the_training_and_after_the_opening_costs_neither_epochs_nor_the_look(
     ended: Path, run: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
