@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search import retraining
+from search import model_card, retraining
 from search.passes import Passes
 from search.retrain import _planned
 from search.retraining import Retraining
@@ -63,7 +63,9 @@ def test_a_retraining_for_passes_takes_all_images_an_epoch_and_says_so(tiny_spac
     config = yaml.safe_load(retraining._config(plan))
     assert (config["passes"], config["schedule"]) == (4, plan.schedule)
     assert config["step_epochs"] == pytest.approx(4 * step_size / 3)
-    assert retraining._facts(plan, {})["schedule"] == plan.schedule
+    facts = retraining._facts(plan, {})
+    assert (facts["passes"], facts["schedule"]) == (4, plan.schedule)
+    assert plan.schedule in model_card._schedule(facts)
 
 
 @pytest.mark.parametrize(
