@@ -21,20 +21,9 @@ GUARDIAN_PATIENCE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class GuardedFolder:
-    """A private folder, and the line to the process that sees to its end.
-
-    Attributes:
-        path: of the folder, in which processes that are started within put their temporary files.
-        pipe: file descriptor of the end that only this process has.
-    """
+    """A private folder: processes that are started within put their temporary files into `path`."""
 
     path: Path
-    pipe: int
-
-    def take_along(self, other: Path) -> None:
-        """Have another folder removed with this one, if it is still there then."""
-        with contextlib.suppress(BrokenPipeError):  # without a guardian, whoever made it has to remove it
-            os.write(self.pipe, os.fsencode(other.absolute()) + b"\0")
 
 
 @contextlib.contextmanager
@@ -51,8 +40,8 @@ def guarded_folder() -> Iterator[GuardedFolder]:
     short = temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp"
     path = Path(tempfile.mkdtemp(prefix=guardian.PREFIX, dir=short))
     try:
-        with _owned(path) as lock, _guarded(path, lock) as pipe, environment_with(_environment_within(path)):
-            yield GuardedFolder(path, pipe)
+        with _owned(path) as lock, _guarded(path, lock), environment_with(_environment_within(path)):
+            yield GuardedFolder(path)
     finally:
         guardian.remove_folder(path)
 
@@ -75,14 +64,11 @@ def _owned(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _guarded(path: Path, lock: int) -> Iterator[int]:
+def _guarded(path: Path, lock: int) -> Iterator[None]:
     """Start the guardian without waiting for it, and end it by closing its pipe.
 
     It has a session of its own, so that what is sent to this process's group or terminal does not reach it, and its
     share of the lock. No child inherits this end of the pipe.
-
-    Yields:
-        The pipe's file descriptor.
     """
     theirs, ours = os.pipe()
     try:
@@ -102,7 +88,7 @@ def _guarded(path: Path, lock: int) -> Iterator[int]:
     finally:
         os.close(theirs)
     try:
-        yield ours
+        yield
     finally:
         os.close(ours)
         _wait_for(process, path)

@@ -30,18 +30,13 @@ POLL_S = 0.05
 
 
 def main() -> None:
-    """Wait until standard input ends, which is when the command does, and clear up after it.
-
-    Standard input may hold paths, each ended by a zero byte: folders to be removed beside the command's own.
-    """
+    """Wait until standard input ends, which is when the command does, and clear up after it."""
     folder = Path(sys.argv[1])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     remove_stale_folders(folder.parent)
-    others = sys.stdin.buffer.read().split(b"\0")
+    sys.stdin.buffer.read()
     end_marked(folder)
-    for path in filter(None, others):
-        shutil.rmtree(os.fsdecode(path), ignore_errors=True)
     remove_folder(folder)
 
 

@@ -40,6 +40,7 @@ from search.study import write_study
 from search.trackers import trackers
 from search.wall_clock import wall_clock
 from spaces.errors import RunError
+from spaces.printable import shell_word
 from spaces.schema import Space
 from trainable.datasets import TrainingData
 from trainable.ray_trainable import TrialConfig, TrialTrainable, ship

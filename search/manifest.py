@@ -109,7 +109,13 @@ class Session(Part):
 
 
 class Opening(Part):
-    """One look at the test set. `test_accuracy_mean` is None where the look was not finished."""
+    """One look at the test set.
+
+    Attributes:
+        test_accuracy_mean: None where the look was not finished.
+        checkpoints_sha256: hash of each seed's tensors, by which the look may be finished; empty where the look is of
+            a version that did not record it.
+    """
 
     at: str
     trial: int
@@ -118,6 +124,7 @@ class Opening(Part):
     seeds: int
     reason: str | None
     test_accuracy_mean: float | None = None
+    checkpoints_sha256: list[str] = []
 
 
 def opening_text(opening: Opening) -> str:

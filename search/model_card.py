@@ -35,7 +35,8 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Open
 
 A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
 (trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
-{metrics["epochs"]} epochs of {metrics["trained_on"]["images_per_epoch"]:,} images, in {metrics["precision"]}.
+{metrics["epochs"]} epochs of {metrics["trained_on"]["images_per_epoch"]:,} images, in
+{metrics["precision"]}.{_schedule(metrics)}
 
 **Test accuracy {metrics["test_accuracy_mean"]:.2%}**{spread}, on {metrics["tested_on"]["n_images"]:,} test images;
 by seed: {seeds}. The files here are the first seed's. The interval says how much another training run would differ,
@@ -72,6 +73,10 @@ log_probabilities = session.run(None, {{"images": images}})[0]
 It names one of its classes for any image, also for one that shows none of them. It was tested on images of the same
 origin as those it was trained on; elsewhere it will do worse. `metrics.json` has the confusion matrix.
 """
+
+
+def _schedule(metrics: Mapping[str, Any]) -> str:
+    return f" The search's schedule was stretched: {metrics['schedule']}." if metrics["schedule"] else ""
 
 
 def _on_validation(metrics: Mapping[str, Any]) -> str:

@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from search.options import add_experiment_arguments, chosen_experiment, command_on, resume_line
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
-from spaces.printable import printable
+from spaces.printable import printable, shell_word
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from search.experiment import Experiment
-    from search.guarded_folder import GuardedFolder
     from search.records import History, Trial
     from search.retraining import Retraining
     from search.training_runs import Progress as EpochProgress
@@ -28,14 +28,22 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m search.retrain",
         description=(
             "Train the winning configuration on training and validation images together, with several seeds; "
-            "evaluate each seed once on the test images; export the first to EXPERIMENT/final/."
+            "evaluate each seed once on the test images; export the first to EXPERIMENT/final/. Each epoch is saved: "
+            "after Ctrl-C, kill -9 or a full disk, the same command resumes."
         ),
         epilog="example: python -m search.retrain --trial 7 --seeds 5",
     )
     add_experiment_arguments(parser)
     parser.add_argument("--trial", type=int, metavar="ID", help="another configuration than the winner's")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs (default: 3)")
-    parser.add_argument("--epochs", type=int, metavar="E", help="of each (default: the search's max_epochs)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, metavar="E", help="of each (default: the search's max_epochs)")
+    length.add_argument(
+        "--passes",
+        type=int,
+        metavar="N",
+        help="instead, N full passes over the training images, the learning rate falling at the same shares of them",
+    )
     parser.add_argument("--again", metavar="REASON", help="open the test set once more; the reason is recorded")
     return run_command(parser, _retrain, arguments)
 
@@ -44,62 +52,103 @@ def _retrain(options: argparse.Namespace) -> int:
     from search.guarded_folder import guarded_folder
 
     # Before torch is imported, which makes a folder for its compiler.
-    with guarded_folder() as guarded:
-        return _retrain_guarded(options, guarded)
+    with guarded_folder():
+        return _retrain_guarded(options)
 
 
-def _retrain_guarded(options: argparse.Namespace, guarded: GuardedFolder) -> int:
+def _retrain_guarded(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from search.cluster import count_cores
-    from search.retraining import Retraining, must_be_allowed
-    from trainable.compute import choose_compute
-    from trainable.datasets import prepare_training_data
-    from trainable.devices import describe_device
+    from search.retraining import must_be_allowed
 
-    for name in ("seeds", "epochs"):
+    for name in ("seeds", "epochs", "passes"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}, but must be at least 1.")
     experiment = chosen_experiment(options, options.experiment)
     experiment.must_be_plain()
     experiment.must_be_free()
-    trial = _chosen_trial(experiment, options)
-    space = experiment.space
-    must_be_allowed(experiment, options.again)
     errors = Console(stderr=True, highlight=False)
-    data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
-    if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
-        errors.print(
-            "The training images have changed since the search; its accuracies are of the old ones.",
-            style="yellow",
-        )
+    plan = _planned(experiment, _chosen_trial(experiment, options), options, errors.is_terminal)
+    must_be_allowed(plan)
+    _tell_plan(plan, errors)
+    with experiment.exclusive():
+        try:
+            metrics = _with_progress(errors, plan)
+        except KeyboardInterrupt:
+            print(f"Go on with: {_same_command(plan, options)}", flush=True)
+            raise
+    _print_result(experiment, metrics)
+    return 0
+
+
+def _planned(experiment: Experiment, trial: Trial, options: argparse.Namespace, show_progress: bool) -> Retraining:
+    from search.cluster import count_cores
+    from search.passes import Passes
+    from search.retraining import Retraining
+    from trainable.compute import choose_compute
+    from trainable.datasets import prepare_training_data
+
+    space, passes = experiment.space, None
+    data = prepare_training_data(space.dataset, show_progress)
+    if options.passes is not None:
+        passes = Passes.of(space, data, options.passes)
+        dataset = space.dataset.model_copy(update={"images_per_epoch": None})
+        space = replace(space, dataset=dataset)
+        data = prepare_training_data(dataset)
     # In the search's precision, wherever this runs: the winner won in it.
     compute, _ = choose_compute(space.resources.device, experiment.manifest.device.precision)
-    plan = Retraining(
+    return Retraining(
         experiment=experiment,
         space=space,
         trial=trial,
         data=data,
         n_seeds=options.seeds,
-        epochs=options.epochs or space.training.max_epochs,
+        epochs=options.passes or options.epochs or space.training.max_epochs,
         compute=compute,
         n_cores=count_cores(),
         again=options.again,
-        guarded=guarded,
+        passes=passes,
     )
+
+
+def _tell_plan(plan: Retraining, errors: Console) -> None:
+    from search.retraining import opening_to_finish
+    from trainable.devices import describe_device
+
+    if plan.experiment.manifest.data.content_sha256 != plan.data.decoded.content_sha256:
+        errors.print(
+            "The training images have changed since the search; its accuracies are of the old ones.",
+            style="yellow",
+        )
+    images = plan.data.everything
     print(
-        f"{printable(experiment.name)}: retraining trial {trial.number} on {len(data.everything):,} images, "
-        f"{plan.n_seeds} seeds of {plan.epochs} epochs of {data.everything.epoch_images:,} images on "
-        f"{describe_device(compute.device)} in {compute.precision} (the search's), {plan.n_workers} at once",
-        flush=True,
+        f"{printable(plan.experiment.name)}: retraining trial {plan.trial.number} on {len(images):,} images, "
+        f"{plan.n_seeds} seeds of {plan.epochs} epochs of {images.epoch_images:,} images on "
+        f"{describe_device(plan.compute.device)} in {plan.compute.precision} (the search's), {plan.n_workers} at once"
     )
-    if plan.epochs * data.everything.epoch_images < len(data.everything):
+    if plan.schedule:
+        print(plan.schedule)
+    if plan.n_epochs_saved:
+        print(f"Resumes: {plan.n_epochs_saved} of {plan.n_seeds * plan.epochs} epochs were trained before.")
+    else:
+        print("Each epoch is saved: after whatever ends this, the same command resumes.")
+    opening = opening_to_finish(plan)
+    if opening:
+        print(f"The test set was opened {printable(opening.at)} for these checkpoints; that look is finished now.")
+    sys.stdout.flush()
+    if plan.epochs * images.epoch_images < len(images):
         errors.print("So few epochs do not see all images: `dataset.images_per_epoch` is small.", style="yellow")
-    with experiment.exclusive():
-        metrics = _with_progress(errors, plan)
-    _print_result(experiment, metrics)
-    return 0
+
+
+def _same_command(plan: Retraining, options: argparse.Namespace) -> str:
+    """What to type to resume, also when another trial has become the winner meanwhile."""
+    more = f" --trial {plan.trial.number}"
+    for name in ("seeds", "epochs", "passes", "again"):
+        value = getattr(options, name)
+        if value is not None:
+            more += f" --{name} {shell_word(value)}"
+    return command_on("retrain", plan.experiment, more)
 
 
 def _chosen_trial(experiment: Experiment, options: argparse.Namespace) -> Trial:
@@ -149,7 +198,7 @@ def _with_progress(console: Console, plan: Retraining) -> dict[str, Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, TextColumn("{task.fields[latest]}"), console=console, transient=True) as bar:
-        task = bar.add_task("retraining", total=plan.n_seeds * plan.epochs, latest="")
+        task = bar.add_task("retraining", total=plan.n_seeds * plan.epochs, completed=plan.n_epochs_saved, latest="")
         return retrain(plan, lambda progress: bar.update(task, advance=1, latest=line(progress)))
 
 
@@ -165,6 +214,12 @@ def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
         print(f"The search's validation accuracy was {validation:.2%}{runs}.")
     exports = ", ".join(metrics["exports"])
     print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")
+    for name, export in metrics["exports"].items():
+        if export["n_other_class"]:
+            print(
+                f"{name} gives {export['n_other_class']} of {export['n_images']} images another class than the "
+                f"network: near-ties, {export['max_difference']:.1g} apart at most in log-probability"
+            )
     print(f"Next: {command_on('predict', experiment, more='IMAGE…')}")
 
 

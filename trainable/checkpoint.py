@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from spaces import Hyperparameters, InputError
 from spaces.parameters import shorten
@@ -35,7 +35,7 @@ class TrainingState:
         hyperparameters: the configuration that was trained.
         seed: of its random streams, which with `epoch` are all the generators' state there is.
         epoch: epochs that are done.
-        scheduler: StepLR's state.
+        scheduler: the learning rate schedule's state.
     """
 
     hyperparameters: Hyperparameters
@@ -113,6 +113,29 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
         raise InputError(
             f"{folder}: is a damaged checkpoint ({str(error)[:200]}). Remove it to go on from an earlier one."
         ) from None
+
+
+def must_fit(network: nn.Module, network_state: StateDict, optimizer_state: StateDict, folder: Path) -> None:
+    """Raise InputError unless a checkpoint's tensors are shaped as those of `network` and its optimizer."""
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in network_state.items()}
+    shapes = dict(enumerate(parameter.shape for parameter in network.parameters()))
+    slots_fit = all(
+        index in shapes and all(buffer.shape == shapes[index] for buffer in slots.values())
+        for index, slots in optimizer_state["state"].items()
+    )
+    if found != expected or not slots_fit:
+        raise InputError(f"{folder}: holds tensors of other shapes than this network's. Remove it.")
+
+
+def tensors_sha256(folder: Path) -> str:
+    """Hash of a checkpoint's tensors: names the state that they are.
+
+    Raises:
+        InputError: the file is not plain, or larger than any of ours.
+        OSError: it cannot be read.
+    """
+    return hashlib.sha256(read_plain(folder / TENSORS_FILE, MAX_TENSORS_BYTES)).hexdigest()
 
 
 def checkpoint_epoch(folder: Path) -> int | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import StepLR
 
-from spaces import Hyperparameters
+from spaces import Hyperparameters, InputError
 from trainable.augmentation import AugmentationPolicy
 from trainable.batches import Batch, Batches, DeviceBatches, DeviceImages, HostBatches
-from trainable.checkpoint import TrainingState, read_checkpoint, write_checkpoint
+from trainable.checkpoint import TrainingState, must_fit, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
 from trainable.datasets import ImageSet
 from trainable.folding import folded
 from trainable.model import DepthwiseSeparableNet
 from trainable.normalisation import Normalise
 from trainable.order import batch_bounds, epoch_order
+from trainable.schedule import StepDecay
 from trainable.seeding import RunSeed, Stream
 
 # Small batches stay in a CPU core's cache; a GPU wants large ones.
@@ -82,6 +83,7 @@ class FitEvaluate:
         seed: names the run's random streams.
         compute: device, precision and the like.
         resident: images that the process keeps on the device from one run to the next; None for the run's own.
+        step_epochs: epochs between two drops of the learning rate; None for the configuration's `step_size`.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class FitEvaluate:
         seed: RunSeed,
         compute: Compute = Compute(),  # noqa: B008 -- frozen
         resident: DeviceImages | None = None,
+        step_epochs: Fraction | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
         self.seed = seed
@@ -115,7 +118,14 @@ class FitEvaluate:
             weight_decay=hyperparameters.weight_decay,
             fused=compute.device_type == "cuda",
         )
-        self.scheduler = StepLR(self.optimizer, hyperparameters.step_size, hyperparameters.gamma)
+        self.scheduler = StepDecay(
+            self.optimizer, step_epochs or Fraction(hyperparameters.step_size), hyperparameters.gamma
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights and batch norm statistics are."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.network.state_dict().values())
 
     @property
     def steps_per_epoch(self) -> int:
@@ -220,14 +230,18 @@ class FitEvaluate:
         """Go on from what `save` wrote.
 
         Raises:
-            InputError: the checkpoint is damaged, or belongs to another configuration or seed.
+            InputError: the checkpoint is damaged, or belongs to another configuration, schedule or seed.
         """
         state, network_state, optimizer_state = read_checkpoint(folder)
         state.must_belong_to(self.hyperparameters, self.seed, folder)
+        must_fit(self.network, network_state, optimizer_state, folder)
+        try:
+            self.scheduler.load_state_dict(state.scheduler)
+            self.optimizer.load_state_dict(optimizer_state)
+        except ValueError as error:
+            raise InputError(f"{folder}: does not fit this training ({str(error)[:200]}). Remove it.") from None
         self.network.load_state_dict(network_state)
-        self.optimizer.load_state_dict(optimizer_state)
         _lay_as_parameters(self.optimizer)
-        self.scheduler.load_state_dict(state.scheduler)
         self.epoch = state.epoch
 
     def _input(self, resident: DeviceImages | None) -> Batches:

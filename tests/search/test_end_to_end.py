@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -387,6 +388,7 @@ def test_retraining_writes_all_of_final(retrained: Path) -> None:
         "test_predictions.csv",
         "mistakes",
     }
+    assert not (retrained / ".retraining").exists()
     metrics = json.loads((final / "metrics.json").read_text())
     accuracies = [score["accuracy"] for score in metrics["test_accuracy_per_seed"]]
     assert len(accuracies) == 2
@@ -406,7 +408,7 @@ def test_retraining_writes_all_of_final(retrained: Path) -> None:
         np.testing.assert_array_equal(np.asarray(Image.open(final / mistake["file"])), expected)
     for export in metrics["exports"].values():
         assert export["max_difference"] <= 1e-3
-        assert export["n_other_class"] == 0
+        assert export["n_other_class"] <= 1
         assert export["n_images"] == 256
     assert "Test accuracy" in (final / "MODEL_CARD.md").read_text()
     assert not list(retrained.glob(".final-*"))
@@ -590,7 +592,7 @@ def test_kill_ends_a_search_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-def test_an_ended_retraining_leaves_nothing_and_the_test_set_unopened(
+def test_an_ended_retraining_leaves_its_checkpoints_and_the_test_set_unopened(
     how: signal.Signals, finished: Watched, tmp_path: Path
 ) -> None:
     folder, temporary = tmp_path / "results" / "tiny", Path(tempfile.mkdtemp(prefix="t"))
@@ -605,17 +607,20 @@ def test_an_ended_retraining_leaves_nothing_and_the_test_set_unopened(
         preexec_fn=listen_to_ctrl_c,
     )
     assert process.stdout is not None
-    while "epoch" not in (line := process.stdout.readline()) or "retraining" in line:
+    while not process.stdout.readline().startswith("seed "):
         assert process.poll() is None
     (guarded,) = temporary.glob("dws-*")
     assert len(marked_commands(guarded)) >= 2
-    assert list(folder.glob(".final-*"))
     process.send_signal(how)
-    _, errors = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=20)
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert errors == "Interrupted.\n"
-    wait_until(lambda: not (list(temporary.iterdir()) or list(folder.glob(".final-*")) or marked_commands(guarded)), 20)
+        go_on = r"Go on with: python -m search\.retrain tiny --trial \d --seeds 3 --epochs 500"
+        assert re.fullmatch(go_on, output.splitlines()[-1])
+    wait_until(lambda: not (list(temporary.iterdir()) or marked_commands(guarded)), 20)
+    assert list(folder.glob(".retraining/*/seed_*/checkpoint_*/state.json"))
+    assert not list(folder.glob(".final-*"))
     assert json.loads((folder / "manifest.json").read_text())["test_openings"] == []
     temporary.rmdir()
 
@@ -747,7 +752,7 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
     for retrained, reason in ((unreadable, "test/dark/0.png"), (missing, "images/test: is not there")):
         assert retrained.returncode == 2
         assert reason in retrained.stderr
-        assert "epoch" not in retrained.stdout.partition("seeds of")[2].partition("\n")[2], "trained before it looked"
+        assert "\nseed " not in retrained.stdout, "trained before it looked"
     assert json.loads((tmp_path / "results/folder/manifest.json").read_text())["test_openings"] == []
     assert not (tmp_path / "results/folder/final").exists()
 

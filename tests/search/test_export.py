@@ -60,6 +60,21 @@ def test_a_file_that_computes_something_else_is_an_error(
         export_all(tmp_path, network, NORMALISE, ["a", "b", "c"], sample)
 
 
+@pytest.mark.parametrize("difference", [1e-4, 0.01, float("nan")])
+def test_a_near_tie_that_flips_ends_nothing_but_a_difference_beyond_the_tolerance_does(
+    network: DepthwiseSeparableNet, tmp_path, monkeypatch: pytest.MonkeyPatch, difference: float
+) -> None:  # type: ignore[no-untyped-def]
+    flipped = export.Agreement(n_images=8, max_difference=difference, n_other_class=1)
+    monkeypatch.setattr(export, "_export_safetensors", lambda *_: export.Agreement(8, 0.0, 0))
+    monkeypatch.setattr(export, "_export_graphs", lambda *_: {"model.onnx": flipped})
+    if difference < export.TOLERANCE:
+        found = export_all(tmp_path, network, NORMALISE, ["a", "b", "c"], images(8))
+        assert found["model.onnx"].n_other_class == 1
+    else:
+        with pytest.raises(ExportError, match=r"model\.onnx: differs from the network"):
+            export_all(tmp_path, network, NORMALISE, ["a", "b", "c"], images(8))
+
+
 def test_a_retraining_that_diverges_says_so(tiny_digits: Dataset, tmp_path) -> None:  # type: ignore[no-untyped-def]
     data = prepare_training_data(tiny_digits)
     # SGD at the largest lr and weight decay that are allowed multiplies the weights by -9 a step.

@@ -21,13 +21,9 @@ from tests.search.processes import marked_commands, wait_until
 # Starts a child, one that ignores SIGTERM in a session of its own, and one whose parent is gone; then waits for a line.
 COMMAND = """
 import subprocess, sys
-from pathlib import Path
 from search.guarded_folder import guarded_folder
 
 with guarded_folder() as guarded:
-    other = Path(sys.argv[1])
-    other.mkdir()
-    guarded.take_along(other)
     subprocess.Popen(["sleep", "600"])
     subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 600; sleep 600"], start_new_session=True)
     subprocess.run(["sh", "-c", "sleep 600 &"])
@@ -42,10 +38,9 @@ class Command:
 
     process: subprocess.Popen[str]
     folder: Path
-    other: Path
 
     def is_gone(self) -> bool:
-        return not (self.folder.exists() or self.other.exists() or marked_commands(self.folder))
+        return not (self.folder.exists() or marked_commands(self.folder))
 
 
 @pytest.fixture
@@ -60,9 +55,8 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def command(temporary: Path) -> Iterator[Command]:
-    other = temporary / "other"
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(other)],
+        [sys.executable, "-c", COMMAND],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -71,7 +65,7 @@ def command(temporary: Path) -> Iterator[Command]:
     with process:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().strip())
-        yield Command(process, folder, other)
+        yield Command(process, folder)
         process.kill()
     wait_until(lambda: guardian_pid(folder) is None)
     guardian.end_marked(folder)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
@@ -207,6 +208,21 @@ def test_a_damaged_checkpoint_is_refused(data: TrainingData, tmp_path: Path, dam
         state.write_text("{")
     with pytest.raises(InputError, match="damaged checkpoint"):
         run.restore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["network.classifier.weight", "optimizer.0.momentum_buffer"])
+def test_a_checkpoint_of_another_network_is_refused(data: TrainingData, tmp_path: Path, name: str) -> None:
+    run = fit(data)
+    run.run_epoch()
+    run.save(tmp_path)
+    tensors = load_file(tmp_path / "tensors.safetensors")
+    packed = save({**tensors, name: torch.zeros(3, 5)})
+    (tmp_path / "tensors.safetensors").write_bytes(packed)
+    state = json.loads((tmp_path / "state.json").read_text())
+    state["tensors_sha256"] = hashlib.sha256(packed).hexdigest()
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="holds tensors of other shapes"):
+        fit(data).restore(tmp_path)
 
 
 def test_runs_of_other_numbers_and_purposes_share_no_stream() -> None:
