@@ -22,6 +22,8 @@ from search.records import History
 
 # From 99.5 % on (and down from 0.5 %), chance is taken to be as there: a validation set has only so many images.
 LEAST_SCALE = 0.005
+# A smaller standard deviation is what rounding makes of equal accuracies.
+EQUAL = 1e-9
 # Of the matrix of trials and blocks: 3,000 runs of 100 trials in 900 blocks. A journal from elsewhere may hold more.
 MOST_CELLS = 3_000_000
 
@@ -36,7 +38,8 @@ class Fresh:
         n_diverged: of them.
         mean: of their validation accuracies, 0 to 1, a diverged run's being 0. Where trials have different numbers
             of runs, as if all had been in all blocks: a block may be easier than another.
-        half_width: of the 95 % confidence interval of `mean`; None for fewer than two runs, and where one diverged.
+        half_width: of the 95 % confidence interval of `mean`; None for fewer than two runs, where one
+            diverged, and where each trial's runs are all equal, which does not make the next run equal.
         is_tied: whether it cannot be told from the trial with the best mean (which is tied with itself). A trial of
             which a run diverged is tied with nobody.
     """
@@ -241,7 +244,7 @@ class _Model:
         return self.scales[number] * self.levels[number]
 
     def half_width(self, number: int) -> float | None:
-        if not self.within.freedom:
+        if not self.within.freedom or self.within.sd < EQUAL:
             return None
         error = self.scales[number] * self.within.sd / math.sqrt(self.n_runs[number])
         return _student(0.975, self.within.freedom) * error

@@ -337,6 +337,11 @@ def test_one_run_has_no_interval_whatever_others_spread() -> None:
     assert fresh[2].is_tied, "one run does not tell them apart"
 
 
+def test_runs_that_are_all_equal_have_no_interval() -> None:
+    history = with_table(searched(quickstart(), 0.74, 0.74), {1: [0.74] * 3, 0: [0.74] * 3})
+    assert [fresh_text(fresh) for fresh in fresh_results(history).values()] == ["74.00%", "74.00%"]
+
+
 def noisy(trial: int, block: int, epoch: int) -> float:
     return 0.8 + random.Random(trial * 100 + block).gauss(0, 0.02)
 

@@ -746,9 +746,9 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
     for command in ("search.diagnose", "search.report"):
         done = run(command, "folder", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    unreadable = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
+    unreadable = run("search.retrain", "folder", "--trial", "0", "--seeds", "1", cwd=tmp_path)
     shutil.rmtree(tmp_path / "images" / "test")
-    missing = run("search.retrain", "folder", "--seeds", "1", cwd=tmp_path)
+    missing = run("search.retrain", "folder", "--trial", "0", "--seeds", "1", cwd=tmp_path)
     for retrained, reason in ((unreadable, "test/dark/0.png"), (missing, "images/test: is not there")):
         assert retrained.returncode == 2
         assert reason in retrained.stderr
