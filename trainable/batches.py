@@ -15,6 +15,9 @@ from trainable.datasets import ImageSet
 Bounds = list[tuple[int, int]]
 Batch = tuple[Tensor, Tensor]
 
+# Memory of a device that is left to a trial's network, its activations and the augmenter's chunks.
+RESERVED_BYTES = 2**30
+
 
 class Batches(Protocol):
     """Batches of (B, H, W, 3) uint8 images and (B,) int64 labels on the run's device."""
@@ -62,12 +65,31 @@ class HostBatches:
         return torch.from_numpy(images).to(self._device), torch.from_numpy(labels).to(self._device)
 
 
+def resident_bytes(train: ImageSet, validation: ImageSet | None) -> int:
+    """Memory that `DeviceBatches` takes: the images, an epoch of them in its order, and that epoch augmented."""
+    image_bytes = train.decoded.image_size**2 * 3
+    return image_bytes * (len(train) + len(validation or ()) + 2 * train.epoch_images)
+
+
+def fits_on_device(needed_bytes: int, free_bytes: int | None) -> bool:
+    """Whether images may lie on a device as a whole.
+
+    Args:
+        needed_bytes: see `resident_bytes`.
+        free_bytes: memory of the device that nobody uses; None where it is the host's own.
+    """
+    return free_bytes is None or needed_bytes + RESERVED_BYTES <= free_bytes
+
+
 class DeviceImages:
     """Image sets that lie on a device as a whole; each is brought there once."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._resident: list[tuple[ImageSet, Batch]] = []
+
+    def holds(self, images: ImageSet) -> bool:
+        return any(known is images for known, _ in self._resident)
 
     def of(self, images: ImageSet) -> Batch:
         """(N, H, W, 3) uint8 images and (N,) int64 labels, all of them."""

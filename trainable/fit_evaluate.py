@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from spaces import Hyperparameters
 from trainable.augmentation import AugmentationPolicy
-from trainable.batches import Batch, Batches, DeviceBatches, HostBatches
+from trainable.batches import Batch, Batches
 from trainable.checkpoint import TrainingState, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
 from trainable.datasets import ImageSet
@@ -245,9 +245,7 @@ class FitEvaluate:
     def _input(self, workbench: Workbench) -> Batches:
         decoded = self._train_set.decoded
         policy = AugmentationPolicy.from_hyperparameters(self.hyperparameters, decoded.image_size, decoded.mean)
-        if self.compute.resident:
-            return DeviceBatches(self._train_set, policy, workbench.images_on(self.device))
-        return HostBatches(self._train_set, policy, self.device)
+        return workbench.batches_for(self._train_set, self._validation_set, policy, self.compute)
 
     def _training_batches(self) -> Iterator[Batch]:
         order = epoch_order(len(self._train_set), self._train_set.epoch_images, self.seed, self.epoch)

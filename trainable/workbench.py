@@ -1,14 +1,16 @@
 """What a process keeps from one run to the next: images on the device, and a captured training step."""
 
-import sys
-
 import torch
 from torch.optim import SGD
 
 from spaces import Hyperparameters
-from trainable.batches import DeviceImages
+from spaces.printable import warn, warn_once
+from trainable.augmentation import AugmentationPolicy
+from trainable.batches import Batches, DeviceBatches, DeviceImages, HostBatches, fits_on_device, resident_bytes
 from trainable.cache import DecodedSet
 from trainable.compute import Compute
+from trainable.datasets import ImageSet
+from trainable.devices import free_device_bytes
 from trainable.graphed_step import EagerStep, GraphedStep, StepKeeper, StepSignature, TrainingParts
 from trainable.model import DepthwiseSeparableNet
 from trainable.normalisation import Normalise
@@ -30,6 +32,30 @@ class Workbench:
         if self._images is None or self._images.device != device:
             self._images = DeviceImages(device)
         return self._images
+
+    def batches_for(
+        self, train: ImageSet, validation: ImageSet | None, policy: AugmentationPolicy, compute: Compute
+    ) -> Batches:
+        """Where the batches of a run come from: the device if they are to lie there and fit, or else the host.
+
+        Args:
+            train, validation: images of the run.
+            policy: how the training images are augmented.
+            compute: of the run.
+        """
+        device = torch.device(compute.device)
+        if not compute.resident:
+            return HostBatches(train, policy, device)
+        images = self.images_on(device)
+        needed_bytes, free_bytes = resident_bytes(train, validation), free_device_bytes(device)
+        if images.holds(train) or fits_on_device(needed_bytes, free_bytes):
+            return DeviceBatches(train, policy, images)
+        warn_once(
+            f"The images need {needed_bytes / 1e9:.1f} GB of the GPU's memory, which has not so much free: they "
+            f"stay on the host and are augmented there, which is slower. Lower `dataset.train_limit` or "
+            f"`dataset.image_size` to have them on the GPU."
+        )
+        return HostBatches(train, policy, device)
 
     def parts_for(
         self,
@@ -85,7 +111,7 @@ def _graphed_parts(
     optimizer = TensorSGD(
         network.parameters(), hyperparameters.lr, hyperparameters.momentum, hyperparameters.weight_decay
     )
-    step = GraphedStep(network, normalise, optimizer, _autocast(compute), hyperparameters.batch_size, _say)
+    step = GraphedStep(network, normalise, optimizer, _autocast(compute), hyperparameters.batch_size, warn)
     return TrainingParts(network, normalise, optimizer, step)
 
 
@@ -98,7 +124,3 @@ def _in_place(
 
 def _autocast(compute: Compute) -> torch.dtype | None:
     return torch.bfloat16 if compute.precision == "bf16" else None
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
