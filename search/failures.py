@@ -16,7 +16,8 @@ _FULL_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|\[Er
 _IN_WORDS = (
     (
         re.compile(r"CUDA out of memory|CUDA error: out of memory|torch\.(?:cuda\.)?OutOfMemoryError"),
-        "the GPU ran out of memory; lower `training.batch_size` or `resources.trials_per_gpu`",
+        "the GPU ran out of memory; lower `resources.trials_per_gpu`, then `dataset.train_limit` or "
+        "`training.batch_size`",
     ),
     (
         # Not "OOM killer": Ray names it among the possible causes of every death.

@@ -25,10 +25,10 @@ from search.manifest import Device
 from spaces.parameters import Fixed, Hyperparameters
 from spaces.printable import printable
 from spaces.schema import Dataset, Space
-from trainable.cache import cache_root
 from trainable.compute import Compute, choose_compute
 from trainable.datasets import ImageSet, TrainingData, open_training_data
 from trainable.devices import describe_device
+from trainable.environment import cache_root
 from trainable.fit_evaluate import FitEvaluate
 from trainable.model import DepthwiseSeparableNet, count_parameters
 from trainable.seeding import RunSeed

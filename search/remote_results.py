@@ -54,7 +54,7 @@ _WHOLE_FILE_STORES = ("s3", "gcs", "abfs")
 
 def working_folder(url: str) -> Path:
     """Where this machine keeps its copy of the results at `url`."""
-    from trainable.cache import cache_root
+    from trainable.environment import cache_root
 
     return cache_root() / "results" / hashlib.sha256(url.encode()).hexdigest()[:16]
 

@@ -34,7 +34,7 @@ from spaces.command import (
     run_command,
 )
 from spaces.errors import InputError, expanded
-from spaces.printable import printable, shell_word
+from spaces.printable import printable, shell_word, warn
 
 if TYPE_CHECKING:
     from search.cluster import LocalCluster
@@ -452,8 +452,13 @@ def _time_left_s(experiment: Experiment, space: Space) -> float | None:
 
 def _prepare(space: Space) -> TrainingData:
     from trainable.datasets import prepare_training_data
+    from trainable.sources import problem_of_test_folder
 
-    return prepare_training_data(space.dataset, show_progress=sys.stderr.isatty())
+    data = prepare_training_data(space.dataset, show_progress=sys.stderr.isatty())
+    problem = problem_of_test_folder(space.dataset)
+    if problem:
+        warn(problem)
+    return data
 
 
 def _data_facts(data: TrainingData) -> Data:

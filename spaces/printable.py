@@ -1,6 +1,8 @@
 """Text from files on a terminal: it shows itself, and commands nothing."""
 
+import functools
 import shlex
+import sys
 
 
 def printable(text: object) -> str:
@@ -21,6 +23,17 @@ def shortened(text: object, limit: int = 60) -> str:
 def shell_word(text: object) -> str:
     """`text` as one word of a command line that a user may copy: quoted where a shell would see more in it."""
     return shlex.quote(printable(text))
+
+
+def warn(line: str) -> None:
+    """Print `line` on standard error."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn_once(line: str) -> None:
+    """Print `line` on standard error, unless this process has printed it before."""
+    warn(line)
 
 
 def _escape(character: str) -> str:

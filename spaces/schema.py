@@ -36,7 +36,7 @@ class Dataset(Section):
 
     Attributes:
         name: `digits` (embedded), `cifar10` (torchvision's) or `folder` (`train/<class>/*`, `test/<class>/*`).
-        root: where the images are; `~` is expanded. Not used by `digits`.
+        root: where the images are; `~` is expanded. None: `cifar10` is in the cache folder. Not used by `digits`.
         download: whether `cifar10` may be fetched from the network when it is not under `root`.
         image_size: side of the square that every image is resized to, in pixels.
         train_limit: take a stratified subset of at most this many training images (validation included); None: all.

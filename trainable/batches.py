@@ -8,12 +8,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spaces.printable import warn_once
 from trainable.augmentation import AugmentationPolicy, Augmenter
 from trainable.batched_augmentation import BatchedAugmenter
 from trainable.datasets import ImageSet
+from trainable.devices import free_device_bytes
 
 Bounds = list[tuple[int, int]]
 Batch = tuple[Tensor, Tensor]
+
+# Memory of a device that is left to a trial's network, its activations and the augmenter's chunks.
+RESERVED_BYTES = 2**30
 
 
 class Batches(Protocol):
@@ -62,12 +67,31 @@ class HostBatches:
         return torch.from_numpy(images).to(self._device), torch.from_numpy(labels).to(self._device)
 
 
+def resident_bytes(train: ImageSet, validation: ImageSet | None) -> int:
+    """Memory that `DeviceBatches` takes: the images, an epoch of them in its order, and that epoch augmented."""
+    image_bytes = train.decoded.image_size**2 * 3
+    return image_bytes * (len(train) + len(validation or ()) + 2 * train.epoch_images)
+
+
+def fits_on_device(needed_bytes: int, free_bytes: int | None) -> bool:
+    """Whether images may lie on a device as a whole.
+
+    Args:
+        needed_bytes: see `resident_bytes`.
+        free_bytes: memory of the device that nobody uses; None where it is the host's own.
+    """
+    return free_bytes is None or needed_bytes + RESERVED_BYTES <= free_bytes
+
+
 class DeviceImages:
     """Image sets that lie on a device as a whole; each is brought there once."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._resident: list[tuple[ImageSet, Batch]] = []
+
+    def holds(self, images: ImageSet) -> bool:
+        return any(known is images for known, _ in self._resident)
 
     def of(self, images: ImageSet) -> Batch:
         """(N, H, W, 3) uint8 images and (N,) int64 labels, all of them."""
@@ -104,3 +128,24 @@ class DeviceBatches:
     def plain(self, images: ImageSet, size: int) -> Iterator[Batch]:
         pixels, labels = self._resident.of(images)
         return zip(torch.split(pixels, size), torch.split(labels, size), strict=True)
+
+
+def resident_batches(
+    train: ImageSet, validation: ImageSet | None, policy: AugmentationPolicy, images: DeviceImages
+) -> Batches:
+    """Batches of images that lie on the device if they fit into its free memory, or else of the host's.
+
+    Args:
+        train, validation: images of the run.
+        policy: how the training images are augmented.
+        images: what the process keeps on the device.
+    """
+    needed_bytes, free_bytes = resident_bytes(train, validation), free_device_bytes(images.device)
+    if images.holds(train) or fits_on_device(needed_bytes, free_bytes):
+        return DeviceBatches(train, policy, images)
+    warn_once(
+        f"The images need {needed_bytes / 1e9:.1f} GB of the GPU's memory, which has not so much free: they "
+        f"stay on the host and are augmented there, which is slower. Lower `dataset.train_limit` or "
+        f"`dataset.image_size` to have them on the GPU."
+    )
+    return HostBatches(train, policy, images.device)

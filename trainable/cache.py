@@ -1,7 +1,7 @@
 """Decoded images on disk: one uint8 array a split, memory-mapped by every process of a machine."""
 
-import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -11,18 +11,29 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import track
 
 from spaces import Dataset, InputError
-from trainable.files import write_json
-from trainable.sources import CHUNK_IMAGES, Source, Split, open_source
+from spaces.plain_files import open_plain, read_plain
+from spaces.printable import warn, warn_once
+from trainable.environment import cache_root
+from trainable.files import write_text
+from trainable.sources import Source, Split, images_per_chunk, open_source
 
 # Part of every fingerprint: raise it when decoding changes.
 DECODER_VERSION = 1
+# A million class names.
+MAX_DESCRIPTION_BYTES = 64 * 2**20
+
+_Size = Annotated[int, Field(ge=1)]
+_Channels = Annotated[int, Field(ge=3, le=3)]
+_Deviation = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -51,52 +62,100 @@ class DecodedSet:
         return int(self.images.shape[1])
 
 
-def cache_root() -> Path:
-    """`$DEPTHWISE_SEARCH_CACHE`, or `depthwise-search` in the user's cache folder."""
-    own = os.environ.get("DEPTHWISE_SEARCH_CACHE")
-    if own:
-        return Path(own).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "depthwise-search"
+class Description(BaseModel):
+    """What `meta.json` says of the arrays beside it; the fields are those of `DecodedSet`.
+
+    Attributes:
+        shape: (N, H, W, 3) of the images.
+    """
+
+    # What else the file holds (its checksum) is compared in `read`, with all of its bytes.
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+    shape: tuple[_Size, _Size, _Size, _Channels]
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[_Deviation, _Deviation, _Deviation]
+    content_sha256: str
+
+    @property
+    def text(self) -> str:
+        """Content of the file: the fields and a checksum of them."""
+        fields = self.model_dump(mode="json")
+        checksum = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+        return json.dumps({**fields, "fields_sha256": checksum}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The description in a cached split's folder.
+
+        Raises:
+            DamagedCacheError: it is not, byte by byte, what was written.
+        """
+        content = read_plain(folder / "meta.json", MAX_DESCRIPTION_BYTES, follow_links=True)
+        try:
+            description = cls.model_validate_json(content)
+        except (ValidationError, RecursionError):
+            raise DamagedCacheError("meta.json is not a description of images") from None
+        if description.text.encode() != content:
+            raise DamagedCacheError("meta.json does not fit its checksum")
+        return description
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / "meta.json", self.text)
+
+
+class DamagedCacheError(ValueError):
+    """A cached split that is not what was written; the message says in what, without the path."""
 
 
 def decode_once(dataset: Dataset, split: Split, show_progress: bool = False) -> DecodedSet:
-    """Open a split from the cache, decoding it first if it is not there yet.
+    """Open a split from the cache, decoding it first if it is not there yet or is damaged.
 
     Raises:
         InputError: the data set is not there or not usable.
     """
     source = open_source(dataset, split)
+    for remark in source.remarks:
+        warn_once(remark)
     folder = cache_root() / _fingerprint(source, dataset, split)
-    if not folder.is_dir():
-        with filled_once(folder) as temporary:
-            _write_arrays(temporary, source, dataset.image_size, show_progress)
+    intact = open_intact(folder)
+    if intact:
+        return intact
+    with filled_once(folder) as temporary:
+        _write_arrays(temporary, source, dataset.image_size, show_progress)
     return open_decoded(folder)
 
 
+def open_intact(folder: Path) -> DecodedSet | None:
+    """Map a cached split into memory once its content has been compared with its checksum.
+
+    Returns:
+        None where it is not there, or was damaged, which is told: then it has been removed.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        decoded = _opened(folder)
+        _must_fit_checksum(decoded)
+        return decoded
+    except DamagedCacheError as error:
+        warn(f"{folder}: this image cache is damaged or of another version ({error}). It is made anew.")
+        _remove_at_once(folder)
+        return None
+
+
 def open_decoded(folder: Path) -> DecodedSet:
-    """Map a cached split into memory.
+    """Map a cached split into memory: what `decode_once` gave, in another process. The pixels are not looked at.
 
     Raises:
         InputError: the folder is damaged.
     """
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-        if images.shape != tuple(meta["shape"]) or images.dtype != np.uint8 or len(labels) != len(images):
-            raise ValueError("its arrays do not fit its description")
-        return DecodedSet(
-            images=images,
-            labels=labels,
-            class_names=tuple(meta["class_names"]),
-            mean=tuple(meta["mean"]),
-            std=tuple(meta["std"]),
-            content_sha256=meta["content_sha256"],
-            folder=folder,
-        )
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        return _opened(folder)
+    except DamagedCacheError as error:
         raise InputError(
-            f"{folder}: is a damaged image cache ({error}). Remove that folder; it is made anew."
+            f"{folder}: is a damaged image cache ({error}). Start the command again: it is made anew."
         ) from None
 
 
@@ -108,11 +167,64 @@ def find_training_images(content_sha256: str, image_size: int) -> DecodedSet | N
         image_size: side in pixels.
     """
     for folder in sorted(cache_root().glob(f"*-train-{image_size}px-*")):
-        with contextlib.suppress(InputError):  # a damaged one is for whoever trains on it
-            decoded = open_decoded(folder)
+        try:
+            decoded = _opened(folder)
             if decoded.content_sha256 == content_sha256:
+                _must_fit_checksum(decoded)
                 return decoded
+        except DamagedCacheError:
+            continue  # told to whoever trains on it
     return None
+
+
+def _opened(folder: Path) -> DecodedSet:
+    try:
+        description = Description.read(folder)
+        images = _mapped(folder / "images.npy", np.uint8, description.shape)
+        labels = np.array(_mapped(folder / "labels.npy", np.int64, description.shape[:1]))
+    except InputError:
+        raise DamagedCacheError("it holds something other than files") from None
+    except OSError as error:
+        raise DamagedCacheError(f"{error.strerror or error}") from None
+    if labels.min() < 0 or labels.max() >= len(description.class_names):
+        raise DamagedCacheError("labels.npy holds labels of no class")
+    return DecodedSet(
+        images=images,
+        labels=labels,
+        class_names=description.class_names,
+        mean=description.mean,
+        std=description.std,
+        content_sha256=description.content_sha256,
+        folder=folder,
+    )
+
+
+def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Map an array file; its size and every byte of its header must be what numpy writes for such an array."""
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    n_bytes = header.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+    with open_plain(path, follow_links=True) as file:
+        if os.fstat(file.fileno()).st_size != n_bytes or file.read(header.tell()) != header.getvalue():
+            raise DamagedCacheError(f"{path.name} is not the array that meta.json describes")
+        return np.memmap(file, dtype=dtype, mode="r", offset=header.tell(), shape=shape)
+
+
+def _must_fit_checksum(decoded: DecodedSet) -> None:
+    digest = hashlib.sha256(decoded.labels.tobytes())
+    digest.update(decoded.images.reshape(-1).data)
+    if digest.hexdigest() != decoded.content_sha256:
+        raise DamagedCacheError("images or labels do not fit their checksum")
+
+
+def _remove_at_once(folder: Path) -> None:
+    """Remove a folder in one step for every other process; those that have mapped its files keep them."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.rename(aside / folder.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fingerprint(source: Source, dataset: Dataset, split: Split) -> str:
@@ -140,14 +252,14 @@ def filled_once(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _tracked(source: Source, show_progress: bool) -> Iterable[NDArray[np.uint8]]:
+def _tracked(source: Source, image_size: int, show_progress: bool) -> Iterable[NDArray[np.uint8]]:
     if not show_progress:
         return source.chunks()
     n_images = len(source.labels)
     return track(
         source.chunks(),
         f"decoding {n_images:,} images",
-        total=math.ceil(n_images / CHUNK_IMAGES),
+        total=math.ceil(n_images / images_per_chunk(image_size)),
         console=Console(stderr=True),
         transient=True,
     )
@@ -160,7 +272,7 @@ def _write_arrays(folder: Path, source: Source, image_size: int, show_progress: 
     total = np.zeros(3)
     total_of_squares = np.zeros(3)
     start = 0
-    for chunk in _tracked(source, show_progress):
+    for chunk in _tracked(source, image_size, show_progress):
         images[start : start + len(chunk)] = chunk
         start += len(chunk)
         digest.update(chunk.tobytes())
@@ -174,11 +286,11 @@ def _write_arrays(folder: Path, source: Source, image_size: int, show_progress: 
     measured = (tuple(mean.tolist()), tuple(std.tolist()))
     mean_used, std_used = source.statistics or measured
     np.save(folder / "labels.npy", source.labels, allow_pickle=False)
-    meta = {
-        "shape": shape,
-        "class_names": source.class_names,
-        "mean": mean_used,
-        "std": std_used,
-        "content_sha256": digest.hexdigest(),
-    }
-    write_json(folder / "meta.json", meta)
+    description = Description(
+        shape=shape,
+        class_names=source.class_names,
+        mean=mean_used,
+        std=std_used,
+        content_sha256=digest.hexdigest(),
+    )
+    description.write(folder)

@@ -23,7 +23,7 @@ class Compute:
         fused: `NormReluDropout` in place of torch's batch norm, ReLU and dropout; on a CPU it is one kernel.
         folded_evaluation: evaluate with batch norm folded into the convolutions.
         resident: images lie on the device as a whole and are augmented there, in batches, instead of one by one
-            with albumentations on the host.
+             with albumentations on the host; where the device has too little free memory, the host does it after all.
     """
 
     device: str = "cpu"

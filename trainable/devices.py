@@ -18,6 +18,14 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
+def free_device_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that a new tensor of this process could take; None for the host."""
+    if device.type != "cuda":
+        return None
+    kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept_for_reuse
+
+
 def describe_device(device: str) -> str:
     """What the device is called, for manifests and plans."""
     if device == "cuda":

@@ -1,8 +1,17 @@
-"""Variables of this process's environment, for what is started within a block."""
+"""Variables of this process's environment: the cache folder, and what is set for a block."""
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """`$DEPTHWISE_SEARCH_CACHE`, or `depthwise-search` in the user's cache folder."""
+    own = os.environ.get("DEPTHWISE_SEARCH_CACHE")
+    if own:
+        return Path(own).expanduser().resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "depthwise-search"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 
 from spaces import Hyperparameters, InputError
 from trainable.augmentation import AugmentationPolicy
-from trainable.batches import Batch, Batches, DeviceBatches, DeviceImages, HostBatches
+from trainable.batches import Batch, Batches, DeviceImages, HostBatches, resident_batches
 from trainable.checkpoint import TrainingState, must_fit, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
 from trainable.datasets import ImageSet
@@ -247,9 +247,10 @@ class FitEvaluate:
     def _input(self, resident: DeviceImages | None) -> Batches:
         decoded = self._train_set.decoded
         policy = AugmentationPolicy.from_hyperparameters(self.hyperparameters, decoded.image_size, decoded.mean)
-        if self.compute.resident:
-            return DeviceBatches(self._train_set, policy, resident or DeviceImages(self.device))
-        return HostBatches(self._train_set, policy, self.device)
+        if not self.compute.resident:
+            return HostBatches(self._train_set, policy, self.device)
+        images = resident or DeviceImages(self.device)
+        return resident_batches(self._train_set, self._validation_set, policy, images)
 
     def _training_batches(self) -> Iterator[Batch]:
         order = epoch_order(len(self._train_set), self._train_set.epoch_images, self.seed, self.epoch)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spaces import InputError
-from trainable.cache import DecodedSet, cache_root, filled_once, open_decoded
-from trainable.files import write_json
+from trainable.cache import DecodedSet, Description, filled_once, open_intact
+from trainable.environment import cache_root
 
 # A machine that fetches images holds one part in memory, however many images there are.
 PART_BYTES = 64 * 2**20
@@ -32,11 +32,11 @@ class PackedImages:
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int, int]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     content_sha256: str
 
 
@@ -74,13 +74,13 @@ def unpack_once(packed: PackedImages, parts: Iterable[NDArray[np.uint8]]) -> Pat
         InputError: what is there, or what came, is not what `packed` describes.
     """
     folder = cache_root() / packed.name
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(folder.with_name(f".{folder.name}.lock")):
-            if not folder.is_dir():
-                with filled_once(folder) as temporary:
-                    _write(temporary, packed, parts)
-    there = open_decoded(folder).content_sha256
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(folder.with_name(f".{folder.name}.lock")):
+        cached = open_intact(folder)
+        if cached is None:
+            with filled_once(folder) as temporary:
+                _write(temporary, packed, parts)
+    there = cached.content_sha256 if cached else packed.content_sha256
     if there != packed.content_sha256:
         raise InputError(
             f"{folder}: holds other images (sha256 {there[:12]}…) than the search has "
@@ -101,14 +101,14 @@ def _write(folder: Path, packed: PackedImages, parts: Iterable[NDArray[np.uint8]
     if start != len(images) or digest.hexdigest() != packed.content_sha256:
         raise InputError(f"{packed.name}: its images were damaged on the way to this machine. Start the search again.")
     np.save(folder / "labels.npy", packed.labels, allow_pickle=False)
-    meta = {
-        "shape": packed.shape,
-        "class_names": packed.class_names,
-        "mean": packed.mean,
-        "std": packed.std,
-        "content_sha256": packed.content_sha256,
-    }
-    write_json(folder / "meta.json", meta)
+    description = Description(
+        shape=packed.shape,
+        class_names=packed.class_names,
+        mean=packed.mean,
+        std=packed.std,
+        content_sha256=packed.content_sha256,
+    )
+    description.write(folder)
 
 
 @contextmanager

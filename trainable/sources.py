@@ -3,6 +3,7 @@
 A source lists one split and decodes it on demand; `trainable.cache` keeps what it decodes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from PIL import Image
 
 from spaces import Dataset, InputError
 from spaces.errors import expanded
+from trainable.environment import cache_root
 from trainable.images import SUFFIXES, UnreadableImageError, read_image, to_square
 from trainable.splits import stratified_pick
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "test"]
 
+# Images decoded at once; of large ones only so many as have together CHUNK_PX pixels when they are resized.
 CHUNK_IMAGES = 256
+CHUNK_PX = 256 * 128 * 128
 # Of the digits, every fifth image of each class is the test set; the same ones for everybody.
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_TEST_SEED = 0
@@ -33,6 +37,7 @@ DIGITS_TEST_SEED = 0
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2463, 0.2428, 0.2607)
 MAX_FILES_NAMED = 10
+MAX_KINDS_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,36 @@ class Source:
         identity: what the decoded images depend on, as JSON: equal identities decode to equal images.
         chunks: yields the N images in order, as (n, image_size, image_size, 3) uint8 arrays.
         statistics: per-channel mean and standard deviation, 0 to 1, where they are fixed by convention.
+        remarks: what the user should know of the images, one sentence each.
     """
 
     class_names: tuple[str, ...]
     labels: NDArray[np.int64]
     identity: dict[str, Any]
     chunks: Callable[[], Iterator[NDArray[np.uint8]]]
-    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    statistics: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of one split of an image folder, by their names.
+
+    Attributes:
+        paths, labels: of the images, class by class.
+        problems: why the split cannot be used, one line each.
+        unused: number of files of each other kind.
+    """
+
+    paths: list[Path]
+    labels: list[int]
+    problems: list[str]
+    unused: Counter[str]
+
+
+def images_per_chunk(image_size: int) -> int:
+    """Number of images that `Source.chunks` decodes at once, for images of `image_size` pixels a side."""
+    return max(1, min(CHUNK_IMAGES, CHUNK_PX // image_size**2))
 
 
 def open_source(dataset: Dataset, split: Split) -> Source:
@@ -69,6 +97,22 @@ def open_source(dataset: Dataset, split: Split) -> Source:
             return _folder(expanded(str(dataset.root)), dataset.image_size, split)
 
 
+def problem_of_test_folder(dataset: Dataset) -> str | None:
+    """Why retraining would refuse the test images of a folder, or None. Reads names alone, and no file.
+
+    Raises:
+        InputError: the training folder is not there, or has fewer than two classes.
+    """
+    if dataset.name != "folder":
+        return None
+    root = expanded(str(dataset.root))
+    problems = _listed(root / "test", _class_names(root, "train")).problems
+    if not problems:
+        return None
+    more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
+    return f"{problems[0].removesuffix('.')}{more}. The search does without, but search.retrain refuses it: mend it."
+
+
 def _digits(image_size: int, split: Split) -> Source:
     import sklearn
     from sklearn.datasets import load_digits
@@ -81,8 +125,7 @@ def _digits(image_size: int, split: Split) -> Source:
     grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(grey), CHUNK_IMAGES):
-            images = grey[start : start + CHUNK_IMAGES]
+        for images in _in_chunks(grey, image_size):
             yield np.stack([to_square(Image.fromarray(image), image_size) for image in images])
 
     return Source(
@@ -96,7 +139,7 @@ def _digits(image_size: int, split: Split) -> Source:
 def _cifar10(dataset: Dataset, split: Split) -> Source:
     from torchvision.datasets import CIFAR10
 
-    root = expanded(dataset.root or "~/.cache/depthwise-search/cifar10")
+    root = cache_root() / "cifar10" if dataset.root is None else expanded(dataset.root)
     cifar10 = _intact_cifar10(root, split)
     if cifar10 is None and dataset.download:
         _fetch_cifar10(root)
@@ -111,8 +154,7 @@ def _cifar10(dataset: Dataset, split: Split) -> Source:
         raise InputError(f"`dataset.root` is {root}, but must hold an intact CIFAR-10: {found}.{remedy}")
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(cifar10.data), CHUNK_IMAGES):
-            images = cifar10.data[start : start + CHUNK_IMAGES]
+        for images in _in_chunks(cifar10.data, dataset.image_size):
             yield np.stack([to_square(Image.fromarray(image), dataset.image_size) for image in images])
 
     return Source(
@@ -167,13 +209,14 @@ def _fetch_cifar10(root: Path) -> None:
 
 def _folder(root: Path, image_size: int, split: Split) -> Source:
     class_names = _class_names(root, "train")
-    paths, labels = _image_files(root / split, class_names)
+    listing = _listed(root / split, class_names)
+    _refuse(listing.problems, "Mend them.")
+    paths = listing.paths
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
         unreadable: list[str] = []
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(paths), CHUNK_IMAGES):
-                chunk = paths[start : start + CHUNK_IMAGES]
+            for chunk in _in_chunks(paths, image_size):
                 decoded = list(pool.map(lambda path: _read_or_reason(path, image_size), chunk))
                 unreadable += [image for image in decoded if isinstance(image, str)]
                 if not unreadable:
@@ -183,10 +226,27 @@ def _folder(root: Path, image_size: int, split: Split) -> Source:
     files = _sizes_and_times(root, paths)
     return Source(
         class_names=class_names,
-        labels=labels,
+        labels=np.asarray(listing.labels, dtype=np.int64),
         identity={"folder": str(root.resolve()), "files": files},
         chunks=chunks,
+        remarks=_remarks(root / split, listing.unused),
     )
+
+
+def _in_chunks(items: Sequence[Any] | NDArray[Any], image_size: int) -> Iterator[Any]:
+    n_images = images_per_chunk(image_size)
+    for start in range(0, len(items), n_images):
+        yield items[start : start + n_images]
+
+
+def _remarks(folder: Path, unused: Counter[str]) -> tuple[str, ...]:
+    n_files = unused.total()
+    if not n_files:
+        return ()
+    are = "file is" if n_files == 1 else "files are"
+    kinds = [f"{kind} {n}" for kind, n in unused.most_common(MAX_KINDS_NAMED)]
+    more = ", …" if len(unused) > MAX_KINDS_NAMED else ""
+    return (f"{folder}: {n_files} {are} neither .png nor .jpg and not used ({', '.join(kinds)}{more}).",)
 
 
 def _class_names(root: Path, split: Split) -> tuple[str, ...]:
@@ -211,11 +271,12 @@ def _class_names(root: Path, split: Split) -> tuple[str, ...]:
     return names
 
 
-def _image_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], NDArray[np.int64]]:
-    if not _exists(folder):
-        raise InputError(f"{folder}: is not there, but must hold <class>/*.png or *.jpg.")
+def _listed(folder: Path, class_names: Sequence[str]) -> _Listing:
     paths: list[Path] = []
     labels: list[int] = []
+    unused: Counter[str] = Counter()
+    if not _exists(folder):
+        return _Listing(paths, labels, [f"{folder}: is not there, but must hold <class>/*.png or *.jpg."], unused)
     try:
         problems = [
             f"{entry}: is a class that train/ does not have. Remove it, or add training images for it."
@@ -226,18 +287,21 @@ def _image_files(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], 
         raise InputError(_cannot_be_read(folder, error)) from None
     for label, name in enumerate(class_names):
         try:
-            files = sorted(
-                path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES and not _is_hidden(path)
-            )
+            entries = sorted(path for path in (folder / name).iterdir() if not _is_hidden(path))
         except OSError as error:
             problems.append(_cannot_be_read(folder / name, error))
             continue
-        if not files:
+        images = [path for path in entries if path.suffix.lower() in SUFFIXES]
+        if not images:
             problems.append(f"{folder / name}: holds no .png or .jpg file, but every class must have images.")
-        paths += files
-        labels += [label] * len(files)
-    _refuse(problems, "Mend them.")
-    return paths, np.asarray(labels, dtype=np.int64)
+        paths += images
+        labels += [label] * len(images)
+        unused.update(_kind(path) for path in entries if path.suffix.lower() not in SUFFIXES)
+    return _Listing(paths, labels, problems, unused)
+
+
+def _kind(path: Path) -> str:
+    return "folder" if path.is_dir() else path.suffix.lower() or "without an ending"
 
 
 def _sizes_and_times(root: Path, paths: Sequence[Path]) -> list[tuple[str, int, int]]:

@@ -40,8 +40,7 @@ def _train(options: argparse.Namespace) -> int:
     space = load_space(options.space or DEFAULT_SPACE, options.set)
     if options.show_augmentations is not None:
         return _show_augmentations(space, options.show_augmentations)
-    from trainable.cache import cache_root
-    from trainable.environment import environment_with
+    from trainable.environment import cache_root, environment_with
 
     # torch makes an empty cache for its compiler where it trains: not among the temporary files, where it would stay.
     with environment_with({"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "inductor")}):

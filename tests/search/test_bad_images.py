@@ -104,6 +104,24 @@ def test_an_image_that_is_no_file_is_not_waited_for(kind: str, images: Path, ref
     assert refusal("folder", images) == [f"{path}: {expected if kind == 'nowhere' else 'is not a file.'}"]
 
 
+def test_a_missing_test_class_is_told_before_a_search_and_does_not_stop_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = set_options("dataset.name=folder", f"dataset.root={images}", "dataset.validation_fraction=0.34")
+    assert run_command.main([*options, "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
+    for path in (images / "test" / "dog").iterdir():
+        path.unlink()
+    assert run_command.main([*options, "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == (
+        f"{images}/test/dog: holds no .png or .jpg file, but every class must have images. "
+        f"The search does without, but search.retrain refuses it: mend it.\n"
+    )
+    assert "data set    folder" in captured.out
+
+
 def test_one_class_only_is_no_choice(images: Path, refusal: Refusal) -> None:
     for path in (images / "train" / "dog").iterdir():
         path.unlink()

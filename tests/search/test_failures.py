@@ -22,7 +22,11 @@ FULL = "OSError: [Errno 28] No space left on device: '/somewhere'"
         (ACTOR_DIED, "its worker process died (it was killed, or crashed)"),
         (RAY_OOM, "the machine ran out of memory; lower `training.batch_size` or `resources.trials_at_once`"),
         (NODE_DIED, "its machine was lost"),
-        (CUDA, "the GPU ran out of memory; lower `training.batch_size` or `resources.trials_per_gpu`"),
+        (
+            CUDA,
+            "the GPU ran out of memory; lower `resources.trials_per_gpu`, then `dataset.train_limit` or "
+            "`training.batch_size`",
+        ),
         (FULL, "the disk is full"),
         ("Traceback:\n  in f\nValueError: 3 is not 4\n\n", "ValueError: 3 is not 4"),
         ("", "the worker failed without saying why"),

@@ -1,6 +1,9 @@
-import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from spaces import Dataset, InputError
-from trainable.cache import cache_root, decode_once, open_decoded
+from spaces import Dataset, InputError, load_space
+from trainable import cache, images
+from trainable.cache import decode_once, find_training_images, open_decoded
 from trainable.datasets import open_training_data, prepare_training_data
+from trainable.environment import cache_root
 from trainable.images import UnreadableImageError, read_image
+from trainable.sources import images_per_chunk, problem_of_test_folder
 from trainable.splits import stratified_pick
 from trainable.test_set import open_test_set
 
@@ -102,13 +108,170 @@ def test_a_second_opening_reads_the_cache_and_a_changed_file_does_not(folder: Pa
     assert second.content_sha256 != first.content_sha256
 
 
-def test_a_damaged_cache_is_named_and_not_used(folder: Path) -> None:
+def flip_bit(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "meta.json"])
+def test_every_flipped_bit_of_the_cache_is_told_and_the_split_is_decoded_again(
+    name: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = folder_dataset(folder)
+    intact = prepare_training_data(dataset).decoded
+    images, labels, path = intact.images.copy(), intact.labels, intact.folder / name
+    n_bits = 8 * path.stat().st_size
+    # Each bit of numpy's 128 bytes of header, or of the description, has other consequences; pixels are alike.
+    for bit in {*range(0, min(n_bits, 8 * 128), 13), *range(5, n_bits, n_bits // 20)}:
+        flip_bit(path, bit)
+        again = prepare_training_data(dataset).decoded
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith(f"{intact.folder}: this image cache is damaged or of another version (")
+        assert line.endswith("). It is made anew.")
+        np.testing.assert_array_equal(again.images, images)
+        np.testing.assert_array_equal(again.labels, labels)
+        assert (again.class_names, again.mean, again.std) == (intact.class_names, intact.mean, intact.std)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"[" * 100_000,
+        b'{"a": ' * 100_000,
+        b"\xff\xfe",
+        '{"shape": null, "mean": null}',
+        '{"shape": [12, 18, 18, 3], "class_names": ["cat", "dog"], "mean": null, "std": [1.0, 1.0, 1.0]}',
+    ],
+)
+def test_a_description_that_is_none_is_a_damaged_cache(
+    description: str | bytes, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPTHWISE_SEARCH_CACHE", str(folder / "cache"))  # without the same images of other tests
     decoded = prepare_training_data(folder_dataset(folder)).decoded
-    meta = json.loads((decoded.folder / "meta.json").read_text())
-    meta["shape"][0] += 1
-    (decoded.folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(InputError, match="damaged image cache"):
-        prepare_training_data(folder_dataset(folder))
+    content = description.encode() if isinstance(description, str) else description
+    (decoded.folder / "meta.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"is a damaged image cache .* Start the command again: it is made anew"):
+        open_decoded(decoded.folder)
+    assert find_training_images(decoded.content_sha256, 18) is None
+    assert prepare_training_data(folder_dataset(folder)).decoded.content_sha256 == decoded.content_sha256
+    assert "It is made anew." in capfd.readouterr().err
+
+
+def test_labels_of_no_class_are_refused_without_a_look_at_the_pixels(folder: Path) -> None:
+    decoded = prepare_training_data(folder_dataset(folder)).decoded
+    labels = decoded.labels.copy()
+    labels[3] = 134
+    np.save(decoded.folder / "labels.npy", labels)
+    with pytest.raises(InputError, match="labels of no class"):
+        open_decoded(decoded.folder)
+
+
+@pytest.mark.parametrize("damage", ["longer", "shorter", "missing", "folder", "other type"])
+def test_an_array_that_is_not_the_described_one_is_a_damaged_cache(damage: str, folder: Path) -> None:
+    decoded = prepare_training_data(folder_dataset(folder)).decoded
+    path = decoded.folder / "images.npy"
+    content = path.read_bytes()
+    path.unlink()
+    match damage:
+        case "longer":
+            path.write_bytes(content + b"\0")
+        case "shorter":
+            path.write_bytes(content[:-1])
+        case "folder":
+            path.mkdir()
+        case "other type":
+            np.save(path, np.zeros(decoded.images.shape, dtype=np.int8))
+    with pytest.raises(InputError, match="is a damaged image cache"):
+        open_decoded(decoded.folder)
+    assert prepare_training_data(folder_dataset(folder)).decoded.content_sha256 == decoded.content_sha256
+
+
+def test_a_process_that_has_mapped_a_cache_keeps_it_while_another_makes_it_anew(folder: Path) -> None:
+    decoded = prepare_training_data(folder_dataset(folder)).decoded
+    before = decoded.images.copy()
+    flip_bit(decoded.folder / "labels.npy", 8 * 130)
+    prepare_training_data(folder_dataset(folder))
+    np.testing.assert_array_equal(decoded.images, before)
+
+
+def test_pixels_are_compared_with_their_checksum_once_a_command_and_not_by_each_worker(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = prepare_training_data(folder_dataset(folder)).decoded
+    n_compared = []
+    compare = cache._must_fit_checksum
+    monkeypatch.setattr(cache, "_must_fit_checksum", lambda split: (n_compared.append(1), compare(split)))
+    open_decoded(decoded.folder)
+    assert len(n_compared) == 0
+    prepare_training_data(folder_dataset(folder))
+    assert len(n_compared) == 1
+
+
+def test_other_kinds_of_files_are_counted_and_capitals_are_no_other_kind(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.JPG", "b.JPEG", "c.jpeg", "d.Png"):
+        Image.new("RGB", (20, 20)).save(folder / "train" / "cat" / name)
+    prepare_training_data(folder_dataset(folder))
+    assert capfd.readouterr().err == ""
+    for name in ("cat/e.webp", "dog/f.WEBP", "cat/g.gif", "dog/notes", "cat/.hidden"):
+        (folder / "train" / name).touch()
+    (folder / "train" / "dog" / "more").mkdir()
+    data = prepare_training_data(folder_dataset(folder))
+    prepare_training_data(folder_dataset(folder))
+    assert len(data.everything) == 16
+    assert capfd.readouterr().err == (
+        f"{folder}/train: 5 files are neither .png nor .jpg and not used "
+        f"(.webp 2, .gif 1, folder 1, without an ending 1).\n"
+    )
+
+
+def test_what_retraining_would_refuse_of_the_test_folder_is_known_from_names_alone(folder: Path) -> None:
+    dataset = folder_dataset(folder)
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert problem_of_test_folder(dataset) is None
+    for path in (folder / "test" / "dog").iterdir():
+        path.unlink()
+    assert problem_of_test_folder(dataset) == (
+        f"{folder}/test/dog: holds no .png or .jpg file, but every class must have images. "
+        f"The search does without, but search.retrain refuses it: mend it."
+    )
+    (folder / "test" / "eel").mkdir()
+    assert "test/eel: is a class that train/ does not have" in str(problem_of_test_folder(dataset))
+    assert " (and 1 more like this). The search does" in str(problem_of_test_folder(dataset))
+    shutil.rmtree(folder / "test")
+    assert str(problem_of_test_folder(dataset)).startswith(f"{folder}/test: is not there, but must hold")
+    assert problem_of_test_folder(Dataset(name="digits", image_size=17)) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "xdg", "expected"),
+    [
+        ("own", "xdg", "own/cifar10"),
+        (None, "xdg", "xdg/depthwise-search/cifar10"),
+        (None, None, "home/.cache/depthwise-search/cifar10"),
+    ],
+)
+def test_cifar10_is_in_the_cache_folder_unless_the_space_says_where(
+    own: str | None, xdg: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for variable, name in (("DEPTHWISE_SEARCH_CACHE", own), ("XDG_CACHE_HOME", xdg)):
+        if name:
+            monkeypatch.setenv(variable, str(tmp_path / name))
+        else:
+            monkeypatch.delenv(variable, raising=False)
+    shipped = load_space("cifar10").dataset.model_copy(update={"download": False})
+    with pytest.raises(InputError, match=f"`dataset.root` is {tmp_path / expected}, but"):
+        prepare_training_data(shipped)
+    explicit = shipped.model_copy(update={"root": "~/.cache/depthwise-search/cifar10"})
+    with pytest.raises(InputError, match=f"is {tmp_path}/home/.cache/depthwise-search/cifar10, but"):
+        prepare_training_data(explicit)
 
 
 def test_unreadable_images_are_named_up_to_ten_then_counted(folder: Path) -> None:
@@ -215,6 +378,81 @@ def test_what_is_not_an_image_is_an_error_of_its_own(content: bytes, tmp_path: P
     (tmp_path / "image.png").write_bytes(content)
     with pytest.raises(UnreadableImageError):
         read_image(tmp_path / "image.png", 17)
+
+
+def test_images_are_decoded_side_by_side_only_while_their_pixels_fit_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_DECODING", images._PixelBudget(1000))
+    at_once: list[int] = []
+    most = 0
+    decode = images._upright
+
+    def counted(image: Image.Image) -> Image.Image:
+        nonlocal most
+        at_once.append(image.width * image.height)
+        most = max(most, sum(at_once))
+        time.sleep(0.01)
+        at_once.remove(image.width * image.height)
+        return decode(image)
+
+    monkeypatch.setattr(images, "_upright", counted)
+    for i in range(24):
+        Image.new("L", (20, (10, 20, 50)[i % 3])).save(tmp_path / f"{i}.png")
+    threads = [threading.Thread(target=read_image, args=(tmp_path / f"{i}.png", 17)) for i in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 400 < most <= 1000
+
+
+def test_an_image_that_cannot_be_decoded_gives_its_pixels_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_DECODING", images._PixelBudget(400))
+    Image.effect_noise((20, 20), 50).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    for _ in range(3):
+        with pytest.raises(UnreadableImageError):
+            read_image(tmp_path / "half.png", 17)
+    read_image(tmp_path / "whole.png", 17)
+
+
+def test_an_image_over_the_largest_size_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    Image.new("L", (50, 20)).save(tmp_path / "fits.png")
+    Image.new("L", (20, 51)).save(tmp_path / "large.png")
+    read_image(tmp_path / "fits.png", 17)
+    expected = r"^has 20 x 51 pixels, but may have at most 1,000 in all: make it smaller$"
+    with pytest.raises(UnreadableImageError, match=expected):
+        read_image(tmp_path / "large.png", 17)
+
+
+def test_no_warning_of_the_image_library_reaches_the_user(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    Image.new("RGB", (20, 20)).save(tmp_path / "image.jpg", exif=exif)
+    content = (tmp_path / "image.jpg").read_bytes()
+    (tmp_path / "image.jpg").write_bytes(content.replace(b"II*\0", b"II*\1", 1).replace(b"MM\0*", b"MM\0+", 1))
+    Image.new("1", (9500, 9500)).save(tmp_path / "image.png")
+    program = (
+        "import sys; from pathlib import Path; from trainable.images import read_image\n"
+        "print([read_image(Path(path), 17).shape for path in sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "image.jpg"), str(tmp_path / "image.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[(17, 17, 3), (17, 17, 3)]\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("image_size", [17, 32, 128, 129, 512, 1024])
+def test_a_chunk_of_large_images_has_no_more_pixels_than_one_of_small_images(image_size: int) -> None:
+    n_images = images_per_chunk(image_size)
+    assert 1 <= n_images <= 256
+    assert n_images * image_size**2 <= 256 * 128**2
+    assert (n_images == 256) == (image_size <= 128)
 
 
 @given(

@@ -4,8 +4,17 @@ import pytest
 import torch
 
 from spaces import Dataset, Hyperparameters
+from trainable import batches
 from trainable.augmentation import AugmentationPolicy
-from trainable.batches import DeviceBatches, DeviceImages, HostBatches
+from trainable.batches import (
+    RESERVED_BYTES,
+    DeviceBatches,
+    DeviceImages,
+    HostBatches,
+    fits_on_device,
+    resident_batches,
+    resident_bytes,
+)
 from trainable.compute import Compute
 from trainable.datasets import TrainingData, prepare_training_data
 from trainable.fit_evaluate import FitEvaluate
@@ -34,6 +43,48 @@ def fit(
 def outcomes(run: FitEvaluate, n_epochs: int = 2) -> list[float]:
     results = run.epoch_training(n_epochs)
     return [value for result in results for value in (result.train_loss, result.validation_loss)]
+
+
+@pytest.mark.parametrize(
+    ("needed_bytes", "free_bytes", "fits"),
+    [
+        (100, None, True),
+        (100, RESERVED_BYTES + 100, True),
+        (101, RESERVED_BYTES + 100, False),
+        (0, RESERVED_BYTES - 1, False),
+    ],
+)
+def test_images_are_put_on_a_device_that_has_room_for_them_and_for_training(
+    needed_bytes: int, free_bytes: int | None, fits: bool
+) -> None:
+    assert fits_on_device(needed_bytes, free_bytes) == fits
+
+
+def test_resident_images_need_room_for_themselves_and_for_an_epoch_twice(data: TrainingData) -> None:
+    image_bytes = 17 * 17 * 3
+    assert resident_bytes(data.train, None) == 3 * len(data.train) * image_bytes
+    longer = replace(data.train, images_per_epoch=1000)
+    expected = (len(data.train) + len(data.validation) + 2000) * image_bytes
+    assert resident_bytes(longer, data.validation) == expected
+
+
+def test_without_room_on_the_device_batches_come_from_the_host_and_a_line_says_so(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    free_bytes = 10**12
+    monkeypatch.setattr(batches, "free_device_bytes", lambda device: free_bytes)
+    policy = AugmentationPolicy.from_hyperparameters(CONFIG, data.decoded.image_size, data.decoded.mean)
+    kept = DeviceImages(torch.device("cpu"))
+    resident = resident_batches(data.train, data.validation, policy, kept)
+    assert isinstance(resident, DeviceBatches)
+    next(resident.plain(data.train, 8))
+    free_bytes = 10**6
+    assert isinstance(resident_batches(data.train, data.validation, policy, kept), DeviceBatches), "they lie there"
+    for _ in range(2):
+        on_host = resident_batches(data.train, data.validation, policy, DeviceImages(torch.device("cpu")))
+        assert isinstance(on_host, HostBatches)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("The images need 0.0 GB of the GPU's memory, which has not so much free: they stay on the ")
 
 
 def test_resident_images_train_the_same_network_where_nothing_is_augmented(data: TrainingData) -> None:

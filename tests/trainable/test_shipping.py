@@ -86,6 +86,15 @@ def test_damage_on_the_way_is_noticed_and_leaves_nothing(decoded: DecodedSet, el
     assert not [path for path in elsewhere.iterdir() if path.is_dir()]
 
 
+def test_damaged_images_of_that_name_are_replaced_by_those_that_came(decoded: DecodedSet, elsewhere: Path) -> None:
+    folder = unpack_once(pack(decoded), parts_of(decoded))
+    content = bytearray((folder / "images.npy").read_bytes())
+    content[5000] ^= 1
+    (folder / "images.npy").write_bytes(content)
+    assert unpack_once(pack(decoded), parts_of(decoded)) == folder
+    np.testing.assert_array_equal(open_decoded(folder).images, decoded.images)
+
+
 def test_a_cache_with_other_images_under_that_name_is_refused(decoded: DecodedSet, elsewhere: Path) -> None:
     unpack_once(pack(decoded), parts_of(decoded))
     other = PackedImages(**{**vars(pack(decoded)), "content_sha256": "0" * 64})
