@@ -114,6 +114,11 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
     begun = create_experiment(results, "begun", space, made.manifest)
     with pytest.raises(InputError, match="no trial has completed"):
         retrain._chosen_trial(begun, given)
+    retraining = SimpleNamespace(experiment=made, trial=SimpleNamespace(number=1))
+    retrain._same_command(retraining, Namespace(seeds=3, epochs=None, passes=9, again="a second look"))  # type: ignore[arg-type]
+    monkeypatch.setattr(launching, "_close_session", lambda *_: None)
+    launch = SimpleNamespace(experiment=winner, space=space, cluster=SimpleNamespace(address="10.0.0.1:6379"))
+    launching._last_words(launch, SimpleNamespace(close=lambda: None))  # type: ignore[arg-type]
     metrics = {"test_accuracy_mean": 0.5, "test_accuracy_interval_95": None, "test_accuracy_per_seed": []}
     retrain._print_result(made, {**metrics, "search_validation_accuracy": None, "exports": {}})
     with pytest.raises(InputError, match="Make it first"):
