@@ -1,4 +1,4 @@
-"""Kill searches again and again and count what is lost: `python -m benchmarks.faults --rounds 50`.
+"""Kill searches again and again and count what is lost: `python -m benchmarks.faults --rounds 20`.
 
 A round is one `kill -9`: of the driver alone, of the driver and everything that belongs to it (as in a power cut), of
 Ray's raylet or gcs_server, after which the driver must end by itself, or of one worker. After each but the last the
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m benchmarks.faults",
         description="Kill searches at random moments, resume them, and count trials lost, repeated and epochs redone.",
-        epilog="example: python -m benchmarks.faults --rounds 50 --seed 1",
+        epilog="example: python -m benchmarks.faults --rounds 20 --seed 1",
     )
     parser.add_argument("--rounds", type=int, default=50, metavar="N", help="faults to inject (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds of faults (default: 0)")
