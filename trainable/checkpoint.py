@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,32 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
         raise InputError(
             f"{folder}: is a damaged checkpoint ({str(error)[:200]}). Remove it to go on from an earlier one."
         ) from None
+
+
+def must_fit(
+    network: StateDict, optimizer: StateDict, parameters: Sequence[Tensor], own: StateDict, path: Path
+) -> None:
+    """Raise InputError unless what was read can be restored: kernels do not check the shapes of momentum themselves.
+
+    Args:
+        network, optimizer: as `read_checkpoint` gives them.
+        parameters: those that the optimizer updates, in its order.
+        own: the state dict of the network that is restored into.
+        path: of the checkpoint.
+    """
+    wanted = {name: tensor.shape for name, tensor in own.items()}
+    found = {name: tensor.shape for name, tensor in network.items()}
+    slots = [(index, slot) for index, state in optimizer["state"].items() for slot in state.values()]
+    if found != wanted:
+        wrong = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+        reason = f"{wrong} is not of this network"
+    elif any(index >= len(parameters) or slot.shape != parameters[index].shape for index, slot in slots):
+        reason = "its momentum is not of this network"
+    elif not all(bool(tensor.isfinite().all()) for tensor in [*network.values(), *(slot for _, slot in slots)]):
+        reason = "it holds values that are not finite"
+    else:
+        return
+    raise InputError(f"{path}: is a damaged checkpoint ({reason}). Remove it to go on from an earlier one.")
 
 
 def checkpoint_epoch(folder: Path) -> int | None:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import StepLR
 from spaces import Hyperparameters
 from trainable.augmentation import AugmentationPolicy
 from trainable.batches import Batch, Batches, DeviceBatches, HostBatches
-from trainable.checkpoint import TrainingState, read_checkpoint, write_checkpoint
+from trainable.checkpoint import TrainingState, must_fit, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
 from trainable.datasets import ImageSet
 from trainable.folding import folded
@@ -232,10 +232,13 @@ class FitEvaluate:
         """Go on from what `save` wrote.
 
         Raises:
-            InputError: the checkpoint is damaged, or belongs to another configuration or seed.
+            InputError: the checkpoint is damaged, or belongs to another configuration, seed or network. The run is as
+                it was.
         """
         state, network_state, optimizer_state = read_checkpoint(folder)
         state.must_belong_to(self.hyperparameters, self.seed, folder)
+        own = self.network.state_dict()
+        must_fit(network_state, optimizer_state, self.optimizer.param_groups[0]["params"], own, folder)
         self.network.load_state_dict(network_state)
         self.optimizer.load_state_dict(optimizer_state)
         _lay_as_parameters(self.optimizer)
