@@ -39,9 +39,10 @@ from search.state import Assignment, SearchState, ended_names, is_done
 from search.study import write_study
 from search.trackers import trackers
 from search.wall_clock import wall_clock
-from spaces.errors import RunError
+from spaces.errors import InputError, RunError
 from spaces.printable import shell_word
 from spaces.schema import Space
+from trainable.cache import open_decoded
 from trainable.datasets import TrainingData
 from trainable.ray_trainable import TrialConfig, TrialTrainable, ship
 from trainable.seeding import Purpose
@@ -208,7 +209,7 @@ def _tune(
     retries: RetryCount,
 ) -> bool:
     """Run what is left of a search; False where Ray gave up trials that are to go on all the same."""
-    shared = Shared(state, lambda assignment: _ray_config(launch, assignment), retries)
+    shared = Shared(state, lambda assignment: _ray_config(launch, assignment), retries, lambda: damaged_images(launch))
 
     def on_retry(what: str, reason: str) -> None:
         display.note(f"{what} lost its worker and is tried again ({reason})")
@@ -243,6 +244,18 @@ def _tune(
     if shared.failure is not None:
         raise shared.failure
     return not shared.given_up
+
+
+def damaged_images(launch: Launch) -> RunError | None:
+    """The error for images that were removed or cut while workers map them: a worker dies where it reads them."""
+    if launch.cluster is None or not launch.cluster.shares_disk:
+        return None
+    try:
+        open_decoded(launch.data.decoded.folder)
+    except InputError as error:
+        again = resume_line(launch.experiment)
+        return RunError(f"{error} What was trained is safe. Then go on with: {again}")
+    return None
 
 
 def _trainable(launch: Launch) -> type[tune.Trainable]:

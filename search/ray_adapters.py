@@ -35,14 +35,23 @@ T = TypeVar("T")
 
 
 class Shared:
-    """Holds the state of a running search; a deep copy is the same object, and a pickle is empty."""
+    """Holds the state of a running search; a deep copy is the same object, and a pickle is empty.
+
+    Args:
+        state: of the search.
+        to_ray_config: what a worker is told of an assignment.
+        retries: counts failures over the rounds of a session.
+        what_fails_all: asked when a trial broke off: the error that every other trial would fail with too, or None.
+    """
 
     def __init__(
         self,
         state: SearchState,
         to_ray_config: Callable[[Assignment], dict[str, Any]],
         retries: RetryCount | None = None,
+        what_fails_all: Callable[[], Exception | None] = lambda: None,
     ) -> None:
+        self.what_fails_all = what_fails_all
         self.state = state
         self.to_ray_config = to_ray_config
         self.retries = retries or RetryCount()
@@ -242,10 +251,11 @@ class Housekeeping(tune.Callback):
         return (tune.Callback, ())
 
     def _ends_search(self, trace: str) -> bool:
-        # Trial after trial would fail for it; as it is, all go on when there is room.
-        if tells_of_full_disk(trace) and self._shared.failure is None:
-            self._shared.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return tells_of_full_disk(trace)
+        # Trial after trial would fail for it; as it is, all go on when it is mended.
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if tells_of_full_disk(trace) else None
+        cause = full or self._shared.what_fails_all()
+        self._shared.failure = self._shared.failure or cause
+        return cause is not None
 
     def _assignment(self, trial: RayTrial) -> Assignment:
         return self._shared.assignments[trial.trial_id]

@@ -116,16 +116,27 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
 
 
 def must_fit(network: nn.Module, network_state: StateDict, optimizer_state: StateDict, folder: Path) -> None:
-    """Raise InputError unless a checkpoint's tensors are shaped as those of `network` and its optimizer."""
-    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
+    """Raise InputError unless what was read can be restored: kernels do not check the shapes of momentum themselves.
+
+    Args:
+        network: that is restored into; its parameters are the optimizer's, in this order.
+        network_state, optimizer_state: as `read_checkpoint` gives them.
+        folder: of the checkpoint.
+    """
+    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in network_state.items()}
     shapes = dict(enumerate(parameter.shape for parameter in network.parameters()))
-    slots_fit = all(
-        index in shapes and all(buffer.shape == shapes[index] for buffer in slots.values())
-        for index, slots in optimizer_state["state"].items()
-    )
-    if found != expected or not slots_fit:
-        raise InputError(f"{folder}: holds tensors of other shapes than this network's. Remove it.")
+    slots = [(index, slot) for index, state in optimizer_state["state"].items() for slot in state.values()]
+    if found != wanted:
+        wrong = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+        reason = f"{wrong} is not of this network"
+    elif any(shapes.get(index) != slot.shape for index, slot in slots):
+        reason = "its momentum is not of this network"
+    elif not all(bool(tensor.isfinite().all()) for tensor in [*network_state.values(), *(slot for _, slot in slots)]):
+        reason = "it holds values that are not finite"
+    else:
+        return
+    raise InputError(f"{folder}: is a damaged checkpoint ({reason}). Remove it to go on from an earlier one.")
 
 
 def tensors_sha256(folder: Path) -> str:

@@ -230,7 +230,7 @@ class FitEvaluate:
         """Go on from what `save` wrote.
 
         Raises:
-            InputError: the checkpoint is damaged, or belongs to another configuration, schedule or seed.
+            InputError: the checkpoint is damaged, or belongs to another configuration, schedule, seed or network.
         """
         state, network_state, optimizer_state = read_checkpoint(folder)
         state.must_belong_to(self.hyperparameters, self.seed, folder)

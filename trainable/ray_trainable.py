@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
-from spaces import Dataset, Hyperparameters
+from spaces import Dataset, Hyperparameters, InputError
 from trainable.cache import DecodedSet
 from trainable.compute import Compute
 from trainable.datasets import TrainingData, open_training_data
@@ -171,6 +171,14 @@ class TrialTrainable(tune.Trainable):
         )
         if isinstance(config.resume_from, str):
             with fetched(config.resume_from) as folder:
-                self._run.restore(folder)
+                restore_or_start_over(self._run, folder)
         elif config.resume_from is not None:
-            self._run.restore(config.resume_from)
+            restore_or_start_over(self._run, config.resume_from)
+
+
+def restore_or_start_over(run: FitEvaluate, folder: Path) -> None:
+    """Go on from a checkpoint; one that does not fit leaves the run at its start, as if no checkpoint was left."""
+    try:
+        run.restore(folder)
+    except InputError as error:
+        print(f"{error} It is trained from its start.", flush=True)  # into this worker's log

@@ -1,21 +1,28 @@
 import argparse
+import os
 import re
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from search import run
+from search.cluster import LocalCluster
 from search.display import SearchDisplay
 from search.experiment import Experiment
 from search.interruption import Interruption
-from search.launching import LONGEST_SHARE, Launch, _Rhythm
+from search.launching import LONGEST_SHARE, Launch, _Rhythm, damaged_images
+from search.ray_adapters import Housekeeping, Shared
+from search.records import History
 from search.state import SearchState
-from spaces import load_space
+from spaces import Space, load_space
+from spaces.errors import RunError
 from tests.search.foreign import make_experiment
 from tests.search.simulation import simulate
+from trainable.datasets import prepare_training_data
 
 
 class Clock:
@@ -99,3 +106,40 @@ def test_a_search_shows_the_time_that_its_budget_leaves(
     left = [int(seconds) for seconds in re.findall(r"about (\d+) seconds left", capsys.readouterr().out)]
     assert left
     assert all(seconds <= 80 for seconds in left)
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "removed"])
+def test_images_that_are_damaged_while_a_search_runs_end_it_and_fail_no_trial(
+    tmp_path: Path, tiny_space: Space, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPTHWISE_SEARCH_CACHE", str(tmp_path / "cache"))
+    data = prepare_training_data(tiny_space.dataset)
+    images = data.decoded.folder / "images.npy"
+    if damage == "cut":
+        os.truncate(images, images.stat().st_size // 2)
+    elif damage == "removed":
+        shutil.rmtree(data.decoded.folder)
+    experiment = make_experiment(tmp_path, "mine", tiny_space)
+    with Interruption() as interruption:
+        cluster, placement = LocalCluster(1, 0), cast(Any, None)
+        launch = Launch(experiment, tiny_space, data, placement, cluster, interruption, 0.0, None)
+        state = SearchState(tiny_space, History())
+        assignment = state.next_assignment()
+        assert assignment is not None
+        shared = Shared(state, lambda assignment: {}, what_fails_all=lambda: damaged_images(launch))
+        shared.assignments["1"] = assignment
+        told: list[str] = []
+        housekeeping = Housekeeping(shared, lambda *words: told.extend(words), lambda: None, lambda *dropped: None)
+        trial: Any = SimpleNamespace(trial_id="1", error_file=None, max_failures=2)
+        for _ in range(3):
+            housekeeping.on_trial_recover(0, [], trial)
+        housekeeping.on_trial_error(0, [], trial)
+    if damage == "none":
+        assert shared.failure is None
+        assert told
+    else:
+        assert isinstance(shared.failure, RunError)
+        assert str(data.decoded.folder) in str(shared.failure)
+        assert "--resume mine" in str(shared.failure)
+        assert state.history.trials[0].end is None
+        assert told == []

@@ -1,8 +1,10 @@
 import hashlib
 import json
 import math
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from trainable.compute import Compute
 from trainable.datasets import ImageSet, TrainingData, prepare_training_data
 from trainable.fit_evaluate import FitEvaluate
 from trainable.order import batch_bounds, epoch_order
+from trainable.ray_trainable import restore_or_start_over
 from trainable.seeding import Purpose, RunSeed, Stream
 
 CONFIG = Hyperparameters(lr=0.02, momentum=0.8, gamma=0.5, step_size=2, batch_size=16, flip_p=0.3)
@@ -210,19 +213,63 @@ def test_a_damaged_checkpoint_is_refused(data: TrainingData, tmp_path: Path, dam
         run.restore(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["network.classifier.weight", "optimizer.0.momentum_buffer"])
-def test_a_checkpoint_of_another_network_is_refused(data: TrainingData, tmp_path: Path, name: str) -> None:
-    run = fit(data)
-    run.run_epoch()
-    run.save(tmp_path)
-    tensors = load_file(tmp_path / "tensors.safetensors")
-    packed = save({**tensors, name: torch.zeros(3, 5)})
-    (tmp_path / "tensors.safetensors").write_bytes(packed)
-    state = json.loads((tmp_path / "state.json").read_text())
+def rewrite_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor] | bytes]) -> None:
+    """Change a checkpoint's tensors as somebody would who means it: the hash fits."""
+    changed = change(load_file(folder / "tensors.safetensors"))
+    packed = changed if isinstance(changed, bytes) else save(changed)
+    (folder / "tensors.safetensors").write_bytes(packed)
+    state = json.loads((folder / "state.json").read_text())
     state["tensors_sha256"] = hashlib.sha256(packed).hexdigest()
-    (tmp_path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(InputError, match="holds tensors of other shapes"):
-        fit(data).restore(tmp_path)
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+class Payload:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return (Path.write_text, (self._path, "it ran"))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("hostile", ["weights", "momentum", "names", "nan", "nan momentum", "pickle"])
+def test_a_hostile_checkpoint_is_refused_and_its_run_starts_over(
+    data: TrainingData, tmp_path: Path, hostile: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    saved = fit(data)
+    saved.run_epoch()
+    saved.save(tmp_path / "checkpoint")
+
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | bytes:
+        weights = next(name for name in tensors if name.startswith("network.") and tensors[name].ndim == 4)
+        momentum = next(name for name in tensors if name.startswith("optimizer."))
+        match hostile:
+            case "weights":
+                return {**tensors, weights: torch.zeros(3, 3, 1, 1)}
+            case "momentum":
+                return {**tensors, momentum: torch.zeros(7)}
+            case "names":
+                return {f"{name}.more": tensor for name, tensor in tensors.items()}
+            case "nan":
+                return {**tensors, weights: torch.full_like(tensors[weights], torch.nan)}
+            case "nan momentum":
+                return {**tensors, momentum: torch.full_like(tensors[momentum], torch.nan)}
+        return pickle.dumps(Payload(tmp_path / "payload"))
+
+    rewrite_tensors(tmp_path / "checkpoint", change)
+    with pytest.raises(InputError, match="damaged checkpoint"):
+        fit(data).restore(tmp_path / "checkpoint")
+    run = fit(data)
+    restore_or_start_over(run, tmp_path / "checkpoint")
+    assert run.epoch == 0
+    assert all(torch.equal(tensor, fresh) for tensor, fresh in zip(tensors_of(run), tensors_of(fit(data)), strict=True))
+    assert "trained from its start" in capfd.readouterr().out
+    assert not (tmp_path / "payload").exists()
+
+
+def tensors_of(run: FitEvaluate) -> list[torch.Tensor]:
+    return list(run.network.state_dict().values())
 
 
 def test_runs_of_other_numbers_and_purposes_share_no_stream() -> None:
