@@ -118,6 +118,9 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
     retrain._same_command(retraining, Namespace(seeds=3, epochs=None, passes=9, again="a second look"))  # type: ignore[arg-type]
     monkeypatch.setattr(launching, "_close_session", lambda *_: None)
     launch = SimpleNamespace(experiment=winner, space=space, cluster=SimpleNamespace(address="10.0.0.1:6379"))
+    lost_images = SimpleNamespace(decoded=SimpleNamespace(folder=results / "no images"))
+    search = SimpleNamespace(experiment=winner, cluster=SimpleNamespace(shares_disk=True), data=lost_images)
+    assert launching.damaged_images(search) is not None  # type: ignore[arg-type]
     launching._last_words(launch, SimpleNamespace(close=lambda: None))  # type: ignore[arg-type]
     metrics = {"test_accuracy_mean": 0.5, "test_accuracy_interval_95": None, "test_accuracy_per_seed": []}
     retrain._print_result(made, {**metrics, "search_validation_accuracy": None, "exports": {}})

@@ -170,6 +170,7 @@ def test_a_model_card_shows_names_as_names(tiny_space: Space) -> None:
         "epochs": 1,
         "trained_on": {"n_images": 1, "images_per_epoch": 1},
         "tested_on": {"n_images": 1},
+        "schedule": None,
         "precision": "fp32",
         "search_validation_accuracy": 0.5,
         "fresh_runs": None,
