@@ -18,7 +18,7 @@ from spaces.command import CommandParser, run_command
 if TYPE_CHECKING:
     from search.findings import Finding
 
-_HEADINGS = {"change": "To change:", "fine": "For the rest:", "unknown": "Cannot be told yet:"}
+_HEADINGS = {"change": "To change:", "fine": "Fine as it is:", "unknown": "Cannot be told yet:"}
 
 
 def main(arguments: list[str] | None = None) -> int:

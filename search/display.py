@@ -1,6 +1,7 @@
 """What a running search shows: in a terminal one screen that stays in place, elsewhere one line a trial that ends."""
 
 import contextlib
+import io
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -16,11 +17,29 @@ from search.records import Event, History, RunEnded, Trial, TrialEnded
 from search.remaining import Remaining, recent_epoch_s, remaining
 from search.screen import STATUS_STYLES, Glyphs, Happening, Scene, screen
 from search.tables import compact
+from spaces.command import discard_output
+from spaces.counted import counted
 from spaces.printable import printable
 from spaces.schema import Space
 
 # What a screen showed last is gone with it; so many of the failures and notes are told again when it closes.
 MOST_TOLD_AGAIN = 20
+
+
+class SearchConsole(Console):
+    """A console that raises BrokenPipeError as it is; rich would end the command."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError, which rich is handling
+
+
+def print_while_read(console: Console, text: Text | str) -> None:
+    """Print a line; once the terminal, or the reader of a pipe, is gone, the search goes on and prints to nowhere."""
+    try:
+        console.print(text, soft_wrap=True)
+    except OSError:
+        with contextlib.suppress(io.UnsupportedOperation):
+            discard_output(console.file)
 
 
 class SearchDisplay:
@@ -127,8 +146,7 @@ class SearchDisplay:
             self._to_tell_again.append((line, style))
 
     def _print(self, line: str, style: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be gone, while the search goes on
-            self._console.print(Text(printable(line), style=style), soft_wrap=True)
+        print_while_read(self._console, Text(printable(line), style=style))
 
     def _take_message(self, line: str) -> None:
         self._notes.append(Happening(time.time(), line, "yellow"))
@@ -174,7 +192,7 @@ class SearchDisplay:
             self._epochs_text(),
         ]
         if self._history.runs:
-            parts.append(f"{n_runs_ended} fresh runs")
+            parts.append(counted(n_runs_ended, "fresh run"))
         best = best_accuracy(self._history.trials.values())
         if best:
             parts.append(f"best {best[1]:.2%} (trial {best[0]})")
@@ -186,7 +204,7 @@ class SearchDisplay:
     def _epochs_text(self) -> str:
         epoch_budget = self._space.search.epoch_budget
         if epoch_budget is None:
-            return f"{self._history.n_epochs} epochs"
+            return counted(self._history.n_epochs, "epoch")
         return f"{budget.epochs_trained(self._history)}/{epoch_budget} epochs"
 
     def _left_s(self, left: Remaining) -> float | None:

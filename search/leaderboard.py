@@ -7,10 +7,11 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from search.options import add_experiment_arguments, chosen_experiment, resume_line
-from spaces.command import EXIT_INTERRUPTED, CommandParser, run_command
+from spaces.command import EXIT_INTERRUPTED, CommandParser, completed, run_command
 
 if TYPE_CHECKING:
     from search.experiment import Experiment
@@ -28,10 +29,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_experiment_arguments(parser)
     parser.add_argument("--top", type=int, metavar="N", help="show the first N trials only (in a table: 100)")
-    parser.add_argument("--sort", default="rank", metavar="KEY", help="a column or a hyperparameter (default: rank)")
+    sort = parser.add_argument(
+        "--sort", default="rank", metavar="KEY", help="a column or a hyperparameter (default: rank)"
+    )
+    completed(sort, _complete_sort)
     parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
     parser.add_argument("--watch", action="store_true", help="show a search that runs, as its own terminal does")
     return run_command(parser, _show, arguments)
+
+
+def _complete_sort(prefix: str, **_: Any) -> Iterable[str]:
+    from search.tables import sort_keys
+
+    return [key for key in sort_keys() if key.startswith(prefix.lower())]
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -70,20 +80,19 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
     from search import tables
     from search.budget import progress_text
     from search.manifest import opening_text
-    from search.ranking import SORT_KEYS, lead_sentence, rank, sort_by
+    from search.ranking import lead_sentence, rank, sort_by
     from spaces import InputError
-    from spaces.parameters import HYPERPARAMETER_NAMES
     from spaces.printable import printable
 
     if options.top is not None and options.top < 1:
         raise InputError(f"--top is {options.top}, but must be at least 1.")
-    keys = (*SORT_KEYS, *HYPERPARAMETER_NAMES)
-    if options.sort not in keys:
+    keys = tables.sort_keys()
+    if options.sort.lower() not in keys:
         raise InputError(f"--sort is {options.sort}, but must be one of {', '.join(keys)}.")
     history = experiment.history()
     chance = experiment.manifest.data.chance
     ranked = rank(history, chance)
-    shown = sort_by(ranked, options.sort)[: options.top]
+    shown = sort_by(ranked, keys[options.sort.lower()])[: options.top]
     parameters = tuple(experiment.space.searched)
 
     match options.format:

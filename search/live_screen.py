@@ -15,8 +15,10 @@ from rich.text import Text
 from search.screen import ASCII, UNICODE, Glyphs
 
 REFRESH_S = 0.5
-# Of the time of one core: however long the history has become, drawing it takes no more from the trials.
+# Share of one core's time that drawing takes, unless LONGEST_PAUSE_S comes first.
 LARGEST_SHARE = 0.01
+# After one slow draw, too. Callers call at least once a second, so that draws are at most 2 s apart.
+LONGEST_PAUSE_S = 1.0
 
 Draw = Callable[[int, int, Glyphs], Sequence[Text]]
 
@@ -82,7 +84,7 @@ class LiveScreen:
         width, height = self._console.size
         self._live.update(Group(*self._draw(width, height, self._glyphs)), refresh=True)
         cost_s = time.thread_time() - started_s
-        self._due_s = time.monotonic() + max(REFRESH_S, cost_s / LARGEST_SHARE)
+        self._due_s = time.monotonic() + min(max(REFRESH_S, cost_s / LARGEST_SHARE), LONGEST_PAUSE_S)
 
 
 class _Messages(io.StringIO):

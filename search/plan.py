@@ -22,6 +22,7 @@ from search.estimates import (
 from search.expectation import Expected, expected_search, of_trials
 from search.gpu_sharing import Sharing, choose_share, measure_sharing, wait_for
 from search.manifest import Device
+from spaces.counted import counted
 from spaces.parameters import Fixed, Hyperparameters
 from spaces.printable import printable
 from spaces.schema import Dataset, Space
@@ -326,7 +327,7 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"data set    {space.dataset.name}: {len(data.train):,} training and {len(data.validation):,} validation "
         f"images of {data.decoded.image_size} x {data.decoded.image_size}, {len(data.decoded.class_names)} classes",
         *_epoch_lines(data),
-        f"device      {placement.description}, {placement.trials_at_once} trials at once",
+        f"device      {placement.description}, {counted(placement.trials_at_once, 'trial')} at once",
         *(f"            {sharing_text(sharing)}" for sharing in placement.measured),
         f"precision   {placement.compute.precision}: {placement.precision_reason}",
         f"trials      {trials.removesuffix(' trials')}, the baseline first, at most {max_epochs} epochs each",

@@ -8,6 +8,7 @@ from search.page import Cell, Column, Row
 from search.ranking import Ranked, fresh_text
 from search.report_known import Known
 from search.tables import SHORT_NAMES, short
+from spaces.counted import counted
 
 # A longer table is for `search.leaderboard --format csv`.
 MOST_ROWS = 1000
@@ -96,7 +97,7 @@ def facts(known: Known) -> list[tuple[str, str]]:
     sessions = "; ".join(f"{one.started_at}: {one.end or 'not ended'}" for one in manifest.sessions[:100])
     return [
         ("commit", manifest.git_commit or "not from a checkout"),
-        ("device", f"{device.device} ({device.name}), {device.trials_at_once} trials at once"),
+        ("device", f"{device.device} ({device.name}), {counted(device.trials_at_once, 'trial')} at once"),
         ("precision", f"{device.precision} ({device.precision_reason})"),
         ("images", f"{data.n_train:,} for training, {data.n_validation:,} for validation"),
         ("images’ SHA-256", data.content_sha256),

@@ -15,12 +15,18 @@ from spaces.errors import InputError
 from spaces.printable import printable, shell_word
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
     from search.experiment import Experiment
     from search.records import History, Trial
     from search.retraining import Retraining
     from search.training_runs import Progress as EpochProgress
+
+
+_BAR_COLUMNS = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -178,28 +184,54 @@ def _winner(experiment: Experiment, history: History) -> int:
 
 
 def _with_progress(console: Console, plan: Retraining) -> dict[str, Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from search.retraining import retrain
 
-    def line(progress: EpochProgress) -> str:
-        return (
-            f"seed {progress.number}  epoch {progress.epoch:>3}/{plan.epochs}  training loss {progress.train_loss:.4f}"
-            f"  accuracy {progress.train_accuracy:.2%}  {progress.seconds:.1f} s"
-        )
-
     if not console.is_terminal:
-        return retrain(plan, lambda progress: print(line(progress), flush=True))
-    columns = (
+        return retrain(plan, lambda progress: print("  ".join(progress_parts(progress, plan.epochs)), flush=True))
+    total = plan.n_seeds * plan.epochs
+    with progress_bar(console) as bar:
+        task = bar.add_task("retraining", total=total, completed=plan.n_epochs_saved, latest="")
+
+        def show(progress: EpochProgress) -> None:
+            # The name, the bar, `3/27 epochs, ` and `0:01:23`, with a space between each.
+            room = console.width - len("retraining") - _BAR_COLUMNS - 2 * len(str(total)) - len("/epochs,0:00:00") - 5
+            bar.update(task, advance=1, latest=parts_that_fit(progress_parts(progress, plan.epochs), room))
+
+        return retrain(plan, show)
+
+
+def progress_bar(console: Console) -> RichProgress:
+    """A bar on one line that fits 60 columns; a task's field `latest` is what else it says."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
         TextColumn("retraining"),
-        BarColumn(),
+        BarColumn(bar_width=_BAR_COLUMNS),
         MofNCompleteColumn(),
         TextColumn("epochs,"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[latest]}"),
+        console=console,
+        transient=True,
     )
-    with Progress(*columns, TextColumn("{task.fields[latest]}"), console=console, transient=True) as bar:
-        task = bar.add_task("retraining", total=plan.n_seeds * plan.epochs, completed=plan.n_epochs_saved, latest="")
-        return retrain(plan, lambda progress: bar.update(task, advance=1, latest=line(progress)))
+
+
+def progress_parts(progress: EpochProgress, epochs: int) -> list[str]:
+    """What to say of an epoch, the most important first."""
+    return [
+        f"seed {progress.number}",
+        f"epoch {progress.epoch:>3}/{epochs}",
+        f"accuracy {progress.train_accuracy:.2%}",
+        f"training loss {progress.train_loss:.4f}",
+        f"{progress.seconds:.1f} s",
+    ]
+
+
+def parts_that_fit(parts: Sequence[str], room: int) -> str:
+    """As many as have room, whole."""
+    while parts and len("  ".join(parts)) > room:
+        parts = parts[:-1]
+    return "  ".join(parts)
 
 
 def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:

@@ -370,14 +370,12 @@ def _search(
     cluster: LocalCluster | JoinedCluster | None,
     interruption: Interruption,
 ) -> SearchEnd:
-    from rich.console import Console
-
-    from search.display import SearchDisplay
+    from search.display import SearchConsole, SearchDisplay, print_while_read
     from search.expectation import expected_search
     from search.launching import Launch, run_session
     from search.plan import epochs_text, limits_text
 
-    console = Console(highlight=False, markup=False)
+    console = SearchConsole(highlight=False, markup=False)
     left_s = _time_left_s(experiment, space)
     launch = Launch(experiment, space, data, placement, cluster, interruption, options.started_s, left_s)
     history = experiment.history()
@@ -386,11 +384,11 @@ def _search(
         so_far = f", {n_done} begun before" if n_done else ""
         expected = expected_search(space)
         in_all = f", {epochs_text(space, expected)}" if expected else ""
-        console.print(
+        print_while_read(
+            console,
             f"{printable(experiment.location)}: {limits_text(space, expected)}{so_far} on {placement.description} in "
             f"{placement.compute.precision} ({placement.precision_reason}), "
             f"{placement.trials_at_once} at once{in_all}",
-            soft_wrap=True,
         )
     display = SearchDisplay(
         space,

@@ -30,9 +30,16 @@ MOST_RUNGS = 5
 # Left for hyperparameters beside curves.
 PARAMETER_COLUMNS = 16
 _GAP = "  "
+_LONGEST_FIGURE = 12
+# Columns that go where a terminal is too narrow for all, the first first.
+_MISSED_FIRST = ("epochs", "status", "accuracy")
 _MORE_EVENTS_THAN_ROWS = 200
 
 STATUS_STYLES = {"completed": "green", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}
+
+
+# Columns of the best trials between the rank and what fresh runs say.
+_COLUMNS = {"trial": "%-14s", "status": "%-9s", "epochs": "%6s", "accuracy": "%8s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +206,7 @@ def _header(scene: Scene, width: int, glyphs: Glyphs) -> list[Text]:
     statuses = ("completed", "stopped", "failed", "diverged")
     counts = {status: sum(trial.status == status for trial in counting) for status in statuses}
     counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    title = Text(printable(scene.name), style="bold")
-    times = [f"{clock_text(scene.elapsed_s)} gone"] if scene.elapsed_s is not None else []
-    if scene.left_s:
-        times.append(f"about {duration_text(scene.left_s)} left")
-    title.append(f"{_GAP}{_state(scene)}", style="cyan")
-    _cut(title, width, glyphs)
-    _append_at_right(title, Text(", ".join(times)), width)
+    title = _title(scene, width, glyphs)
     n_runs_ended = len(history.runs) - len(history.unfinished_runs)
     bars = [_trials_bar(scene, n_ended, counted), _epochs_bar(scene)]
     if history.runs:
@@ -213,6 +214,23 @@ def _header(scene: Scene, width: int, glyphs: Glyphs) -> list[Text]:
         n_runs = n_runs_ended + len(left.of_runs)
         bars.append(_Bar("fresh", n_runs_ended, n_runs, f"{n_runs_ended} of about {n_runs}", "fresh runs of the best"))
     return [title, *(_bar_line(bar, width, glyphs) for bar in bars)]
+
+
+def _title(scene: Scene, width: int, glyphs: Glyphs) -> Text:
+    """Name, state and times; where there is too little room, the time left stays longest."""
+    title = Text(printable(scene.name), style="bold")
+    title.append(f"{_GAP}{_state(scene)}", style="cyan")
+    left = f"about {duration_text(scene.left_s)} left" if scene.left_s else ""
+    gone = f"{clock_text(scene.elapsed_s)} gone" if scene.elapsed_s is not None else ""
+    times = ", ".join(filter(None, (gone, left)))
+    if left and title.cell_len + len(_GAP) + len(times) > width:
+        times = left
+    room = width - len(times) - len(_GAP)
+    if left and room > 0:
+        _cut(title, room, glyphs)
+    _cut(title, width, glyphs)
+    _append_at_right(title, Text(times), width)
+    return title
 
 
 def _trials_bar(scene: Scene, n_ended: int, counted: str) -> _Bar:
@@ -247,7 +265,7 @@ def _bar_line(bar: _Bar, width: int, glyphs: Glyphs) -> Text:
 
 def _state(scene: Scene) -> str:
     history = scene.history
-    if history.unfinished_runs:
+    if _working_runs(scene):
         return "training the best again with fresh seeds"
     if history.unfinished or n_to_start(history, scene.space):
         return "searching" if history.n_epochs else "starting"
@@ -263,18 +281,22 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
         again = {run.trial for run in history.runs.values()}
         ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
     rows = sorted(ranked[:N_BEST], key=lambda row: row.rank)
-    fresh_width = 20 if fresh else 0
+    fresh_texts = [f"{fresh_text(found)} ({found.n_runs})" for row in rows if (found := fresh.get(row.trial))]
+    fresh_width = max(20, *(len(text) + len(_GAP) for text in fresh_texts)) if fresh_texts else 0
+    shown_columns = _columns_that_fit(width - fresh_width)
     max_epochs = scene.space.training.max_epochs
     curve_width = _curve_width(max_epochs, width, fresh_width)
     curves = {row.trial: _curve(history.trials[row.trial]) for row in rows}
     shown = [value for curve in curves.values() for value in curve]
     low, high = min(shown, default=0.0), max(shown, default=1.0)
-    heading = f"{'':>2} {'trial':<14} {'status':<9} {'epochs':>6} {'accuracy':>8}{_GAP}"
-    heading += ("fresh runs".ljust(fresh_width) if fresh else "") + ("curve" if curve_width >= len("curve") else "")
+    heading = " ".join([f"{'':>2}", *(_COLUMNS[name] % name for name in shown_columns)]) + _GAP
+    heading += ("fresh runs".ljust(fresh_width) if fresh_width else "") + (
+        "curve" if curve_width >= len("curve") else ""
+    )
     lines = [Text(heading, style="dim")]
     for row in rows:
         curve = _sparkline_to_scale(curves[row.trial], low, high, max_epochs, curve_width, glyphs)
-        line = _best_line(row, curve.ljust(curve_width), fresh.get(row.trial), fresh_width)
+        line = _best_line(row, shown_columns, curve.ljust(curve_width), fresh.get(row.trial), fresh_width)
         values = {name: getattr(row.config, name) for name in scene.space.searched}
         if fitting := _those_that_fit(values, width - line.cell_len - len(_GAP)):
             line.append(_GAP + fitting, style="dim")
@@ -308,12 +330,23 @@ def _those_that_fit(values: Mapping[str, Number], room: int) -> str:
     return compact(values)
 
 
-def _best_line(row: Ranked, curve: str, fresh: Fresh | None, fresh_width: int) -> Text:
+def _columns_that_fit(width: int) -> list[str]:
+    shown = list(_COLUMNS)
+    for name in _MISSED_FIRST:
+        if len(" ".join(["", "", "", *(_COLUMNS[each] % each for each in shown)])) > width:
+            shown.remove(name)
+    return shown
+
+
+def _best_line(row: Ranked, columns: Sequence[str], curve: str, fresh: Fresh | None, fresh_width: int) -> Text:
     accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
     exempt = " baseline" if row.baseline else " explored" if row.explored else ""
-    line = Text(f"{row.rank:>2} {f'{row.trial}{exempt}':<14} ")
-    line.append(f"{row.status:<9}", style=STATUS_STYLES[row.status])
-    line.append(f" {row.epochs:>6} {accuracy:>8}{_GAP}")
+    cells = {"trial": f"{row.trial}{exempt}", "status": row.status, "epochs": str(row.epochs), "accuracy": accuracy}
+    line = Text(f"{row.rank:>2}")
+    for name in columns:
+        line.append(" ")
+        line.append(_COLUMNS[name] % cells[name], style=STATUS_STYLES[row.status] if name == "status" else "")
+    line.append(_GAP)
     again = f"{fresh_text(fresh)} ({fresh.n_runs})" if fresh else ""
     line.append(f"{again:<{fresh_width}}" if fresh_width else "", style="bold")
     line.append(curve, style="green" if row.status == "completed" else "cyan")
@@ -326,8 +359,8 @@ def _curve(trial: Trial) -> list[float]:
 
 def _workers(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     history = scene.history
-    begun = [trial for trial in history.unfinished if not waits_at_rung(trial, scene.space)]
-    working: list[Trial | Run] = [*begun, *history.unfinished_runs]
+    # Trials are dispatched in their order: where an earlier session had more slots, the last ones wait.
+    working: list[Trial | Run] = [*_working_trials(scene)[: scene.trials_at_once], *_working_runs(scene)]
     lines = [_worker_line(one, scene, width, glyphs) for one in working]
     n_empty = max(0, scene.trials_at_once - len(working))
     if n_empty and not working and not history.n_epochs:
@@ -339,6 +372,26 @@ def _workers(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     return _Block(f"workers{together}", lines, least=2)
 
 
+def _working_trials(scene: Scene) -> list[Trial]:
+    return [trial for trial in scene.history.unfinished if not waits_at_rung(trial, scene.space)]
+
+
+def _working_runs(scene: Scene) -> list[Run]:
+    """Fresh runs that are trained now: none that an earlier session left, until all trials have ended."""
+    history = scene.history
+    if _working_trials(scene):
+        return []
+    if not n_to_start(history, scene.space):
+        return history.unfinished_runs
+    # Trials are to be started yet, unless the rest of a time budget is kept for fresh runs.
+    return [run for run in history.unfinished_runs if _is_of_this_session(run, scene)]
+
+
+def _is_of_this_session(one: Trial | Run, scene: Scene) -> bool:
+    began_at = scene.now - scene.elapsed_s if scene.elapsed_s is not None else 0.0
+    return (one.last.at if one.last else one.started_at) >= began_at
+
+
 def _worker_line(one: Trial | Run, scene: Scene, width: int, glyphs: Glyphs) -> Text:
     max_epochs = scene.space.training.max_epochs
     name = f"trial {one.number}" if isinstance(one, Trial) else f"run {one.number}, trial {one.trial}"
@@ -347,8 +400,8 @@ def _worker_line(one: Trial | Run, scene: Scene, width: int, glyphs: Glyphs) -> 
     line.append_text(_bar(one.n_epochs / max_epochs, 10 if width < 90 else 18, glyphs))
     line.append(f" {rate:>6,.0f} images/s" if rate else f" {'-':>6} images/s")
     since_s = scene.now - (one.last.at if one.last else one.started_at)
-    # What was begun in an earlier session says nothing of how long it takes now.
-    if one.last and 0 <= since_s < 100 * one.last.seconds + 60:
+    # What an earlier session trained last says nothing of how long the epoch takes now.
+    if one.last and since_s >= 0 and _is_of_this_session(one, scene):
         since = f"{_GAP}{since_s:.0f} s of about {one.last.seconds:.0f}"
         line.append(since if line.cell_len + len(since) <= width else "", style="dim")
     return line
@@ -471,5 +524,10 @@ def _append_at_right(line: Text, right: Text, width: int) -> None:
 
 def _cut(line: Text, width: int, glyphs: Glyphs) -> None:
     if line.cell_len > width:
+        text = line.plain
         line.truncate(width - 1, overflow="crop")
+        n_begun = len(line.plain) - line.plain.rfind(" ") - 1
+        # A part of a figure would be read as a figure.
+        if n_begun <= _LONGEST_FIGURE < len(line.plain) and not text[len(line.plain)].isspace():
+            line.right_crop(n_begun)
         line.append(glyphs.points)

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from search.experiment import trials_csv
 from search.manifest import Opening
-from search.ranking import METRIC, Ranked, fresh_text, n_by_fresh_runs
-from spaces.parameters import Number
+from search.ranking import METRIC, SORT_KEYS, Ranked, fresh_text, n_by_fresh_runs
+from spaces.parameters import HYPERPARAMETER_NAMES, Number
 from spaces.printable import printable
 
 # For screens; CSV, JSON and Markdown keep the full names.
@@ -29,6 +29,15 @@ MOST_ROWS = 100
 MOST_REASONS = 20
 # `SIMPLE_HEAD` with a line, not a gap, at the end of a section.
 _BOX = box.Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
+
+
+_SORT_KEYS = {"accuracy": "validation_accuracy", "loss": "validation_loss", "fresh runs": "fresh_accuracy"}
+
+
+def sort_keys() -> dict[str, str]:
+    """What `--sort` takes, and the column that it means: full names, and the heads that the table shows."""
+    full = {name: name for name in (*SORT_KEYS, *HYPERPARAMETER_NAMES)}
+    return {**full, **_SORT_KEYS, **{head: name for name, head in SHORT_NAMES.items()}}
 
 
 def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[Opening] = ()) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from spaces.errors import InputError, RunError
 from spaces.printable import printable
@@ -120,7 +120,7 @@ def run_command(
         return EXIT_FAILED
     except BrokenPipeError:
         # The reader (head, less) has had enough; nothing more can be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output(sys.stdout)
         return 0
     except OSError as error:
         _show_trace(options)
@@ -129,6 +129,13 @@ def run_command(
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def discard_output(stream: IO[str]) -> None:
+    """Let what is still written to a stream go nowhere, because nobody reads it any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _answer_tab_key(parser: CommandParser) -> None:

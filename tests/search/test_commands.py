@@ -239,7 +239,7 @@ def test_the_diagnosis_of_a_search_that_was_broken_off(
     lines = output.splitlines()
     assert lines[0] == "mine: 2 of 8 trials ended, 5 epochs"
     assert "- Stopping saved 2 epochs of 7 (29%)." in lines
-    assert lines.index("Cannot be told yet:") > lines.index("For the rest:")
+    assert lines.index("Cannot be told yet:") > lines.index("Fine as it is:")
     with experiment.exclusive():
         code, output, _ = call("diagnose", "mine", "--format", "json")
     content = json.loads(output)

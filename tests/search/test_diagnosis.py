@@ -565,7 +565,7 @@ def test_findings_are_in_order_of_use_and_wrapped_to_a_terminal() -> None:
         Finding("savings", "fine", "Saved.", "", {}),
     ]
     assert findings_text(findings, None) == (
-        "\nTo change:\n- One two three four five. Widen it.\n\nFor the rest:\n- Saved."
+        "\nTo change:\n- One two three four five. Widen it.\n\nFine as it is:\n- Saved."
     )
     wrapped = findings_text(findings, 20).splitlines()
     assert max(map(len, wrapped)) <= 20

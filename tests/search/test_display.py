@@ -1,5 +1,5 @@
 import errno
-import itertools
+import os
 import re
 import sys
 import time
@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from search.display import SearchDisplay
+from search.display import SearchConsole, SearchDisplay, print_while_read
 from search.live_screen import REFRESH_S, LiveScreen
 from search.records import History
 from search.screen import Glyphs
@@ -172,24 +172,47 @@ def test_a_screen_is_closed_though_its_terminal_went_away(monkeypatch: pytest.Mo
     assert terminal.getvalue().count("\x1b[?1049l") == 0
 
 
-def test_drawing_takes_a_hundredth_of_the_time_at_most(space: Space) -> None:
-    console = Console(file=StringIO(), force_terminal=True, width=100)
+@pytest.mark.parametrize(("cost_s", "pause_s"), [(0.001, 0.5), (0.008, 0.8), (0.2, 1.0)])
+def test_drawing_takes_little_time_but_never_pauses_for_long(
+    cost_s: float, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"now": 100.0}
+    monkeypatch.setattr("search.live_screen.time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr("search.live_screen.time.thread_time", lambda: clock["now"])
+    drawn_s: list[float] = []
 
     def draw(width: int, height: int, glyphs: Glyphs) -> list[Text]:
-        drawn_s.append(time.monotonic())
-        started_s = time.thread_time()
-        while time.thread_time() - started_s < 0.02:
-            pass
+        drawn_s.append(clock["now"])
+        clock["now"] += cost_s
         return [Text("x")]
 
-    drawn_s: list[float] = []
-    with LiveScreen(console, draw) as live:
-        for _ in range(30):
-            live.refresh()
-            time.sleep(0.02)
-    gaps_s = [later - earlier for earlier, later in itertools.pairwise(drawn_s)]
-    assert all(gap_s >= 2.0 for gap_s in gaps_s), "after 0.02 s of work it waits for 2 s"
-    assert len(drawn_s) < 30
+    live = LiveScreen(Console(file=StringIO(), force_terminal=True, width=100), draw)
+    live.refresh()
+    clock["now"] += pause_s - 0.01
+    live.refresh()
+    assert len(drawn_s) == 1
+    clock["now"] += 0.02
+    live.refresh()
+    assert len(drawn_s) == 2
+
+
+def test_a_pipe_without_its_reader_costs_no_search(space: Space) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    history = History()
+    with os.fdopen(writer, "w") as pipe:
+        console = SearchConsole(file=pipe, width=100)
+        print_while_read(console, "the first line")
+        with SearchDisplay(space, console, 2) as display:
+            simulate(SearchState(space, history, observe=display.observe), seed=0)
+        print("the result", file=pipe, flush=True)
+    assert history.n_ended == 12
+
+
+def test_one_fresh_run_is_in_the_singular(space: Space) -> None:
+    text = shown(space, terminal=False)
+    assert ", 1 fresh run, " in text
+    assert "1 fresh runs" not in text
 
 
 def test_quiet_shows_failures_only(space: Space) -> None:

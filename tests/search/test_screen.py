@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -311,3 +313,58 @@ def test_long_searches_show_only_the_last_events(space: Space) -> None:
     assert len(text.splitlines()) == 40
     assert "trial 2999 stopped: below" in text
     assert "trial 12 stopped: below" not in text
+
+
+def broken_off_in_fresh_runs(space: Space) -> History:
+    history = history_after(space, history_after(space, None).n_epochs + 4)
+    assert history.unfinished_runs
+    return history
+
+
+def in_state_after(space: Space, history: History) -> Scene:
+    return replace(scene_of(space, history), now=20_000.0, elapsed_s=20_000.0)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_time_left_stays_while_fresh_runs_go_on(space: Space, width: int) -> None:
+    scene = replace(in_state_after(space, broken_off_in_fresh_runs(space)), name="quickstart-20261124-112652")
+    heading = text_of(scene, width, 20).splitlines()[0]
+    assert re.search(r"about \d+ (seconds|minutes) left$", heading)
+    assert len(heading) <= width
+
+
+def test_fresh_runs_that_broke_off_are_nobody_s_work_while_added_trials_are_searched(space: Space) -> None:
+    history = broken_off_in_fresh_runs(space)
+    more = load_space("quickstart", ["search.trials=14"])
+    resumed = replace(scene_of(more, history), now=99_999.0, elapsed_s=1.0)
+    assert text_of(resumed).startswith("mine  searching ")
+    assert "run 0, trial" not in text_of(resumed)
+    state = SearchState(more, history)
+    state.next_assignment()
+    text = text_of(resumed)
+    assert text.startswith("mine  searching ")
+    assert sum("images/s" in line for line in text.splitlines()) == 1
+    assert " s of about " not in text
+    assert "1 idle" in text
+
+
+def test_an_epoch_of_an_earlier_session_is_no_measure_of_this_one_s(space: Space) -> None:
+    history = history_after(space, 30)
+    assert " s of about " not in text_of(replace(scene_of(space, history), now=2_000.0, elapsed_s=10.0))
+
+
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_narrow_terminals_leave_out_columns_and_cut_no_figure(space: Space, width: int) -> None:
+    history = history_after(space, None)
+    for line in text_of(scene_of(space, history), width, 20).splitlines():
+        cut = line.split()[-1] if line.endswith(UNICODE.points) else ""
+        assert not re.search(r"\d…$", cut), line
+    rows = lines_of_the_best(text_of(scene_of(space, history), width, 20))
+    assert all(re.search(r"% ± [\d.]+ \(\d\)", row) for row in rows if "(" in row)
+
+
+def test_ranks_stand_in_their_order(space: Space) -> None:
+    for n_results in (30, 60, None):
+        rows = lines_of_the_best(text_of(scene_of(space, history_after(space, n_results))))
+        ranks = [int(row[:2]) for row in rows]
+        assert ranks == sorted(ranks)
