@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from spaces.counted import counted
+
 Verdict = Literal["change", "fine", "unknown"]
 
 
@@ -36,4 +38,4 @@ class Finding:
 
 
 def trials_text(n: int) -> str:
-    return "1 trial" if n == 1 else f"{n:,} trials"
+    return counted(n, "trial")

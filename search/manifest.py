@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from search.checksums import json_must_match, json_with_checksum
 from search.journal import BACKUP_FOLDER, Tell, backup_of
 from search.records import History
+from spaces.counted import counted
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
 from spaces.schema import Precision, Space
@@ -131,7 +132,9 @@ def opening_text(opening: Opening) -> str:
     """One line for people."""
     result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
     reason = f", once more because: {opening.reason}" if opening.reason else ""
-    return f"Test set opened {opening.at} for trial {opening.trial} ({opening.seeds} seeds): {result}{reason}"
+    return (
+        f"Test set opened {opening.at} for trial {opening.trial} ({counted(opening.seeds, 'seed')}): {result}{reason}"
+    )
 
 
 class Manifest(Part):

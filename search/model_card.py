@@ -5,6 +5,7 @@ from typing import Any
 
 from search.manifest import Opening
 from spaces import Space
+from spaces.counted import counted
 from spaces.printable import printable
 
 # Characters by which a name would end its cell of a table, or become a link, a picture or HTML.
@@ -35,7 +36,7 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Open
 
 A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
 (trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
-{metrics["epochs"]} epochs of {metrics["trained_on"]["images_per_epoch"]:,} images, in
+{counted(metrics["epochs"], "epoch")} of {metrics["trained_on"]["images_per_epoch"]:,} images, in
 {metrics["precision"]}.{_schedule(metrics)}
 
 **Test accuracy {metrics["test_accuracy_mean"]:.2%}**{spread}, on {metrics["tested_on"]["n_images"]:,} test images;
@@ -87,7 +88,9 @@ def _on_validation(metrics: Mapping[str, Any]) -> str:
     fresh = metrics["fresh_runs"]
     if fresh:
         spread = "" if fresh["half_width_95"] is None else f" ± {100 * fresh['half_width_95']:.2f} points"
-        sentence += f"; {fresh['n']} runs with fresh seeds said {fresh['validation_accuracy_mean']:.2%}{spread}"
+        sentence += (
+            f"; {counted(fresh['n'], 'run')} with fresh seeds said {fresh['validation_accuracy_mean']:.2%}{spread}"
+        )
     return f"\n{sentence}.\n"
 
 
@@ -96,7 +99,9 @@ def _openings(openings: Sequence[Opening]) -> str:
     for opening in openings:
         result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
         reason = f", because: {_cell(opening.reason)}" if opening.reason else ""
-        lines.append(f"- {_cell(opening.at)}: trial {opening.trial}, {opening.seeds} seeds, {result}{reason}")
+        lines.append(
+            f"- {_cell(opening.at)}: trial {opening.trial}, {counted(opening.seeds, 'seed')}, {result}{reason}"
+        )
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spaces.counted import counted
 from spaces.errors import InputError
 from spaces.schema import Precision, Space
 
@@ -138,4 +139,4 @@ def common_precision(nodes: Sequence[NodeFacts], space: Space, began: Device | N
 
 
 def _count(nodes: Sequence[NodeFacts]) -> str:
-    return "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    return counted(len(nodes), "node")

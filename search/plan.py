@@ -89,7 +89,7 @@ class Placement:
         """What the trials share, in words."""
         if self.n_gpus:
             return f"{self.n_gpus} GPU" if self.n_gpus == 1 else f"{self.n_gpus} GPUs"
-        return f"{self.n_cpus} core" if self.n_cpus == 1 else f"{self.n_cpus} cores"
+        return counted(self.n_cpus, "core")
 
     @property
     def for_manifest(self) -> Device:
@@ -193,7 +193,7 @@ def epochs_text(space: Space, expected: Expected) -> str:
     """How many epochs trials and fresh runs are expected to train together."""
     fresh = confirmation.expected_epochs(expected.epochs, space)
     n_runs = round(fresh / space.training.max_epochs)
-    of_runs = f" ({fresh:.0f} of them in {n_runs} fresh runs of the best and the baseline)" if fresh else ""
+    of_runs = f" ({fresh:.0f} of them in {counted(n_runs, 'fresh run')} of the best and the baseline)" if fresh else ""
     return f"about {expected.epochs + fresh:.0f} epochs in all{of_runs}"
 
 
@@ -290,7 +290,7 @@ def _median_step_s(run: FitEvaluate) -> float:
 
 def sharing_text(sharing: Sharing) -> str:
     """What was measured for a number of trials on one GPU."""
-    trials = "1 trial" if sharing.n_trials == 1 else f"{sharing.n_trials} trials"
+    trials = counted(sharing.n_trials, "trial")
     return f"{trials} on one GPU: {sharing.images_per_s:,.0f} images/s together"
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from search.fresh_statistics import Fresh, Lead, fresh_results, lead
 from search.records import History, Status, Trial
+from spaces.counted import counted
 from spaces.parameters import Hyperparameters
 
 METRIC = "validation_accuracy"
@@ -247,7 +248,7 @@ def _one_seed_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBaselin
 
 
 def _confirmed_sentence(ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, over: OverBaseline) -> str:
-    runs = "1 fresh run says" if fresh.n_runs == 1 else f"{fresh.n_runs} fresh runs say"
+    runs = f"{counted(fresh.n_runs, 'fresh run')} {'says' if fresh.n_runs == 1 else 'say'}"
     tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
     sentences = [
         f"Trial {best.trial} wins: the search said {best.validation_accuracy:.2%}, {runs} {fresh_text(fresh)}.",

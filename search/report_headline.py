@@ -8,6 +8,7 @@ from search.ranking import best_completed, fresh_text, over_baseline, points_tex
 from search.report_commands import go_on_line, is_unfinished
 from search.report_known import Known
 from search.stopping_findings import savings
+from spaces.counted import counted
 
 _WHY_NO_LEAD = {
     "is baseline": "the hand-picked configuration is the winner",
@@ -38,7 +39,7 @@ def _validation_stat(known: Known) -> Stat:
         return Stat("Validation accuracy", "–", why)
     by = f"trial {best.trial}; "
     if best.fresh:
-        runs = "1 fresh run" if best.fresh.n_runs == 1 else f"{best.fresh.n_runs} fresh runs"
+        runs = counted(best.fresh.n_runs, "fresh run")
         interval = "" if best.fresh.half_width is None else ", 95 % interval"
         return Stat("Validation accuracy", fresh_text(best.fresh), f"{by}mean of {runs}{interval}")
     return Stat("Validation accuracy", f"{best.validation_accuracy:.2%}", f"{by}one seed, on the images that chose it")
@@ -62,7 +63,7 @@ def _test_stat(known: Known) -> Stat:
     if final is None:
         return Stat("Test accuracy", "–", "not opened" if not known.manifest.test_openings else "see below")
     interval, n_seeds = final.test_accuracy_interval_95, len(final.test_accuracy_per_seed)
-    seeds = "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    seeds = counted(n_seeds, "seed")
     spread = f"95 % interval {interval[0]:.2%} – {interval[1]:.2%}, " if interval else ""
     other = "" if final.trial == known.winner_number else f" of trial {final.trial}"
     return Stat("Test accuracy", f"{final.test_accuracy_mean:.2%}", f"{spread}{seeds}{other}")

@@ -8,6 +8,7 @@ from search.manifest import opening_text
 from search.page import data_uri
 from search.report_commands import retrain_line
 from search.report_known import Known
+from spaces.counted import counted
 from spaces.errors import InputError
 
 
@@ -34,8 +35,8 @@ def tested_sentences(known: Known) -> list[str]:
     final = known.final
     seeds = ", ".join(f"{one.accuracy:.2%}" for one in final.test_accuracy_per_seed)
     return [
-        f"Trial {final.trial} was retrained for {final.epochs} epochs and tested on {final.tested_on.n_images:,} "
-        f"images. By seed: {seeds}. The interval is over seeds, not over test images.",
+        f"Trial {final.trial} was retrained for {counted(final.epochs, 'epoch')} and tested on "
+        f"{final.tested_on.n_images:,} images. By seed: {seeds}. The interval is over seeds, not over test images.",
         *openings,
     ]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.options import add_experiment_arguments, chosen_experiment, command_on, resume_line
 from spaces.command import CommandParser, run_command
+from spaces.counted import counted
 from spaces.errors import InputError
 from spaces.printable import printable, shell_word
 
@@ -130,7 +131,7 @@ def _tell_plan(plan: Retraining, errors: Console) -> None:
     images = plan.data.everything
     print(
         f"{printable(plan.experiment.name)}: retraining trial {plan.trial.number} on {len(images):,} images, "
-        f"{plan.n_seeds} seeds of {plan.epochs} epochs of {images.epoch_images:,} images on "
+        f"{counted(plan.n_seeds, 'seed')} of {counted(plan.epochs, 'epoch')} of {images.epoch_images:,} images on "
         f"{describe_device(plan.compute.device)} in {plan.compute.precision} (the search's), {plan.n_workers} at once"
     )
     if plan.schedule:
@@ -242,7 +243,7 @@ def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     validation = metrics["search_validation_accuracy"]
     if isinstance(validation, float):
         fresh = metrics["fresh_runs"]
-        runs = f"; {fresh['n']} fresh runs said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
+        runs = f"; {counted(fresh['n'], 'fresh run')} said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
         print(f"The search's validation accuracy was {validation:.2%}{runs}.")
     exports = ", ".join(metrics["exports"])
     print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")

@@ -635,7 +635,7 @@ def test_an_ended_retraining_leaves_its_checkpoints_and_the_test_set_unopened(
 )
 def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path: Path) -> None:
     results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
-    process = start(results, "--name", "tiny", *set_options(*TINY, "search.trials=16"), temporary=temporary)
+    process = start(results, "--name", "tiny", *set_options(*TINY, "search.trials=24"), temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
     wait_for_results(journal, 5, process)
 
@@ -668,7 +668,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
     _, errors = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, errors
     after = read_history(journal)
-    assert len(after.trials) == 16
+    assert len(after.trials) == 24
     assert not after.unfinished
     for number, trial in before.trials.items():
         assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
