@@ -21,7 +21,7 @@ SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
 _HEADER = ("rank", "trial", "status", "epochs", "accuracy", "loss", "seconds")
 _FRESH_HEADER = ("fresh runs", "tied")
 # Columns that go where a terminal is too narrow for all.
-_MISSED_FIRST = ("seconds", "loss", "epochs")
+_MISSED_FIRST = ("seconds", "loss", "epochs", "tied", "status", "accuracy")
 # Between columns.
 GAP = 3
 # The head of a longer table scrolls away, and laying it out takes seconds; CSV, JSON and Markdown have all rows.
@@ -92,7 +92,8 @@ def as_table(
     # A narrow terminal keeps the results, and as many hyperparameters as fit.
     shown = list(_header(ranked))
     for name in _MISSED_FIRST:
-        if not _fits(shown, rows, width):
+        # Rank, trial and one accuracy stay, however narrow it is.
+        if name in shown and len(shown) > 3 and not _fits(shown, rows, width):
             shown.remove(name)
     left_out = list(parameters)
     while left_out and _fits([*shown, left_out[0]], rows, width):

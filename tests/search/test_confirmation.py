@@ -314,6 +314,17 @@ def test_the_table_parts_ranks_by_fresh_runs_from_the_others() -> None:
     assert "above the line" not in as_table(sort_by(ranked, "lr")[::-1], ()), "not in the order of ranks"
 
 
+@pytest.mark.parametrize("width", [50, 60, 70, 80])
+def test_a_narrow_table_leaves_out_columns_and_cuts_no_figure(width: int) -> None:
+    history = searched(quickstart(), 0.97, 0.96, 0.95, 0.94)
+    with_table(history, {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [0.5, 0.52]})
+    ranked = rank(history)
+    text = as_table(ranked, ("lr",), width)
+    assert "…" not in text
+    for row in ranked:
+        assert row.fresh is None or f"{fresh_text(row.fresh)} ({row.fresh_runs})" in text
+
+
 def test_a_baseline_is_unbeaten_only_if_all_that_looked_better_were_trained_again() -> None:
     table = {1: [0.70, 0.72, 0.71], 0: [0.82, 0.81, 0.82]}
     history = with_table(searched(quickstart(), 0.80, 0.96, 0.95, 0.94), table)
