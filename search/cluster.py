@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -115,7 +116,7 @@ class LocalCluster:
             for name in (*handed_on, _OTHER_TOKEN):
                 os.environ.pop(name, None)
             self._errors = started.enter_context(native_errors_in(folder / FILE_NAME))
-            started.callback(_shut_down_ray)
+            started.callback(shut_down_ray)
             self._start(folder)
             self._started = started.pop_all()
         return self
@@ -207,9 +208,12 @@ def _write_token(folder: Path) -> Path:
     return path
 
 
-def _shut_down_ray() -> None:
+def shut_down_ray() -> None:
+    """End Ray in this process; its C++ code sets SIGTERM to its default then, so the handler is set again."""
     if "ray" in sys.modules:
+        before = signal.getsignal(signal.SIGTERM)
         sys.modules["ray"].shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def cluster_for(space: Space, keeps_credentials: bool = False) -> LocalCluster:

@@ -52,6 +52,8 @@ class Interruption:
         self._what_is_gone = what_is_gone
         self._last_words: Callable[[], str] = lambda: "nothing was started."
         self._is_inside_ray = False
+        # Held while the thread decides to break off a call: the main thread does not leave Ray in between.
+        self._leaving = threading.Lock()
         self._signalled = False
         self._breaks_off = False
         self._wakeup = -1
@@ -87,6 +89,8 @@ class Interruption:
                 raise
         finally:
             self._is_inside_ray = False
+            with self._leaving:
+                pass  # a signal that was decided on has been sent
         if self.lost:
             raise RunError(f"{self.lost}; {self._last_words()}")
 
@@ -132,9 +136,19 @@ class Interruption:
             if waited_s > END_WITHIN_S:
                 self._end_process()
             elif self.lost and waited_s > BREAK_OFF_AFTER_S and not broken_off:
-                broken_off = self._breaks_off = True
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                broken_off = self._break_off()
         os.close(reader)
+
+    def _break_off(self) -> bool:
+        """Have the main thread raise `ClusterLostError`; False where it is not inside Ray.
+
+        Not at any other time: `ray.shutdown` takes the handler of SIGTERM away, and the signal would end the process.
+        """
+        with self._leaving:
+            if self._is_inside_ray:
+                self._breaks_off = True
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            return self._is_inside_ray
 
     def _is_watched(self, reader: int) -> bool:
         """Wait for a second; False where the command has ended."""

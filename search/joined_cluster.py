@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, keep_ray_to_itself
+from search.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, keep_ray_to_itself, shut_down_ray
 from search.interruption import POLL_S
 from search.native_errors import FILE_NAME, NativeErrors, native_errors_in
 from search.nodes import NodeFacts, facts_of_this_node, must_be_usable
@@ -146,8 +145,7 @@ class JoinedCluster:
             self._nodes_watch.end()
         self._nodes_watch = None
         try:
-            if "ray" in sys.modules:
-                sys.modules["ray"].shutdown()
+            shut_down_ray()
         finally:
             self._started.close()
             os.environ.clear()

@@ -105,6 +105,39 @@ def test_a_lost_cluster_breaks_off_a_wait_inside_ray_and_not_what_is_written_aft
     assert (code, errors) == (0, "The cluster is gone; nothing is lost. Files are written.\n")
 
 
+def test_a_command_that_has_left_ray_gets_no_signal_while_ray_has_taken_its_handler_away(tmp_path: Path) -> None:
+    program = """
+        import signal
+        interruption.END_WITHIN_S = 5.0
+        with Interruption(lambda: "The cluster is gone") as stop:
+            stop.leave_last_words(last_words)
+            tell()
+            try:
+                with stop.inside_ray():
+                    while not stop.lost:
+                        time.sleep(0.01)
+            except RunError as error:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as `ray.shutdown` does
+                time.sleep(0.6)
+                print(error, file=sys.stderr)
+    """
+    assert ended(program, tmp_path / "written") == (0, "The cluster is gone; nothing is lost.\n")
+
+
+@pytest.mark.cluster
+def test_a_signal_after_the_cluster_has_ended_is_still_a_wish_to_end(tmp_path: Path) -> None:
+    program = """
+        from search.cluster import LocalCluster
+        with Interruption() as stop, LocalCluster(1, 0) as cluster:
+            cluster.end()
+            tell()
+            while not stop.wished:
+                time.sleep(0.01)
+        print("ended by itself", file=sys.stderr)
+    """
+    assert ended(program, tmp_path / "written", (signal.SIGTERM,)) == (0, "ended by itself\n")
+
+
 def test_the_error_that_ray_raises_for_a_lost_cluster_is_the_loss_and_another_one_is_itself(tmp_path: Path) -> None:
     program = """
         lost = []
