@@ -212,8 +212,10 @@ def shut_down_ray() -> None:
     """End Ray in this process; its C++ code sets SIGTERM to its default then, so the handler is set again."""
     if "ray" in sys.modules:
         before = signal.getsignal(signal.SIGTERM)
-        sys.modules["ray"].shutdown()
-        signal.signal(signal.SIGTERM, before)
+        try:
+            sys.modules["ray"].shutdown()
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def cluster_for(space: Space, keeps_credentials: bool = False) -> LocalCluster:
