@@ -8,7 +8,7 @@ import argparse
 import shutil
 import sys
 
-from search.options import add_results_argument, chosen_experiment, complete_experiments
+from search.cli.options import add_results_argument, chosen_experiment, complete_experiments
 from spaces.command import CommandParser, completed, run_command
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _compare(options: argparse.Namespace) -> int:
     import json
 
-    from search.comparison import as_dict, as_text, compared_rows, read_compared
+    from search.analysis.comparison import as_dict, as_text, compared_rows, read_compared
     from spaces.errors import InputError
 
     if len(options.experiments) < 2:

@@ -12,11 +12,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from search.options import add_experiment_arguments, chosen_experiment
+from search.cli.options import add_experiment_arguments, chosen_experiment
 from spaces.command import CommandParser, run_command
 
 if TYPE_CHECKING:
-    from search.findings import Finding
+    from search.analysis.findings import Finding
 
 _HEADINGS = {"change": "To change:", "fine": "Fine as it is:", "unknown": "Cannot be told yet:"}
 
@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from search.budget import progress_text
-    from search.diagnosis import diagnose
+    from search.analysis.diagnosis import diagnose
+    from search.policy.budget import progress_text
     from spaces.printable import printable
 
     experiment = chosen_experiment(options, options.experiment)

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_experiment_arguments, chosen_experiment, resume_line
+from search.cli.options import add_experiment_arguments, chosen_experiment, resume_line
 from spaces.command import EXIT_INTERRUPTED, CommandParser, completed, run_command
 
 if TYPE_CHECKING:
-    from search.experiment import Experiment
+    from search.experiment.folder import Experiment
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complete_sort(prefix: str, **_: Any) -> Iterable[str]:
-    from search.tables import sort_keys
+    from search.terminal.tables import sort_keys
 
     return [key for key in sort_keys() if key.startswith(prefix.lower())]
 
@@ -53,8 +53,8 @@ def _show(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from search.live_screen import can_show_screens
-    from search.watch import watch
+    from search.terminal.live_screen import can_show_screens
+    from search.terminal.watch import watch
     from spaces import InputError
     from spaces.printable import shell_word
 
@@ -77,10 +77,10 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _print(options: argparse.Namespace, experiment: Experiment) -> int:
-    from search import tables
-    from search.budget import progress_text
-    from search.manifest import opening_text
-    from search.ranking import lead_sentence, rank, sort_by
+    from search.analysis.ranking import lead_sentence, rank, sort_by
+    from search.experiment.manifest import opening_text
+    from search.policy.budget import progress_text
+    from search.terminal import tables
     from spaces import InputError
     from spaces.printable import printable
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_results_argument, chosen_experiment, command_on, complete_experiments
+from search.cli.options import add_results_argument, chosen_experiment, command_on, complete_experiments
 from spaces.command import CommandParser, completed, run_command
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
@@ -107,7 +107,7 @@ def _not_ours(model: Path, error: Exception) -> InputError:
 def _classify(model: Path, paths: list[Path], n_shown: int) -> list[tuple[str, list[dict[str, Any]]]]:
     import numpy as np
 
-    from trainable.images import UnreadableImageError, read_image
+    from trainable.data.images import UnreadableImageError, read_image
 
     session, image_size, class_names = _load(model)
     rows: list[tuple[str, list[dict[str, Any]]]] = []

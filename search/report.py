@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from search.options import add_experiment_arguments, chosen_experiment
+from search.cli.options import add_experiment_arguments, chosen_experiment
 from spaces.command import CommandParser, run_command
 
 REPORT_NAME = "report.html"
@@ -43,7 +43,7 @@ def _report(options: argparse.Namespace) -> int:
     if not path.parent.is_dir():
         raise InputError(f"--output is {path}, but {path.parent} is not a folder. Make it first.")
 
-    from search.report_page import report_html
+    from search.pages.report import report_html
 
     write_text(path, report_html(experiment))
     print(f"Wrote {printable(path)}")

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from search.options import add_experiment_arguments, chosen_experiment, command_on, resume_line
+from search.cli.options import add_experiment_arguments, chosen_experiment, command_on, resume_line
 from spaces.command import CommandParser, run_command
 from spaces.counted import counted
 from spaces.errors import InputError
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    from search.experiment import Experiment
-    from search.records import History, Trial
-    from search.retraining import Retraining
-    from search.training_runs import Progress as EpochProgress
+    from search.experiment.events import History, Trial
+    from search.experiment.folder import Experiment
+    from search.retraining.retraining import Retraining
+    from search.retraining.training_runs import Progress as EpochProgress
 
 
 _BAR_COLUMNS = 10
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _retrain(options: argparse.Namespace) -> int:
-    from search.guarded_folder import guarded_folder
+    from search.processes.guarded_folder import guarded_folder
 
     # Before torch is imported, which makes a folder for its compiler.
     with guarded_folder():
@@ -66,7 +66,7 @@ def _retrain(options: argparse.Namespace) -> int:
 def _retrain_guarded(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from search.retraining import must_be_allowed
+    from search.retraining.retraining import must_be_allowed
 
     for name in ("seeds", "epochs", "passes"):
         value = getattr(options, name)
@@ -90,11 +90,11 @@ def _retrain_guarded(options: argparse.Namespace) -> int:
 
 
 def _planned(experiment: Experiment, trial: Trial, options: argparse.Namespace, show_progress: bool) -> Retraining:
-    from search.cluster import count_cores
-    from search.passes import Passes
-    from search.retraining import Retraining
+    from search.execution.cluster import count_cores
+    from search.retraining.passes import Passes
+    from search.retraining.retraining import Retraining
     from trainable.compute import choose_compute
-    from trainable.datasets import prepare_training_data
+    from trainable.data.datasets import prepare_training_data
 
     space, passes = experiment.space, None
     data = prepare_training_data(space.dataset, show_progress)
@@ -120,7 +120,7 @@ def _planned(experiment: Experiment, trial: Trial, options: argparse.Namespace, 
 
 
 def _tell_plan(plan: Retraining, errors: Console) -> None:
-    from search.retraining import opening_to_finish
+    from search.retraining.retraining import opening_to_finish
     from trainable.devices import describe_device
 
     if plan.experiment.manifest.data.content_sha256 != plan.data.decoded.content_sha256:
@@ -167,7 +167,7 @@ def _chosen_trial(experiment: Experiment, options: argparse.Namespace) -> Trial:
 
 
 def _winner(experiment: Experiment, history: History) -> int:
-    from search.ranking import lead_sentence, rank, winner
+    from search.analysis.ranking import lead_sentence, rank, winner
 
     if not any(trial.status == "completed" for trial in history.counting):
         raise InputError(
@@ -185,7 +185,7 @@ def _winner(experiment: Experiment, history: History) -> int:
 
 
 def _with_progress(console: Console, plan: Retraining) -> dict[str, Any]:
-    from search.retraining import retrain
+    from search.retraining.retraining import retrain
 
     if not console.is_terminal:
         return retrain(plan, lambda progress: print("  ".join(progress_parts(progress, plan.epochs)), flush=True))

@@ -16,8 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.interruption import Interruption
-from search.options import (
+from search.cli.options import (
     add_results_argument,
     chosen_experiment,
     command_line,
@@ -25,6 +24,7 @@ from search.options import (
     complete_experiments,
     resume_line,
 )
+from search.execution.interruption import Interruption
 from spaces.command import (
     DEFAULT_SPACE,
     EXIT_INTERRUPTED,
@@ -37,15 +37,15 @@ from spaces.errors import InputError, expanded
 from spaces.printable import printable, shell_word, warn
 
 if TYPE_CHECKING:
-    from search.cluster import LocalCluster
-    from search.experiment import Experiment
-    from search.joined_cluster import JoinedCluster
-    from search.launching import SearchEnd
-    from search.manifest import Data, Device
-    from search.plan import Placement
-    from search.records import History
+    from search.execution.cluster import LocalCluster
+    from search.execution.joined_cluster import JoinedCluster
+    from search.execution.launching import SearchEnd
+    from search.execution.plan import Placement
+    from search.experiment.events import History
+    from search.experiment.folder import Experiment
+    from search.experiment.manifest import Data, Device
     from spaces import Space
-    from trainable.datasets import TrainingData
+    from trainable.data.datasets import TrainingData
 
 # Options that are short for a `--set`.
 _SHORTCUTS = {
@@ -108,8 +108,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from search.experiment import create_experiment, load_space_or_experiment, must_be_a_name
-    from search.manifest import new_manifest
+    from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name
+    from search.experiment.manifest import new_manifest
 
     overrides = [*_shortcut_overrides(options), *options.set]
     space = _with_absolute_paths(load_space_or_experiment(options.space or DEFAULT_SPACE, overrides))
@@ -129,7 +129,7 @@ def _launch(options: argparse.Namespace) -> int:
         manifest = new_manifest(space, name, placement.for_manifest, _data_facts(data))
         experiment = create_experiment(options.results, name, space, manifest)
         if options.results_url:
-            from search.remote_results import RemoteExperiment, RemoteResults
+            from search.experiment.remote_results import RemoteExperiment, RemoteResults
 
             experiment = RemoteExperiment(RemoteResults(options.results_url), name)
         with experiment.exclusive():
@@ -141,7 +141,7 @@ def _must_be_new(options: argparse.Namespace, name: str) -> None:
     where: Path | str = options.results / name
     taken = (options.results / name).exists()
     if options.results_url and not taken:
-        from search.remote_results import RemoteResults
+        from search.experiment.remote_results import RemoteResults
         from trainable.locations import below
 
         taken = RemoteResults(options.results_url).has(name)
@@ -154,10 +154,10 @@ def _must_be_new(options: argparse.Namespace, name: str) -> None:
 
 
 def _dry_run(options: argparse.Namespace, space: Space) -> int:
-    from search.guarded_folder import guarded_folder
+    from search.processes.guarded_folder import guarded_folder
 
     with guarded_folder():  # before torch is imported, which makes a folder for its compiler
-        from search.plan import place, plan_text, seconds_per_epoch
+        from search.execution.plan import place, plan_text, seconds_per_epoch
 
         data = _prepare(space)
         if options.address is None:
@@ -172,7 +172,7 @@ def _dry_run(options: argparse.Namespace, space: Space) -> int:
 
 
 def _cluster(options: argparse.Namespace, space: Space) -> LocalCluster | JoinedCluster:
-    from search.cluster import cluster_for
+    from search.execution.cluster import cluster_for
 
     if options.address is None:
         return cluster_for(space, keeps_credentials=options.results_url is not None)
@@ -180,7 +180,7 @@ def _cluster(options: argparse.Namespace, space: Space) -> LocalCluster | Joined
 
 
 def _joined_cluster(options: argparse.Namespace) -> JoinedCluster:
-    from search.joined_cluster import JoinedCluster
+    from search.execution.joined_cluster import JoinedCluster
 
     return JoinedCluster(options.address, None if options.results_url else options.results)
 
@@ -188,13 +188,13 @@ def _joined_cluster(options: argparse.Namespace) -> JoinedCluster:
 def _place(
     cluster: LocalCluster | JoinedCluster | None, space: Space, data: TrainingData, began: Device | None = None
 ) -> Placement:
-    from search.joined_cluster import JoinedCluster
+    from search.execution.joined_cluster import JoinedCluster
 
     if isinstance(cluster, JoinedCluster):
-        from search.nodes import place_on
+        from search.execution.nodes import place_on
 
         return place_on(cluster.nodes, space, began)
-    from search.plan import place
+    from search.execution.plan import place
 
     return place(space, data, began)
 
@@ -219,7 +219,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
-    from search.state import is_done
+    from search.policy.state import is_done
 
     history = experiment.history()
     changed = _changed(options, experiment, history)
@@ -246,8 +246,8 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
 
 def _changed(options: argparse.Namespace, experiment: Experiment, history: History) -> Space:
     """The experiment's space with what the command changes in it; checked, but not written yet."""
-    from search.experiment import load_space_or_experiment
-    from search.space_change import journaled_space, must_be_allowed
+    from search.experiment.folder import load_space_or_experiment
+    from search.policy.space_change import journaled_space, must_be_allowed
 
     overrides = list(options.set)
     for key, more in (("trials", options.add_trials), ("epoch_budget", options.add_epochs)):
@@ -279,8 +279,8 @@ def _present(experiment: Experiment, key: str) -> int:
 
 def _take_over(experiment: Experiment, space: Space, history: History) -> None:
     """Make `space` the experiment's, where it is not that already."""
-    from search.records import RunEnded, SpaceSet, TrialEnded
-    from search.space_change import set_aside, set_aside_text, unfinished_outside, unfinished_runs_outside
+    from search.experiment.events import RunEnded, SpaceSet, TrialEnded
+    from search.policy.space_change import set_aside, set_aside_text, unfinished_outside, unfinished_runs_outside
 
     if history.space == space.as_dict():
         return
@@ -370,10 +370,10 @@ def _search(
     cluster: LocalCluster | JoinedCluster | None,
     interruption: Interruption,
 ) -> SearchEnd:
-    from search.display import SearchConsole, SearchDisplay, print_while_read
-    from search.expectation import expected_search
-    from search.launching import Launch, run_session
-    from search.plan import epochs_text, limits_text
+    from search.analysis.expectation import expected_search
+    from search.execution.launching import Launch, run_session
+    from search.execution.plan import epochs_text, limits_text
+    from search.terminal.display import SearchConsole, SearchDisplay, print_while_read
 
     console = SearchConsole(highlight=False, markup=False)
     left_s = _time_left_s(experiment, space)
@@ -414,8 +414,8 @@ def _finish(options: argparse.Namespace, experiment: Experiment, end: SearchEnd)
 def _print_result(options: argparse.Namespace, experiment: Experiment, end: SearchEnd) -> None:
     import shutil
 
-    from search.ranking import best_completed, lead_sentence, rank, winner
-    from search.tables import as_table
+    from search.analysis.ranking import best_completed, lead_sentence, rank, winner
+    from search.terminal.tables import as_table
 
     history, chance = experiment.history(), experiment.manifest.data.chance
     ranked = rank(history, chance)
@@ -436,7 +436,7 @@ def _print_result(options: argparse.Namespace, experiment: Experiment, end: Sear
 def _time_left_s(experiment: Experiment, space: Space) -> float | None:
     if space.search.time_budget_s is None:
         return None
-    from search.manifest import seconds_used
+    from search.experiment.manifest import seconds_used
 
     used_s = seconds_used(experiment.manifest.sessions, experiment.history())
     left_s = space.search.time_budget_s - used_s
@@ -449,8 +449,8 @@ def _time_left_s(experiment: Experiment, space: Space) -> float | None:
 
 
 def _prepare(space: Space) -> TrainingData:
-    from trainable.datasets import prepare_training_data
-    from trainable.sources import problem_of_test_folder
+    from trainable.data.datasets import prepare_training_data
+    from trainable.data.sources import problem_of_test_folder
 
     data = prepare_training_data(space.dataset, show_progress=sys.stderr.isatty())
     problem = problem_of_test_folder(space.dataset)
@@ -460,8 +460,8 @@ def _prepare(space: Space) -> TrainingData:
 
 
 def _data_facts(data: TrainingData) -> Data:
-    from search.manifest import Data
-    from search.rungs import chance_level
+    from search.experiment.manifest import Data
+    from search.policy.rungs import chance_level
 
     return Data(
         n_train=len(data.train),

@@ -82,7 +82,7 @@ class Search(Section):
         epoch_budget: start trials until so many epochs have been trained; those that run then go on. Fresh runs do
             not count. None: no limit.
         grace_epochs: ASHA's grace period: epochs that every trial gets, and the first rung. A space file that does not
-            say gets `max_epochs / reduction_factor` where that is whole (`benchmarks.search_replay` says why).
+            say gets `max_epochs / reduction_factor` where that is whole (`benchmarks.replay` says why).
         reduction_factor: each further rung lies this many times higher; about one in so many trials passes it.
         asha: `stop` ends a trial at a rung at once, or never; `promote` lets each pause at a rung and go on
             when it is among the best there; `off` trains all to the end.

@@ -75,7 +75,7 @@ def parse(text: str, source: str) -> Document:
 def _refuse_hostile(text: str, source: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
             raise InputError(f"{source}:{line}: uses an alias (*{shortened(event.anchor)}), but must spell values out.")
         tag = getattr(event, "tag", None)

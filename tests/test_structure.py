@@ -52,7 +52,7 @@ def test_only_retraining_imports_the_test_set() -> None:
         path.name
         for folder in ("spaces", "trainable", "search")
         for path in (ROOT / folder).glob("*.py")
-        if "trainable.test_set" in imported_modules(path)
+        if "trainable.data.test_set" in imported_modules(path)
     ]
     assert importers == ["retraining.py"]
 

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from spaces import Hyperparameters, InputError
-from trainable.augmentation import AugmentationPolicy
-from trainable.batches import Batch, Batches, DeviceImages, HostBatches, resident_batches
+from trainable.augmentation.policy import AugmentationPolicy
 from trainable.checkpoint import TrainingState, must_fit, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
-from trainable.datasets import ImageSet
-from trainable.folding import folded
-from trainable.model import DepthwiseSeparableNet
-from trainable.normalisation import Normalise
-from trainable.order import batch_bounds, epoch_order
+from trainable.data.batches import Batch, Batches, DeviceImages, HostBatches, resident_batches
+from trainable.data.datasets import ImageSet
+from trainable.data.order import batch_bounds, epoch_order
+from trainable.network.folding import folded
+from trainable.network.model import DepthwiseSeparableNet
+from trainable.network.normalisation import Normalise
 from trainable.schedule import StepDecay
 from trainable.seeding import RunSeed, Stream
 

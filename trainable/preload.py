@@ -4,7 +4,7 @@ import torch
 
 import trainable.ray_trainable  # noqa: F401 -- imports Ray's own trainables
 from trainable.compute import choose_precision
-from trainable.fused_norm import compile_for
+from trainable.network.fused_norm import compile_for
 
 # torch imports its compiler with the first optimizer, which takes as long as importing torch.
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

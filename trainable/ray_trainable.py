@@ -14,12 +14,12 @@ import ray
 from ray import tune
 
 from spaces import Dataset, Hyperparameters, InputError
-from trainable.cache import DecodedSet
 from trainable.compute import Compute
-from trainable.datasets import TrainingData, open_training_data
+from trainable.data.cache import DecodedSet
+from trainable.data.datasets import TrainingData, open_training_data
+from trainable.data.shipping import PackedImages, pack, parts_of, unpack_once
 from trainable.locations import fetched, is_url
 from trainable.seeding import Purpose, RunSeed
-from trainable.shipping import PackedImages, pack, parts_of, unpack_once
 
 if TYPE_CHECKING:
     from trainable.fit_evaluate import FitEvaluate
@@ -120,7 +120,7 @@ class TrialTrainable(tune.Trainable):
 
         # Also what makes a trial's numbers repeatable: sums depend on how many threads share them.
         torch.set_num_threads(1)
-        from trainable.batches import DeviceImages
+        from trainable.data.batches import DeviceImages
 
         trial = TrialConfig.from_ray_config(config)
         self._shipped = shipped

@@ -49,8 +49,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _show_augmentations(space: Space, path: Path) -> int:
     from spaces import InputError
-    from trainable.augmentation_samples import augmentation_samples, draw_grid, sample_images
-    from trainable.datasets import prepare_training_data
+    from trainable.augmentation.samples import augmentation_samples, draw_grid, sample_images
+    from trainable.data.datasets import prepare_training_data
 
     if path.suffix.lower() != ".png":
         raise InputError(f"--show-augmentations is {path}, but must be the name of a PNG: FILE.png")
@@ -67,9 +67,9 @@ def _train_baseline(options: argparse.Namespace, space: Space) -> int:
 
     from spaces import InputError
     from trainable.compute import choose_compute
-    from trainable.datasets import prepare_training_data
+    from trainable.data.datasets import prepare_training_data
     from trainable.fit_evaluate import EpochResult, FitEvaluate
-    from trainable.model import summary
+    from trainable.network.model import summary
     from trainable.seeding import RunSeed
 
     n_epochs = space.training.max_epochs if options.epochs is None else options.epochs

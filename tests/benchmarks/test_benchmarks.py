@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import same_learning, trial_throughput, whole_search
-from benchmarks.images import Images, SpaceChoice, folder_settings, noise
-from benchmarks.report import best_ratio, factors, machine, medians, number_text, print_json, table_text
-from benchmarks.same_learning import ALL_OFF, RECIPE, compare, difference
-from benchmarks.side_by_side import Setup, Work, images_per_s
-from benchmarks.textbook import PlainNet, TextbookImages, TextbookTraining
-from benchmarks.trial_throughput import TEXTBOOK, variants
-from benchmarks.whole_search import OURS, SearchRun, summary
+from benchmarks.speed import same_learning, trial_throughput, whole_search
+from benchmarks.speed.images import Images, SpaceChoice, folder_settings, noise
+from benchmarks.speed.report import best_ratio, factors, machine, medians, number_text, print_json, table_text
+from benchmarks.speed.same_learning import ALL_OFF, RECIPE, compare, difference
+from benchmarks.speed.side_by_side import Setup, Work, images_per_s
+from benchmarks.speed.textbook import PlainNet, TextbookImages, TextbookTraining
+from benchmarks.speed.trial_throughput import TEXTBOOK, variants
+from benchmarks.speed.whole_search import OURS, SearchRun, summary
 from spaces import Dataset, Hyperparameters, InputError
 from trainable.compute import Compute
-from trainable.datasets import TrainingData, prepare_training_data
-from trainable.model import DepthwiseSeparableNet
-from trainable.normalisation import Normalise
+from trainable.data.datasets import TrainingData, prepare_training_data
+from trainable.network.model import DepthwiseSeparableNet
+from trainable.network.normalisation import Normalise
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks import budgeted_search
-from benchmarks.budgeted_search import OURS, STOCK, Found
+from benchmarks.replay import budgeted_search
+from benchmarks.replay.budgeted_search import OURS, STOCK, Found
 from spaces import Hyperparameters, load_space
 
 BASELINE = load_space("quickstart").baseline

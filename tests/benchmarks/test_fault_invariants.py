@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fault_files import newest_checkpoints, proposal_problems, study_in, table_in
-from benchmarks.fault_injection import kinds_in_turn, next_moment
-from benchmarks.fault_invariants import (
+from benchmarks.faults.files import newest_checkpoints, proposal_problems, study_in, table_in
+from benchmarks.faults.injection import kinds_in_turn, next_moment
+from benchmarks.faults.invariants import (
     Asked,
     budget_problems,
     checkpoint_problems,
@@ -33,18 +33,18 @@ from benchmarks.fault_invariants import (
     trained_problems,
     trials_of,
 )
-from benchmarks.fault_tally import ALL_KINDS, DRIVER_KINDS, Launch, Tally, tallies, total
-from search.asha import asha_of
-from search.experiment import Experiment
-from search.journal import Journal, read_history
-from search.manifest import Session, seconds_used, timestamp
-from search.ranking import rank
-from search.records import History, TrialStarted
-from search.state import SearchState
-from search.study import write_study
+from benchmarks.faults.tally import ALL_KINDS, DRIVER_KINDS, Launch, Tally, tallies, total
+from search.analysis.ranking import rank
+from search.experiment.events import History, TrialStarted
+from search.experiment.folder import Experiment
+from search.experiment.journal import Journal, read_history
+from search.experiment.manifest import Session, seconds_used, timestamp
+from search.policy.asha import asha_of
+from search.policy.state import SearchState
+from search.policy.study import write_study
 from spaces import Space, load_space
 from spaces.loader import dump_space
-from tests.search.simulation import result, simulate
+from tests.support.simulation import result, simulate
 
 ASKED = Asked(trials=20, rung_epochs=(1, 3, 9), reduction_factor=3)
 Events = list[dict[str, Any]]

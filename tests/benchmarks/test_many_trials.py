@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.many_trials import Sample, resident_mib, stretches, table
+from benchmarks.faults.many_trials import Sample, resident_mib, stretches, table
 
 
 def journal_of(n_trials: int, seconds_each: float) -> list[dict[str, Any]]:

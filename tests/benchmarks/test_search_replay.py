@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.replay_arms import DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, full_arms, shipped_arms, space_of
-from benchmarks.replay_searches import HandedBack, OwnSearch, RaySearch, chance_of, drive, replay
-from benchmarks.replay_stats import Factor, epochs_to, factor_of, geometric_mean, resampled_factors, thinned
-from benchmarks.replay_surrogate import HeldOut, Surrogate, best_model, fit, held_out_scores, noise_of, ties
-from benchmarks.replay_tables import Table, images_of, in_unit_cube, random_configurations, read_table, table_from_text
-from benchmarks.search_replay import main
-from search.journal import Journal, event_from_line, read_history
-from search.ranking import rank
-from search.records import EpochDone, History, TrialPromoted, TrialStarted
-from search.state import SearchState
+from benchmarks.replay.__main__ import main
+from benchmarks.replay.arms import DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, full_arms, shipped_arms, space_of
+from benchmarks.replay.searches import HandedBack, OwnSearch, RaySearch, chance_of, drive, replay
+from benchmarks.replay.stats import Factor, epochs_to, factor_of, geometric_mean, resampled_factors, thinned
+from benchmarks.replay.surrogate import HeldOut, Surrogate, best_model, fit, held_out_scores, noise_of, ties
+from benchmarks.replay.tables import Table, images_of, in_unit_cube, random_configurations, read_table, table_from_text
+from search.analysis.ranking import rank
+from search.experiment.events import EpochDone, History, TrialPromoted, TrialStarted
+from search.experiment.journal import Journal, event_from_line, read_history
+from search.policy.state import SearchState
 from spaces import InputError, Space, load_space
 from spaces.loader import space_from_text
-from tests.search.simulation import simulate
+from tests.support.simulation import simulate
 
 SPACE = """
 dataset: {name: digits}
@@ -93,7 +93,7 @@ def test_the_replay_proposes_and_judges_as_the_journal_of_a_search_says(
 
 
 def test_the_state_of_a_replay_is_that_of_search_run(surrogate: Surrogate) -> None:
-    from search import launching, ray_adapters
+    from search.execution import launching, ray_adapters
 
     assert launching.SearchState is ray_adapters.SearchState is SearchState  # type: ignore[attr-defined]
     assert type(OwnSearch.of(OwnArm("random"), surrogate, 0).state) is SearchState
@@ -356,7 +356,7 @@ def test_ray_arms_take_a_seed(surrogate: Surrogate) -> None:
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_plot_is_drawn(ending: str, tmp_path: Path) -> None:
-    from benchmarks.replay_plot import draw
+    from benchmarks.replay.plot import draw
 
     regrets = np.full((3, 200), 2.0)
     draw(tmp_path / "plot", ending, [("one", "random", regrets), ("two", "random", regrets), ("two", "tpe", regrets)])

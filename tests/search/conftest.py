@@ -7,9 +7,9 @@ from PIL import Image
 
 from search import diagnose, leaderboard, predict, retrain
 from search import run as run_command
-from search.experiment import Experiment
+from search.experiment.folder import Experiment
 from spaces import Space
-from tests.search.foreign import Call, make_experiment, model
+from tests.support.foreign import Call, make_experiment, model
 
 COMMANDS = {
     "leaderboard": (leaderboard.main, ()),

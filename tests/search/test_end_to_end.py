@@ -22,14 +22,14 @@ import optuna
 import pytest
 from PIL import Image
 
-from search.journal import event_from_line, read_history
-from search.records import EpochDone, Event, History, RunEpochDone
-from search.state import is_done
-from search.study import Proposer
+from search.experiment.events import EpochDone, Event, History, RunEpochDone
+from search.experiment.journal import event_from_line, read_history
+from search.policy.state import is_done
+from search.policy.study import Proposer
 from spaces import Dataset, Hyperparameters, Space, load_space
 from tests.conftest import TINY, set_options
-from tests.search.processes import Listener, listeners, marked_commands, wait_until
-from trainable.cache import decode_once
+from tests.support.processes import Listener, listeners, marked_commands, wait_until
+from trainable.data.cache import decode_once
 
 pytestmark = pytest.mark.cluster
 
@@ -215,7 +215,7 @@ def assert_trained_by(
     import torch
 
     from trainable.compute import choose_compute
-    from trainable.datasets import prepare_training_data
+    from trainable.data.datasets import prepare_training_data
     from trainable.fit_evaluate import FitEvaluate
     from trainable.seeding import Purpose, RunSeed
 
@@ -443,8 +443,8 @@ def test_the_torch_export_and_the_safetensors_get_it_too(retrained: Path) -> Non
     import yaml
     from safetensors.torch import load_file
 
-    from trainable.model import DepthwiseSeparableNet
-    from trainable.normalisation import Normalise
+    from trainable.network.model import DepthwiseSeparableNet
+    from trainable.network.normalisation import Normalise
 
     images, labels = digits_for_testing()
     stated = json.loads((retrained / "final" / "metrics.json").read_text())["exported_test_accuracy"]

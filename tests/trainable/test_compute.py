@@ -7,10 +7,10 @@ import torch
 from spaces import Dataset, Hyperparameters
 from trainable import compute
 from trainable.compute import Compute, choose_precision
-from trainable.datasets import prepare_training_data
+from trainable.data.datasets import prepare_training_data
 from trainable.fit_evaluate import FitEvaluate
-from trainable.folding import folded
-from trainable.model import DepthwiseSeparableNet
+from trainable.network.folding import folded
+from trainable.network.model import DepthwiseSeparableNet
 from trainable.seeding import RunSeed
 
 CONFIG = Hyperparameters(lr=0.02, momentum=0.8, batch_size=16, flip_p=0.0)

@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import StepLR
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.schema import Precision
 from trainable.compute import Compute
-from trainable.datasets import ImageSet, TrainingData, prepare_training_data
+from trainable.data.datasets import ImageSet, TrainingData, prepare_training_data
+from trainable.data.order import batch_bounds, epoch_order
 from trainable.fit_evaluate import FitEvaluate
-from trainable.order import batch_bounds, epoch_order
 from trainable.ray_trainable import restore_or_start_over
 from trainable.seeding import Purpose, RunSeed, Stream
 
@@ -137,7 +137,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from spaces import Dataset, Hyperparameters
-from trainable.datasets import prepare_training_data
+from trainable.data.datasets import prepare_training_data
 from trainable.fit_evaluate import FitEvaluate
 from trainable.seeding import RunSeed
 config, dataset, before, after = json.loads(sys.argv[1])

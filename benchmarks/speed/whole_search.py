@@ -1,0 +1,238 @@
+"""Wall-clock time of a whole search, from launch to exit: `python -m benchmarks.speed.whole_search`.
+
+The textbook script and `python -m search.run` search the same space on the same images with the same number of
+trials and epochs, taking turns. Images are decoded before, so that neither pays for it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.speed.images import SpaceChoice, add_images_argument, folder_settings, images_facts, settings_of
+from benchmarks.speed.report import (
+    busy_warning,
+    cores_busy,
+    machine,
+    medians,
+    number_text,
+    print_json,
+    progress,
+    table_text,
+)
+from spaces import InputError, Space
+from spaces.command import CommandParser, run_command
+from spaces.errors import RunError
+
+TEXTBOOK = "textbook"
+OURS = "search.run"
+ROOT = Path(__file__).parents[2]
+NAME = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRun:
+    """One command, from launch to exit.
+
+    Attributes:
+        wall_s: seconds that it took.
+        trials, epochs: how many it trained in all.
+        best_validation_accuracy: of any epoch of any trial, 0 to 1.
+        overhead_share, idle_share: from the experiment's manifest; None where it does not say.
+        cores_busy_before: by something else, just before it was launched.
+    """
+
+    wall_s: float
+    trials: int
+    epochs: int
+    best_validation_accuracy: float | None
+    overhead_share: float | None = None
+    idle_share: float | None = None
+    cores_busy_before: float | None = None
+
+    @property
+    def wall_s_per_epoch(self) -> float:
+        return self.wall_s / self.epochs
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = CommandParser(
+        prog="python -m benchmarks.speed.whole_search",
+        description="Wall-clock seconds of the same search by a plain Ray Tune script and by search.run.",
+        epilog="example: python -m benchmarks.speed.whole_search --images ~/cifar10-images --rounds 3",
+    )
+    add_images_argument(parser, "the embedded digits and the quickstart's space")
+    parser.add_argument("--train-limit", type=int, default=2560, metavar="N", help="of --images (default: 2560)")
+    parser.add_argument("--trials", type=int, default=12, help="default: 12")
+    parser.add_argument("--max-epochs", type=int, default=9, help="of a trial, 3^k (default: 9)")
+    parser.add_argument("--rounds", type=int, default=3, help="searches of each kind (default: 3)")
+    parser.add_argument("--loader-workers", type=int, default=2, metavar="N", help="of the textbook (default: 2)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for both searches")
+    return run_command(parser, _run, arguments)
+
+
+def choice(options: argparse.Namespace, seed: int) -> SpaceChoice:
+    """What both commands search in one round; the seed is the round's number."""
+    settings = (
+        f"training.max_epochs={options.max_epochs}",
+        f"search.trials={options.trials}",
+        # The script has nothing like it.
+        "confirm.top=0",
+        "search.grace_epochs=1",
+        "search.reduction_factor=3",
+        f"search.seed={seed}",
+    )
+    if options.images is None:
+        return SpaceChoice("quickstart", (*settings, *options.set))
+    # The shipped range is for 27 epochs; the baseline's 5 stays in it.
+    shorter = (f"space.step_size={{randint: [1, {max(5, options.max_epochs)}]}}", "training.batch_size=64")
+    return SpaceChoice(
+        "cifar10", (*folder_settings(options.images, options.train_limit), *settings, *shorter, *options.set)
+    )
+
+
+def summary(runs: dict[str, list[SearchRun]]) -> dict[str, Any]:
+    """Medians over the rounds, and the textbook's as a multiple of ours."""
+    wall_s = medians({name: [run.wall_s for run in several] for name, several in runs.items()})
+    per_epoch_s = medians({name: [run.wall_s_per_epoch for run in several] for name, several in runs.items()})
+    return {
+        "wall_s": wall_s,
+        "wall_s_per_epoch": per_epoch_s,
+        "epochs": medians({name: [run.epochs for run in several] for name, several in runs.items()}),
+        "ratio": wall_s[TEXTBOOK] / wall_s[OURS],
+        "ratio_per_epoch": per_epoch_s[TEXTBOOK] / per_epoch_s[OURS],
+    }
+
+
+def table(runs: dict[str, list[SearchRun]]) -> str:
+    """A line a command and round."""
+    rows = [
+        (
+            name,
+            str(number),
+            number_text(run.wall_s, 1),
+            str(run.trials),
+            str(run.epochs),
+            number_text(run.wall_s_per_epoch, 2),
+            number_text(_percent(run.best_validation_accuracy), 2, " %"),
+            number_text(_percent(run.overhead_share), 1, " %"),
+            number_text(_percent(run.idle_share), 1, " %"),
+        )
+        for name, several in runs.items()
+        for number, run in enumerate(several, 1)
+    ]
+    header = ("search", "round", "wall s", "trials", "epochs", "wall s/epoch", "best accuracy", "overhead", "idle")
+    return table_text(header, rows)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trainable.data.datasets import prepare_training_data
+
+    if options.rounds < 1:
+        raise InputError(f"--rounds is {options.rounds}, but must be at least 1.")
+    facts = machine()
+    prepare_training_data(choice(options, 1).load().dataset)
+    runs: dict[str, list[SearchRun]] = {TEXTBOOK: [], OURS: []}
+    try:
+        _search_in_turns(options, runs)
+    finally:
+        # An hour's figures are not lost when a later round fails.
+        if runs[OURS]:
+            _print(options, runs, facts)
+    return 0
+
+
+def _search_in_turns(options: argparse.Namespace, runs: dict[str, list[SearchRun]]) -> None:
+    for round_number in range(1, options.rounds + 1):
+        searched = choice(options, round_number)
+        for name, search in ((TEXTBOOK, _textbook), (OURS, _ours)):
+            progress(f"round {round_number} of {options.rounds}: {name} starts")
+            run = search(searched, options)
+            runs[name].append(run)
+            busy = busy_warning(run.cores_busy_before or 0.0)
+            progress(f"round {round_number}: {name}: {run.wall_s:.1f} s, {run.epochs} epochs{busy}")
+
+
+def _print(options: argparse.Namespace, runs: dict[str, list[SearchRun]], facts: dict[str, Any]) -> None:
+    medians_of, space = summary(runs), choice(options, 1).load()
+    print(table(runs))
+    print(
+        f"\nmedian wall-clock: {medians_of['wall_s'][TEXTBOOK]:.1f} s against {medians_of['wall_s'][OURS]:.1f} s, "
+        f"a factor of {medians_of['ratio']:.2f} (by the epoch {medians_of['ratio_per_epoch']:.2f})"
+    )
+    content = {
+        "benchmark": "whole_search",
+        "medians": medians_of,
+        "ratio": medians_of["ratio"],
+        "runs": {
+            name: [{**asdict(run), "wall_s_per_epoch": run.wall_s_per_epoch} for run in several]
+            for name, several in runs.items()
+        },
+        "settings": {**settings_of(options), **images_facts(space.dataset), "first_round": _shown(space)},
+        "machine": facts,
+    }
+    print_json(content)
+
+
+def _shown(space: Space) -> dict[str, Any]:
+    content = space.as_dict()
+    return {key: content[key] for key in ("training", "search", "space", "baseline")}
+
+
+def _textbook(searched: SpaceChoice, options: argparse.Namespace) -> SearchRun:
+    workers = ["--loader-workers", str(options.loader_workers)]
+    wall_s, busy, output = _timed(["-m", "benchmarks.speed.textbook_search", *searched.arguments, *workers])
+    content = json.loads(output.splitlines()[-1])
+    return SearchRun(
+        wall_s, content["trials"], content["epochs"], content["best_validation_accuracy"], cores_busy_before=busy
+    )
+
+
+def _ours(searched: SpaceChoice, options: argparse.Namespace) -> SearchRun:
+    with tempfile.TemporaryDirectory(prefix="dws-benchmark-") as results:
+        where = ["--results", results, "--name", NAME, "--quiet"]
+        wall_s, busy, _ = _timed(["-m", "search.run", *searched.arguments, *where])
+        return _read_experiment(Path(results), wall_s, busy)
+
+
+def _read_experiment(results: Path, wall_s: float, busy: float) -> SearchRun:
+    from search.experiment.folder import open_experiment
+
+    experiment = open_experiment(NAME, results)
+    history = experiment.history()
+    accuracies = [epoch.validation_accuracy for epoch in history.results_in_order]
+    session = json.loads((experiment.folder / "manifest.json").read_text())["sessions"][-1]
+    return SearchRun(
+        wall_s,
+        len(history.trials),
+        history.n_epochs,
+        max(accuracies, default=None),
+        session.get("overhead_share"),
+        session.get("idle_share"),
+        busy,
+    )
+
+
+def _timed(arguments: Sequence[str]) -> tuple[float, float, str]:
+    """Seconds from launch to exit, cores busy before it, and what was printed."""
+    busy = cores_busy()
+    started_s = time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    wall_s = time.perf_counter() - started_s
+    if done.returncode != 0:
+        raise RunError(f"{' '.join(arguments[:2])} ended with code {done.returncode}:\n{done.stderr[-4000:]}")
+    return wall_s, busy, done.stdout
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+if __name__ == "__main__":
+    sys.exit(main())

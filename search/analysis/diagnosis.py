@@ -1,0 +1,154 @@
+"""Whether a search itself was any good: findings from its history, each in a sentence. Pure functions."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from search.analysis.findings import Finding, Verdict, trials_text
+from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, fresh_text, rank, winner
+from search.analysis.space_findings import divergences, edges, importances
+from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
+from search.experiment.events import History
+from search.policy.fresh_statistics import lead, run_sd
+from spaces.schema import Space
+
+MIN_FLAT_TRIALS = 10
+
+
+def diagnose(
+    history: History, space: Space, n_validation: int | None = None, chance: float | None = None
+) -> list[Finding]:
+    """Everything that can be said of a search: first what to change, then what is well, then what cannot be told.
+
+    Trials outside the space as it was changed later do not count. Where the best trial is at chance, findings that
+    compare accuracies are left out: they would compare guesses.
+
+    Args:
+        history: of the search, which may still run.
+        space: what is searched.
+        n_validation: validation images; None if unknown.
+        chance: as the rungs had it (`manifest.Data.chance`).
+    """
+    ranked = rank(history, chance)
+    findings = [divergences(history, space), failures(history), learning(ranked, chance)]
+    if winner(ranked) or not best_completed(ranked):
+        findings += [
+            edges(history, space),
+            rank_correlation(history, space),
+            would_be_winners(history, space, chance),
+            flatness(history, n_validation),
+            importances(history, space),
+        ]
+    findings.append(savings(history, space, chance))
+    order: tuple[Verdict, ...] = ("change", "fine", "unknown")
+    return sorted(findings, key=lambda finding: order.index(finding.verdict))
+
+
+def failures(history: History) -> Finding:
+    """How many trials could not be trained."""
+    n_ended = history.n_ended
+    n_failed = sum(trial.status == "failed" for trial in history.counting)
+    numbers = {"n": n_ended, "n_failed": n_failed}
+    if not n_ended:
+        return Finding("failures", "unknown", "No trial has ended yet.", "", numbers)
+    if not n_failed:
+        return Finding("failures", "fine", f"Of {trials_text(n_ended)}, none failed.", "", numbers)
+    sentence = f"{n_failed} of {trials_text(n_ended)} ({n_failed / n_ended:.0%}) failed."
+    return Finding("failures", "change", sentence, "Mend the reason that search.leaderboard gives for each.", numbers)
+
+
+def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
+    """How many trials are no better than a run that only guesses.
+
+    Args:
+        ranked: all trials, as `rank` gives them with `chance`.
+        chance: the highest accuracy of a run that only guesses; None where it is not known.
+    """
+    known = [row for row in ranked if not row.set_aside and row.score is not None]
+    numbers = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known), "chance": chance}
+    if chance is None or not known:
+        why = "its manifest does not say what guessing reaches" if known else "no epoch was trained yet"
+        return Finding("learning", "unknown", f"Whether trials learned anything cannot be told: {why}.", "", numbers)
+    sentence = chance_sentence(ranked, chance)
+    if best_completed(ranked) and not winner(ranked):
+        return Finding("learning", "change", sentence, WHAT_TO_TRY, numbers)
+    return Finding("learning", "fine", sentence or f"Of {trials_text(len(known))}, none is at chance.", "", numbers)
+
+
+def flatness(history: History, n_validation: int | None) -> Finding:
+    """What the last third of the epochs added to the best completed trial, in the leaderboard's order.
+
+    Where trials were trained again, the means of their fresh runs are compared, and the gain must be clear of the
+    interval of the difference: what one run said of the best was partly luck. A best trial from before that was not
+    trained again counts with its accuracy in the search, which is rather too high. Without fresh runs, the gain counts
+    as nothing if it is less than the standard error that so many validation images leave. Even a search that has not
+    converged goes a third without a new best two times in three, if its proposals do not improve.
+    """
+    spent = sum(trial.n_epochs for trial in history.counting)
+    early = _completed_within(spent * 2 / 3, history)
+    completed = [row for row in rank(history) if row.status == "completed" and not row.set_aside]
+    before = next((row for row in completed if row.trial in early), None)
+    n_ended = history.n_ended
+    numbers: dict[str, Any] = {"n": n_ended, "epochs": spent}
+    untold = "Whether the search still improves cannot be told"
+    if before is None or n_ended < MIN_FLAT_TRIALS:
+        sentence = f"{untold} from {trials_text(n_ended)} and {spent} epochs."
+        return Finding("flatness", "unknown", sentence, "", numbers)
+    now = completed[0]
+    gained = (now.score or 0.0) - (before.score or 0.0)
+    noise, noise_is = _noise(history, now, before, n_validation)
+    numbers |= {"before": before.score, "now": now.score, "gained": gained, "noise": noise, "noise_is": noise_is}
+    if why := _why_untold(history, now, before, noise):
+        return Finding("flatness", "unknown", f"{untold}: {why}.", "", numbers)
+    sentence = f"The last third of the {spent} epochs brought the best from {_score_text(before)} to {_score_text(now)}"
+    against = f" ({noise_is}: {100 * noise:.2f} points)" if noise else ""
+    if gained > (noise or 0.0):
+        advice = "More trials may bring more: go on with --add-trials."
+        return Finding("flatness", "change", f"{sentence}{against}: it still improves.", advice, numbers)
+    advice = "More trials of this space will bring little: widen it, train longer, or change what is fixed."
+    return Finding("flatness", "fine", f"{sentence}{against}: it has flattened.", advice, numbers)
+
+
+def _completed_within(epochs: float, history: History) -> set[int]:
+    """Trials that had completed when so many epochs had been trained."""
+    spent, found = 0, set()
+    for result in history.results_in_order:
+        trial = history.trials[result.trial]
+        spent += not trial.set_aside
+        if spent <= epochs and trial.status == "completed" and result.epoch == trial.n_epochs:
+            found.add(trial.number)
+    return found
+
+
+def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | None) -> tuple[float | None, str | None]:
+    """What a gain must be more than, and what that is; None where there are too few fresh runs to say."""
+    accuracy = now.score or 0.0
+    if now.fresh and before.fresh and now is not before:
+        return lead(history, now.trial, before.trial).half_width, "half of the difference's 95 % interval"
+    if now.fresh:
+        return run_sd(history, accuracy), "a configuration's standard deviation over fresh runs"
+    if n_validation and n_validation > 0:
+        variance = max(0.0, accuracy * (1 - accuracy))
+        return math.sqrt(variance / n_validation), f"standard error of {n_validation:,} images"
+    return 0.0, None
+
+
+def _why_untold(history: History, now: Ranked, before: Ranked, noise: float | None) -> str:
+    """Why fresh runs leave open whether the best is better than the best before; empty where they do not."""
+    if now is before:
+        return ""
+    if history.runs and now.fresh is None:
+        return f"trial {now.trial}, the best of the search with {now.score:.2%}, was not trained again"
+    if noise is None:
+        return f"trials {now.trial} and {before.trial} have too few fresh runs"
+    gained = (now.score or 0.0) - (before.score or 0.0)
+    if now.fresh and before.fresh is None and gained <= noise:
+        return (
+            f"trial {now.trial} has {_score_text(now)}, and trial {before.trial}, the best before the last third of "
+            f"the epochs, {_score_text(before)}, but was not trained again"
+        )
+    return ""
+
+
+def _score_text(row: Ranked) -> str:
+    return f"{fresh_text(row.fresh)} (fresh runs)" if row.fresh else f"{row.score:.2%}"

@@ -1,0 +1,76 @@
+"""A search as pandas frames, plotly figures and an HTML table, for notebooks. Pure functions of the history."""
+
+import html
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from search.analysis.ranking import RESULT_COLUMNS, lead_sentence, rank, winner
+from search.experiment.events import History
+from search.experiment.folder import CURVE_COLUMNS, RUN_COLUMNS, curve_rows, run_rows
+from search.policy.budget import progress_text
+from spaces.parameters import HYPERPARAMETER_NAMES
+from spaces.printable import printable
+from spaces.schema import Space
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+# A notebook's table of a search of thousands of trials is read by nobody, and slows its page down.
+MOST_ROWS = 20
+_OFTEN_MISSING = ("validation_accuracy", "validation_loss", "fresh_accuracy", "fresh_half_width")
+_PERCENTAGES = ("validation_accuracy", "fresh_accuracy", "fresh_half_width")
+
+
+def trials_frame(history: History) -> pd.DataFrame:
+    """A row a trial, the best first; the index is the trial's number."""
+    rows = []
+    for row in rank(history):
+        content = row.as_dict()
+        config = content.pop("config")
+        rows.append([*(content[name] for name in RESULT_COLUMNS), *(config[name] for name in HYPERPARAMETER_NAMES)])
+    frame = pd.DataFrame(rows, columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
+    # A column of None alone would be one of objects, which pandas shows as "None".
+    return frame.astype(dict.fromkeys(_OFTEN_MISSING, float)).set_index("trial")
+
+
+def curves_frame(history: History) -> pd.DataFrame:
+    """A row a trial and epoch."""
+    return pd.DataFrame(curve_rows(history), columns=list(CURVE_COLUMNS))
+
+
+def fresh_runs_frame(history: History) -> pd.DataFrame:
+    """A row a fresh run and epoch."""
+    return pd.DataFrame(run_rows(history), columns=list(RUN_COLUMNS))
+
+
+def figures(space: Space, history: History, is_live: bool, chance: float | None = None) -> "dict[str, Figure]":
+    """The report's figures of the search, by name; those that can be drawn of what there is."""
+    from search.pages.plots import learning_curves, optimisation_history, parallel_coordinates, slices
+    from search.policy.space_change import counting_in
+    from search.policy.study import study_of
+
+    trials, best = counting_in(space, history), winner(rank(history, chance))
+    number = best.trial if best else None
+    made = {
+        "learning_curves": learning_curves(trials, number, space.rung_epochs, is_live),
+        "optimisation_history": optimisation_history(trials, number, study_of(space, history), is_live),
+        "parallel_coordinates": parallel_coordinates(space, trials, number),
+        **{f"slice_{name}": figure for name, figure in slices(space, trials, number, is_live).items()},
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def as_html(name: str, space: Space, history: History, chance: float | None = None) -> str:
+    """The leaderboard as a notebook shows it; nothing in it is taken for HTML but what is ours."""
+    frame = trials_frame(history)
+    shown = ["rank", "status", "epochs", "validation_accuracy", "validation_loss"]
+    shown += ["fresh_accuracy", "fresh_half_width", "fresh_runs"] if history.runs else []
+    table = frame.loc[:, [*shown, *space.searched]].head(MOST_ROWS)
+    formats = {name: "{:.2%}".format for name in _PERCENTAGES if name in table}
+    n_hidden = len(frame) - len(table)
+    more = f"<p>and {n_hidden} more, in <code>trials</code></p>" if n_hidden else ""
+    title = f"<b>{html.escape(printable(name))}</b>: {progress_text(history, space)}."
+    sentence = html.escape(printable(lead_sentence(history, rank(history, chance), chance)))
+    body = table.to_html(formatters=formats, float_format="{:.3g}".format, na_rep="", escape=True, border=0)
+    return f"<div><p>{title} {sentence}</p>{body}{more}</div>"

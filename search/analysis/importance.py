@@ -1,0 +1,116 @@
+"""Which hyperparameters mattered: Optuna's fANOVA, held against what shuffled values give."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import create_trial
+
+from search.experiment.events import Trial
+from search.policy.space_change import contains
+from search.policy.study import distributions
+from spaces.parameters import Hyperparameters, LogUniform, Number
+from spaces.schema import Space
+
+# Fewer trials are split one by one, and every parameter seems to matter.
+MIN_TRIALS = 10
+# Of more, so many are drawn: a forest takes seconds.
+MAX_TRIALS = 200
+N_TREES = 32
+# The largest of so many is passed by chance once in 20.
+N_SHUFFLED = 19
+# Fewer trees scatter more, so that what chance gives is rather overrated.
+N_TREES_SHUFFLED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """What parameters explain of the differences between trials.
+
+    Attributes:
+        epoch: after which trials are compared.
+        n: trials.
+        shares: for each searched parameter, the share of the variance that it explains alone; largest first.
+        by_chance: the largest share of any parameter that 19 shufflings of the values gave.
+    """
+
+    epoch: int
+    n: int
+    shares: Mapping[str, float]
+    by_chance: float
+
+    @property
+    def found(self) -> dict[str, float]:
+        """The parameters whose share chance does not explain."""
+        return {name: share for name, share in self.shares.items() if share > self.by_chance}
+
+
+def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importance | None:
+    """fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014) of the accuracy after an epoch.
+
+    Each parameter is taken in its own scale (Optuna's evaluator alone would weigh the upper decade of a loguniform
+    range ten times the one below). A trial that diverged by then counts as the worst that did not. fANOVA explains
+    pure noise, too: therefore `by_chance`. Fresh runs are left out: only the best have them, and where each trial
+    counts with one run, no trial is favoured by its luck on average.
+
+    Args:
+        epoch: counted from 1.
+        trials: those that did not get so far, or lie outside the space, are left out.
+        space: what was searched.
+
+    Returns:
+        None for fewer than `MIN_TRIALS` trials or two parameters, or if all values are equal.
+    """
+    generator = np.random.default_rng(space.search.seed)
+    inside = [trial for trial in trials if contains(space, trial.config)]
+    arrived = [(trial, value) for trial in inside if (value := _value_at(epoch, trial)) is not None]
+    if len(arrived) > MAX_TRIALS:
+        arrived = [arrived[i] for i in sorted(generator.choice(len(arrived), MAX_TRIALS, replace=False))]
+    known = [value for _, value in arrived if math.isfinite(value)]
+    if len(arrived) < MIN_TRIALS or len(space.searched) < 2 or len(set(known)) < 2:
+        return None
+    configs = [trial.config for trial, _ in arrived]
+    values = np.array([value if math.isfinite(value) else min(known) for _, value in arrived])
+    shares = _shares(configs, values, space, N_TREES)
+    shuffled = [_shares(configs, generator.permutation(values), space, N_TREES_SHUFFLED) for _ in range(N_SHUFFLED)]
+    by_chance = max(share for shares_then in shuffled for share in shares_then.values())
+    return Importance(epoch, len(arrived), dict(sorted(shares.items(), key=lambda item: -item[1])), by_chance)
+
+
+def _value_at(epoch: int, trial: Trial) -> float | None:
+    """The accuracy after an epoch, NaN where it diverged by then, None where it did not get so far."""
+    if trial.n_epochs >= epoch and not trial.epochs[epoch - 1].diverged:
+        return trial.epochs[epoch - 1].validation_accuracy
+    return math.nan if trial.last and trial.last.diverged and trial.n_epochs <= epoch else None
+
+
+def _shares(
+    configs: Sequence[Hyperparameters], values: NDArray[np.float64], space: Space, n_trees: int
+) -> dict[str, float]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    scales = _in_own_scale(space)
+    for config, value in zip(configs, values, strict=True):
+        params = {name: _own(space, name, getattr(config, name)) for name in scales}
+        study.add_trial(create_trial(params=params, distributions=scales, value=float(value)))
+    evaluator = FanovaImportanceEvaluator(n_trees=n_trees, seed=space.search.seed)
+    return {name: float(share) for name, share in evaluator.evaluate(study).items()}
+
+
+def _in_own_scale(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's form of the searched parameters, with logarithms where the range is logarithmic."""
+    return {
+        name: FloatDistribution(math.log(parameter.low), math.log(parameter.high))
+        if isinstance(parameter, LogUniform)
+        else distribution
+        for (name, distribution), parameter in zip(distributions(space).items(), space.searched.values(), strict=True)
+    }
+
+
+def _own(space: Space, name: str, value: Number) -> Number:
+    return math.log(value) if isinstance(space.searched[name], LogUniform) else value

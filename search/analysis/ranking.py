@@ -1,0 +1,420 @@
+"""The order of trials, and the sentences about it. Pure functions of the history."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from search.experiment.events import History, Status, Trial
+from search.policy.fresh_statistics import Fresh, Lead, fresh_results, lead
+from spaces.counted import counted
+from spaces.parameters import Hyperparameters
+
+METRIC = "validation_accuracy"
+# A trial's results, as JSON and CSV name them.
+RESULT_COLUMNS = (
+    "rank",
+    "trial",
+    "status",
+    "epochs",
+    "validation_accuracy",
+    "validation_loss",
+    "seconds",
+    "fresh_accuracy",
+    "fresh_half_width",
+    "fresh_runs",
+    "tied",
+    "baseline",
+    "explored",
+    "reason",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A row of the leaderboard.
+
+    Attributes:
+        rank: from 1.
+        trial: its number.
+        status: `completed`, `stopped` by ASHA, `failed`, `diverged`, or `running` (it can still go on).
+        epochs: how many it trained.
+        validation_accuracy: 0 to 1, after its last epoch; None before the first, or when it diverged.
+        validation_loss: likewise.
+        seconds: spent in training and validation.
+        baseline: whether it is the hand-picked configuration.
+        config: all hyperparameters.
+        reason: why it stopped, failed or diverged, or does not count; empty otherwise.
+        set_aside: whether it lies outside the space as it was changed later.
+        explored: whether chance let it go to the end whatever a rung says.
+        fresh: what fresh runs say of it; None where it has none, or where they do not cover the best trials yet.
+        at_chance: whether `score` is no more than a run that only guesses reaches.
+    """
+
+    rank: int
+    trial: int
+    status: Status
+    epochs: int
+    validation_accuracy: float | None
+    validation_loss: float | None
+    seconds: float
+    baseline: bool
+    config: Hyperparameters
+    reason: str
+    set_aside: bool = False
+    explored: bool = False
+    fresh: Fresh | None = None
+    at_chance: bool = False
+
+    @property
+    def score(self) -> float | None:
+        """What its rank rests on: the mean of its fresh runs, or its accuracy in the search where it has none."""
+        return self.fresh.mean if self.fresh else self.validation_accuracy
+
+    @property
+    def fresh_accuracy(self) -> float | None:
+        return self.fresh.mean if self.fresh else None
+
+    @property
+    def fresh_half_width(self) -> float | None:
+        return self.fresh.half_width if self.fresh else None
+
+    @property
+    def fresh_runs(self) -> int:
+        return self.fresh.n_runs if self.fresh else 0
+
+    @property
+    def tied(self) -> bool:
+        """Whether it cannot be told from the best."""
+        return self.fresh is not None and self.fresh.is_tied
+
+    def as_dict(self) -> dict[str, Any]:
+        results = {name: getattr(self, name) for name in RESULT_COLUMNS}
+        return {**results, "seconds": round(self.seconds, 3), "config": self.config.as_dict()}
+
+
+_OUTSIDE = "outside the space as it was changed later"
+
+# Lower sorts first. A stopped trial may look better than a completed one, but only up to where it stopped.
+_STATUS_ORDER = {"completed": 0, "stopped": 1, "running": 1, "failed": 2, "diverged": 3}
+_MAY_BE_BETTER = ("completed", "stopped", "running")
+WHAT_TO_TRY = (
+    "Try other learning rates (`space.lr`), more epochs (`training.max_epochs`) or more images, and look whether the "
+    "labels fit the images."
+)
+
+
+def rank(history: History, chance: float | None = None) -> list[Ranked]:
+    """All trials, best first.
+
+    1. Trials that were chosen for fresh runs, by the mean of those.
+    2. All others by what the search said: completed trials by validation accuracy after their last epoch; then stopped
+       and running ones by epochs reached and accuracy; then failed and diverged ones; last those outside the space as
+       it was changed later. Equal accuracies are ordered by loss, then by number.
+
+    The baseline gets fresh runs without having been chosen, to be compared with. It stands before the first trial of 1
+    whose mean is less than the baseline's; where there is none, before the first trial of 2 whose accuracy is not
+    more than the baseline's mean, or that did not complete.
+
+    Args:
+        history: of the search.
+        chance: the highest accuracy of a run that only guesses (`manifest.Data.chance`); None where it is not known.
+    """
+    ordered = sorted(history.trials.values(), key=_sort_key)
+    fresh = _usable_fresh_results(history, ordered)
+    numbers = [*fresh, *(trial.number for trial in ordered if trial.number not in fresh)]
+    baseline = _last_baseline(history)
+    if baseline in fresh and baseline == numbers[len(fresh) - 1]:
+        _move_down(numbers, len(fresh) - 1, fresh[baseline].mean, history)
+    return [
+        _row(position, history.trials[number], fresh.get(number), chance) for position, number in enumerate(numbers, 1)
+    ]
+
+
+def best_completed(ranked: Sequence[Ranked]) -> Ranked | None:
+    """The best completed trial, whether or not it has learned anything; None while there is none."""
+    return next((row for row in ranked if row.status == "completed" and not row.set_aside), None)
+
+
+def winner(ranked: Sequence[Ranked]) -> Ranked | None:
+    """The best completed trial; None while there is none, and where it is at chance."""
+    best = best_completed(ranked)
+    return None if best is None or best.at_chance else best
+
+
+def n_by_fresh_runs(ranked: Sequence[Ranked]) -> int:
+    """How many rows at the top have ranks that rest on fresh runs; 0 where the rows are in another order."""
+    if any(row.rank != position for position, row in enumerate(ranked, 1)):
+        return 0
+    return next((i for i, row in enumerate(ranked) if row.fresh is None), len(ranked))
+
+
+@dataclass(frozen=True, slots=True)
+class OverBaseline:
+    """What there is to say of the winner against the hand-picked configuration.
+
+    Attributes:
+        kind: what the lead is from: `fresh runs` of both, or `one seed` of each where the winner has no fresh run. Or
+            why there is none: the winner `is baseline`; it has fresh runs and the baseline has `no fresh run`, or
+            the `baseline diverged` in one; the baseline has `not completed`; there is `no winner`.
+        baseline: its row; None where there is none.
+        lead: of the winner; None for the kinds without one.
+    """
+
+    kind: Literal[
+        "fresh runs", "one seed", "is baseline", "no fresh run", "baseline diverged", "not completed", "no winner"
+    ]
+    baseline: Ranked | None = None
+    lead: Lead | None = None
+
+
+def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
+    """How far the winner is ahead of the baseline: decided here for all that say it.
+
+    Args:
+        history: of the search.
+        ranked: its rows, as `rank` gives them.
+    """
+    best = winner(ranked)
+    baseline_number = _last_baseline(history)
+    baseline = next((row for row in ranked if row.trial == baseline_number), None)
+    if best is None or best.validation_accuracy is None:
+        return OverBaseline("no winner", baseline)
+    if best.baseline:
+        return OverBaseline("is baseline", baseline)
+    if best.fresh:
+        if baseline is None or baseline.fresh is None:
+            return OverBaseline("no fresh run", baseline)
+        if baseline.fresh.n_diverged:
+            return OverBaseline("baseline diverged", baseline)
+        return OverBaseline("fresh runs", baseline, lead(history, best.trial, baseline.trial))
+    if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
+        return OverBaseline("not completed", baseline)
+    return OverBaseline("one seed", baseline, Lead(best.validation_accuracy - baseline.validation_accuracy, None))
+
+
+def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | None = None) -> str:
+    """Who won, how surely, and how far ahead of the baseline, in words; or that nobody did, for nothing was learned.
+
+    Args:
+        history: of the search.
+        ranked: its rows, as `rank` gives them.
+        chance: as it was given to `rank`.
+    """
+    at_chance = chance_sentence(ranked, chance)
+    best = winner(ranked)
+    if best is None:
+        if best_completed(ranked):
+            return f"{at_chance} {WHAT_TO_TRY}"
+        return f"No trial has completed yet. {at_chance}".rstrip()
+    over = over_baseline(history, ranked)
+    lead = _confirmed_sentence(ranked, best, best.fresh, over) if best.fresh else _one_seed_sentence(ranked, best, over)
+    return f"{lead} {at_chance}".rstrip()
+
+
+def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
+    """How many trials are at chance; where the best is, that nothing was learned. Empty where none is.
+
+    Args:
+        ranked: rows, as `rank` gives them with `chance`.
+        chance: the highest accuracy of a run that only guesses; None where it is not known.
+    """
+    known = [row for row in ranked if not row.set_aside and row.score is not None]
+    n_at_chance = sum(row.at_chance for row in known)
+    if chance is None or not n_at_chance:
+        return ""
+    how_many = (
+        f"{n_at_chance:,} of {len(known):,} trials {'is' if n_at_chance == 1 else 'are'} at chance "
+        f"(at most {chance:.2%}: a run that always names the commonest class may reach that)"
+    )
+    best = best_completed(ranked)
+    if best is None or not best.at_chance:
+        return f"{how_many}."
+    if n_at_chance == len(known):
+        return f"No trial wins, for nothing was learned: {how_many}."
+    return f"No trial wins: {how_many}, and the best completed one, trial {best.trial}, is."
+
+
+def _one_seed_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBaseline) -> str:
+    claim = f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy"
+    if over.kind == "is baseline":
+        return f"{claim}. It is the baseline: {_unbeaten_text(ranked, best)}"
+    if over.baseline is None or over.lead is None:
+        return f"{claim}. The baseline has not completed."
+    return (
+        f"{claim}, {100 * over.lead.mean:.2f} points above the baseline (trial {over.baseline.trial}, "
+        f"{over.baseline.validation_accuracy:.2%}); one seed each, on the images that chose it."
+    )
+
+
+def _confirmed_sentence(ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, over: OverBaseline) -> str:
+    runs = f"{counted(fresh.n_runs, 'fresh run')} {'says' if fresh.n_runs == 1 else 'say'}"
+    tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
+    sentences = [
+        f"Trial {best.trial} wins: the search said {best.validation_accuracy:.2%}, {runs} {fresh_text(fresh)}.",
+        _over_baseline_sentence(ranked, best, over),
+    ]
+    if tied:
+        sentences.append(f"Not to be told from it: trial{'s' * (len(tied) > 1)} {', '.join(tied)}.")
+    return " ".join(sentences)
+
+
+def _unbeaten_text(ranked: Sequence[Ranked], baseline: Ranked) -> str:
+    """What is true of the trials beside a baseline that leads: those that look better were not all trained again."""
+    assert baseline.score is not None
+    others = [row for row in ranked if not row.set_aside and row.fresh is None and row.status in _MAY_BE_BETTER]
+    better = [row for row in others if row.score is not None and row.score > baseline.score]
+    if not better:
+        return "no searched configuration beat it."
+    tried = "was trained again" if baseline.fresh else "completed"
+    best = max(better, key=lambda row: row.score or 0)
+    more = f" and {len(better) - 1:,} more" * (len(better) > 1)
+    those = "was" if len(better) == 1 else "were"
+    status = "" if best.status == "completed" else f", {best.status}"
+    but = f"better in the search, but not trained again, {those}" if baseline.fresh else f"better so far {those}"
+    return f"no searched one that {tried} beat it; {but} trial {best.trial} ({best.score:.2%}{status}){more}."
+
+
+def _over_baseline_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBaseline) -> str:
+    if over.kind == "is baseline":
+        return f"It is the hand-picked configuration: {_unbeaten_text(ranked, best)}"
+    baseline, ahead = over.baseline, over.lead
+    if over.kind == "baseline diverged" and baseline and baseline.fresh:
+        return f"The hand-picked configuration (trial {baseline.trial}) {_diverged_text(baseline.fresh)}."
+    if baseline is None or baseline.fresh is None or ahead is None:
+        return "The hand-picked configuration has no fresh run to compare with."
+    hand_picked = f"the hand-picked configuration (trial {baseline.trial}, {fresh_text(baseline.fresh)})"
+    if ahead.half_width is None:
+        return f"It is {100 * ahead.mean:.2f} points above {hand_picked}, in too few runs to say how surely."
+    points = f"{100 * ahead.mean:.2f} ± {100 * ahead.half_width:.2f} points"
+    if ahead.is_clear:
+        return f"The winner is {points} above {hand_picked}."
+    return f"The winner is not distinguishable from {hand_picked}: the difference is {points}."
+
+
+def _diverged_text(fresh: Fresh) -> str:
+    runs = "its only fresh run" if fresh.n_runs == 1 else f"{fresh.n_diverged} of {fresh.n_runs} fresh runs"
+    return f"diverged in {runs}"
+
+
+def points_text(lead: Lead) -> str:
+    """`+2.10 ± 0.50 points`, the second figure being half of the 95 % interval, where there is one."""
+    spread = "" if lead.half_width is None else f" ± {100 * lead.half_width:.2f}"
+    return f"{100 * lead.mean:+.2f}{spread} points"
+
+
+def fresh_text(fresh: Fresh) -> str:
+    """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points; or `60.40%, 1 of 3 diverged`."""
+    if fresh.n_diverged:
+        return f"{fresh.mean:.2%}, {fresh.n_diverged} of {fresh.n_runs} diverged"
+    spread = "" if fresh.half_width is None else f" ± {100 * fresh.half_width:.2f}"
+    return f"{fresh.mean:.2%}{spread}"
+
+
+def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
+    """Rows ordered by a column or a hyperparameter: best first for results, ascending for the rest.
+
+    Raises:
+        KeyError: there is no such column.
+    """
+
+    def value(row: Ranked) -> tuple[bool, Any]:
+        columns = row.as_dict()
+        config = columns.pop("config")
+        found = columns[key] if key in columns else config[key]
+        return (found is None, found if found is not None else 0)
+
+    if key in ("validation_accuracy", "epochs", "fresh_accuracy", "fresh_runs"):
+        known = [row for row in ranked if not value(row)[0]]
+        return sorted(known, key=lambda row: value(row)[1], reverse=True) + [row for row in ranked if value(row)[0]]
+    return sorted(ranked, key=value)
+
+
+SORT_KEYS = tuple(
+    name for name in RESULT_COLUMNS if name not in ("baseline", "explored", "reason", "tied", "fresh_half_width")
+)
+
+
+def _usable_fresh_results(history: History, ordered: Sequence[Trial]) -> dict[int, Fresh]:
+    """Fresh results in their order, if no trial that the search ranked higher lacks them: none, otherwise.
+
+    While the first fresh runs are under way, or after more trials were added, a trial would else be ahead only
+    because the others have not been trained again yet.
+    """
+    fresh = fresh_results(history) if history.runs else {}
+    baseline = _last_baseline(history)
+    others = [trial.number for trial in ordered if trial.status == "completed" and trial.number != baseline]
+    n_confirmed = sum(number in fresh for number in others)
+    covers_best = n_confirmed > 0 and all(number in fresh for number in others[:n_confirmed])
+    return fresh if covers_best else {}
+
+
+def _sort_key(trial: Trial) -> tuple[float, ...]:
+    accuracy, loss = _last_scores(trial)
+    epochs_first = 0 if trial.status == "completed" else -trial.n_epochs
+    return (
+        trial.set_aside,
+        _STATUS_ORDER[trial.status],
+        epochs_first,
+        -(accuracy if accuracy is not None else -1.0),
+        loss if loss is not None else math.inf,
+        trial.number,
+    )
+
+
+def _last_scores(trial: Trial) -> tuple[float | None, float | None]:
+    if trial.last is None or trial.last.diverged:
+        return None, None
+    loss = trial.last.validation_loss
+    return trial.last.validation_accuracy, loss if math.isfinite(loss) else None
+
+
+def _last_baseline(history: History) -> int | None:
+    """The number of the baseline; the last one where the space was changed, and its baseline with it."""
+    return max((trial.number for trial in history.trials.values() if trial.baseline), default=None)
+
+
+def _move_down(numbers: list[int], place: int, accuracy: float, history: History) -> None:
+    """Move the number at `place` behind the completed trials after it that have a higher accuracy."""
+
+    def is_ahead(trial: Trial) -> bool:
+        theirs = _last_scores(trial)[0]
+        return trial.status == "completed" and not trial.set_aside and theirs is not None and theirs > accuracy
+
+    behind = range(place + 1, len(numbers))
+    end = next((i for i in behind if not is_ahead(history.trials[numbers[i]])), len(numbers))
+    numbers.insert(end - 1, numbers.pop(place))
+
+
+def _row(position: int, trial: Trial, fresh: Fresh | None, chance: float | None) -> Ranked:
+    accuracy, loss = _last_scores(trial)
+    score = fresh.mean if fresh else accuracy
+    return Ranked(
+        rank=position,
+        trial=trial.number,
+        status=trial.status,
+        epochs=trial.n_epochs,
+        validation_accuracy=accuracy,
+        validation_loss=loss,
+        seconds=trial.seconds,
+        baseline=trial.baseline,
+        config=trial.config,
+        reason=_OUTSIDE if trial.set_aside else trial.end.reason if trial.end else "",
+        set_aside=trial.set_aside,
+        explored=trial.explored,
+        fresh=fresh,
+        at_chance=chance is not None and score is not None and score <= chance,
+    )
+
+
+def best_accuracy(trials: Iterable[Trial]) -> tuple[int, float] | None:
+    """Number and last accuracy of the best trial so far, whatever its status but failed."""
+    scored = [
+        (trial.last.validation_accuracy, -trial.number)
+        for trial in trials
+        if trial.last and trial.status not in ("failed", "diverged") and not trial.last.diverged and not trial.set_aside
+    ]
+    if not scored:
+        return None
+    accuracy, negative_number = max(scored)
+    return -negative_number, accuracy

@@ -1,0 +1,231 @@
+"""A Ray cluster of this process's own, which leaves nothing behind."""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from search.processes.guarded_folder import guarded_folder
+from search.processes.native_errors import FILE_NAME, NativeErrors, native_errors_in
+from spaces.errors import RunError
+from spaces.schema import Space
+from trainable.allocator import ALLOCATOR_ENVIRONMENT
+
+# Objects that we put into Ray's store are small: images are memory-mapped files.
+OBJECT_STORE_BYTES = 100 * 1024 * 1024
+
+# Of the process that a search runs in.
+DRIVER_ENVIRONMENT = {
+    # No reports to anybody, no second progress display, no handler of Ctrl-C beside ours.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Traces of calls whose results nobody waits for, as when a search ends early; Tune reports all others.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # After an end, an actor in the middle of an epoch is not waited for.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
+    # Trials start together, as many as the searcher gives out; Ray's default is one after the other.
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
+    # One log a trial (`result.json`, see `launching`), not the same in three forms.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ray's snapshots are never read back.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+# Of both: trackers that a space may name report to nobody else, and leave the terminal alone.
+_TRACKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+
+# Of the processes that trials run in.
+WORKER_ENVIRONMENT = {
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    # One thread a trial and a trial a core: more only compete, whatever the user's shell has set.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    **ALLOCATOR_ENVIRONMENT,
+}
+
+_ENVIRONMENT = {
+    **DRIVER_ENVIRONMENT,
+    **WORKER_ENVIRONMENT,
+    **_TRACKER_ENVIRONMENT,
+    # Workers, which start with the cluster, import torch and the rest while the driver is still busy.
+    "RAY_preload_python_modules": "trainable.preload",
+}
+
+
+# Of a cluster that nobody else gets into, and of which nothing stays.
+_PRIVACY = {
+    # All listen on the loopback only, as they do where Ray has no clusters of several machines.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    # Processes are known by their environment, over which Ray would write their names.
+    "SPT_NOENV": "1",
+}
+# Without one of these, no trial goes on. Their names are Ray's.
+_NEEDED_PROCESSES = ("raylet", "gcs_server")
+
+# Would be taken instead of the cluster's own token.
+_OTHER_TOKEN = "RAY_AUTH_TOKEN"
+
+# Tune starts its actors with these where they are set, and workers that stand ready do not have them.
+_HANDED_ON_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+
+
+class LocalCluster:
+    """Ray on this machine; a context manager that starts it, and ends all of it with the block.
+
+    However this process ends, none of Ray's outlives it; see `guarded_folder`. Nothing but the loopback is listened
+    on, and whoever connects needs a token that only this user can read, and that ends with the cluster.
+
+    Must be entered before anything imports Ray, which reads its settings then, and in the thread that lives longest:
+    Ray's processes end with the thread that started them.
+
+    Args:
+        n_workers: processes to start at once, and the CPUs that Ray may hand out.
+        n_gpus: that it may hand out; None for all that are there.
+        keeps_credentials: leave AWS's in the environment, for results at a URL that wants them; workers that stand
+            ready are not used then.
+    """
+
+    # Workers map the images that the driver decoded.
+    shares_disk = True
+    address: str | None = None
+
+    def __init__(self, n_workers: int, n_gpus: int | None, keeps_credentials: bool = False) -> None:
+        self._n_workers = n_workers
+        self._n_gpus = n_gpus
+        self._keeps_credentials = keeps_credentials
+        self._started = contextlib.ExitStack()
+        self._errors: NativeErrors | None = None
+        self._is_ending = False
+
+    def __enter__(self) -> "LocalCluster":
+        with contextlib.ExitStack() as started:
+            started.enter_context(_environment_given_back())
+            folder = started.enter_context(guarded_folder()).path
+            os.environ.update(_ENVIRONMENT | _PRIVACY, RAY_AUTH_TOKEN_PATH=str(_write_token(folder)))
+            handed_on = () if self._keeps_credentials else _HANDED_ON_BY_TUNE
+            for name in (*handed_on, _OTHER_TOKEN):
+                os.environ.pop(name, None)
+            self._errors = started.enter_context(native_errors_in(folder / FILE_NAME))
+            started.callback(shut_down_ray)
+            self._start(folder)
+            self._started = started.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def _start(self, folder: Path) -> None:
+        import ray
+
+        keep_ray_to_itself()
+        try:
+            # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
+            ray.init(
+                address="local",
+                num_cpus=self._n_workers,
+                num_gpus=self._n_gpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Below the private folder: Ray lets everybody write to what it is given here.
+                _temp_dir=str(folder / "ray"),
+            )
+        except OSError:
+            raise
+        except Exception as error:  # Ray has no type for it
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+            raise RunError(f"Ray could not be started ({reason}). Try again when the machine is less busy.") from error
+        if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
+            raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
+        # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+    def what_is_gone(self) -> str | None:
+        """Why the cluster is gone, as one line; None while its processes live, and before and after them."""
+        node = None if self._is_ending else _node_of_this_process()
+        dead = [name for name in _NEEDED_PROCESSES if node and _has_ended(node, name)]
+        return f"Ray's process {dead[0]} is gone (killed, perhaps for its memory)" if dead else None
+
+    def log_to(self, path: Path) -> None:
+        """Keep what Ray's C++ code says in this process in `path`, unless it says nothing."""
+        if self._errors:
+            self._errors.send_to(path)
+
+    def end(self) -> None:
+        """End Ray's processes and give the environment back; nothing where that is done already."""
+        self._is_ending = True
+        self._started.close()
+
+
+def keep_ray_to_itself() -> None:
+    """Leave the terminal and SIGTERM to the command; before `ray.init`.
+
+    When a node dies, Ray prints pages of that node's log into the driver's output; our display says it in a line.
+    """
+    from ray._private import utils, worker
+
+    vars(worker)["print_to_stdstream"] = lambda *given, **options: None
+    vars(utils)["set_sigterm_handler"] = lambda handler: None
+
+
+def _node_of_this_process() -> Any:
+    # Not imported here: the thread that asks would wait for the one that is importing it.
+    worker = sys.modules.get("ray._private.worker")
+    return getattr(worker, "_global_node", None)
+
+
+def _has_ended(node: Any, name: str) -> bool:
+    return any(info.process.poll() is not None for info in list(node.all_processes.get(name, ())))
+
+
+@contextlib.contextmanager
+def _environment_given_back() -> Iterator[None]:
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _write_token(folder: Path) -> Path:
+    # Ray's own would stay in the user's home, for all clusters, and readable by others.
+    path = folder / "token"
+    path.write_text(secrets.token_hex(32))
+    return path
+
+
+def shut_down_ray() -> None:
+    """End Ray in this process; its C++ code sets SIGTERM to its default then, so the handler is set again."""
+    if "ray" in sys.modules:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            sys.modules["ray"].shutdown()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def cluster_for(space: Space, keeps_credentials: bool = False) -> LocalCluster:
+    """The cluster that a search of `space` needs; told without torch, so that both can start side by side."""
+    wanted = space.resources.trials_at_once
+    n_workers = count_cores() if wanted == "auto" or space.resources.device == "cuda" else wanted
+    n_gpus = 0 if space.resources.device == "cpu" else None
+    return LocalCluster(min(n_workers, space.search.most_trials), n_gpus, keeps_credentials)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,176 @@
+"""Ends a command that was asked to end, or whose Ray cluster is gone."""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from spaces.command import EXIT_FAILED, EXIT_INTERRUPTED
+from spaces.errors import RunError
+from spaces.printable import printable
+
+POLL_S = 1.0
+# After the loss of the cluster: Ray's own loop gets the first seconds to return, then its call is broken off.
+BREAK_OFF_AFTER_S = 3.0
+# From a signal or the loss of the cluster to the end of the process, unless the command ended before.
+END_WITHIN_S = 10.0
+# For the last words before that: they may wait for a disk or a terminal that does not answer.
+LAST_WORDS_S = 2.0
+
+_REQUESTS = (signal.SIGINT, signal.SIGTERM)
+
+
+class ClusterLostError(BaseException):
+    """Raised in the main thread while it is inside Ray, whose loops catch every `Exception`."""
+
+
+class Interruption:
+    """Takes Ctrl-C and `kill` as a wish to end cleanly; a second one ends at once. A context manager.
+
+    Within it, a thread watches the command, because the main thread may be in a call to Ray's C++ code that never
+    returns. The thread learns of signals from the kernel (`signal.set_wakeup_fd`), and asks every `POLL_S` whether
+    the cluster is still there. A command that has not ended `END_WITHIN_S` later is ended by `os._exit`, after its
+    last words; whatever it started is ended by its guardian (`search.processes.guarded_folder`).
+
+    Args:
+        what_is_gone: asked every `POLL_S` in the thread: why the cluster is gone, as one line, or None. Must not block.
+
+    Attributes:
+        wished: a signal came.
+        lost: why the cluster is gone, as one line; None while it is there.
+    """
+
+    def __init__(self, what_is_gone: Callable[[], str | None] = lambda: None) -> None:
+        self.wished = False
+        self.lost: str | None = None
+        self._before = {number: signal.getsignal(number) for number in _REQUESTS}
+        self._what_is_gone = what_is_gone
+        self._last_words: Callable[[], str] = lambda: "nothing was started."
+        self._is_inside_ray = False
+        # Held while the thread decides to break off a call: the main thread does not leave Ray in between.
+        self._leaving = threading.Lock()
+        self._signalled = False
+        self._breaks_off = False
+        self._wakeup = -1
+
+    def listen(self) -> None:
+        """Take the signals; again after something else, such as `ray.init`, has taken them for itself."""
+        for number in self._before:
+            signal.signal(number, self._wish)
+
+    def leave_last_words(self, last_words: Callable[[], str]) -> None:
+        """Call `last_words` in the watching thread where the command has to be ended: it writes what must be written.
+
+        Args:
+            last_words: gives the line's end, after the reason: what is kept and what to do.
+        """
+        self._last_words = last_words
+
+    @contextlib.contextmanager
+    def inside_ray(self) -> Iterator[None]:
+        """A block that is broken off where the cluster is gone and Ray does not return.
+
+        Raises:
+            RunError: the cluster is gone.
+        """
+        self._is_inside_ray = True
+        try:
+            yield
+        except ClusterLostError:
+            pass
+        except Exception:
+            # What Ray raises of a cluster that is gone says less than the loss itself.
+            if not self._cluster_is_gone():
+                raise
+        finally:
+            self._is_inside_ray = False
+            with self._leaving:
+                pass  # a signal that was decided on has been sent
+        if self.lost:
+            raise RunError(f"{self.lost}; {self._last_words()}")
+
+    def end(self) -> None:
+        """Stop watching: what follows may take as long as it takes."""
+        if self._wakeup >= 0:
+            signal.set_wakeup_fd(-1)
+            os.close(self._wakeup)  # the thread reads the end of its pipe
+            self._wakeup = -1
+
+    def _wish(self, signal_number: int, frame: FrameType | None) -> None:
+        if self._breaks_off:
+            self._breaks_off = False
+            if self._is_inside_ray:
+                self._is_inside_ray = False
+                raise ClusterLostError
+            return
+        if self.wished:
+            raise KeyboardInterrupt
+        self.wished = True
+
+    def __enter__(self) -> "Interruption":
+        self.listen()
+        reader, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), name="interruption", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _watch(self, reader: int) -> None:
+        # Counted, not read from a clock: a process that was stopped (SIGSTOP) has not had the time that passed.
+        waited_s = 0.0
+        broken_off = False
+        while self._is_watched(reader):
+            if not self._signalled and not self._cluster_is_gone():
+                continue
+            waited_s += POLL_S
+            if waited_s > END_WITHIN_S:
+                self._end_process()
+            elif self.lost and waited_s > BREAK_OFF_AFTER_S and not broken_off:
+                broken_off = self._break_off()
+        os.close(reader)
+
+    def _break_off(self) -> bool:
+        """Have the main thread raise `ClusterLostError`; False where it is not inside Ray.
+
+        Not at any other time: `ray.shutdown` takes the handler of SIGTERM away, and the signal would end the process.
+        """
+        with self._leaving:
+            if self._is_inside_ray:
+                self._breaks_off = True
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            return self._is_inside_ray
+
+    def _is_watched(self, reader: int) -> bool:
+        """Wait for a second; False where the command has ended."""
+        until_s = time.monotonic() + POLL_S
+        while (left_s := until_s - time.monotonic()) > 0:
+            if select.select([reader], [], [], left_s)[0]:
+                numbers = os.read(reader, 64)
+                if not numbers:
+                    return False
+                self._signalled |= any(number in _REQUESTS for number in numbers)
+        return True
+
+    def _cluster_is_gone(self) -> bool:
+        self.lost = self.lost or self._what_is_gone()
+        return self.lost is not None
+
+    def _end_process(self) -> None:
+        words = threading.Thread(target=self._say_last_words, daemon=True)
+        words.start()
+        words.join(LAST_WORDS_S)
+        os._exit(EXIT_FAILED if self.lost else EXIT_INTERRUPTED)
+
+    def _say_last_words(self) -> None:
+        reason = self.lost or f"The command did not end within {END_WITHIN_S:.0f} s of the signal and was broken off"
+        print(printable(f"{reason}; {self._last_words()}"), file=sys.stderr, flush=True)

@@ -1,0 +1,360 @@
+"""Launches a search on Ray, or goes on with one, and leaves its folder complete."""
+
+import contextlib
+import itertools
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ray import tune
+from ray.tune.execution import class_cache
+from ray.tune.logger import JsonLoggerCallback
+
+from search.cli.options import resume_line
+from search.execution.cluster import LocalCluster
+from search.execution.failures import first_full, is_full_disk
+from search.execution.interruption import Interruption
+from search.execution.joined_cluster import JoinedCluster
+from search.execution.plan import Placement
+from search.execution.ray_adapters import (
+    EndWhen,
+    Housekeeping,
+    Shared,
+    StateScheduler,
+    StateSearcher,
+    trial_folder_name,
+)
+from search.execution.retries import MAX_RETRIES, RetryCount
+from search.execution.trackers import trackers
+from search.experiment.events import Event, History, TrialEnded
+from search.experiment.folder import Experiment
+from search.experiment.manifest import Session, timestamp
+from search.experiment.wall_clock import wall_clock
+from search.policy.confirmation import seconds_to_confirm
+from search.policy.state import Assignment, SearchState, ended_names, is_done
+from search.policy.study import write_study
+from search.terminal.display import SearchDisplay
+from spaces.errors import InputError, RunError
+from spaces.printable import shell_word
+from spaces.schema import Space
+from trainable.data.cache import open_decoded
+from trainable.data.datasets import TrainingData
+from trainable.ray_trainable import TrialConfig, TrialTrainable, ship
+from trainable.seeding import Purpose
+
+SearchEnd = Literal["finished", "interrupted", "time budget used"]
+
+# Files derived from the journal are brought up to date this often while a search runs, or more seldom where they
+# have become so long that writing them would take more than this share of the time.
+TABLES_EVERY_S = 5.0
+STUDY_EVERY_S = 60.0
+LONGEST_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One session of a search.
+
+    Attributes:
+        experiment: its folder, held exclusively by the caller.
+        space: of the experiment.
+        data: prepared on this machine.
+        placement: where trials run.
+        cluster: running; ended with the session. None where no trial is left.
+        interruption: listening.
+        started_s: when the command was given, by the monotonic clock.
+        time_left_s: of the time budget; None without one.
+    """
+
+    experiment: Experiment
+    space: Space
+    data: TrainingData
+    placement: Placement
+    cluster: LocalCluster | JoinedCluster | None
+    interruption: Interruption
+    started_s: float
+    time_left_s: float | None
+
+    @property
+    def started_at(self) -> float:
+        """When the command was given, in seconds since 1970 (UTC)."""
+        return time.time() - (time.monotonic() - self.started_s)
+
+
+def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
+    """Search until all trials have ended, the time is up, or somebody presses Ctrl-C.
+
+    Args:
+        launch: what to run.
+        display: shows it; entered by the caller.
+
+    Returns:
+        Why it ended. The folder's files are up to date whatever happened.
+
+    Raises:
+        RunError: the disk is full, the folder was removed, or the first trials all failed for one reason; the search
+            can go on.
+    """
+    with _disk_in_one_line(launch.experiment):
+        return _run_session(launch, display)
+
+
+def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
+    experiment = launch.experiment
+    keeper = _FileKeeper(launch)
+
+    deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
+    trials_until_s = deadline_s - seconds_to_confirm(launch.space)
+
+    def state_so_far(fails_alone: bool) -> SearchState:
+        observe = _both(keeper.observe, display.observe)
+        journal = experiment.journal()
+        chance = experiment.manifest.data.chance
+        return SearchState(
+            launch.space,
+            experiment.history(),
+            journal,
+            observe,
+            fails_alone=fails_alone,
+            chance=chance,
+            is_late=lambda: time.monotonic() >= trials_until_s,
+        )
+
+    state = state_so_far(fails_alone=False)
+    retries = RetryCount()
+    session = _open_session(experiment, launch)
+    launch.interruption.leave_last_words(lambda: _last_words(launch, display))
+    if launch.cluster:
+        launch.cluster.log_to(experiment.ray_folder / f"driver_{session}.err")
+
+    def reached() -> bool:
+        return bool(launch.interruption.wished or launch.interruption.lost) or time.monotonic() >= deadline_s
+
+    end: SearchEnd = "interrupted"
+    try:
+        if launch.cluster:
+            for attempt in itertools.count(1):
+                name = f"session_{session}" if attempt == 1 else f"session_{session}_{attempt}"
+                if reached():
+                    break
+                with launch.interruption.inside_ray():
+                    all_done = _tune(launch, state, display, reached, name, retries)
+                state.close()
+                if all_done:
+                    break
+                # Ray gave up trials that can be trained. They go on as after a resume.
+                state = state_so_far(state.fails_alone)
+            if not launch.interruption.lost:
+                launch.cluster.end()
+        if is_done(state.history, launch.space):
+            end = "finished"
+        elif not launch.interruption.wished and time.monotonic() >= trials_until_s:
+            end = "time budget used"
+    finally:
+        # First what makes room.
+        for name in ended_names(state.history):
+            experiment.drop_checkpoints(name)
+        experiment.drop_ray_snapshots()
+        keeper.write(state.history)
+        _close_session(launch, state.history, end)
+        # Last: it may not return where Ray's processes are gone.
+        if launch.cluster:
+            launch.cluster.end()
+        launch.interruption.end()
+    return end
+
+
+def _last_words(launch: Launch, display: SearchDisplay) -> str:
+    """Close the session in the manifest, give the terminal back, and say how to go on."""
+    experiment = launch.experiment
+    history = experiment.history()
+    _close_session(launch, history, "finished" if is_done(history, launch.space) else "interrupted")
+    display.close()
+    address = launch.cluster.address if launch.cluster else None
+    more = f" --address {shell_word(address)}" if address else ""
+    return f"nothing is lost. Go on with: {resume_line(experiment, more)}"
+
+
+@contextlib.contextmanager
+def _disk_in_one_line(experiment: Experiment) -> Iterator[None]:
+    """Say that the disk is full or the folder is gone, of which Ray makes other errors, such as an EOFError."""
+    try:
+        yield
+    except Exception as error:
+        if not (experiment.folder / "journal.jsonl").exists():
+            raise RunError(
+                f"{experiment.folder}: its journal was removed while the search ran. Restore the folder, then go on "
+                f"with: {resume_line(experiment)}"
+            ) from error
+        full = first_full(experiment.folder, Path(tempfile.gettempdir()))
+        if full is None and not is_full_disk(error):
+            raise
+        raise RunError(
+            f"{full or experiment.folder}: no space left on the disk; what was trained is safe. Make room, then go on "
+            f"with: {resume_line(experiment)}"
+        ) from error
+
+
+def _tune(
+    launch: Launch,
+    state: SearchState,
+    display: SearchDisplay,
+    reached: Callable[[], bool],
+    name: str,
+    retries: RetryCount,
+) -> bool:
+    """Run what is left of a search; False where Ray gave up trials that are to go on all the same."""
+    shared = Shared(state, lambda assignment: _ray_config(launch, assignment), retries, lambda: damaged_images(launch))
+
+    def on_retry(what: str, reason: str) -> None:
+        display.note(f"{what} lost its worker and is tried again ({reason})")
+
+    # Tune asks for workers in a runtime environment of its own (a variable for Lightning), which the workers
+    # that stand ready are not in: it would start others.
+    vars(class_cache).get("DEFAULT_ENV_VARS", {}).clear()
+    tuner = tune.Tuner(
+        tune.with_resources(_trainable(launch), launch.placement.resources_per_trial),
+        tune_config=tune.TuneConfig(
+            search_alg=StateSearcher(shared, launch.placement.trials_at_once),
+            scheduler=StateScheduler(shared),
+            num_samples=state.most_assignments,
+            reuse_actors=True,
+            trial_dirname_creator=trial_folder_name,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=launch.experiment.ray_storage,
+            stop=EndWhen(lambda: reached() or shared.failure is not None),
+            verbose=0,
+            callbacks=[
+                Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints),
+                JsonLoggerCallback(),  # type: ignore[no-untyped-call]
+                *trackers(launch.space.track, launch.experiment, display.note),
+            ],
+            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=False),
+        ),
+    )
+    tuner.fit()
+    if shared.failure is not None:
+        raise shared.failure
+    return not shared.given_up
+
+
+def damaged_images(launch: Launch) -> RunError | None:
+    """The error for images that were removed or cut while workers map them: a worker dies where it reads them."""
+    if launch.cluster is None or not launch.cluster.shares_disk:
+        return None
+    try:
+        open_decoded(launch.data.decoded.folder)
+    except InputError as error:
+        again = resume_line(launch.experiment)
+        return RunError(f"{error} What was trained is safe. Then go on with: {again}")
+    return None
+
+
+def _trainable(launch: Launch) -> type[tune.Trainable]:
+    if launch.cluster is None or launch.cluster.shares_disk:
+        return TrialTrainable
+    with_images: type[tune.Trainable] = tune.with_parameters(TrialTrainable, shipped=ship(launch.data.decoded))
+    return with_images
+
+
+def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
+    resume_from: Path | str | None = None
+    if assignment.n_epochs_known:
+        resume_from = launch.experiment.newest_checkpoint(assignment.name, assignment.n_epochs_known)
+    return TrialConfig(
+        name=assignment.folder,
+        trial=assignment.trial,
+        purpose=Purpose.CONFIRMATION if assignment.kind == "run" else Purpose.TRIAL,
+        seed_number=assignment.seed_number,
+        hyperparameters=assignment.config,
+        decoded_folder=launch.data.decoded.folder,
+        dataset=launch.space.dataset,
+        experiment_seed=launch.space.search.seed,
+        compute=launch.placement.compute,
+        resume_from=resume_from,
+    ).as_ray_config()
+
+
+class _FileKeeper:
+    """Keeps the derived files of an experiment near its journal."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._experiment = launch.experiment
+        self._space = launch.space
+        self._tables = _Rhythm(TABLES_EVERY_S)
+        self._study = _Rhythm(STUDY_EVERY_S)
+
+    def observe(self, event: Event, history: History) -> None:
+        if isinstance(event, TrialEnded):
+            self._tables.act_if_due(lambda: self._experiment.write_tables(history))
+            self._study.act_if_due(lambda: self._write_study(history))
+
+    def write(self, history: History) -> None:
+        self._experiment.write_tables(history)
+        self._write_study(history)
+
+    def _write_study(self, history: History) -> None:
+        write_study(self._experiment.folder / "study.db", self._space, history)
+
+
+class _Rhythm:
+    """Does something again and again: not more often than every `every_s`, nor for more than `LONGEST_SHARE`."""
+
+    def __init__(self, every_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._now = now
+        self._due_s = now() + every_s
+
+    def act_if_due(self, action: Callable[[], None]) -> None:
+        started_s = self._now()
+        if started_s >= self._due_s:
+            action()
+            ended_s = self._now()
+            self._due_s = max(started_s + self._every_s, ended_s + (ended_s - started_s) / LONGEST_SHARE)
+
+
+def _both(
+    first: Callable[[Event, History], None], second: Callable[[Event, History], None]
+) -> Callable[[Event, History], None]:
+    def observe(event: Event, history: History) -> None:
+        first(event, history)
+        second(event, history)
+
+    return observe
+
+
+def _open_session(experiment: Experiment, launch: Launch) -> int:
+    started = Session(started_at=timestamp(launch.started_at))
+    manifest = experiment.manifest.with_session(started, new=True)
+    experiment.write_manifest(manifest)
+    return free_session(experiment.ray_folder, len(manifest.sessions))
+
+
+def free_session(ray_folder: Path, number: int) -> int:
+    """`number`, or the next one that has no folder yet: Ray must find nothing in its own that it did not write."""
+    while os.path.lexists(ray_folder / f"session_{number}"):
+        number += 1
+    return number
+
+
+def _close_session(launch: Launch, history: History, end: SearchEnd) -> None:
+    manifest = launch.experiment.manifest
+    seconds = time.monotonic() - launch.started_s
+    shares = wall_clock(history, launch.started_at, seconds, launch.placement.trials_at_once)
+    ended = {
+        "ended_at": timestamp(),
+        "seconds": round(seconds, 3),
+        "end": end,
+        "overhead_share": round(shares.overhead, 4),
+        "idle_share": round(shares.idle, 4),
+    }
+    session = manifest.sessions[-1].model_copy(update=ended)
+    launch.experiment.write_manifest(manifest.with_session(session, new=False))

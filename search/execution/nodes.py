@@ -1,0 +1,142 @@
+"""The machines of a Ray cluster, as a search sees them: what each can do, and where trials run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spaces.counted import counted
+from spaces.errors import InputError
+from spaces.schema import Precision, Space
+
+if TYPE_CHECKING:
+    from search.execution.plan import Placement
+    from search.experiment.manifest import Device
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What one machine of a cluster says of itself.
+
+    Attributes:
+        name: its host name and, as several may share one, the start of Ray's id.
+        n_cpus, n_gpus: what Ray may hand out there.
+        device: its processor's or GPU's own name.
+        bf16_reason: why it computes in bf16; None where it cannot do so fast.
+        lacks: what trials need and it does not have, in words; None where nothing is missing.
+        sees_results: whether the results folder that it was asked for is there.
+    """
+
+    name: str
+    n_cpus: int
+    n_gpus: int
+    device: str
+    bf16_reason: str | None
+    lacks: str | None
+    sees_results: bool
+
+
+def facts_of_this_node(name: str, n_cpus: int, n_gpus: int, marker: str | None) -> NodeFacts:
+    """Look at the machine that this runs on; never raises for what is missing, which is a fact too.
+
+    Args:
+        name: Ray's for it.
+        n_cpus, n_gpus: what Ray may hand out here.
+        marker: a file that all machines must see; None to look for none.
+    """
+    name = f"{platform.node()} ({name[:8]})"
+    sees = marker is None or Path(marker).is_file()
+    try:
+        import trainable.ray_trainable  # noqa: F401 -- all that a trial imports first
+        from trainable.compute import choose_precision
+        from trainable.devices import describe_device
+        from trainable.fit_evaluate import FitEvaluate  # noqa: F401 -- and what it imports later
+    except ImportError as error:
+        return NodeFacts(name, n_cpus, n_gpus, "", None, str(error), sees)
+    try:
+        device = "cuda" if n_gpus else "cpu"
+        precision, reason = choose_precision("auto", device)
+        described = describe_device(device)
+    except (RuntimeError, AssertionError) as error:  # Ray counts a GPU that torch cannot use
+        return NodeFacts(name, n_cpus, n_gpus, "", None, str(error).splitlines()[0], sees)
+    return NodeFacts(name, n_cpus, n_gpus, described, reason if precision == "bf16" else None, None, sees)
+
+
+def must_be_usable(nodes: Sequence[NodeFacts], results: Path | None) -> None:
+    """Raise InputError, naming each, unless every machine can train and sees the results folder.
+
+    Args:
+        nodes: of the cluster.
+        results: a folder that all must see; None where results are kept at a URL.
+    """
+    lines = [
+        f"node {node.name}: cannot train ({node.lacks}). Every node needs this project's requirements: install "
+        f"them there, or use an image that has them."
+        for node in nodes
+        if node.lacks
+    ]
+    lines += [
+        f"node {node.name}: does not see {results}. --results must be a folder that all nodes mount at the same "
+        f"path, or a URL such as s3://BUCKET/results."
+        for node in nodes
+        if not node.sees_results
+    ]
+    if lines:
+        raise InputError(lines)
+    if not any(node.n_cpus for node in nodes):
+        raise InputError("--address names a cluster without a free CPU for a trial. Add nodes, or give them CPUs.")
+
+
+def place_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = None) -> Placement:
+    """Decide where trials run on a cluster: one a CPU that Ray hands out, or `trials_per_gpu` a GPU.
+
+    Args:
+        nodes: of the cluster; those that join later are used, but not counted.
+        space: what is searched.
+        began: of a search that is gone on with. Its precision is kept, so that its trials compare.
+
+    Raises:
+        InputError: CUDA is asked for, and no node has it.
+    """
+    from search.execution.plan import Placement
+    from trainable.compute import Compute
+
+    wanted = space.resources.device
+    n_gpus = sum(node.n_gpus for node in nodes)
+    if wanted == "cuda" and not n_gpus:
+        raise InputError("--device is cuda, but no node of the cluster has a GPU. Use --device cpu or auto.")
+    on_gpus = n_gpus > 0 and wanted != "cpu"
+    used = [node for node in nodes if (node.n_gpus if on_gpus else node.n_cpus)]
+    precision, reason = common_precision(used, space, began)
+    n_cpus = sum(node.n_cpus for node in used)
+    devices = " and ".join(sorted({node.device for node in used}))
+    if on_gpus:
+        share = 1 if space.resources.trials_per_gpu == "auto" else space.resources.trials_per_gpu
+        at_once = min(n_gpus * share, space.search.most_trials)
+        compute = Compute("cuda", precision, resident=True)
+        description = f"{_count(used)}, {n_gpus} {'GPU' if n_gpus == 1 else 'GPUs'} ({devices})"
+        return Placement(compute, reason, description, n_cpus, n_gpus, at_once)
+    most = n_cpus if space.resources.trials_at_once == "auto" else space.resources.trials_at_once
+    description = f"{_count(used)}, {n_cpus} {'core' if n_cpus == 1 else 'cores'} ({devices})"
+    return Placement(Compute("cpu", precision), reason, description, n_cpus, 0, min(most, space.search.most_trials))
+
+
+def common_precision(nodes: Sequence[NodeFacts], space: Space, began: Device | None) -> tuple[Precision, str]:
+    """One precision for all trials, wherever they run, and why: `auto` is bf16 only where every node can."""
+    if began:
+        return began.precision, "as the search began"
+    if space.training.precision != "auto":
+        return space.training.precision, "as the space says"
+    without = [node.name for node in nodes if node.bf16_reason is None]
+    if without:
+        rest = "" if len(without) == 1 else f" and {len(without) - 1} others"
+        return "fp32", f"node {without[0]}{rest}: no bf16 instructions"
+    reasons = sorted({node.bf16_reason for node in nodes if node.bf16_reason})
+    return "bf16", f"on all nodes: {', '.join(reasons)}"
+
+
+def _count(nodes: Sequence[NodeFacts]) -> str:
+    return counted(len(nodes), "node")

@@ -1,0 +1,159 @@
+"""What retraining left in `final/`, read as a folder from elsewhere: checked, limited, and images encoded anew."""
+
+import io
+import re
+import struct
+from pathlib import Path
+from typing import Annotated
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from search.experiment.folder import Experiment
+from spaces.errors import InputError
+from spaces.plain_files import MIB, read_plain
+from spaces.schema import LARGEST_IMAGE_PX
+
+MAX_METRICS_BYTES = 16 * MIB
+# A PNG of the largest image, with nothing in it that could be compressed, is under 4.
+MAX_IMAGE_BYTES = 8 * MIB
+MOST_CLASSES = 1000
+MOST_MISTAKES = 16
+# Of images on a page; smaller ones stay as they are.
+THUMBNAIL_PX = 160
+
+_UNDECODABLE = (
+    Image.DecompressionBombError,
+    SyntaxError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
+_MISTAKE_FILE = re.compile(r"mistakes/[A-Za-z0-9][A-Za-z0-9._-]{0,150}\.png")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+ClassName = Annotated[str, Field(max_length=1000)]
+
+
+class _Part(BaseModel):
+    """Frozen; keys that are of no use here are passed over."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class SeedResult(_Part):
+    """One seed on the test images."""
+
+    seed: Count
+    accuracy: Share
+
+
+class TestedOn(_Part):
+    """What was tested on."""
+
+    n_images: Count
+
+
+class ShownMistake(_Part):
+    """A wrong answer, as `search.retraining.answers.Mistake` has it."""
+
+    file: str
+    true: ClassName
+    predicted: ClassName
+    probability: Share
+
+
+class FinalResults(_Part):
+    """The part of `final/metrics.json` that is shown.
+
+    Attributes:
+        trial: whose configuration was retrained.
+        epochs: of each seed.
+        confusion_matrix: of the exported seed; row = true class, column = predicted class.
+        surest_mistakes: of the exported seed, the surest first; None where retraining was of a version that kept none.
+    """
+
+    trial: Count
+    epochs: Count
+    tested_on: TestedOn
+    test_accuracy_mean: Share
+    test_accuracy_interval_95: Annotated[list[Share], Field(min_length=2, max_length=2)] | None
+    test_accuracy_per_seed: Annotated[list[SeedResult], Field(min_length=1, max_length=1000)]
+    class_names: Annotated[list[ClassName], Field(min_length=2, max_length=MOST_CLASSES)]
+    confusion_matrix: list[list[Count]]
+    surest_mistakes: Annotated[list[ShownMistake], Field(max_length=MOST_MISTAKES)] | None = None
+
+    @model_validator(mode="after")
+    def _must_be_square(self) -> "FinalResults":
+        n_classes = len(self.class_names)
+        if len(self.confusion_matrix) != n_classes or any(len(row) != n_classes for row in self.confusion_matrix):
+            raise ValueError("its confusion matrix is not of its classes")
+        return self
+
+
+def read_final_results(experiment: Experiment) -> FinalResults | None:
+    """What `final/metrics.json` says; None where there is no such file.
+
+    Raises:
+        InputError: it is damaged, or not a plain file of a size that is ours.
+    """
+    path = experiment.final_folder / "metrics.json"
+    _must_not_be_a_link(experiment.final_folder)
+    try:
+        content = read_plain(path, MAX_METRICS_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    try:
+        return FinalResults.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:100] or "the file"
+        raise InputError(f"{path}: is not the result of a retraining ({where}: {first['msg'][:200]}).") from None
+
+
+def mistake_image(experiment: Experiment, mistake: ShownMistake) -> bytes:
+    """A mistake's picture as a PNG that was decoded and encoded anew, `THUMBNAIL_PX` wide at most.
+
+    Raises:
+        InputError: the file is missing, not plain, no PNG, or larger than an image of ours.
+    """
+    path = experiment.final_folder / mistake.file
+    if not _MISTAKE_FILE.fullmatch(mistake.file):
+        raise InputError(f"{mistake.file}: is not a name that retraining gives.")
+    _must_not_be_a_link(experiment.final_folder)
+    _must_not_be_a_link(path.parent)
+    try:
+        return thumbnail_png(_decoded(read_plain(path, MAX_IMAGE_BYTES), path))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing.") from None
+    except (*_UNDECODABLE, OSError) as error:
+        raise InputError(f"{path}: is not a picture of ours ({str(error)[:200]}).") from None
+
+
+def thumbnail_png(image: Image.Image) -> bytes:
+    """A PNG, `THUMBNAIL_PX` on its longer side at most, with pixels and nothing else in it."""
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _decoded(content: bytes, path: Path) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        # Before any pixel is decoded.
+        if max(image.size) > LARGEST_IMAGE_PX:
+            raise InputError(f"{path}: is {image.width} x {image.height} pixels, more than any image of ours.")
+        # Onto a new one: what else the file holds (texts, profiles) stays behind.
+        pixels = image.convert("RGB")
+        return Image.frombytes("RGB", pixels.size, pixels.tobytes())
+
+
+def _must_not_be_a_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a symbolic link, but must be a folder of its own. Remove it.")

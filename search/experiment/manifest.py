@@ -1,0 +1,291 @@
+"""An experiment's manifest: enough to repeat it, and to trust it."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from search.experiment.checksums import json_must_match, json_with_checksum
+from search.experiment.events import History
+from search.experiment.journal import BACKUP_FOLDER, Tell, backup_of
+from spaces.counted import counted
+from spaces.errors import InputError
+from spaces.plain_files import MIB, read_plain
+from spaces.schema import Precision, Space
+from trainable.files import write_text
+
+# A thousand classes and as many sessions are under one.
+MAX_MANIFEST_BYTES = 16 * MIB
+
+_PACKAGES = (
+    "depthwise-search",
+    "torch",
+    "torchvision",
+    "albumentations",
+    "ray",
+    "optuna",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "onnxruntime",
+)
+
+
+class Part(BaseModel):
+    """Frozen; keys that later versions may add are passed over."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Device(Part):
+    """Where trials run.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        name: the device's own.
+        trials_at_once: how many share it.
+        precision: of activations, for all trials and the retraining.
+        precision_reason: why that one.
+    """
+
+    device: str
+    name: str
+    trials_at_once: int
+    precision: Precision = "fp32"
+    precision_reason: str = "the only one when this search began"
+
+
+class Data(Part):
+    """What the training images are; the hash is of their pixels and labels.
+
+    Attributes:
+        chance: the highest validation accuracy of a run that only guesses (`rungs.chance_level`); None where the
+            search began before it was computed: then no rung asks for more.
+    """
+
+    n_train: int
+    n_validation: int
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    content_sha256: str
+    chance: float | None = Field(default=None, ge=0, le=1)
+
+
+class Seeds(Part):
+    """Of the experiment, and of the split into training and validation."""
+
+    experiment: int
+    split: int
+
+
+class Session(Part):
+    """One launch. All but `started_at` are None while it runs, and stay so if it was killed.
+
+    Attributes:
+        seconds: from the command to the end of Ray.
+        overhead_share: of the time of all places, what was not spent training or validating: start-up, Ray's
+            end, between two epochs; 0 to 1.
+        idle_share: likewise, places that stood empty because no trial was left to give out.
+    """
+
+    started_at: str
+    ended_at: str | None = None
+    seconds: float | None = None
+    end: str | None = None
+    overhead_share: float | None = None
+    idle_share: float | None = None
+
+    @field_validator("started_at")
+    @classmethod
+    def _must_be_a_time(cls, text: str) -> str:
+        if datetime.fromisoformat(text).tzinfo is None:
+            raise ValueError("it has no time zone")
+        return text
+
+
+class Opening(Part):
+    """One look at the test set.
+
+    Attributes:
+        test_accuracy_mean: None where the look was not finished.
+        checkpoints_sha256: hash of each seed's tensors, by which the look may be finished; empty where the look is of
+            a version that did not record it.
+    """
+
+    at: str
+    trial: int
+    config: dict[str, float]
+    epochs: int
+    seeds: int
+    reason: str | None
+    test_accuracy_mean: float | None = None
+    checkpoints_sha256: list[str] = []
+
+
+def opening_text(opening: Opening) -> str:
+    """One line for people."""
+    result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
+    reason = f", once more because: {opening.reason}" if opening.reason else ""
+    return (
+        f"Test set opened {opening.at} for trial {opening.trial} ({counted(opening.seeds, 'seed')}): {result}{reason}"
+    )
+
+
+class Manifest(Part):
+    """All of `manifest.json`.
+
+    Attributes:
+        state: `running`, or how the last session ended.
+        versions: of Python and the packages that results depend on.
+        git_commit: of this code, with `+changes` where files differ; None outside a checkout.
+    """
+
+    name: str
+    space: str
+    created_at: str
+    state: str
+    versions: dict[str, str]
+    git_commit: str | None
+    device: Device
+    data: Data
+    seeds: Seeds
+    sessions: list[Session] = []
+    test_openings: list[Opening] = []
+
+    def with_session(self, session: Session, new: bool) -> "Manifest":
+        """A copy whose last session is `session`, after the others or in place of the last."""
+        before = self.sessions if new else self.sessions[:-1]
+        return self.model_copy(update={"sessions": [*before, session], "state": session.end or "running"})
+
+    def with_opening(self, opening: Opening, new: bool) -> "Manifest":
+        """Likewise for openings of the test set."""
+        before = self.test_openings if new else self.test_openings[:-1]
+        return self.model_copy(update={"test_openings": [*before, opening]})
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest, then its copy, each atomically."""
+    text = json_with_checksum(json.dumps(manifest.model_dump(), indent=2, allow_nan=False))
+    write_text(path, text)
+    backup_of(path).parent.mkdir(exist_ok=True)
+    write_text(backup_of(path), text)
+
+
+def read_manifest(path: Path, tell: Tell = lambda line: None) -> Manifest:
+    """Read and check a manifest.
+
+    Args:
+        path: of the manifest; its copy is read where it is damaged.
+        tell: called with a line where the copy had to be used.
+
+    Raises:
+        InputError: both are missing or damaged.
+    """
+    try:
+        return _read(path)
+    except InputError as error:
+        try:
+            copied = _read(backup_of(path))
+        except InputError:
+            raise error from None
+        finding = error.lines[0].removesuffix(" Restore it from a copy.").removesuffix(".")
+        tell(f"{finding}; its copy {BACKUP_FOLDER}/{path.name} is used.")
+        return copied
+
+
+def _read(path: Path) -> Manifest:
+    try:
+        content = read_plain(path, MAX_MANIFEST_BYTES)
+        manifest = Manifest.model_validate_json(content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Restore it from a copy.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:100] or "the file"
+        raise InputError(
+            f"{path}: is not a manifest of a search ({where}: {first['msg'][:200]}). Restore it from a copy."
+        ) from None
+    try:
+        json_must_match(content)
+    except ValueError as error:
+        raise InputError(f"{path}: is not as the search wrote it ({error}). Restore it from a copy.") from None
+    return manifest
+
+
+def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifest:
+    """The manifest of an experiment that starts now."""
+    return Manifest(
+        name=name,
+        space=space.name,
+        created_at=timestamp(),
+        state="running",
+        versions=versions(),
+        git_commit=git_commit(),
+        device=device,
+        data=data,
+        seeds=Seeds(experiment=space.search.seed, split=space.dataset.split_seed),
+    )
+
+
+def seconds_used(sessions: Sequence[Session], history: History, now: float | None = None) -> float:
+    """Seconds that all sessions took; one that was killed counts until the last event that it journaled.
+
+    Args:
+        sessions: in order.
+        history: of all of them.
+        now: in seconds since 1970 (UTC), where the last session still runs: it counts until then.
+    """
+    starts_s = [datetime.fromisoformat(session.started_at).timestamp() for session in sessions]
+    total_s = 0.0
+    for session, start_s, next_s in zip(sessions, starts_s, [*starts_s, float("inf")][1:], strict=True):
+        if session.seconds is not None:
+            total_s += session.seconds
+        elif now is not None and next_s == float("inf"):
+            total_s += max(0.0, now - start_s)
+        else:
+            total_s += max((at - start_s for at in history.event_times if start_s <= at < next_s), default=0.0)
+    return total_s
+
+
+def timestamp(at: float | None = None) -> str:
+    """Now in whole seconds, or `at`, in seconds since 1970, to the microsecond; in UTC, ISO 8601."""
+    if at is None:
+        return datetime.now(UTC).isoformat(timespec="seconds")
+    # A session that began before its second would claim the last events of the one before.
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' that results depend on."""
+    installed = {}
+    for package in _PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            installed[package] = "not installed"
+    return {"python": platform.python_version(), **installed}
+
+
+def git_commit() -> str | None:
+    """The commit that this code is at, with `+changes` where files differ; None outside a checkout."""
+    here = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            # Without locks: one that is killed for its time would leave them in the way of the user's own git.
+            command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    # An installed copy may lie inside some other project's checkout, whose commit says nothing of ours.
+    if git("ls-files", "--error-unmatch", str(Path(__file__).relative_to(here))) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain", "--", ".") else commit

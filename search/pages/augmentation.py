@@ -1,0 +1,49 @@
+"""Pictures of augmented training images for a report. albumentations is imported only where there are images."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from search.experiment.final_results import thumbnail_png
+from search.experiment.manifest import Data
+from search.pages.page import data_uri
+from spaces.parameters import Hyperparameters
+from trainable.data.cache import find_training_images
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image; `source` is a `data:` URI, `label` says what was done to it."""
+
+    source: str
+    label: str
+
+
+def augmented_pictures(data: Data, image_size: int, config: Hyperparameters | None) -> tuple[list[list[Picture]], str]:
+    """A row an image, a column a treatment; and a sentence that goes with them, or stands in their place.
+
+    The images are those of this machine's cache whose pixels and labels are the search's, found by their hash:
+    what an experiment's folder names as its images is not opened.
+
+    Args:
+        data: of the manifest.
+        image_size: side in pixels.
+        config: the winner's; None where there is no winner.
+    """
+    if config is None:
+        return [], "Without a winner there are no probabilities to show."
+    decoded = find_training_images(data.content_sha256, image_size)
+    if decoded is None:
+        return [], "The training images of this search are not on this machine, so that none can be shown augmented."
+    from trainable.augmentation.samples import augmentation_samples, sample_images
+
+    columns = augmentation_samples(sample_images(decoded), config, decoded.mean)
+    pictures = [
+        [Picture(data_uri(thumbnail_png(Image.fromarray(column.images[row]))), column.label) for column in columns]
+        for row in range(len(columns[0].images))
+    ]
+    return pictures, (
+        f"Training images; each transform alone; then four draws as the winner trains: flipped with probability "
+        f"{config.flip_p:.0%}, moved, scaled and turned with {config.shift_scale_rotate_p:.0%}, cut a hole into with "
+        f"{config.coarse_dropout_p:.0%}."
+    )

@@ -1,0 +1,97 @@
+"""The figures at the head of a report, and what a reader must know before believing them."""
+
+from dataclasses import dataclass
+
+from search.analysis.estimates import duration_text
+from search.analysis.ranking import best_completed, fresh_text, over_baseline, points_text
+from search.analysis.stopping_findings import savings
+from search.experiment.manifest import seconds_used
+from search.pages.known import Known
+from search.pages.next_commands import go_on_line, is_unfinished
+from spaces.counted import counted
+
+_WHY_NO_LEAD = {
+    "is baseline": "the hand-picked configuration is the winner",
+    "no fresh run": "the baseline has no fresh run to compare with",
+    "baseline diverged": "a fresh run of the baseline diverged",
+    "not completed": "the baseline has not completed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """A figure of the headline."""
+
+    label: str
+    value: str
+    note: str
+
+
+def headline(known: Known) -> list[Stat]:
+    """Validation, lead, test, cost and what stopping saved."""
+    return [_validation_stat(known), *_lead_stats(known), _test_stat(known), _cost_stat(known), _savings_stat(known)]
+
+
+def _validation_stat(known: Known) -> Stat:
+    best = known.best
+    if best is None or best.validation_accuracy is None:
+        why = "no winner: the best is at chance" if best_completed(known.ranked) else "no trial has completed yet"
+        return Stat("Validation accuracy", "–", why)
+    by = f"trial {best.trial}; "
+    if best.fresh:
+        runs = counted(best.fresh.n_runs, "fresh run")
+        interval = "" if best.fresh.half_width is None else ", 95 % interval"
+        return Stat("Validation accuracy", fresh_text(best.fresh), f"{by}mean of {runs}{interval}")
+    return Stat("Validation accuracy", f"{best.validation_accuracy:.2%}", f"{by}one seed, on the images that chose it")
+
+
+def _lead_stats(known: Known) -> list[Stat]:
+    over = over_baseline(known.history, known.ranked)
+    if over.kind == "no winner":
+        return []
+    if over.lead is None:
+        return [Stat("Lead over the baseline", "–", _WHY_NO_LEAD[over.kind])]
+    if over.lead.half_width is not None:
+        note = "95 % interval, " + ("which is clear of 0" if over.lead.is_clear else "not distinguishable")
+    else:
+        note = ("fresh runs" if over.kind == "fresh runs" else "one seed each") + ": how sure is not known"
+    return [Stat("Lead over the baseline", points_text(over.lead), note)]
+
+
+def _test_stat(known: Known) -> Stat:
+    final = known.final
+    if final is None:
+        return Stat("Test accuracy", "–", "not opened" if not known.manifest.test_openings else "see below")
+    interval, n_seeds = final.test_accuracy_interval_95, len(final.test_accuracy_per_seed)
+    seeds = counted(n_seeds, "seed")
+    spread = f"95 % interval {interval[0]:.2%} – {interval[1]:.2%}, " if interval else ""
+    other = "" if final.trial == known.winner_number else f" of trial {final.trial}"
+    return Stat("Test accuracy", f"{final.test_accuracy_mean:.2%}", f"{spread}{seeds}{other}")
+
+
+def _cost_stat(known: Known) -> Stat:
+    fresh = sum(run.n_epochs for run in known.history.runs.values())
+    confirming = f", {fresh:,} of them fresh runs" if fresh else ""
+    seconds = seconds_used(known.manifest.sessions, known.history)
+    device = known.manifest.device
+    note = f"{known.history.n_epochs + fresh:,} epochs{confirming}; {device.trials_at_once} at once on {device.device}"
+    return Stat("Cost", duration_text(seconds), note)
+
+
+def _savings_stat(known: Known) -> Stat:
+    numbers = savings(known.history, known.space).numbers
+    saved, trained = int(numbers["saved"]), int(numbers["trained"])
+    return Stat("Saved by ASHA", f"{saved:,} epochs", f"of {saved + trained:,} without stopping")
+
+
+def remarks(known: Known) -> list[str]:
+    """What else to know: that the search still runs, is not finished, or was changed on the way."""
+    found = []
+    if known.is_live:
+        found.append("The search was running when this page was made.")
+    elif is_unfinished(known):
+        found.append(f"The search is not finished; this goes on with it: {go_on_line(known)}")
+    n_aside = len(known.history.trials) - len(known.counting)
+    if n_aside:
+        found.append(f"{n_aside} trials lie outside the space as it was changed later; the figures leave them out.")
+    return found

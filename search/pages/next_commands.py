@@ -1,0 +1,68 @@
+"""What to type to have a search again, to go on with it, or to see more of it, from where it lies."""
+
+import math
+from dataclasses import dataclass
+
+from search.cli.options import command_line, command_on, resume_line
+from search.experiment.manifest import seconds_used
+from search.pages.known import Known
+from search.policy.state import is_done
+
+MORE_TRIALS = 16
+# Of the epochs that the search may train already.
+MORE_EPOCHS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command to type, and what it does."""
+
+    what: str
+    line: str
+
+
+def commands(known: Known) -> list[Command]:
+    """All that the page offers."""
+    experiment = known.experiment
+    again = command_line("run", experiment.folder, results=experiment.results)
+    found = [Command("The same search again", again), _further(known)]
+    found.append(Command("Whether the search was any good, and what to change", command_on("diagnose", experiment)))
+    if known.best:
+        found.append(Command("Retrain the winner, test it once, export it", retrain_line(known)))
+    return [*found, Command("This page", command_on("report", experiment))]
+
+
+def is_unfinished(known: Known) -> bool:
+    """Whether a session would find something to train, or to put in order after a kill."""
+    state = known.manifest.state
+    return state == "running" or (state != "finished" and not is_done(known.history, known.space))
+
+
+def go_on_line(known: Known) -> str:
+    """Resumes the search where it was."""
+    return resume_line(known.experiment, _time_words(known))
+
+
+def retrain_line(known: Known) -> str:
+    return command_on("retrain", known.experiment)
+
+
+def _further(known: Known) -> Command:
+    if known.is_live:
+        return Command("Watch it while it runs", command_on("leaderboard", known.experiment, "--watch"))
+    if is_unfinished(known):
+        return Command("Go on with this one", go_on_line(known))
+    search = known.space.search
+    more = "" if search.trials is None else f" --add-trials {MORE_TRIALS}"
+    if search.epoch_budget is not None:
+        more += f" --add-epochs {math.ceil(MORE_EPOCHS * search.epoch_budget)}"
+    return Command("Go on with this one", f"{go_on_line(known)}{more}")
+
+
+def _time_words(known: Known) -> str:
+    """A longer time budget, where it is used up: twice what was used."""
+    budget_s = known.space.search.time_budget_s
+    used_s = seconds_used(known.manifest.sessions, known.history)
+    if budget_s is None or (used_s < budget_s and known.manifest.state != "time budget used"):
+        return ""
+    return f" --time-budget {math.ceil(2 * used_s / 60)}m"

@@ -1,0 +1,63 @@
+"""The part of a report that is about the test images, from what retraining left; the images themselves stay closed."""
+
+from dataclasses import dataclass
+
+from search.experiment.final_results import ShownMistake, mistake_image
+from search.experiment.folder import Experiment
+from search.experiment.manifest import opening_text
+from search.pages.known import Known
+from search.pages.next_commands import retrain_line
+from search.pages.page import data_uri
+from spaces.counted import counted
+from spaces.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class MistakePicture:
+    """A test image that was given a wrong class; `source` is a `data:` URI."""
+
+    source: str
+    true: str
+    predicted: str
+    probability: str
+
+
+def tested_sentences(known: Known) -> list[str]:
+    """How often the test images were opened, and what came of it."""
+    openings = [opening_text(opening) for opening in known.manifest.test_openings]
+    if known.final_problem:
+        return [f"What retraining left cannot be shown: {known.final_problem}", *openings]
+    if known.final is None and openings:
+        return ["The test images were opened, but final/metrics.json is not here.", *openings]
+    if known.final is None:
+        how = f" To retrain the winner and test it once: {retrain_line(known)}" if known.best else ""
+        return [f"The test images have not been opened.{how}"]
+    final = known.final
+    seeds = ", ".join(f"{one.accuracy:.2%}" for one in final.test_accuracy_per_seed)
+    return [
+        f"Trial {final.trial} was retrained for {counted(final.epochs, 'epoch')} and tested on "
+        f"{final.tested_on.n_images:,} images. By seed: {seeds}. The interval is over seeds, not over test images.",
+        *openings,
+    ]
+
+
+def mistake_pictures(known: Known) -> tuple[list[MistakePicture], str]:
+    """The surest mistakes, and a sentence that goes with them or stands in their place."""
+    if known.final is None:
+        return [], ""
+    mistakes = known.final.surest_mistakes
+    if mistakes is None:
+        return [], "This experiment was retrained by a version that did not keep the images that were named wrongly."
+    if not mistakes:
+        return [], "The exported seed named every test image rightly."
+    try:
+        pictures = [_mistake(known.experiment, mistake) for mistake in mistakes]
+    except InputError as error:
+        return [], f"The images cannot be shown: {error.lines[0]}"
+    caption = f"The {len(pictures)} test images that the exported seed named wrongly with the highest probabilities."
+    return pictures, caption
+
+
+def _mistake(experiment: Experiment, mistake: ShownMistake) -> MistakePicture:
+    source = data_uri(mistake_image(experiment, mistake))
+    return MistakePicture(source, mistake.true[:60], mistake.predicted[:60], f"sure to {mistake.probability:.1%}")

@@ -1,0 +1,166 @@
+"""Who goes on at a rung: ASHA's stopping and its promoting variant behind one interface. Pure: no Ray, no clock.
+
+Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020).
+"""
+
+import bisect
+import math
+from collections.abc import Container
+from typing import Protocol
+
+from search.experiment.events import EpochDone, History, Trial
+from search.policy.rungs import WORST, RungRule, Rungs, Verdict, refusal_text
+from spaces.schema import Space
+
+# Of a result at a rung, best first: accuracy, then loss, then the earlier trial.
+_Rank = tuple[float, float, int]
+
+
+class Asha(Protocol):
+    """Takes in the results of a search in the order in which they came, and says what follows from them."""
+
+    def take_in(self, trial: Trial, result: EpochDone) -> None:
+        """A trial's newest result; it is in the trial already."""
+
+    def reason_to_stop(self, trial: Trial) -> str | None:
+        """Why a trial that stands where it stands is to end there; None where it goes on or pauses."""
+
+    def is_paused(self, trial: Trial) -> bool:
+        """Whether a trial that has not ended waits at a rung."""
+
+    def next_promoted(self, history: History) -> Trial | None:
+        """The trial that waits and is to go on first; None where none is."""
+
+    def reason_left_behind(self, trial: Trial) -> str:
+        """Why a trial that waits at a rung ends there, when no more are promoted."""
+
+
+def asha_of(space: Space, chance: float | None = None, rule: RungRule = RungRule.OURS) -> Asha:
+    """The variant that a space asks for; `off` is one without rungs.
+
+    Args:
+        space: what is searched.
+        chance: as in `Rungs`.
+        rule: of the stopping variant.
+    """
+    if space.search.asha == "promote":
+        return PromotingRungs(space.rung_epochs, space.search.reduction_factor, chance)
+    return StoppingRungs(Rungs(space.rung_epochs, space.search.reduction_factor, rule, chance))
+
+
+def is_exempt(trial: Trial) -> bool:
+    """Whether a trial goes to the end whatever a rung says.
+
+    The baseline is what the winner is compared with; explored trials show what became of those that are stopped.
+    """
+    return trial.baseline or trial.explored
+
+
+def waits_at_rung(trial: Trial, space: Space) -> bool:
+    """Whether a trial waits to be promoted; as `Asha.is_paused`, for those who only read."""
+    return space.search.asha == "promote" and _waits(trial, space.rung_epochs[:-1])
+
+
+class StoppingRungs:
+    """A trial that does not pass a rung ends there."""
+
+    def __init__(self, rungs: Rungs) -> None:
+        self._rungs = rungs
+        self._verdicts: dict[int, Verdict] = {}
+
+    def take_in(self, trial: Trial, result: EpochDone) -> None:
+        self._verdicts.pop(trial.number, None)
+        if result.diverged:
+            self._rungs.diverge(trial.number, result.epoch, is_exempt(trial))
+            return
+        verdict = self._rungs.arrive(trial.number, result.epoch, result.validation_accuracy)
+        if verdict and not verdict.passed and not is_exempt(trial):
+            self._verdicts[trial.number] = verdict
+
+    def reason_to_stop(self, trial: Trial) -> str | None:
+        verdict = self._verdicts.get(trial.number)
+        if verdict is None or trial.last is None:
+            return None
+        return refusal_text(verdict, trial.last.validation_accuracy, trial.last.epoch)
+
+    def is_paused(self, trial: Trial) -> bool:
+        return False
+
+    def next_promoted(self, history: History) -> Trial | None:
+        return None
+
+    def reason_left_behind(self, trial: Trial) -> str:
+        raise ValueError(f"trial {trial.number} does not wait at a rung.")
+
+
+class PromotingRungs:
+    """Every trial pauses at each rung; it goes on when it is among the best n / reduction of the n that came there.
+
+    The paper's `get_job`: from the highest rung downwards, the best trial that has not been promoted yet. A run at
+    chance is not promoted where any run has left it, and neither is a diverged one, which is the worst at the rung
+    that it would have come to next. Trials that nothing stops do not pause, but are compared with.
+
+    Args:
+        rung_epochs: ascending; the last is where trials end.
+        reduction_factor: about one trial in so many is promoted.
+        chance: as in `Rungs`.
+    """
+
+    def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None) -> None:
+        self._reduction_factor = reduction_factor
+        self._chance = chance
+        # Best first.
+        self._ranks: dict[int, list[_Rank]] = {epoch: [] for epoch in rung_epochs[:-1]}
+
+    def take_in(self, trial: Trial, result: EpochDone) -> None:
+        if result.diverged:
+            ahead = [rung for rung in self._ranks if rung >= result.epoch]
+            for rung in ahead if is_exempt(trial) else ahead[:1]:
+                bisect.insort(self._ranks[rung], (-WORST, math.inf, trial.number))
+        elif result.epoch in self._ranks:
+            bisect.insort(self._ranks[result.epoch], _rank(trial.number, result))
+
+    def reason_to_stop(self, trial: Trial) -> str | None:
+        return None
+
+    def is_paused(self, trial: Trial) -> bool:
+        return _waits(trial, self._ranks)
+
+    def next_promoted(self, history: History) -> Trial | None:
+        for epoch in reversed(self._ranks):
+            for value, _, number in self._ranks[epoch][: self._n_promoted(epoch)]:
+                trial = history.trials[number]
+                if trial.n_epochs == epoch and self.is_paused(trial) and not self._is_at_chance(-value, epoch):
+                    return trial
+        return None
+
+    def reason_left_behind(self, trial: Trial) -> str:
+        assert trial.last is not None
+        epoch, value = trial.last.epoch, trial.last.validation_accuracy
+        if self._is_at_chance(value, epoch):
+            return f"at chance ({value:.2%}) at rung {epoch}, where others have learned"
+        n_arrived, n_promoted = len(self._ranks[epoch]), self._n_promoted(epoch)
+        if _rank(trial.number, trial.last) in self._ranks[epoch][:n_promoted]:
+            return f"{value:.2%} at rung {epoch}, among the best {n_promoted} of {n_arrived}, when the budget was used"
+        if not n_promoted:
+            return f"{value:.2%} at rung {epoch}, where {n_arrived} are too few for one to go on"
+        return f"{value:.2%} at rung {epoch}, not among the best {n_promoted} of {n_arrived} that go on"
+
+    def _n_promoted(self, epoch: int) -> int:
+        return len(self._ranks[epoch]) // self._reduction_factor
+
+    def _is_at_chance(self, value: float, epoch: int) -> bool:
+        if self._chance is None:
+            return False
+        return value <= self._chance < -self._ranks[epoch][0][0]
+
+
+def _waits(trial: Trial, rungs: Container[int]) -> bool:
+    if trial.end or is_exempt(trial) or (trial.last and trial.last.diverged):
+        return False
+    return trial.n_epochs in rungs and trial.promoted_at < trial.n_epochs
+
+
+def _rank(number: int, result: EpochDone) -> _Rank:
+    loss = result.validation_loss
+    return (-result.validation_accuracy, loss if math.isfinite(loss) else math.inf, number)

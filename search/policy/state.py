@@ -1,0 +1,387 @@
+"""The state of a running search and every decision in it, in pure Python.
+
+Ray's part is in `search.execution.ray_adapters`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from search.experiment.events import (
+    EndStatus,
+    EpochDone,
+    EpochRedone,
+    Event,
+    History,
+    Run,
+    RunEnded,
+    RunEpochDone,
+    RunStarted,
+    RunStatus,
+    Trial,
+    TrialEnded,
+    TrialPromoted,
+    TrialStarted,
+)
+from search.experiment.journal import Journal
+from search.policy import budget
+from search.policy.asha import asha_of
+from search.policy.confirmation import most_runs, next_run
+from search.policy.rungs import RungRule
+from search.policy.study import Proposer
+from spaces.errors import RunError
+from spaces.parameters import Hyperparameters
+from spaces.schema import Space
+
+Observer = Callable[[Event, History], None]
+
+# So many trials that fail alike before any has trained an epoch say that all would.
+ALIKE_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a worker is to train: a trial, or a fresh run of one.
+
+    Attributes:
+        kind: `trial` or `run`.
+        number: the trial's, or the fresh run's.
+        trial: whose configuration it is.
+        seed_number: with `kind` names the random streams: the trial's number, or the run's block.
+        config: the configuration.
+        n_epochs_known: epochs whose results are in the journal already; more than 0 after a resume or a promotion.
+        n_before: how often it was given out in this session before; each time after a promotion.
+    """
+
+    kind: Literal["trial", "run"]
+    number: int
+    trial: int
+    seed_number: int
+    config: Hyperparameters
+    n_epochs_known: int
+    n_before: int = 0
+
+    @classmethod
+    def of_trial(cls, trial: Trial, n_before: int = 0) -> Assignment:
+        return cls("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs, n_before)
+
+    @classmethod
+    def of_run(cls, run: Run, config: Hyperparameters) -> Assignment:
+        return cls("run", run.number, run.trial, run.block, config, run.n_epochs)
+
+    @property
+    def name(self) -> str:
+        """What it is called in files, and the folder of its checkpoints begins with."""
+        return folder_name(self.kind, self.number)
+
+    @property
+    def folder(self) -> str:
+        """Of its checkpoints in a session: `trial_0007`, then `trial_0007_2`; in one, Ray would overwrite them."""
+        return f"{self.name}_{self.n_before + 1}" if self.n_before else self.name
+
+    @property
+    def title(self) -> str:
+        """For people: `trial 7`, `fresh run 3`."""
+        return f"trial {self.number}" if self.kind == "trial" else f"fresh run {self.number}"
+
+
+def folder_name(kind: Literal["trial", "run"], number: int) -> str:
+    """`trial_0007`, `run_0003`."""
+    return f"{kind}_{number:04d}"
+
+
+def ended_names(history: History) -> list[str]:
+    """Folder names of all that will not go on."""
+    trials = [folder_name("trial", number) for number, trial in history.trials.items() if trial.end]
+    return trials + [folder_name("run", number) for number, run in history.runs.items() if run.end]
+
+
+def is_done(history: History, space: Space) -> bool:
+    """Whether nothing is left to train: neither trials nor fresh runs of the best."""
+    if history.unfinished or history.unfinished_runs or budget.n_to_start(history, space):
+        return False
+    return next_run(history, space) is None
+
+
+class SearchState:
+    """Proposes trials, takes in results and decides who goes on; everything is journaled as it happens.
+
+    A state made from the history of a search that broke off goes on as that search would have: the study,
+    the rungs and the unfinished trials all come from the history.
+
+    Args:
+        space: what is searched.
+        history: so far; grows with the search.
+        journal: where events go; None keeps them in memory only.
+        observe: called after each event with the history that includes it.
+        now: the clock, in seconds since 1970.
+        fails_alone: whether a trial has trained an epoch before, in this session: until then, a failure may be
+            everybody's.
+        chance: the highest accuracy of a run that only guesses (`rungs.chance_level`); None where it is not known.
+        rule: of the rungs.
+        is_late: whether what is left of a time budget is for fresh runs: no more trials are begun, once there are
+            some to train again.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        history: History,
+        journal: Journal | None = None,
+        observe: Observer | None = None,
+        now: Callable[[], float] = time.time,
+        fails_alone: bool = False,
+        chance: float | None = None,
+        rule: RungRule = RungRule.OURS,
+        is_late: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.space = space
+        self.history = history
+        self._journal = journal
+        self._observe = observe
+        self._now = now
+        self._is_late = is_late
+        self._asha = asha_of(space, chance, rule)
+        for result in history.results_in_order:
+            if not history.trials[result.trial].set_aside:
+                self._asha.take_in(history.trials[result.trial], result)
+        self._proposer = Proposer(space, history)
+        self._running: set[int] = set()
+        self._runs_running: set[int] = set()
+        for trial in history.unfinished:
+            # The search broke off between a result and what follows from it.
+            if trial.last:
+                self._end_if_due(trial, trial.last)
+        for run in history.unfinished_runs:
+            if run.last:
+                self._end_run_if_due(run, run.last)
+        self._to_resume = [trial for trial in history.unfinished if not self._asha.is_paused(trial)]
+        self._runs_to_resume = list(history.unfinished_runs)
+        self._given_out: list[int] = []
+        self.fails_alone = fails_alone
+        self._unexplained: dict[int, str] = {}
+
+    @property
+    def n_left(self) -> int:
+        """Trials that `next_assignment` has still to give out, those that wait at a rung left out."""
+        return len(self._to_resume) + self._n_to_propose
+
+    @property
+    def most_assignments(self) -> int:
+        """More than `next_assignment` can ever give out."""
+        # A trial is given out once for each rung that it goes on from.
+        each = len(self.space.rung_epochs)
+        n_trials = len(self.history.unfinished) + self._n_to_propose
+        return each * n_trials + len(self._runs_to_resume) + most_runs(self.space) + 1
+
+    @property
+    def n_running(self) -> int:
+        """Trials and fresh runs given out that have not ended."""
+        return len(self._runs_running) + self._n_trials_running
+
+    @property
+    def _n_trials_running(self) -> int:
+        return len(self._running - self._unexplained.keys())
+
+    @property
+    def _n_to_propose(self) -> int:
+        return budget.n_to_start(self.history, self.space)
+
+    def next_assignment(self) -> Assignment | None:
+        """What to train next: what was left unfinished, then trials that are promoted, then new proposals, then
+        fresh runs of the best trials.
+
+        Returns:
+            None when there is nothing to give out now. More may come when what runs has ended: see `awaits_more`.
+        """
+        if self._to_resume:
+            return self._given(self._to_resume.pop(0))
+        is_late = self._is_late() and self._has_to_confirm
+        begins_none = is_late or budget.is_used(self.history, self.space)
+        promoted = None if begins_none else self._asha.next_promoted(self.history)
+        if promoted:
+            self._happened(TrialPromoted(promoted.number, promoted.n_epochs, at=self._now()))
+            return self._given(promoted)
+        if self._n_to_propose and not is_late:
+            return self._given(self._propose())
+        if self._no_more_can_tell:
+            self._accept_failures()
+        if self._n_trials_running or self._unexplained:
+            return None
+        if not self._n_to_propose:
+            for trial in self.history.unfinished:
+                self._end(trial, "stopped", self._asha.reason_left_behind(trial))
+        return self._next_run()
+
+    @property
+    def _has_to_confirm(self) -> bool:
+        return bool(self.history.runs) or next_run(self.history, self.space) is not None
+
+    def _propose(self) -> Trial:
+        number = len(self.history.trials)
+        # First of all, and again where the space was changed and the baseline with it.
+        baseline = not any(trial.baseline and trial.config == self.space.baseline for trial in self.history.counting)
+        suggested = self._proposer.propose(number, baseline)
+        config = self.space.complete(suggested)
+        self._happened(TrialStarted(number, suggested, config, baseline, at=self._now()))
+        return self.history.trials[number]
+
+    def _given(self, trial: Trial) -> Assignment:
+        n_before = self._given_out.count(trial.number) if trial.promoted_at else 0
+        self._given_out.append(trial.number)
+        self._running.add(trial.number)
+        return Assignment.of_trial(trial, n_before)
+
+    def has_ended(self, assignment: Assignment) -> bool:
+        """Whether what was assigned will not go on."""
+        of_its_kind = self.history.runs if assignment.kind == "run" else self.history.trials
+        return of_its_kind[assignment.number].end is not None
+
+    @property
+    def awaits_more(self) -> bool:
+        """Whether `next_assignment` may have something later, when something that runs has ended."""
+        return self.n_running > 0
+
+    def _next_run(self) -> Assignment | None:
+        if self._runs_to_resume:
+            run = self._runs_to_resume.pop(0)
+        else:
+            chosen = next_run(self.history, self.space)
+            if chosen is None:
+                return None
+            number = len(self.history.runs)
+            self._happened(RunStarted(number, *chosen, at=self._now()))
+            run = self.history.runs[number]
+        self._runs_running.add(run.number)
+        return Assignment.of_run(run, self.history.trials[run.trial].config)
+
+    def record(self, result: EpochDone) -> bool:
+        """Take in an epoch's result.
+
+        Results that are known already, as after a resume from an older checkpoint, decide nothing.
+
+        Returns:
+            Whether the trial goes on where it is; if not, it has ended or waits at a rung.
+        """
+        trial = self.history.trials[result.trial]
+        if trial.end is None and result.epoch <= trial.n_epochs:
+            self._happened(EpochRedone(result.trial, result.epoch, self._now()))
+        elif trial.end is None:
+            self._happened(result)
+            self._accept_failures()
+            if not result.diverged:
+                self._proposer.report(trial.number, result.epoch, result.validation_accuracy)
+            self._asha.take_in(trial, result)
+            self._end_if_due(trial, result)
+        if self.is_paused(trial.number):
+            self._running.discard(trial.number)
+            return False
+        return trial.end is None
+
+    def is_paused(self, number: int) -> bool:
+        """Whether a trial waits at a rung: nobody trains it, and it keeps its checkpoint."""
+        return self._asha.is_paused(self.history.trials[number])
+
+    def record_run(self, result: RunEpochDone) -> bool:
+        """Take in an epoch's result of a fresh run; as `record`."""
+        run = self.history.runs[result.run]
+        if run.end is None and result.epoch > run.n_epochs:
+            self._happened(result)
+            self._end_run_if_due(run, result)
+        return run.end is None
+
+    def fail_run(self, number: int, reason: str) -> None:
+        """Give up on a fresh run whose worker cannot train it."""
+        if self.history.runs[number].end is None:
+            self._end_run(number, "failed", reason)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Give up on a trial whose worker cannot train it.
+
+        Raises:
+            RunError: no trial has trained an epoch in this session, and the first few all failed for one reason.
+        """
+        if self.history.trials[number].end is not None:
+            return
+        self._unexplained[number] = reason
+        first = self._given_out[:ALIKE_FAILURES]
+        if self.fails_alone:
+            self._accept_failures()
+        elif len(first) == ALIKE_FAILURES and self._unexplained.keys() >= set(first):
+            self._refuse_alike_failures()
+
+    def close(self) -> None:
+        """At the end of a session: settle the failures that nothing has explained yet.
+
+        Raises:
+            RunError: every trial of the session failed, and for one reason.
+        """
+        if self._no_more_can_tell:
+            self._accept_failures()
+        elif self._unexplained:
+            self._refuse_alike_failures()
+
+    @property
+    def _no_more_can_tell(self) -> bool:
+        """Whether trials failed, there were too few to tell whether all would, and others trained in earlier sessions.
+
+        Without them the search would never end: each session would begin with the same ones.
+        """
+        others = (trial for trial in self.history.counting if trial.number not in self._unexplained)
+        too_few = len(self._given_out) < ALIKE_FAILURES and not self.n_left and not self._n_trials_running
+        return bool(self._unexplained) and too_few and any(trial.epochs for trial in others)
+
+    def _refuse_alike_failures(self) -> None:
+        # They stay unfinished: when the cause is mended, they are tried again.
+        reasons = list(self._unexplained.values())
+        if len({_gist(reason) for reason in reasons}) == 1:
+            which = "the only trial" if len(reasons) == 1 else f"the first {len(reasons)} trials"
+            alike = "" if len(reasons) == 1 else " in the same way"
+            raise RunError(f"{which} failed{alike}: {reasons[0].rstrip('.')}. Mend that, then go on with --resume.")
+        self._accept_failures()
+
+    def _accept_failures(self) -> None:
+        self.fails_alone = True
+        for number, reason in self._unexplained.items():
+            self._end(self.history.trials[number], "failed", reason)
+        self._unexplained.clear()
+
+    def _end_if_due(self, trial: Trial, result: EpochDone) -> None:
+        if result.diverged:
+            self._end(trial, "diverged", f"the loss was not finite in epoch {result.epoch}")
+        elif result.epoch >= self.space.training.max_epochs:
+            self._end(trial, "completed", "")
+        elif reason := self._asha.reason_to_stop(trial):
+            self._end(trial, "stopped", reason)
+
+    def _end_run_if_due(self, run: Run, result: RunEpochDone) -> None:
+        if result.diverged:
+            self._end_run(run.number, "diverged", f"the loss was not finite in epoch {result.epoch}")
+        elif result.epoch >= self.space.training.max_epochs:
+            self._end_run(run.number, "completed", "")
+
+    def _end_run(self, number: int, status: RunStatus, reason: str) -> None:
+        self._happened(RunEnded(number, status, reason, at=self._now()))
+        self._runs_running.discard(number)
+
+    def _end(self, trial: Trial, status: EndStatus, reason: str) -> None:
+        self._happened(TrialEnded(trial.number, status, reason, at=self._now()))
+        self._running.discard(trial.number)
+        self._proposer.end(trial)
+
+    def _happened(self, event: Event) -> None:
+        # First the history, which refuses what contradicts it: the journal must never hold that.
+        self.history.apply(event)
+        if self._journal:
+            self._journal.append(event)
+        if self._observe:
+            self._observe(event, self.history)
+
+
+def _gist(reason: str) -> str:
+    """A reason without what differs from one process to the next: numbers and addresses."""
+    return re.sub(r"0x[0-9a-fA-F]+|[0-9a-f]{16,}|\d+", "#", reason)

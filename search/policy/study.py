@@ -1,0 +1,174 @@
+"""The Optuna study of a search: what it was told, and what it proposes next."""
+
+import contextlib
+from datetime import datetime
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from search.experiment.events import History, Trial
+from search.policy.samplers import sampler_for
+from search.policy.space_change import contains
+from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
+from spaces.schema import Space
+from trainable.files import replacing
+
+STUDY_NAME = "search"
+
+_STATES = {
+    "completed": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "diverged": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+}
+
+
+class Proposer:
+    """Asks Optuna for configurations, and tells it how they did.
+
+    Stopped trials are told as PRUNED with all their values, failures as FAIL; Ray's `OptunaSearch` tells
+    stopped trials as COMPLETE and loses NaN ones. The same history gives the same proposal: the sampler
+    is seeded anew for each trial from the experiment's seed and the trial's number.
+
+    Args:
+        space: what is searched.
+        history: of the search so far.
+    """
+
+    def __init__(self, space: Space, history: History) -> None:
+        self._space = space
+        self._distributions = distributions(space)
+        self._study = study_of(space, history)
+        self._asked = {
+            trial.number: optuna.trial.Trial(self._study, trial._trial_id)
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        }
+
+    def propose(self, number: int, baseline: bool) -> dict[str, Number]:
+        """Values of the searched parameters for trial `number`: the baseline's, or the sampler's.
+
+        Raises:
+            ValueError: `number` is not the next trial's.
+            InputError: the sampler needs what is not installed.
+        """
+        self._study.sampler = sampler_for(self._space, number)
+        if baseline:
+            self._study.enqueue_trial(self._space.baseline_suggestion(), user_attrs={"baseline": True})
+        trial = self._study.ask(self._distributions)
+        if trial.number != number:
+            raise ValueError(f"trial {number} was asked for, but the study is at trial {trial.number}.")
+        self._asked[number] = trial
+        return dict(trial.params)
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Tell of a result before the trial's end."""
+        self._asked[number].report(value, epoch)
+
+    def end(self, trial: Trial) -> None:
+        """Tell of a trial's end."""
+        asked = self._asked.pop(trial.number)
+        for key, value in _user_attributes(trial).items():
+            asked.set_user_attr(key, value)
+        self._study.tell(asked, _final_value(trial), state=_STATES[trial.status])
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's form of the searched parameters."""
+    return {name: _distribution(parameter) for name, parameter in space.searched.items()}
+
+
+def study_of(space: Space, history: History, storage: BaseStorage | None = None) -> optuna.Study:
+    """A study that holds every trial of `history` under its own number."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="maximize")
+    for trial in history.trials.values():
+        study.add_trial(_frozen(trial, space))
+    return study
+
+
+def write_study(path: Path, space: Space, history: History) -> None:
+    """Write `history` as an SQLite file that Optuna and optuna-dashboard open, atomically."""
+    # In memory first: SQLite keeps files beside an open one, and in a URL a `?` in a path would start the query.
+    storage = RDBStorage("sqlite://")
+    try:
+        study_of(space, history, storage)
+        with contextlib.closing(storage.engine.raw_connection()) as connection:
+            assert connection.driver_connection is not None
+            content = connection.driver_connection.serialize()
+    finally:
+        storage.engine.dispose()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _distribution(parameter: Searched) -> BaseDistribution:
+    match parameter:
+        case Uniform(low, high):
+            return FloatDistribution(low, high)
+        case LogUniform(low, high):
+            return FloatDistribution(low, high, log=True)
+        case RandInt(low, high):
+            return IntDistribution(low, high)
+        case Choice(options):
+            return CategoricalDistribution(options)
+
+
+def _frozen(trial: Trial, space: Space) -> FrozenTrial:
+    # `experiment.yaml` may have been edited while no search ran; the journal sets trials aside at the next resume.
+    if trial.set_aside or not contains(space, trial.config):
+        return _nothing_known(trial)
+    return FrozenTrial(
+        number=trial.number,
+        trial_id=trial.number,
+        state=_STATES[trial.status],
+        value=_last_accuracy(trial) if trial.status == "stopped" else _final_value(trial),
+        # Optuna keeps local times without a zone.
+        datetime_start=datetime.fromtimestamp(trial.started_at),
+        datetime_complete=datetime.fromtimestamp(trial.end.at) if trial.end else None,
+        # Not what was suggested: the space may have been changed since.
+        params={name: getattr(trial.config, name) for name in space.searched},
+        distributions=distributions(space),
+        user_attrs=_user_attributes(trial),
+        system_attrs={},
+        intermediate_values={epoch.epoch: epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged},
+    )
+
+
+def _nothing_known(trial: Trial) -> FrozenTrial:
+    """A trial outside the space as it is now: it keeps its number, but the sampler learns nothing from it."""
+    started = datetime.fromtimestamp(trial.started_at)
+    return FrozenTrial(
+        number=trial.number,
+        trial_id=trial.number,
+        state=TrialState.FAIL,
+        value=None,
+        datetime_start=started,
+        datetime_complete=started,
+        params={},
+        distributions={},
+        user_attrs=_user_attributes(trial),
+        system_attrs={},
+        intermediate_values={},
+    )
+
+
+def _final_value(trial: Trial) -> float | None:
+    # `Study.tell` takes a pruned trial's value from its intermediate ones, and a failed trial has none.
+    return _last_accuracy(trial) if trial.status == "completed" else None
+
+
+def _last_accuracy(trial: Trial) -> float | None:
+    return trial.last.validation_accuracy if trial.last else None
+
+
+def _user_attributes(trial: Trial) -> dict[str, str | bool | float]:
+    attributes: dict[str, str | bool | float] = {"seconds": round(trial.seconds, 3)}
+    if trial.baseline:
+        attributes["baseline"] = True
+    if trial.end and trial.end.reason:
+        attributes["reason"] = trial.end.reason
+    return attributes

@@ -1,0 +1,103 @@
+"""Pictures of a retraining, for people who look into `final/`. matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.retraining.training_runs import Progress
+from spaces.printable import printable
+from trainable.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 130
+# More counts or names than these cannot be read on one page.
+MOST_COUNTS = 20
+MOST_NAMES = 50
+MOST_NAME_CHARACTERS = 24
+# Of Wong, "Points of view: Color blindness" (Nature Methods 8, 2011), in an order of good contrast on white.
+SEED_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+
+
+def draw_learning_curve(path: Path, progress: Sequence[Progress], title: str) -> None:
+    """Write a PNG of training loss and accuracy over the epochs, a line a seed.
+
+    Args:
+        path: of the PNG.
+        progress: all epochs of all seeds, in any order.
+        title: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    losses, accuracies = figure.subplots(2, 1, sharex=True)
+    for seed in sorted({one.number for one in progress}):
+        epochs = sorted((one for one in progress if one.number == seed), key=lambda one: one.epoch)
+        numbers, colour = [one.epoch for one in epochs], SEED_COLOURS[seed % len(SEED_COLOURS)]
+        losses.plot(numbers, [one.train_loss for one in epochs], color=colour, marker=".", label=f"seed {seed}")
+        accuracies.plot(numbers, [100 * one.train_accuracy for one in epochs], color=colour, marker=".")
+    losses.set_ylabel("training loss")
+    accuracies.set_ylabel("training accuracy, %")
+    accuracies.set_xlabel("epoch")
+    accuracies.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (losses, accuracies):
+        _make_plain(axes)
+    losses.legend(frameon=False)
+    _save(figure, path, title)
+
+
+def draw_confusion_matrix(path: Path, confusion: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
+    """Write a PNG of who is taken for whom; colours are shares of the true class, figures are images.
+
+    Args:
+        path: of the PNG.
+        confusion: (classes, classes) counts; row = true class, column = predicted class.
+        class_names: in the order of the rows.
+        title: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    n_classes = len(class_names)
+    side = min(14.0, 3.5 + 0.45 * n_classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if n_classes <= MOST_COUNTS:
+        for row, column in np.argwhere(confusion):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{confusion[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
+    names = [_short(name) for name in class_names] if n_classes <= MOST_NAMES else []
+    # A dollar in a name would start a formula.
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    _save(figure, path, title)
+
+
+def _short(name: str) -> str:
+    shown = printable(name)
+    return shown if len(shown) <= MOST_NAME_CHARACTERS else f"{shown[: MOST_NAME_CHARACTERS - 1]}…"
+
+
+def _make_plain(axes: Axes) -> None:
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path, title: str) -> None:
+    figure.suptitle(title, parse_math=False, fontsize=11)
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # Of names in scripts that the font does not have: they are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        # Without the version of matplotlib, equal pictures are equal files.
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})

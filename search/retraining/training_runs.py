@@ -1,0 +1,263 @@
+"""Several full training runs of one configuration, side by side in processes of their own, saved after each epoch."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from spaces import Dataset, Hyperparameters, InputError
+from spaces.errors import RunError
+from spaces.plain_files import MIB, read_plain
+from trainable.allocator import ALLOCATOR_ENVIRONMENT
+from trainable.checkpoint import read_checkpoint
+from trainable.compute import Compute
+from trainable.environment import environment_with
+from trainable.files import write_json
+from trainable.seeding import Purpose, RunSeed
+
+if TYPE_CHECKING:
+    from trainable.data.datasets import ImageSet
+    from trainable.fit_evaluate import EpochResult, FitEvaluate
+
+CURVE_FILE = "curve.json"
+# Of 100,000 epochs.
+MAX_CURVE_BYTES = 16 * MIB
+POLL_S = 0.2
+# What a process that failed has said of it is on its way for so long at most.
+LAST_WORDS_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class FullRun:
+    """One run on training and validation images together.
+
+    Attributes:
+        decoded_folder: the cached training images.
+        dataset: how they are cut.
+        hyperparameters: the configuration.
+        experiment_seed, number: name the run's random streams, which no trial shares.
+        epochs: how many.
+        compute: what to compute with.
+        threads: on a CPU.
+        folder: where the run saves a checkpoint after each epoch, and is resumed from.
+        step_epochs: epochs between two drops of the learning rate; None for the configuration's `step_size`.
+    """
+
+    decoded_folder: Path
+    dataset: Dataset
+    hyperparameters: Hyperparameters
+    experiment_seed: int
+    number: int
+    epochs: int
+    compute: Compute
+    threads: int
+    folder: Path
+    step_epochs: Fraction | None = None
+
+    @property
+    def seed(self) -> RunSeed:
+        return RunSeed(self.experiment_seed, self.number, Purpose.RETRAINING)
+
+    def checkpoint(self, epoch: int) -> Path:
+        """Folder of the checkpoint after `epoch` epochs."""
+        return self.folder / f"checkpoint_{epoch:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An epoch of a run is done, and saved."""
+
+    number: int
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    seconds: float
+
+
+_CURVE = TypeAdapter(list[Progress])
+
+
+class DivergedError(RunError):
+    """A run's loss or weights left the finite numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Why a run's process ends before its last epoch."""
+
+    error: Exception
+
+
+def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
+    """Train all runs, `n_workers` at once, each in a process of its own, from the newest checkpoint of each.
+
+    A run that was finished before is not trained again. Each leaves the checkpoint of its last epoch.
+
+    Whatever goes wrong, also Ctrl-C, no process is left when this returns; see `guarded_folder` for `kill -9`.
+
+    Args:
+        runs: what to train.
+        n_workers: processes.
+        on_progress: called in this process after each epoch of each run.
+
+    Raises:
+        DivergedError: a run diverged.
+        RunError: a process was killed.
+        InputError: a checkpoint is not one of this run.
+    """
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    waiting = [
+        context.Process(target=_train_in_process, args=(run, queue), daemon=True)
+        for run in runs
+        if saved_epochs(run) < run.epochs
+    ]
+    started: list[SpawnProcess] = []
+    try:
+        while waiting or any(process.is_alive() for process in started):
+            while waiting and sum(process.is_alive() for process in started) < n_workers:
+                started.append(waiting.pop(0))
+                with environment_with(ALLOCATOR_ENVIRONMENT):
+                    started[-1].start()
+            _take_in(queue, on_progress, POLL_S)
+            if any(process.exitcode for process in started):
+                _take_in(queue, on_progress, LAST_WORDS_S)
+                raise RunError("A training process was killed; most often memory ran out. Nothing was tested.")
+        while _take_in(queue, on_progress, POLL_S):
+            pass
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join()
+        queue.close()
+
+
+def _take_in(queue: Any, on_progress: Callable[[Progress], None], for_s: float) -> bool:
+    """Pass on what comes in so many seconds, however much that is; whether anything came."""
+    until_s = time.monotonic() + for_s
+    came = False
+    while (left_s := until_s - time.monotonic()) > 0:
+        try:
+            message = queue.get(timeout=left_s)
+        except Empty:
+            break
+        came = True
+        if isinstance(message, _Failed):
+            raise message.error
+        on_progress(message)
+    return came
+
+
+def _train_in_process(run: FullRun, queue: Any) -> None:
+    # A terminal sends Ctrl-C to all processes; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _train(run, queue)
+    except (RunError, InputError, OSError) as error:
+        queue.put(_Failed(error))
+        queue.close()
+        queue.join_thread()
+        sys.exit(1)
+
+
+def saved_epochs(run: FullRun) -> int:
+    """Epochs that the newest intact checkpoint of a run holds; 0 where there is none.
+
+    Raises:
+        InputError: a checkpoint is of another configuration, seed or number of epochs.
+    """
+    for folder in sorted(run.folder.glob("checkpoint_*"), reverse=True):
+        try:
+            state, _, _ = read_checkpoint(folder)
+        except InputError:
+            continue  # cut short by a kill or a full disk: the one before it counts
+        state.must_belong_to(run.hyperparameters, run.seed, folder)
+        if state.epoch > run.epochs or folder != run.checkpoint(state.epoch):
+            raise InputError(f"{folder}: is a checkpoint after {state.epoch} of {run.epochs} epochs. Remove it.")
+        return state.epoch
+    return 0
+
+
+def read_curve(run: FullRun, epoch: int) -> list[Progress]:
+    """What each epoch up to `epoch` gave, as its checkpoint tells.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = run.checkpoint(epoch) / CURVE_FILE
+    try:
+        curve = _CURVE.validate_json(read_plain(path, MAX_CURVE_BYTES), strict=True)
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path}: is damaged ({str(error).splitlines()[0][:200]}). Remove its folder.") from None
+    expected = [(run.number, i) for i in range(1, epoch + 1)]
+    numbers = [value for one in curve for value in (one.train_loss, one.train_accuracy, one.seconds)]
+    if [(one.number, one.epoch) for one in curve] != expected or not all(map(math.isfinite, numbers)):
+        raise InputError(f"{path}: is not the curve of seed {run.number} over {epoch} epochs. Remove its folder.")
+    return curve
+
+
+def restored(run: FullRun, images: ImageSet, epoch: int) -> FitEvaluate:
+    """A run as it was after `epoch` epochs; 0: as it starts.
+
+    Raises:
+        InputError: the checkpoint is damaged, not of this run, or holds numbers that are not finite.
+    """
+    from trainable.fit_evaluate import FitEvaluate
+
+    fit = FitEvaluate(images, None, run.hyperparameters, run.seed, run.compute, step_epochs=run.step_epochs)
+    if epoch:
+        fit.restore(run.checkpoint(epoch))
+        if not fit.is_finite:
+            raise InputError(f"{run.checkpoint(epoch)}: holds numbers that are not finite. Remove it.")
+    return fit
+
+
+def _train(run: FullRun, queue: Any) -> None:
+    import torch
+
+    from trainable.data.datasets import open_training_data
+
+    torch.set_num_threads(run.threads)
+    begin = saved_epochs(run)
+    fit = restored(run, open_training_data(run.decoded_folder, run.dataset).everything, begin)
+    curve = read_curve(run, begin) if begin else []
+
+    def save(result: EpochResult) -> None:
+        if result.diverged or not fit.is_finite:
+            raise DivergedError(
+                f"Retraining {run.number} diverged in epoch {result.epoch}: its loss or weights are not finite. "
+                f"Nothing was tested. The configuration is at the edge of what trains; retrain another: --trial ID"
+            )
+        curve.append(Progress(run.number, result.epoch, result.train_loss, result.train_accuracy, result.train_s))
+        _save(run, fit, curve)
+        queue.put(curve[-1])
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise RunError("The command that wanted this run is gone.")
+
+    fit.epoch_training(run.epochs - begin, save)
+
+
+def _save(run: FullRun, fit: FitEvaluate, curve: list[Progress]) -> None:
+    """Write the epoch's checkpoint beside the one before, which is removed when this one is whole."""
+    folder = run.checkpoint(fit.epoch)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CURVE_FILE, [asdict(one) for one in curve])
+    fit.save(folder)
+    for other in run.folder.glob("checkpoint_*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)

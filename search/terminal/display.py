@@ -1,0 +1,217 @@
+"""What a running search shows: in a terminal one screen that stays in place, elsewhere one line a trial that ends."""
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.text import Text
+
+from search.analysis.estimates import duration_text
+from search.analysis.ranking import best_accuracy
+from search.analysis.remaining import Remaining, recent_epoch_s, remaining
+from search.experiment.events import Event, History, RunEnded, Trial, TrialEnded
+from search.policy import budget
+from search.terminal.live_screen import LiveScreen, can_show_screens
+from search.terminal.screen import STATUS_STYLES, Glyphs, Happening, Scene, screen
+from search.terminal.tables import compact
+from spaces.command import discard_output
+from spaces.counted import counted
+from spaces.printable import printable
+from spaces.schema import Space
+
+# What a screen showed last is gone with it; so many of the failures and notes are told again when it closes.
+MOST_TOLD_AGAIN = 20
+
+
+class SearchConsole(Console):
+    """A console that raises BrokenPipeError as it is; rich would end the command."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError, which rich is handling
+
+
+def print_while_read(console: Console, text: Text | str) -> None:
+    """Print a line; once the terminal, or the reader of a pipe, is gone, the search goes on and prints to nowhere."""
+    try:
+        console.print(text, soft_wrap=True)
+    except OSError:
+        with contextlib.suppress(io.UnsupportedOperation):
+            discard_output(console.file)
+
+
+class SearchDisplay:
+    """Shows the events of a search; a context manager.
+
+    Args:
+        space: what is searched.
+        console: where to.
+        trials_at_once: for the time left.
+        quiet: print nothing but failures.
+        name: of the experiment.
+        epoch_images: training images of an epoch.
+        started_s: when the search began, by the monotonic clock.
+        plain: a line an event, in a terminal too.
+        history: before the first event; what an earlier session has done.
+        time_left_s: of the time budget at `started_s`; None without one.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        console: Console,
+        trials_at_once: int,
+        quiet: bool = False,
+        name: str = "",
+        epoch_images: int = 0,
+        started_s: float | None = None,
+        plain: bool = False,
+        history: History | None = None,
+        time_left_s: float | None = None,
+    ) -> None:
+        self._space = space
+        self._console = console
+        self._trials_at_once = trials_at_once
+        self._quiet = quiet
+        self._name = name or space.name
+        self._epoch_images = epoch_images
+        self._started_s = time.monotonic() if started_s is None else started_s
+        self._time_left_s = time_left_s
+        self._history = history or History()
+        self._session_start = time.time() - (time.monotonic() - self._started_s)
+        self._notes: list[Happening] = []
+        self._to_tell_again: list[tuple[str, str]] = []
+        shows_screen = can_show_screens(console) and not quiet and not plain
+        self._screen = LiveScreen(console, self._draw, self._take_message) if shows_screen else None
+
+    def __enter__(self) -> "SearchDisplay":
+        if self._screen:
+            self._try_to_show(self._screen.__enter__)
+        self.refresh()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def observe(self, event: Event, history: History) -> None:
+        """Take in an event of the search."""
+        self._history = history
+        match event:
+            case TrialEnded():
+                failed = event.status in ("failed", "diverged")
+                if failed or not self._quiet:
+                    self._tell(self._end_line(history.trials[event.trial]), STATUS_STYLES[event.status], failed)
+            case RunEnded():
+                failed = event.status != "completed"
+                if failed or not self._quiet:
+                    self._tell(self._run_line(event), STATUS_STYLES[event.status], failed)
+        self.refresh()
+
+    def note(self, message: str) -> None:
+        """Tell something that is not a trial's end."""
+        if not self._quiet:
+            self._notes.append(Happening(time.time(), message, "yellow"))
+            self._tell(message, "yellow", True)
+
+    def refresh(self) -> None:
+        """Bring the screen up to date, if it was not just now."""
+        if self._screen:
+            self._try_to_show(self._screen.refresh)
+
+    def _try_to_show(self, draw: Callable[[], object]) -> None:
+        try:
+            draw()
+        except Exception as error:  # a night's search must not end for its picture
+            self.close()
+            self.note(f"The screen cannot be drawn ({type(error).__name__}: {error}); events follow a line each.")
+
+    def close(self) -> None:
+        """Give the terminal back; nothing where that is done already."""
+        if not self._screen:
+            return
+        closing, self._screen = self._screen, None
+        closing.close()
+        for line, style in self._to_tell_again[-MOST_TOLD_AGAIN:]:
+            self._print(line, style)
+
+    def _tell(self, line: str, style: str, matters_later: bool) -> None:
+        """Print it; where there is a screen, which shows all that happens, only afterwards, and if it matters then."""
+        if not self._screen:
+            self._print(line, style)
+        elif matters_later:
+            self._to_tell_again.append((line, style))
+
+    def _print(self, line: str, style: str) -> None:
+        print_while_read(self._console, Text(printable(line), style=style))
+
+    def _take_message(self, line: str) -> None:
+        self._notes.append(Happening(time.time(), line, "yellow"))
+
+    def _draw(self, width: int, height: int, glyphs: Glyphs) -> Sequence[Text]:
+        left = remaining(self._history, self._space)
+        scene = Scene(
+            name=self._name,
+            space=self._space,
+            history=self._history,
+            remaining=left,
+            left_s=self._left_s(left),
+            trials_at_once=self._trials_at_once,
+            epoch_images=self._epoch_images,
+            now=time.time(),
+            elapsed_s=time.monotonic() - self._started_s,
+            notes=self._notes,
+            hint="Ctrl-C ends the search; nothing is lost",
+        )
+        return screen(scene, width, height, glyphs)
+
+    def _end_line(self, trial: Trial) -> str:
+        accuracy = f"{trial.last.validation_accuracy:7.2%}" if trial.last and not trial.last.diverged else "      -"
+        name = "baseline" if trial.baseline else f"trial {trial.number}"
+        values = self._space.baseline_suggestion() if trial.baseline else trial.suggested
+        line = f"{name:<10} {trial.status:<9} epoch {trial.n_epochs:>3}  {accuracy}  {compact(values)}"
+        if trial.end and trial.status in ("failed", "diverged"):
+            line += f"  ({trial.end.reason})"
+        return line if self._screen else f"{line}  [{self._status()}]"
+
+    def _run_line(self, event: RunEnded) -> str:
+        run = self._history.runs[event.run]
+        accuracy = f"{run.last.validation_accuracy:7.2%}" if run.last and not run.last.diverged else "      -"
+        line = f"fresh run  {event.status:<9} epoch {run.n_epochs:>3}  {accuracy}  of trial {run.trial}"
+        if event.reason:
+            line += f"  ({event.reason})"
+        return line if self._screen else f"{line}  [{self._status()}]"
+
+    def _status(self) -> str:
+        n_runs_ended = len(self._history.runs) - len(self._history.unfinished_runs)
+        parts = [
+            f"{self._history.n_ended}{_of(self._space.search.trials)} trials",
+            self._epochs_text(),
+        ]
+        if self._history.runs:
+            parts.append(counted(n_runs_ended, "fresh run"))
+        best = best_accuracy(self._history.trials.values())
+        if best:
+            parts.append(f"best {best[1]:.2%} (trial {best[0]})")
+        left_s = self._left_s(remaining(self._history, self._space))
+        if left_s:
+            parts.append(f"about {duration_text(left_s)} left")
+        return ", ".join(parts)
+
+    def _epochs_text(self) -> str:
+        epoch_budget = self._space.search.epoch_budget
+        if epoch_budget is None:
+            return counted(self._history.n_epochs, "epoch")
+        return f"{budget.epochs_trained(self._history)}/{epoch_budget} epochs"
+
+    def _left_s(self, left: Remaining) -> float | None:
+        gone_s = time.monotonic() - self._started_s
+        budget_left_s = None if self._time_left_s is None else self._time_left_s - gone_s
+        return left.seconds(recent_epoch_s(self._history, self._session_start), self._trials_at_once, budget_left_s)
+
+
+def _of(limit: int | None) -> str:
+    return "" if limit is None else f"/{limit}"

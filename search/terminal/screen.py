@@ -1,0 +1,533 @@
+"""What a running search looks like on one screen: pure functions from its history to lines that fit."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import nlargest
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from search.analysis.estimates import duration_text
+from search.analysis.ranking import Ranked, fresh_text, rank
+from search.analysis.remaining import Remaining
+from search.analysis.rung_survival import rung_survival
+from search.experiment.events import History, Run, Trial
+from search.policy.asha import waits_at_rung
+from search.policy.budget import epochs_trained, n_to_start
+from search.policy.fresh_statistics import Fresh, fresh_results
+from search.terminal.tables import compact
+from spaces.parameters import Number
+from spaces.printable import printable
+from spaces.schema import Space
+
+N_BEST = 5
+# From here on, rungs stand beside what workers do instead of below it.
+WIDE_COLUMNS = 110
+MOST_CURVE_COLUMNS = 30
+# Below what workers do, so many are shown or none; the others where there is room.
+MOST_RUNGS = 5
+# Left for hyperparameters beside curves.
+PARAMETER_COLUMNS = 16
+_GAP = "  "
+_LONGEST_FIGURE = 12
+# Columns that go where a terminal is too narrow for all, the first first.
+_MISSED_FIRST = ("epochs", "status", "accuracy")
+_MORE_EVENTS_THAN_ROWS = 200
+
+STATUS_STYLES = {"completed": "green", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}
+
+
+# Columns of the best trials between the rank and what fresh runs say.
+_COLUMNS = {"trial": "%-14s", "status": "%-9s", "epochs": "%6s", "accuracy": "%8s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Glyphs:
+    """Characters that pictures are drawn with.
+
+    Attributes:
+        levels: of a curve, rising.
+        full, empty: parts of a bar.
+        line: of a heading.
+        points: ends a text that was cut.
+    """
+
+    levels: str
+    full: str
+    empty: str
+    line: str
+    points: str
+
+
+UNICODE = Glyphs("▁▂▃▄▅▆▇█", "━", "─", "─", "…")
+ASCII = Glyphs("_.-~=+*#", "#", ".", "-", "~")
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something to tell of a search: `text` at `at`, in seconds since 1970 (UTC)."""
+
+    at: float
+    text: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that a screen is made of.
+
+    Attributes:
+        name: of the experiment.
+        space: what is searched.
+        history: so far.
+        remaining: what is left to train.
+        left_s: seconds until then; None where that cannot be told yet.
+        trials_at_once: places.
+        epoch_images: training images of an epoch.
+        now: seconds since 1970 (UTC).
+        elapsed_s: since the session began; None where that is not known.
+        notes: what happened beside the events of the history.
+        hint: what the keys do.
+    """
+
+    name: str
+    space: Space
+    history: History
+    remaining: Remaining
+    left_s: float | None
+    trials_at_once: int
+    epoch_images: int
+    now: float
+    elapsed_s: float | None = None
+    notes: Sequence[Happening] = ()
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """How far something is; `total` is None where nobody knows."""
+
+    name: str
+    done: float
+    total: float | None
+    text: str
+    more: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Lines under a heading; where there is little room, the first ones.
+
+    Attributes:
+        title: in the heading.
+        lines: all that there are.
+        least: so many lines are shown, or none.
+        beside: stands to the right of them, and is never shortened.
+    """
+
+    title: str
+    lines: Sequence[Text]
+    least: int
+    beside: "_Block | None" = None
+
+    @property
+    def n_beside(self) -> int:
+        return len(self.beside.lines) if self.beside else 0
+
+    @property
+    def n_least(self) -> int:
+        return max(min(self.least, len(self.lines)), self.n_beside)
+
+    @property
+    def n_most(self) -> int:
+        return max(len(self.lines), self.n_beside)
+
+
+def screen(scene: Scene, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
+    """At most `height` lines of at most `width` cells, whatever the search has done so far."""
+    if width < 1 or height < 1:
+        return []
+    header = _header(scene, width, glyphs)
+    room = height - len(header)
+    best, rungs, events = _best(scene, width, glyphs), _rungs(scene, glyphs), _events(scene, room)
+    # In a low terminal, more rungs than fit would take the workers' place.
+    if width >= WIDE_COLUMNS and room >= best.n_least + len(rungs.lines) + 2:
+        workers = _workers(scene, _left_width(width), glyphs)
+        blocks = [best, replace(workers, beside=rungs), events]
+    else:
+        blocks = [best, _workers(scene, width, glyphs), rungs, events]
+    body = _stack(_fitting(blocks, room), width, glyphs)
+    lines = [*header, *body][:height]
+    for line in lines:
+        _cut(line, width, glyphs)
+    return lines
+
+
+def sparkline(values: Sequence[float], low: float, high: float, width: int, glyphs: Glyphs = UNICODE) -> str:
+    """Values as a row of at most `width` characters; of more values, some are left out, but never the last.
+
+    Args:
+        values: of a curve, in order.
+        low, high: what the lowest and the highest character stand for.
+        width: in characters.
+        glyphs: to draw with.
+    """
+    if len(values) > width > 0:
+        last = len(values) - 1
+        values = [values[round(i * last / max(width - 1, 1)) if width > 1 else last] for i in range(width)]
+    n_levels = len(glyphs.levels)
+    span = high - low
+    shares = [(value - low) / span if span > 0 else 1.0 for value in values] if width > 0 else []
+    return "".join(glyphs.levels[min(n_levels - 1, max(0, int(share * n_levels)))] for share in shares)
+
+
+def happenings(history: History, notes: Iterable[Happening], most: int) -> list[Happening]:
+    """What happened last, the newest first: trials and fresh runs that ended, and notes."""
+    trials = (trial for trial in history.trials.values() if trial.end)
+    runs = (run for run in history.runs.values() if run.end)
+    ended: list[Trial | Run] = nlargest(most, trials, key=_ended_at)
+    ended += nlargest(most, runs, key=_ended_at)
+    each = [*map(_told, ended), *notes]
+    return sorted(each, key=lambda one: one.at, reverse=True)[:most]
+
+
+def clock_text(seconds: float) -> str:
+    """`1:05`, `2:03:04`."""
+    minutes, s = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+
+
+def _header(scene: Scene, width: int, glyphs: Glyphs) -> list[Text]:
+    history, left = scene.history, scene.remaining
+    counting = history.counting
+    n_ended = sum(trial.end is not None for trial in counting)
+    statuses = ("completed", "stopped", "failed", "diverged")
+    counts = {status: sum(trial.status == status for trial in counting) for status in statuses}
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    title = _title(scene, width, glyphs)
+    n_runs_ended = len(history.runs) - len(history.unfinished_runs)
+    bars = [_trials_bar(scene, n_ended, counted), _epochs_bar(scene)]
+    if history.runs:
+        # What is left of one that was begun counts as a part of a run.
+        n_runs = n_runs_ended + len(left.of_runs)
+        bars.append(_Bar("fresh", n_runs_ended, n_runs, f"{n_runs_ended} of about {n_runs}", "fresh runs of the best"))
+    return [title, *(_bar_line(bar, width, glyphs) for bar in bars)]
+
+
+def _title(scene: Scene, width: int, glyphs: Glyphs) -> Text:
+    """Name, state and times; where there is too little room, the time left stays longest."""
+    title = Text(printable(scene.name), style="bold")
+    title.append(f"{_GAP}{_state(scene)}", style="cyan")
+    left = f"about {duration_text(scene.left_s)} left" if scene.left_s else ""
+    gone = f"{clock_text(scene.elapsed_s)} gone" if scene.elapsed_s is not None else ""
+    times = ", ".join(filter(None, (gone, left)))
+    if left and title.cell_len + len(_GAP) + len(times) > width:
+        times = left
+    room = width - len(times) - len(_GAP)
+    if left and room > 0:
+        _cut(title, room, glyphs)
+    _cut(title, width, glyphs)
+    _append_at_right(title, Text(times), width)
+    return title
+
+
+def _trials_bar(scene: Scene, n_ended: int, counted: str) -> _Bar:
+    left, trials = scene.remaining, scene.space.search.trials
+    if trials is not None:
+        return _Bar("trials", n_ended, trials, f"{n_ended} of {trials}", counted)
+    expected = None if left.of_unstarted is None else n_ended + len(left.of_begun) + len(left.of_unstarted)
+    text = f"{n_ended}" if expected is None else f"{n_ended} of about {expected}"
+    return _Bar("trials", n_ended, expected, text, counted)
+
+
+def _epochs_bar(scene: Scene) -> _Bar:
+    n_epochs, epoch_budget = epochs_trained(scene.history), scene.space.search.epoch_budget
+    if epoch_budget is not None:
+        return _Bar("epochs", n_epochs, epoch_budget, f"{n_epochs} of {epoch_budget}")
+    left = scene.remaining.trial_epochs
+    if left is None:
+        return _Bar("epochs", n_epochs, None, f"{n_epochs}")
+    return _Bar("epochs", n_epochs, n_epochs + left, f"{n_epochs} of about {n_epochs + left:.0f}")
+
+
+def _bar_line(bar: _Bar, width: int, glyphs: Glyphs) -> Text:
+    line = Text(f"{bar.name:<7}")
+    if bar.total is not None:
+        line.append_text(_bar(bar.done / bar.total if bar.total else 0.0, min(max(width - 60, 8), 40), glyphs))
+        line.append(" ")
+    line.append(bar.text)
+    if bar.more:
+        line.append(f"{_GAP}{bar.more}", style="dim")
+    return line
+
+
+def _state(scene: Scene) -> str:
+    history = scene.history
+    if _working_runs(scene):
+        return "training the best again with fresh seeds"
+    if history.unfinished or n_to_start(history, scene.space):
+        return "searching" if history.n_epochs else "starting"
+    return "fresh runs" if scene.remaining.of_runs else "finished"
+
+
+def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
+    history = scene.history
+    fresh = fresh_results(history) if history.runs else {}
+    ranked = [row for row in rank(history) if not row.set_aside]
+    if history.runs:
+        # Those that are trained again are what there is to see now, the baseline among them.
+        again = {run.trial for run in history.runs.values()}
+        ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
+    rows = sorted(ranked[:N_BEST], key=lambda row: row.rank)
+    fresh_texts = [f"{fresh_text(found)} ({found.n_runs})" for row in rows if (found := fresh.get(row.trial))]
+    fresh_width = max(20, *(len(text) + len(_GAP) for text in fresh_texts)) if fresh_texts else 0
+    shown_columns = _columns_that_fit(width - fresh_width)
+    max_epochs = scene.space.training.max_epochs
+    curve_width = _curve_width(max_epochs, width, fresh_width)
+    curves = {row.trial: _curve(history.trials[row.trial]) for row in rows}
+    shown = [value for curve in curves.values() for value in curve]
+    low, high = min(shown, default=0.0), max(shown, default=1.0)
+    heading = " ".join([f"{'':>2}", *(_COLUMNS[name] % name for name in shown_columns)]) + _GAP
+    heading += ("fresh runs".ljust(fresh_width) if fresh_width else "") + (
+        "curve" if curve_width >= len("curve") else ""
+    )
+    lines = [Text(heading, style="dim")]
+    for row in rows:
+        curve = _sparkline_to_scale(curves[row.trial], low, high, max_epochs, curve_width, glyphs)
+        line = _best_line(row, shown_columns, curve.ljust(curve_width), fresh.get(row.trial), fresh_width)
+        values = {name: getattr(row.config, name) for name in scene.space.searched}
+        if fitting := _those_that_fit(values, width - line.cell_len - len(_GAP)):
+            line.append(_GAP + fitting, style="dim")
+        lines.append(line)
+    if not rows:
+        lines = [Text("no trial has begun yet", style="dim")]
+    return _Block("best", lines, least=2)
+
+
+def _curve_width(max_epochs: int, width: int, fresh_width: int) -> int:
+    """Characters for a curve of `max_epochs`."""
+    # A narrow terminal has no room for fresh runs, curves and hyperparameters together.
+    parameter_columns = 0 if fresh_width and width < WIDE_COLUMNS else PARAMETER_COLUMNS
+    most = min(MOST_CURVE_COLUMNS, max(0, width - 45 - fresh_width - parameter_columns))
+    # An epoch takes as many as there is room for; where each has not even one, some epochs are left out.
+    return min(max_epochs * max(1, most // max_epochs), most)
+
+
+def _sparkline_to_scale(
+    values: Sequence[float], low: float, high: float, max_epochs: int, width: int, glyphs: Glyphs
+) -> str:
+    """A curve of which `max_epochs` would fill `width`; at least a character long, once there is an epoch."""
+    n_characters = max(1, round(width * len(values) / max_epochs)) if width else 0
+    each = max(1, width // max_epochs)
+    return sparkline([value for value in values for _ in range(each)], low, high, n_characters, glyphs)
+
+
+def _those_that_fit(values: Mapping[str, Number], room: int) -> str:
+    while values and len(compact(values)) > room:
+        values = dict(list(values.items())[:-1])
+    return compact(values)
+
+
+def _columns_that_fit(width: int) -> list[str]:
+    shown = list(_COLUMNS)
+    for name in _MISSED_FIRST:
+        if len(" ".join(["", "", "", *(_COLUMNS[each] % each for each in shown)])) > width:
+            shown.remove(name)
+    return shown
+
+
+def _best_line(row: Ranked, columns: Sequence[str], curve: str, fresh: Fresh | None, fresh_width: int) -> Text:
+    accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
+    exempt = " baseline" if row.baseline else " explored" if row.explored else ""
+    cells = {"trial": f"{row.trial}{exempt}", "status": row.status, "epochs": str(row.epochs), "accuracy": accuracy}
+    line = Text(f"{row.rank:>2}")
+    for name in columns:
+        line.append(" ")
+        line.append(_COLUMNS[name] % cells[name], style=STATUS_STYLES[row.status] if name == "status" else "")
+    line.append(_GAP)
+    again = f"{fresh_text(fresh)} ({fresh.n_runs})" if fresh else ""
+    line.append(f"{again:<{fresh_width}}" if fresh_width else "", style="bold")
+    line.append(curve, style="green" if row.status == "completed" else "cyan")
+    return line
+
+
+def _curve(trial: Trial) -> list[float]:
+    return [epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged]
+
+
+def _workers(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
+    history = scene.history
+    # Trials are dispatched in their order: where an earlier session had more slots, the last ones wait.
+    working: list[Trial | Run] = [*_working_trials(scene)[: scene.trials_at_once], *_working_runs(scene)]
+    lines = [_worker_line(one, scene, width, glyphs) for one in working]
+    n_empty = max(0, scene.trials_at_once - len(working))
+    if n_empty and not working and not history.n_epochs:
+        lines.append(Text("starting", style="dim"))
+    elif n_empty:
+        lines.append(Text(f"{n_empty} idle", style="dim"))
+    rates = [rate for one in working if (rate := _images_per_s(one, scene.epoch_images))]
+    together = f"{_GAP}{sum(rates):,.0f} images/s together" if len(rates) > 1 else ""
+    return _Block(f"workers{together}", lines, least=2)
+
+
+def _working_trials(scene: Scene) -> list[Trial]:
+    return [trial for trial in scene.history.unfinished if not waits_at_rung(trial, scene.space)]
+
+
+def _working_runs(scene: Scene) -> list[Run]:
+    """Fresh runs that are trained now: none that an earlier session left, until all trials have ended."""
+    history = scene.history
+    if _working_trials(scene):
+        return []
+    if not n_to_start(history, scene.space):
+        return history.unfinished_runs
+    # Trials are to be started yet, unless the rest of a time budget is kept for fresh runs.
+    return [run for run in history.unfinished_runs if _is_of_this_session(run, scene)]
+
+
+def _is_of_this_session(one: Trial | Run, scene: Scene) -> bool:
+    began_at = scene.now - scene.elapsed_s if scene.elapsed_s is not None else 0.0
+    return (one.last.at if one.last else one.started_at) >= began_at
+
+
+def _worker_line(one: Trial | Run, scene: Scene, width: int, glyphs: Glyphs) -> Text:
+    max_epochs = scene.space.training.max_epochs
+    name = f"trial {one.number}" if isinstance(one, Trial) else f"run {one.number}, trial {one.trial}"
+    rate = _images_per_s(one, scene.epoch_images)
+    line = Text(f"{name:<15} epoch {min(one.n_epochs + 1, max_epochs):>3} of {max_epochs:<4}")
+    line.append_text(_bar(one.n_epochs / max_epochs, 10 if width < 90 else 18, glyphs))
+    line.append(f" {rate:>6,.0f} images/s" if rate else f" {'-':>6} images/s")
+    since_s = scene.now - (one.last.at if one.last else one.started_at)
+    # What an earlier session trained last says nothing of how long the epoch takes now.
+    if one.last and since_s >= 0 and _is_of_this_session(one, scene):
+        since = f"{_GAP}{since_s:.0f} s of about {one.last.seconds:.0f}"
+        line.append(since if line.cell_len + len(since) <= width else "", style="dim")
+    return line
+
+
+def _images_per_s(one: Trial | Run, epoch_images: int) -> float | None:
+    return epoch_images / one.last.train_s if one.last and one.last.train_s > 0 else None
+
+
+def _rungs(scene: Scene, glyphs: Glyphs) -> _Block:
+    lines = []
+    *rungs, end = rung_survival(scene.history.counting, scene.space)
+    for rung in rungs:
+        passed = rung.passed / rung.entered if rung.entered else 0.0
+        line = Text(f"epoch {rung.epoch:<4}{rung.entered:>4} entered {rung.passed:>4} went on  ")
+        line.append_text(_bar(passed, 10, glyphs))
+        share = f" {passed:>4.0%}" if rung.entered else ""
+        line.append(f" {rung.waiting} wait" if rung.waiting else share, style="dim")
+        lines.append(line)
+    lines.append(Text(f"epoch {end.epoch:<4}{end.passed:>4} completed"))
+    return _Block("rungs", lines, least=min(len(lines), MOST_RUNGS))
+
+
+def _events(scene: Scene, room: int) -> _Block:
+    lines = []
+    for one in happenings(scene.history, scene.notes, min(max(room, 0), _MORE_EVENTS_THAN_ROWS)):
+        line = Text()
+        line.append(f"{time.strftime('%H:%M:%S', time.localtime(one.at))} ", style="dim")
+        line.append(printable(one.text), style=one.style or "default")
+        lines.append(line)
+    if not lines:
+        lines = [Text("nothing has ended yet", style="dim")]
+    return _Block(f"events{_GAP}{scene.hint}" if scene.hint else "events", lines, least=1)
+
+
+def _ended_at(one: Trial | Run) -> float:
+    return one.end.at if one.end else 0.0
+
+
+def _told(one: Trial | Run) -> Happening:
+    assert one.end is not None
+    accuracy = f"{one.last.validation_accuracy:.2%}" if one.last and not one.last.diverged else ""
+    if isinstance(one, Trial):
+        name = f"trial {one.number}" + (" (baseline)" if one.baseline else " (explored)" if one.explored else "")
+    else:
+        name = f"fresh run {one.number} of trial {one.trial}"
+    said = one.end.reason or accuracy
+    return Happening(one.end.at, f"{name} {one.end.status}: {said}", STATUS_STYLES[one.end.status])
+
+
+def _bar(share: float, width: int, glyphs: Glyphs) -> Text:
+    n_full = round(min(max(share, 0.0), 1.0) * width)
+    bar = Text(glyphs.full * n_full, style="green")
+    bar.append(glyphs.empty * (width - n_full), style="dim")
+    return bar
+
+
+def _fitting(blocks: Sequence[_Block], room: int) -> list[_Block]:
+    """Blocks with as many lines as `room` has for them, headings included; what does not fit is left out.
+
+    First each gets what it needs at least, in their order; what is left goes to the first that want more.
+    """
+    given: dict[int, int] = {}
+    left = room
+    for number, block in enumerate(blocks):
+        if left >= block.n_least + 1:
+            given[number] = block.n_least
+            left -= block.n_least + 1
+    for number in given:
+        more = min(left, blocks[number].n_most - given[number])
+        given[number] += more
+        left -= more
+    return [_shortened(blocks[number], n_lines) for number, n_lines in given.items()]
+
+
+def _shortened(block: _Block, n_lines: int) -> _Block:
+    n_hidden = len(block.lines) - n_lines
+    if n_hidden > 0 and n_lines > 1 and block.title.startswith("workers"):
+        last = Text(f"and {n_hidden + 1} more", style="dim")
+        return replace(block, lines=[*block.lines[: n_lines - 1], last])
+    return replace(block, lines=block.lines[:n_lines])
+
+
+def _stack(blocks: Sequence[_Block], width: int, glyphs: Glyphs) -> list[Text]:
+    lines = []
+    for one in blocks:
+        block = _joined(one, one.beside, _left_width(width), glyphs) if one.beside else one
+        heading = f"{glyphs.line * 2} {block.title} "
+        lines.append(Text(heading + glyphs.line * max(0, width - cell_len(heading)), style="dim"))
+        lines += block.lines
+    return lines
+
+
+def _left_width(width: int) -> int:
+    """Of two blocks beside each other."""
+    return (width - len(_GAP)) * 11 // 20
+
+
+def _joined(left: _Block, right: _Block, left_width: int, glyphs: Glyphs) -> _Block:
+    """Two blocks as one, with all lines of both."""
+    lines = []
+    for number in range(max(len(left.lines), len(right.lines))):
+        line = left.lines[number].copy() if number < len(left.lines) else Text("")
+        if number < len(right.lines):
+            _cut(line, left_width, glyphs)
+            line.append(" " * (left_width - line.cell_len) + _GAP)
+            line.append_text(right.lines[number])
+        lines.append(line)
+    heading = f"{left.title} "
+    heading += glyphs.line * max(0, left_width - cell_len(heading) - 3)
+    return replace(left, title=f"{heading}{_GAP}{glyphs.line * 2} {right.title}", lines=lines, beside=None)
+
+
+def _append_at_right(line: Text, right: Text, width: int) -> None:
+    n_between = width - line.cell_len - right.cell_len
+    if n_between >= len(_GAP):
+        line.append(" " * n_between)
+        line.append_text(right)
+
+
+def _cut(line: Text, width: int, glyphs: Glyphs) -> None:
+    if line.cell_len > width:
+        text = line.plain
+        line.truncate(width - 1, overflow="crop")
+        n_begun = len(line.plain) - line.plain.rfind(" ") - 1
+        # A part of a figure would be read as a figure.
+        if n_begun <= _LONGEST_FIGURE < len(line.plain) and not text[len(line.plain)].isspace():
+            line.right_crop(n_begun)
+        line.append(glyphs.points)

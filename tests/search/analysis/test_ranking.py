@@ -1,0 +1,217 @@
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from search.analysis import ranking
+from search.analysis.ranking import Ranked, lead_sentence, rank, sort_by, winner
+from search.experiment.events import History, Trial, TrialEnded, TrialStarted
+from search.experiment.folder import curves_csv, trials_csv
+from search.retraining.scores import confusion_matrix, interval_95, per_class_accuracy, seed_score
+from search.terminal import tables
+from spaces import Space
+from tests.support.simulation import result
+
+
+def history(space: Space, *trials: tuple[str, list[float]]) -> History:
+    """Trials with a status and their accuracy after each epoch; the first is the baseline."""
+    found = History()
+    for number, (status, accuracies) in enumerate(trials):
+        found.apply(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 0.0))
+        for epoch, value in enumerate(accuracies, 1):
+            found.apply(result(number, epoch, value, math.nan if math.isnan(value) else 1.0))
+        if status != "running":
+            found.apply(TrialEnded(number, status, "why" if status != "completed" else "", 1.0))  # type: ignore[arg-type]
+    return found
+
+
+@pytest.fixture
+def mixed(tiny_space: Space) -> History:
+    return history(
+        tiny_space,
+        ("completed", [0.1, 0.5, 0.7]),
+        ("stopped", [0.95]),
+        ("completed", [0.2, 0.6, 0.8]),
+        ("diverged", [math.nan]),
+        ("stopped", [0.3, 0.4]),
+        ("running", [0.5, 0.6]),
+        ("failed", []),
+        ("completed", [0.9, 0.9, 0.75]),
+    )
+
+
+def test_completed_first_then_stopped_and_running_by_epochs_then_failed_then_diverged(mixed: History) -> None:
+    assert [row.trial for row in rank(mixed)] == [2, 7, 0, 5, 4, 1, 6, 3]
+    assert [row.rank for row in rank(mixed)] == list(range(1, 9))
+    best = winner(rank(mixed))
+    assert best is not None
+    assert best.trial == 2
+
+
+def test_where_the_best_is_at_chance_there_is_no_winner(tiny_space: Space) -> None:
+    same = history(tiny_space, *[("completed", [0.74] * 3)] * 3, ("stopped", [0.7]))
+    ranked = rank(same, chance=0.842)
+    assert all(row.at_chance for row in ranked)
+    assert winner(ranked) is None
+    sentence = lead_sentence(same, ranked, 0.842)
+    assert sentence.startswith("No trial wins, for nothing was learned: 4 of 4 trials are at chance (at most 84.20%")
+    assert "Try other learning rates" in sentence
+    assert winner(rank(same)) is not None, "of a search whose manifest does not know chance"
+    some = history(tiny_space, ("completed", [0.74] * 3), ("stopped", [0.9]), ("diverged", [math.nan]))
+    sentence = lead_sentence(some, rank(some, 0.842), 0.842)
+    assert sentence.startswith("No trial wins: 1 of 2 trials is at chance (at most 84.20%")
+    assert "nothing was learned" not in sentence
+
+
+def test_trials_at_chance_are_counted_beside_a_winner(mixed: History) -> None:
+    ranked = rank(mixed, chance=0.45)
+    assert [row.trial for row in ranked if row.at_chance] == [4]
+    sentence = lead_sentence(mixed, ranked, 0.45)
+    assert sentence.startswith("Trial 2 leads with 80.00%")
+    assert "1 of 6 trials is at chance (at most 45.00%: " in sentence
+    assert "chance" not in lead_sentence(mixed, rank(mixed, 0.1), 0.1)
+
+
+def test_a_baseline_that_leads_is_not_said_to_be_unbeaten_by_what_was_stopped_above_it(tiny_space: Space) -> None:
+    found = history(tiny_space, ("completed", [0.5, 0.6, 0.7]), ("stopped", [0.95]), ("completed", [0.5, 0.5, 0.5]))
+    sentence = lead_sentence(found, rank(found))
+    assert "no searched one that completed beat it; better so far was trial 1 (95.00%, stopped)." in sentence
+
+
+def test_a_long_table_shows_its_first_rows_and_reasons_and_says_so(tiny_space: Space) -> None:
+    found = history(tiny_space, *[("completed", [0.7])] * 30, *[("failed", [])] * 25)
+    text = tables.as_table(rank(found), ["lr"], most_rows=10)
+    assert sum(" completed " in line for line in text.splitlines()) == 10
+    assert "(the first 10 of 55 trials: --top N shows more, --format csv all)" in text
+    assert text.count(": why") == tables.MOST_REASONS
+    assert text.endswith("(and 5 more that failed or do not count: --format csv says why)")
+    assert tables.as_csv(rank(found), ["lr"]).count("\n") == 55
+
+
+def test_laying_out_a_table_takes_no_more_rows_for_more_trials(
+    tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_calls = 0
+    cells = tables._cells
+
+    def counted(row: Ranked, parameters: Sequence[str], live: bool) -> dict[str, str]:
+        nonlocal n_calls
+        n_calls += 1
+        return cells(row, parameters, live)
+
+    monkeypatch.setattr(tables, "_cells", counted)
+    tables.as_table(rank(history(tiny_space, *[("completed", [0.7])] * 1000)), ["lr"], most_rows=tables.MOST_ROWS)
+    assert n_calls == tables.MOST_ROWS
+
+
+def test_ranking_asks_each_trial_a_fixed_number_of_times(tiny_space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_calls = 0
+    scores = ranking._last_scores
+
+    def counted(trial: Trial) -> tuple[float | None, float | None]:
+        nonlocal n_calls
+        n_calls += 1
+        return scores(trial)
+
+    monkeypatch.setattr(ranking, "_last_scores", counted)
+    rank(history(tiny_space, *[("completed", [0.7])] * 1000))
+    assert n_calls <= 3 * 1000
+
+
+def test_a_failed_trial_shows_no_accuracy(mixed: History) -> None:
+    failed = [row for row in rank(mixed) if row.status in ("failed", "diverged")]
+    assert [row.validation_accuracy for row in failed] == [None, None]
+
+
+def test_the_lead_over_the_baseline_is_said_in_points(mixed: History, tiny_space: Space) -> None:
+    assert "Trial 2 leads with 80.00% validation accuracy, 10.00 points above the baseline (trial 0, 70.00%)" in (
+        lead_sentence(mixed, rank(mixed))
+    )
+    only_baseline = history(tiny_space, ("completed", [0.5, 0.6, 0.7]), ("stopped", [0.2]))
+    assert "no searched configuration beat it" in lead_sentence(only_baseline, rank(only_baseline))
+    assert lead_sentence(History(), []) == "No trial has completed yet."
+
+
+def test_sorting_by_any_column_puts_missing_values_last(mixed: History) -> None:
+    by_accuracy = sort_by(rank(mixed), "validation_accuracy")
+    assert [row.trial for row in by_accuracy][:3] == [1, 2, 7]
+    assert by_accuracy[-1].validation_accuracy is None
+    assert [row.trial for row in sort_by(rank(mixed), "trial")] == list(range(8))
+    assert len(sort_by(rank(mixed), "lr")) == 8
+
+
+def test_json_is_one_object_with_every_trial(mixed: History) -> None:
+    content = json.loads(tables.as_json("mine", rank(mixed)))
+    assert content["experiment"] == "mine"
+    assert content["metric"] == "validation_accuracy"
+    assert len(content["trials"]) == 8
+    first = content["trials"][0]
+    assert {
+        "rank",
+        "trial",
+        "status",
+        "epochs",
+        "validation_accuracy",
+        "validation_loss",
+        "seconds",
+        "baseline",
+        "config",
+    } <= (first.keys())
+    assert first["config"]["lr"] == 0.01
+
+
+def test_tables_have_a_row_a_trial_in_every_format(mixed: History) -> None:
+    ranked = rank(mixed)
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv(ranked, ["lr"]))))
+    assert [int(row["trial"]) for row in rows] == [row.trial for row in ranked]
+    assert rows[2]["baseline"] == "true"
+    assert len(tables.as_markdown(ranked, ["lr"]).splitlines()) == 10
+    text = tables.as_table(ranked, ["lr", "momentum"])
+    assert len(text.splitlines()) == 11
+    assert text.splitlines()[-1] == "trial 6: why", "why a trial failed"
+    assert "\x1b" not in text
+    assert "0 (baseline)" in text
+    assert "unfinished" in tables.as_table(ranked, [], live=False)
+
+
+def test_a_narrow_table_fits_and_says_what_it_leaves_out(mixed: History) -> None:
+    text = tables.as_table(rank(mixed), ["lr", "momentum", "gamma"], width=80)
+    import re
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert max(len(line) for line in plain.splitlines()) <= 80
+    assert "(wider terminals also show momentum, gamma)" in plain
+
+
+def test_csv_files_have_a_row_a_trial_and_a_row_an_epoch(mixed: History) -> None:
+    trials = list(csv.DictReader(io.StringIO(trials_csv(rank(mixed)))))
+    assert [row["trial"] for row in trials] == [str(row.trial) for row in rank(mixed)]
+    assert trials[0]["status"] == "completed"
+    curves = list(csv.DictReader(io.StringIO(curves_csv(mixed))))
+    assert len(curves) == mixed.n_epochs
+    assert curves[2]["validation_accuracy"] == "0.7"
+
+
+def test_the_interval_is_student_s() -> None:
+    values = [0.90, 0.92, 0.94]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval_95(values) == pytest.approx((expected.low, expected.high))
+    assert interval_95([0.9]) is None
+    assert interval_95([1.0, 0.98]) == (pytest.approx(0.8629, abs=1e-3), 1.0)
+
+
+def test_scores_count_who_is_taken_for_whom() -> None:
+    labels = np.array([0, 0, 1, 1, 1])
+    probabilities = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]], dtype=np.float32))
+    score = seed_score(4, probabilities, labels)
+    assert score.seed == 4
+    assert score.accuracy == 0.6
+    assert score.loss == pytest.approx(-np.log([0.9, 0.2, 0.7, 0.4, 0.9]).mean(), rel=1e-5)
+    confusion = confusion_matrix(labels, probabilities.argmax(1), 3)
+    assert confusion.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
+    assert per_class_accuracy(confusion) == [0.5, pytest.approx(2 / 3), None]

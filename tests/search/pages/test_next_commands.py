@@ -1,0 +1,154 @@
+"""The commands that a report offers do what they say, wherever the experiment lies."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search import diagnose
+from search import run as run_command
+from search.experiment.folder import Experiment, create_experiment
+from search.experiment.manifest import Session
+from search.experiment.remote_results import RemoteExperiment, RemoteResults, working_folder
+from search.pages import testing as report_testing
+from search.pages.headline import remarks
+from search.pages.known import read_all
+from search.pages.next_commands import commands, go_on_line
+from spaces import Space, load_space
+from tests.conftest import TINY
+from tests.support import foreign, shown_experiment
+
+FINISHED = "finished"
+
+
+@pytest.fixture
+def resumed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Space, float | None]]:
+    """Spaces that `search.run --resume` would go on with, and the seconds it would have; nothing is trained."""
+    found: list[tuple[Space, float | None]] = []
+
+    def check(options: Any, experiment: Experiment) -> str:
+        space = run_command._changed(options, experiment, experiment.history())
+        timed = run_command._with_time_budget(space, options.time_budget)
+        found.append((space, run_command._time_left_s(experiment, timed)))
+        return FINISHED
+
+    monkeypatch.setattr(run_command, "_go_on", check)
+    monkeypatch.setattr(run_command, "_finish", lambda options, experiment, end: 0)
+    return found
+
+
+def finished(folder: Path, *overrides: str) -> Experiment:
+    made = shown_experiment.searched(folder, "mine", load_space("quickstart", [*TINY, *overrides]))
+    made.write_manifest(made.manifest.model_copy(update={"state": FINISHED}))
+    return made
+
+
+def offered(experiment: Experiment, what: str) -> list[str]:
+    """The words after `python -m`."""
+    (line,) = [command.line for command in commands(read_all(experiment)) if command.what == what]
+    return shlex.split(line)[2:]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trials", "epochs"),
+    [
+        ((), 24, None),
+        (("search.trials=null", "search.epoch_budget=15"), None, 23),
+        (("search.epoch_budget=15",), 24, 23),
+    ],
+)
+def test_a_finished_search_goes_on_with_more_of_what_limits_it(
+    overrides: tuple[str, ...],
+    trials: int | None,
+    epochs: int | None,
+    resumed: list[tuple[Space, float | None]],
+    tmp_path: Path,
+) -> None:
+    made = finished(tmp_path / "some where", *overrides)
+    program, *words = offered(made, "Go on with this one")
+    assert program == "search.run"
+    assert run_command.main(words) == 0
+    ((space, _),) = resumed
+    assert (space.search.trials, space.search.epoch_budget) == (trials, epochs)
+    assert not remarks(read_all(made))
+
+
+def test_an_unfinished_search_goes_on_without_more(
+    resumed: list[tuple[Space, float | None]], tiny_space: Space, tmp_path: Path
+) -> None:
+    made = foreign.make_experiment(tmp_path / "elsewhere", "mine", tiny_space)
+    words = offered(made, "Go on with this one")
+    assert words == ["search.run", "--resume", "mine", "--results", str(tmp_path / "elsewhere")]
+    assert run_command.main(words[1:]) == 0
+    assert resumed == [(made.space, None)]
+    assert remarks(read_all(made)) == [f"The search is not finished; this goes on with it: python -m {' '.join(words)}"]
+
+
+def test_a_search_without_time_left_goes_on_with_more(
+    resumed: list[tuple[Space, float | None]], tmp_path: Path
+) -> None:
+    made = foreign.make_experiment(tmp_path, "mine", load_space("quickstart", [*TINY, "search.time_budget=5m"]))
+    session = Session(started_at="1970-01-01T00:00:00+00:00", seconds=310.0, end="time budget used")
+    made.write_manifest(made.manifest.with_session(session, new=True))
+    known = read_all(made)
+    assert run_command.main(shlex.split(go_on_line(known))[3:]) == 0
+    ((_, left_s),) = resumed
+    assert left_s == 11 * 60 - 310
+
+
+def test_a_running_search_is_watched_and_a_retraining_is_none(tiny_space: Space, tmp_path: Path) -> None:
+    made = foreign.make_experiment(tmp_path, "mine", tiny_space)
+    with made.exclusive():
+        assert offered(made, "Watch it while it runs")[0] == "search.leaderboard"
+        assert remarks(read_all(made)) == ["The search was running when this page was made."]
+        made.write_manifest(made.manifest.model_copy(update={"state": "interrupted"}))
+        assert offered(made, "Go on with this one")[0] == "search.run"
+
+
+def test_names_and_places_are_found_again(
+    tiny_space: Space, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = foreign.make_experiment(Path("results"), "mine", tiny_space)
+    (tmp_path / "link").symlink_to(made.folder.resolve())
+    absolute = str(made.folder.resolve().parent)
+    for folder, more in ((made.folder, []), (Path("link"), ["--results", absolute])):
+        experiment = Experiment(folder)
+        assert offered(experiment, "This page") == ["search.report", "mine", *more]
+        assert offered(experiment, "Retrain the winner, test it once, export it") == ["search.retrain", "mine", *more]
+        assert report_testing.tested_sentences(read_all(experiment))[0].endswith(
+            " ".join(["search.retrain", "mine", *more])
+        )
+        _, space, *flag = offered(experiment, "The same search again")
+        assert load_space(space).as_dict() == tiny_space.as_dict()
+        assert flag == more
+        diagnosis = offered(experiment, "Whether the search was any good, and what to change")
+        assert diagnose.main(diagnosis[1:]) == 0
+        assert capsys.readouterr().out.startswith("mine: ")
+    monkeypatch.chdir(made.folder.resolve())
+    assert offered(Experiment(Path()), "This page") == ["search.report", "mine", "--results", absolute]
+
+
+def test_nobody_is_sent_to_retrain_what_has_no_winner(tiny_space: Space, tmp_path: Path) -> None:
+    manifest = foreign.make_experiment(tmp_path, "mine", tiny_space).manifest
+    known = read_all(create_experiment(tmp_path, "begun", tiny_space, manifest))
+    assert not [command for command in commands(known) if "search.retrain" in command.line]
+    assert report_testing.tested_sentences(known) == ["The test images have not been opened."]
+
+
+def test_an_experiment_at_a_url_is_named_by_it(
+    tiny_space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: list[tuple[Space, float | None]]
+) -> None:
+    monkeypatch.setenv("DEPTHWISE_SEARCH_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/bucket"
+    foreign.make_experiment(working_folder(url), "mine", tiny_space)
+    remote = RemoteExperiment(RemoteResults(url), "mine")
+    with remote.exclusive():
+        pass
+    for command in commands(read_all(remote)):
+        assert shlex.split(command.line)[-2:] == ["--results", url], command
+    assert load_space(offered(remote, "The same search again")[1]).as_dict() == tiny_space.as_dict()
+    assert run_command.main(offered(remote, "Go on with this one")[1:]) == 0
+    ((space, _),) = resumed
+    assert space.as_dict() == tiny_space.as_dict()

@@ -1,0 +1,103 @@
+"""`from search import Experiment` as it is used in a notebook."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search import Experiment
+from search.experiment.events import RunStarted, TrialEnded, TrialStarted
+from spaces import InputError, Space
+from tests.support.foreign import make_experiment
+from tests.support.simulation import run_result
+
+
+@pytest.fixture
+def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
+    return make_experiment(tmp_path / "results", "mine", tiny_space)
+
+
+def test_trials_and_curves_are_frames(experiment: Experiment) -> None:
+    given = Experiment(str(experiment.folder))
+    trials = given.trials
+    assert list(trials.index) == [0, 1]
+    assert list(trials["status"]) == ["completed", "running"]
+    assert trials.loc[0, "validation_accuracy"] == 0.7
+    assert trials.loc[1, "lr"] == experiment.space.baseline.lr
+    curves = given.curves
+    assert curves.groupby("trial")["epoch"].max().to_dict() == {0: 3, 1: 1}
+    assert given.fresh_runs.empty
+    assert "validation_accuracy" in given.fresh_runs.columns
+    assert given.best == experiment.space.baseline.as_dict()
+
+
+def test_frames_say_what_the_csv_files_say(experiment: Experiment) -> None:
+    import pandas as pd
+
+    journal = experiment.journal()
+    journal.append(RunStarted(0, 0, 1, 5.0))
+    journal.append(run_result(0, 1, 0.6))
+    experiment.write_tables(experiment.history())
+    for name, frame in (("curves", experiment.curves), ("fresh_runs", experiment.fresh_runs)):
+        pd.testing.assert_frame_equal(pd.read_csv(experiment.folder / f"{name}.csv"), frame)
+    written = pd.read_csv(experiment.folder / "trials.csv").set_index("trial")
+    assert list(written.columns) == list(experiment.trials.columns)
+    assert list(written["validation_accuracy"]) == list(experiment.trials["validation_accuracy"])
+
+
+def test_a_notebook_shows_a_table_in_which_nothing_is_html(experiment: Experiment, tmp_path: Path) -> None:
+    experiment.journal().append(TrialEnded(1, "failed", "<script>alert(1)</script>\x1b[2J", 2.0))
+    renamed = tmp_path / "results" / "<img src=x>"
+    experiment.folder.rename(renamed)
+    shown = Experiment(renamed)._repr_html_()
+    assert "<table" in shown
+    assert "70.00%" in shown
+    assert "Trial 0 leads with 70.00% validation accuracy" in shown
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert "\x1b" not in shown
+
+
+def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nobody: is not an experiment's folder"):
+        _ = Experiment(str(tmp_path / "nobody")).trials
+
+
+def test_a_search_that_has_not_begun_is_empty(tiny_space: Space, experiment: Experiment, tmp_path: Path) -> None:
+    from search.experiment.folder import create_experiment
+
+    begun = create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest)
+    assert begun.trials.empty
+    assert begun.curves.empty
+    assert begun.best is None
+    assert "No trial has completed yet." in begun._repr_html_()
+
+
+def test_trials_without_an_epoch_have_empty_cells(tiny_space: Space, experiment: Experiment, tmp_path: Path) -> None:
+    from search.experiment.folder import create_experiment
+
+    begun = create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest)
+    for number in range(2):
+        suggested = tiny_space.baseline_suggestion()
+        begun.journal().append(TrialStarted(number, suggested, tiny_space.baseline, number == 0, 0.0))
+    begun.journal().append(RunStarted(0, 0, 1, 5.0))
+    shown = begun._repr_html_()
+    assert "None" not in shown
+    assert "nan" not in shown.lower()
+    results = ["validation_accuracy", "validation_loss", "fresh_accuracy", "fresh_half_width"]
+    assert {str(kind) for kind in begun.trials[results].dtypes} == {"float64"}
+
+
+def test_the_figures_are_the_report_s(experiment: Experiment) -> None:
+    figures = experiment.figures
+    assert {"learning_curves", "optimisation_history"} <= figures.keys()
+    assert all("data" in figure.to_plotly_json() for figure in figures.values())
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    program = "import sys, search; print([n for n in ('pandas', 'numpy', 'yaml', 'pydantic') if n in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "[]\n"
+    with pytest.raises(ImportError, match="Experimnt"):
+        from search import Experimnt  # noqa: F401

@@ -1,0 +1,406 @@
+"""Retraining: saved each epoch, resumed, and the one look at the test set on record before it and finished after it."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from search.experiment.folder import Experiment
+from search.experiment.manifest import Manifest
+from search.retraining import retraining, training_runs
+from search.retraining.retraining import WORK_FOLDER, Retraining, must_be_allowed, retrain
+from search.retraining.training_runs import FullRun, Progress, restored, saved_epochs, train_all
+from spaces import Dataset, InputError, Space, load_space
+from spaces.errors import RunError
+from tests.conftest import TINY
+from tests.support.foreign import Call, bomb, make_experiment
+from tests.support.processes import wait_until
+from trainable.compute import Compute
+from trainable.data.datasets import prepare_training_data
+
+N_SEEDS, N_EPOCHS = 2, 3
+
+
+def plan_of(results: Path, space: Space, dataset: Dataset) -> Retraining:
+    experiment = make_experiment(results, "mine", space)
+    return Retraining(
+        experiment=experiment,
+        space=replace(space, dataset=dataset),
+        trial=experiment.history().trials[0],
+        data=prepare_training_data(dataset),
+        n_seeds=N_SEEDS,
+        epochs=N_EPOCHS,
+        compute=Compute(),
+        n_cores=1,
+        again=None,
+    )
+
+
+def train_here(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
+    """Train in this process what `train_all` would train in others."""
+    for run in runs:
+        queue: Queue[Progress] = Queue()
+        training_runs._train(run, queue)
+        while not queue.empty():
+            on_progress(queue.get())
+
+
+def export_nothing(folder: Path, *_: Any) -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return Dataset(name="digits", image_size=17, train_limit=60)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_space: Space, dataset: Dataset) -> Retraining:
+    """All seeds are trained, nothing is tested; not to be changed."""
+    plan = plan_of(tmp_path_factory.mktemp("trained"), tiny_space, dataset)
+    train_here(plan.runs, 1, lambda progress: None)
+    return plan
+
+
+@pytest.fixture
+def plan(trained: Retraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Retraining:
+    """A copy of it. What would take seconds, exports, is left out."""
+    monkeypatch.setattr(retraining, "export_all", export_nothing)
+    folder = shutil.copytree(trained.experiment.folder, tmp_path / "mine")
+    return replace(trained, experiment=Experiment(folder))
+
+
+def tensors(run: FullRun) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint(N_EPOCHS) / "tensors.safetensors")
+
+
+def assert_same_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def never(*_: Any) -> None:
+    pytest.fail("this must not be reached")
+
+
+class ProcessEnds(BaseException):
+    """Stands for a kill: no handler of the program's own takes it."""
+
+
+def end(*_: Any, **__: Any) -> None:
+    raise ProcessEnds
+
+
+def killed_in(function: str, plan: Retraining) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retraining, function, end)
+        with pytest.raises(ProcessEnds):
+            retrain(plan, never)
+
+
+def test_the_test_set_is_opened_after_that_is_on_record(plan: Retraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_on_record = []
+    monkeypatch.setattr(
+        retraining,
+        "open_test_set",
+        lambda dataset: n_on_record.append(len(plan.experiment.manifest.test_openings)),
+    )
+    opening, _ = retraining._opened_test_set(plan)
+    assert n_on_record == [1]
+    assert plan.experiment.manifest.test_openings == [opening]
+    assert len(opening.checkpoints_sha256) == N_SEEDS
+
+
+def test_the_test_set_stays_shut_where_that_cannot_be_recorded(
+    plan: Retraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(manifest: Manifest) -> None:
+        raise RunError("no route to host")
+
+    monkeypatch.setattr(plan.experiment, "publish_manifest", publish)
+    monkeypatch.setattr(retraining, "open_test_set", never)
+    with pytest.raises(RunError, match="no route to host"):
+        retraining._opened_test_set(plan)
+
+
+AFTER_THE_OPENING = ("open_test_set", "seed_score", "write_json", "_record_result")
+AFTER_THE_METRICS = ("predictions_csv", "write_mistakes", "draw_confusion_matrix", "model_card", "_put_in_place")
+
+
+@pytest.mark.parametrize("function", [*AFTER_THE_OPENING, *AFTER_THE_METRICS])
+def test_a_look_that_was_cut_short_is_finished_with_the_same_checkpoints(function: str, plan: Retraining) -> None:
+    killed_in(function, plan)
+    (opening,) = plan.experiment.manifest.test_openings
+    assert not plan.experiment.final_folder.exists(), "half of it must not be there to read"
+    if function in AFTER_THE_METRICS:
+        known = json.loads((plan.folder / "final" / "metrics.json").read_text())
+        assert opening.test_accuracy_mean == known["test_accuracy_mean"]
+
+    metrics = retrain(plan, never)
+    (finished,) = plan.experiment.manifest.test_openings
+    assert (finished.at, finished.reason) == (opening.at, None)
+    assert finished.test_accuracy_mean == metrics["test_accuracy_mean"]
+    if function in AFTER_THE_METRICS:
+        assert opening == finished
+    final = plan.experiment.final_folder
+    assert json.loads((final / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    assert (final / "MODEL_CARD.md").is_file()
+    assert (final / "confusion_matrix.png").is_file()
+    assert not (plan.experiment.folder / WORK_FOLDER).exists()
+    with pytest.raises(InputError, match="its test set was opened on"):
+        retrain(plan, never)
+
+
+def test_what_fails_before_the_opening_costs_no_look(plan: Retraining) -> None:
+    for function in ("draw_learning_curve", "export_all", "_config", "git_commit", "_fresh_runs"):
+        killed_in(function, plan)
+        assert plan.experiment.manifest.test_openings == []
+    retrain(plan, never)
+
+
+@pytest.mark.parametrize("change", ["a checkpoint", "trial", "epochs", "seeds", "precision"])
+def test_nothing_else_finishes_the_look(change: str, plan: Retraining) -> None:
+    killed_in("open_test_set", plan)
+    match change:
+        case "a checkpoint":
+            run = plan.runs[1]
+            fit = restored(run, plan.data.everything, N_EPOCHS)
+            fit.network.classifier.bias.data += 1
+            fit.save(run.checkpoint(N_EPOCHS))
+            other = plan
+        case "trial":
+            other = replace(plan, trial=plan.experiment.history().trials[1])
+        case "epochs":
+            other = replace(plan, epochs=1)
+        case "seeds":
+            other = replace(plan, n_seeds=1)
+        case _:
+            other = replace(plan, compute=Compute(precision="bf16"))
+    with pytest.raises(InputError, match="the same settings and unchanged checkpoints would finish it"):
+        must_be_allowed(other)
+    must_be_allowed(replace(other, again="a reason"))
+    if change == "a checkpoint":
+        retrain(replace(other, again="a reason"), never)
+        first, second = plan.experiment.manifest.test_openings
+        assert (first.reason, first.test_accuracy_mean) == (None, None)
+        assert second.reason == "a reason"
+        assert first.checkpoints_sha256[0] == second.checkpoints_sha256[0]
+        assert first.checkpoints_sha256[1] != second.checkpoints_sha256[1]
+
+
+def test_an_interrupted_seed_goes_on_bit_for_bit(trained: Retraining, tmp_path: Path) -> None:
+    class OneEpoch(Queue[Progress]):
+        def put(self, item: Progress, *_: Any, **__: Any) -> None:
+            raise ProcessEnds
+
+    run = replace(trained.runs[1], folder=tmp_path / "seed_1")
+    with pytest.raises(ProcessEnds):
+        training_runs._train(run, OneEpoch())
+    assert saved_epochs(run) == 1
+    progress: list[Progress] = []
+    train_here([run], 1, progress.append)
+    assert [one.epoch for one in progress] == [2, 3]
+    assert_same_tensors(tensors(run), tensors(trained.runs[1]))
+    losses, expected = (
+        [one.train_loss for one in training_runs.read_curve(each, 3)] for each in (run, trained.runs[1])
+    )
+    assert losses == expected
+    assert [path.name for path in run.folder.iterdir()] == ["checkpoint_000003"], "one checkpoint a seed"
+
+
+def test_finished_seeds_are_not_trained_again(plan: Retraining) -> None:
+    assert plan.n_epochs_saved == N_SEEDS * N_EPOCHS
+    train_all(plan.runs, 2, never)
+
+
+def test_a_full_disk_costs_the_epoch_that_could_not_be_saved(
+    trained: Retraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(trained.runs[0], folder=tmp_path / "seed_0")
+    save = training_runs.FullRun.checkpoint
+    full = OSError(28, "No space left on device")
+
+    def checkpoint(self: FullRun, epoch: int) -> Path:
+        if epoch == 2:
+            (run.folder / "checkpoint_000002").mkdir(exist_ok=True)
+            raise full
+        return save(self, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_runs.FullRun, "checkpoint", checkpoint)
+        with pytest.raises(OSError, match="No space left"):
+            training_runs._train(run, Queue())
+    assert saved_epochs(run) == 1
+    train_here([run], 1, lambda progress: None)
+    assert_same_tensors(tensors(run), tensors(trained.runs[0]))
+
+
+def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(plan: Retraining) -> None:
+    run = plan.runs[0]
+    run.checkpoint(3).rename(run.checkpoint(2))
+    state = run.checkpoint(2) / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "epoch": 2}))
+    shutil.copytree(run.checkpoint(2), run.checkpoint(3))
+    (run.checkpoint(3) / "state.json").unlink()
+    assert saved_epochs(run) == 2
+
+
+def test_another_s_checkpoint_is_refused(plan: Retraining) -> None:
+    run = plan.runs[0]
+    shutil.rmtree(run.folder)
+    shutil.copytree(plan.runs[1].folder, run.folder)
+    with pytest.raises(InputError, match="was saved by"):
+        saved_epochs(run)
+
+
+def test_a_checkpoint_of_more_epochs_is_refused(plan: Retraining) -> None:
+    with pytest.raises(InputError, match="after 3 of 2 epochs"):
+        saved_epochs(replace(plan.runs[0], epochs=2))
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused(plan: Retraining) -> None:
+    run = plan.runs[0]
+    fit = restored(run, plan.data.everything, N_EPOCHS)
+    with torch.no_grad():
+        fit.network.classifier.bias[0] = math.inf
+    fit.save(run.checkpoint(N_EPOCHS))
+    with pytest.raises(InputError, match="not finite"):
+        retrain(plan, never)
+    assert plan.experiment.manifest.test_openings == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '[{"number": 0}]', None])
+def test_a_damaged_curve_is_refused_before_the_test(content: str | None, plan: Retraining) -> None:
+    path = plan.runs[0].checkpoint(N_EPOCHS) / training_runs.CURVE_FILE
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=r"curve\.json: is"):
+        retrain(plan, never)
+    assert plan.experiment.manifest.test_openings == []
+
+
+def test_pickles_among_the_checkpoints_stay_shut(plan: Retraining, tmp_path: Path) -> None:
+    for run in plan.runs:
+        for name in ("optimizer.pt", "model.pkl", "data.pickle"):
+            (run.checkpoint(N_EPOCHS) / name).write_bytes(bomb(tmp_path / "marker"))
+    retrain(plan, never)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_other_unfinished_settings_stay(plan: Retraining) -> None:
+    other = replace(plan, epochs=9)
+    assert other.folder != plan.folder
+    shutil.copytree(plan.folder, other.folder)
+    retrain(plan, never)
+    assert [path.name for path in (plan.experiment.folder / WORK_FOLDER).iterdir()] == [other.folder.name]
+
+
+def test_ctrl_c_says_how_to_go_on(
+    on_folder: Call, tiny_space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retraining, "retrain", interrupt)
+    experiment = make_experiment(tmp_path / "results", "mine", tiny_space)
+    code, output, errors = on_folder("retrain", experiment.folder, "--epochs", "2", "--again", "it's a test")
+    assert code == 130
+    assert "after whatever ends this, the same command resumes" in output
+    again = """--again 'it'"'"'s a test'"""
+    go_on = f"Go on with: python -m search.retrain mine --results {tmp_path}/results --trial 0 --seeds 3 --epochs 2"
+    assert output.splitlines()[-1] == f"{go_on} {again}"
+    assert errors.splitlines()[-1] == "Interrupted."
+
+
+KILLED_AFTER_THE_OPENING = """
+import os, signal
+from search.retraining import retraining
+from search.retrain import main
+retraining.open_test_set = lambda dataset: os.kill(os.getpid(), signal.SIGKILL)
+main(["mine", "--seeds", "2", "--epochs", "3"])
+"""
+ARGUMENTS = ("mine", "--seeds", "2", "--epochs", "3")
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    """A folder of results with a search that ran to its end on the images that there are."""
+    space = load_space("quickstart", TINY)
+    experiment = make_experiment(tmp_path / "results", "mine", space)
+    sha256 = prepare_training_data(space.dataset).decoded.content_sha256
+    facts = experiment.manifest.data.model_copy(update={"content_sha256": sha256})
+    experiment.write_manifest(experiment.manifest.model_copy(update={"data": facts}))
+    return tmp_path
+
+
+def openings_of(parent: Path) -> list[dict[str, Any]]:
+    manifest = json.loads((parent / "results" / "mine" / "manifest.json").read_text())
+    return list(manifest["test_openings"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_kill_9_in_the_training_and_after_the_opening_costs_neither_epochs_nor_the_look(
+    ended: Path, run: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = shutil.copytree(ended, tmp_path_factory.mktemp("uninterrupted") / "x")
+    uninterrupted = run("search.retrain", *ARGUMENTS, cwd=elsewhere)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+
+    temporary = Path(tempfile.mkdtemp(prefix="t"))
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = [sys.executable, "-m", "search.retrain", *ARGUMENTS]
+    process = subprocess.Popen(command, cwd=ended, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while not (line := process.stdout.readline()).startswith("seed "):
+        assert line, "it ended before an epoch"
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=20)
+    wait_until(lambda: not list(temporary.glob("dws-*")), 60)  # until the guardian has cleared up
+    assert list((ended / "results" / "mine" / WORK_FOLDER).glob("*/seed_*/checkpoint_*")), "its clean-up took them"
+    assert openings_of(ended) == []
+
+    again = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER_THE_OPENING],
+        cwd=ended,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert again.returncode == -signal.SIGKILL, again.stderr
+    assert "of 6 epochs were trained before." in again.stdout
+    assert again.stdout.count("\nseed ") < 6
+    (opening,) = openings_of(ended)
+    assert opening["test_accuracy_mean"] is None
+    wait_until(lambda: not list(temporary.glob("dws-*")), 60)
+    shutil.rmtree(temporary)
+
+    finished = run("search.retrain", *ARGUMENTS, cwd=ended)
+    assert finished.returncode == 0, finished.stderr
+    assert "Resumes: 6 of 6 epochs were trained before.\nThe test set was opened " in finished.stdout
+    (only,) = openings_of(ended)
+    assert only["at"] == opening["at"]
+    found, expected = (
+        json.loads((parent / "results/mine/final/metrics.json").read_text()) for parent in (ended, elsewhere)
+    )
+    assert found["test_accuracy_per_seed"] == expected["test_accuracy_per_seed"]
+    weights = [load_file(parent / "results/mine/final/model.safetensors") for parent in (ended, elsewhere)]
+    assert_same_tensors(*weights)
+    assert not (ended / "results" / "mine" / WORK_FOLDER).exists()
+    assert run("search.retrain", *ARGUMENTS, cwd=ended).returncode == 2

@@ -1,0 +1,225 @@
+import errno
+import os
+import re
+import sys
+import time
+from io import StringIO
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from search.experiment.events import History
+from search.policy.state import SearchState
+from search.terminal.display import SearchConsole, SearchDisplay, print_while_read
+from search.terminal.live_screen import REFRESH_S, LiveScreen
+from search.terminal.screen import Glyphs
+from spaces import Space, load_space
+from tests.support.simulation import result, simulate
+
+
+@pytest.fixture
+def space() -> Space:
+    return load_space("quickstart", ["search.trials=12"])
+
+
+@pytest.fixture(autouse=True)
+def _a_terminal_that_can_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def shown(space: Space, terminal: bool, quiet: bool = False) -> str:
+    stream = StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
+    with SearchDisplay(space, console, trials_at_once=2, quiet=quiet) as display:
+        simulate(SearchState(space, History(), observe=display.observe), seed=0)
+        display.note("trial 3 lost its worker")
+    return stream.getvalue()
+
+
+def test_piped_output_is_plain_with_one_line_a_trial_that_ends(space: Space) -> None:
+    lines = shown(space, terminal=False).splitlines()
+    assert all("\x1b" not in line for line in lines)
+    assert sum(line.startswith("baseline ") for line in lines) == 1
+    ends, fresh = lines[:12], lines[12:-1]
+    assert [line.split("[")[1].split(" ")[0] for line in ends] == [f"{n}/12" for n in range(1, 13)]
+    assert all("best " in line for line in ends)
+    assert fresh
+    assert all(
+        re.match(r"fresh run  completed epoch   9 +[\d.]+%  of trial \d+  \[12/12 trials", line) for line in fresh
+    )
+
+
+def test_the_time_left_falls_to_nothing(space: Space) -> None:
+    lines = shown(space, terminal=False).splitlines()[:-1]
+    seconds = [float(match.group(1)) for line in lines if (match := re.search(r"about (\d+) seconds? left", line))]
+    assert seconds[0] > seconds[-1]
+    assert "left" not in lines[-1]
+
+
+@pytest.mark.parametrize("trials", ["1000", "null"])
+def test_the_time_left_ends_with_the_time_budget(trials: str) -> None:
+    space = load_space("quickstart", [f"search.trials={trials}", "search.time_budget=2h"])
+    started_s = time.monotonic() - 3600
+    for terminal in (False, True):
+        stream = StringIO()
+        console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
+        with SearchDisplay(space, console, 2, started_s=started_s, time_left_s=3600 + 80) as display:
+            simulate(SearchState(space, History(), observe=display.observe), seed=0, max_results=20)
+            time.sleep(REFRESH_S if terminal else 0)
+            display.refresh()
+        left = re.findall(r"about (\d+) (\w+) left", stream.getvalue())
+        assert left
+        assert all(int(number) <= 80 and unit == "seconds" for number, unit in left)
+
+
+def test_a_terminal_gets_one_screen_and_is_given_back(space: Space) -> None:
+    text = shown(space, terminal=True)
+    screen, _, after = text.partition("\x1b[?1049l")
+    assert screen.startswith("\x1b[?1049h\x1b[H")
+    assert "\x1b[?25h" in text, "the cursor is shown again"
+    assert "── workers" in screen
+    assert "trial 3 lost its worker" in after, "what went wrong is told when the screen is gone"
+    assert "completed" not in after
+    assert "stopped" not in after
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_who_wants_no_screen_gets_plain_lines(
+    name: str, value: str, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    text = shown(space, terminal=True)
+    assert "\x1b[?1049h" not in text
+    assert text.count("trials, ") >= 12
+    assert all(line.strip() for line in text.splitlines())
+
+
+def test_plain_lines_can_be_asked_for(space: Space) -> None:
+    stream = StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    with SearchDisplay(space, console, 2, plain=True) as display:
+        simulate(SearchState(space, History(), observe=display.observe), seed=0, max_results=9)
+    assert "\x1b[?1049h" not in stream.getvalue()
+
+
+def test_messages_to_standard_error_are_shown_and_kept(space: Space, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = StringIO()
+    with SearchDisplay(space, Console(file=stream, force_terminal=True, width=100), 2) as display:
+        print("the copy of the journal is used", file=sys.stderr)
+        assert capsys.readouterr().err == ""
+        time.sleep(REFRESH_S)
+        display.refresh()
+    assert "the copy of the journal is used" in stream.getvalue()
+    assert capsys.readouterr().err == "the copy of the journal is used\n"
+
+
+def test_a_screen_that_cannot_be_drawn_costs_no_search(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = StringIO()
+    with SearchDisplay(space, Console(file=stream, force_terminal=True, width=100), 2) as display:
+        monkeypatch.setattr("search.terminal.display.screen", lambda *_: 1 / 0)
+        time.sleep(REFRESH_S)
+        simulate(SearchState(space, History(), observe=display.observe), seed=0)
+    after = stream.getvalue().partition("\x1b[?1049l")[2]
+    assert "The screen cannot be drawn (ZeroDivisionError: division by zero)" in after
+    assert "12/12 trials" in after
+
+
+class Terminal(StringIO):
+    """Fails as a terminal does whose other end was closed, from when it is `gone`."""
+
+    gone = False
+
+    def write(self, text: str) -> int:
+        if self.gone:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("gone_when", ["before", "meanwhile", "at the end"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_terminal_that_goes_away_costs_no_search(
+    plain: bool, gone_when: str, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, history = Terminal(), History()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    terminal.gone = gone_when == "before"
+    console = Console(file=terminal, force_terminal=True, width=100)
+    with SearchDisplay(space, console, 2, plain=plain) as display:
+        time.sleep(REFRESH_S)
+        terminal.gone = gone_when != "at the end"
+        simulate(SearchState(space, history, observe=display.observe), seed=0)
+        display.note("trial 3 lost its worker")
+        assert (sys.stderr is terminal) == (plain or terminal.gone), "where no screen is, messages go where they did"
+        terminal.gone = True
+    assert sys.stderr is terminal
+    assert history.n_ended == 12
+
+
+def test_a_screen_is_closed_though_its_terminal_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    screen = LiveScreen(Console(file=terminal, force_terminal=True, width=100), lambda *_: [Text("x")])
+    with screen:
+        print("a message", file=sys.stderr)
+        terminal.gone = True
+        with pytest.raises(OSError, match="Input/output error"):
+            screen.refresh(at_once=True)
+    assert sys.stderr is terminal
+    terminal.gone = False
+    screen.close()
+    assert terminal.getvalue().count("\x1b[?1049l") == 0
+
+
+@pytest.mark.parametrize(("cost_s", "pause_s"), [(0.001, 0.5), (0.008, 0.8), (0.2, 1.0)])
+def test_drawing_takes_little_time_but_never_pauses_for_long(
+    cost_s: float, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"now": 100.0}
+    monkeypatch.setattr("search.terminal.live_screen.time.monotonic", lambda: clock["now"])
+    monkeypatch.setattr("search.terminal.live_screen.time.thread_time", lambda: clock["now"])
+    drawn_s: list[float] = []
+
+    def draw(width: int, height: int, glyphs: Glyphs) -> list[Text]:
+        drawn_s.append(clock["now"])
+        clock["now"] += cost_s
+        return [Text("x")]
+
+    live = LiveScreen(Console(file=StringIO(), force_terminal=True, width=100), draw)
+    live.refresh()
+    clock["now"] += pause_s - 0.01
+    live.refresh()
+    assert len(drawn_s) == 1
+    clock["now"] += 0.02
+    live.refresh()
+    assert len(drawn_s) == 2
+
+
+def test_a_pipe_without_its_reader_costs_no_search(space: Space) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    history = History()
+    with os.fdopen(writer, "w") as pipe:
+        console = SearchConsole(file=pipe, width=100)
+        print_while_read(console, "the first line")
+        with SearchDisplay(space, console, 2) as display:
+            simulate(SearchState(space, history, observe=display.observe), seed=0)
+        print("the result", file=pipe, flush=True)
+    assert history.n_ended == 12
+
+
+def test_one_fresh_run_is_in_the_singular(space: Space) -> None:
+    text = shown(space, terminal=False)
+    assert ", 1 fresh run, " in text
+    assert "1 fresh runs" not in text
+
+
+def test_quiet_shows_failures_only(space: Space) -> None:
+    assert shown(space, terminal=False, quiet=True) == ""
+    stream = StringIO()
+    display = SearchDisplay(space, Console(file=stream), 1, quiet=True)
+    state = SearchState(space, History(), observe=display.observe)
+    state.next_assignment()
+    state.record(result(0, 1, 0.1, loss=float("nan")))
+    assert "(the loss was not finite in epoch 1)" in stream.getvalue()

@@ -1,0 +1,73 @@
+"""Experiments without Ray or training, to be shown: a search over made-up curves, and what a retraining leaves."""
+
+from pathlib import Path
+
+import numpy as np
+
+from search.experiment.folder import Experiment, create_experiment
+from search.experiment.manifest import Data, Device, Opening, Session, new_manifest
+from search.policy.state import SearchState
+from search.retraining.answers import PREDICTIONS_FILE, predictions_csv, surest_mistakes, write_mistakes
+from search.retraining.scores import confusion_matrix
+from spaces import Space
+from tests.support.simulation import simulate
+from trainable.data.datasets import TrainingData
+from trainable.files import write_json, write_text
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
+CLASS_NAMES = (HOSTILE, "$\\frac{1}", "三", *map(str, range(3, 10)))
+
+
+def searched(results: Path, name: str, space: Space, data: TrainingData | None = None, seed: int = 3) -> Experiment:
+    """A search that ran to its end, its fresh runs too."""
+    device = Device(device="cpu", name="CPU <of> a test", trials_at_once=2)
+    decoded = data.decoded if data else None
+    images = Data(
+        n_train=len(data.train) if data else 320,
+        n_validation=len(data.validation) if data else 80,
+        class_names=[str(i) for i in range(10)],
+        mean=list(decoded.mean) if decoded else [0.3] * 3,
+        std=list(decoded.std) if decoded else [0.3] * 3,
+        content_sha256=decoded.content_sha256 if decoded else "0" * 64,
+    )
+    manifest = new_manifest(space, name, device, images)
+    session = Session(started_at="1970-01-01T00:00:00+00:00", ended_at="x", seconds=4000.0, end="all trials ended")
+    made = create_experiment(results, name, space, manifest.with_session(session, new=True))
+    with made.exclusive():
+        simulate(SearchState(space, made.history(), made.journal()), seed)
+    return made
+
+
+def tested(experiment: Experiment, data: TrainingData) -> None:
+    """What retraining leaves: answers to images (here: to training images), most of them right."""
+    generator = np.random.default_rng(0)
+    labels = data.everything.labels
+    scores = (
+        generator.random((len(labels), 10)) + 2.0 * np.eye(10)[labels] * (generator.random(len(labels)) < 0.9)[:, None]
+    )
+    log_probabilities = (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+    answers = (log_probabilities, labels, CLASS_NAMES)
+    mistakes = surest_mistakes(*answers)
+    final = experiment.final_folder
+    final.mkdir()
+    write_text(final / PREDICTIONS_FILE, predictions_csv(*answers))
+    write_mistakes(final, data.everything, mistakes)
+    confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), 10)
+    accuracy = float(np.trace(confusion) / confusion.sum())
+    metrics = {
+        "experiment": experiment.name,
+        "trial": 0,
+        "epochs": 3,
+        "tested_on": {"split": "test", "n_images": len(labels)},
+        "test_accuracy_mean": accuracy,
+        "test_accuracy_interval_95": [accuracy - 0.01, accuracy + 0.01],
+        "test_accuracy_per_seed": [{"seed": i, "accuracy": accuracy, "loss": 0.1} for i in range(3)],
+        "class_names": list(CLASS_NAMES),
+        "confusion_matrix": confusion.tolist(),
+        "surest_mistakes": [mistake.as_dict() for mistake in mistakes],
+    }
+    write_json(final / "metrics.json", metrics)
+    opening = Opening(
+        at="2026-01-01T00:00:00+00:00", trial=0, config={}, epochs=3, seeds=3, reason=None, test_accuracy_mean=accuracy
+    )
+    experiment.write_manifest(experiment.manifest.with_opening(opening, new=True))

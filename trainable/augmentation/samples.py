@@ -1,0 +1,96 @@
+"""What augmentation makes of some images, to be looked at: each transform alone, and all as they are trained with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from spaces import Hyperparameters
+from trainable.augmentation.policy import AugmentationPolicy, Augmenter
+from trainable.data.cache import DecodedSet
+from trainable.files import replacing
+
+N_IMAGES = 6
+N_DRAWS = 4
+# Of a grid's cells; smaller images are enlarged by a whole number, without smoothing.
+CELL_PX = 96
+LABEL_PX = 13
+GAP_PX = 6
+
+
+@dataclass(frozen=True)
+class SampleColumn:
+    """One way to treat all images.
+
+    Attributes:
+        label: what was done.
+        images: (N, H, W, 3) uint8.
+    """
+
+    label: str
+    images: NDArray[np.uint8]
+
+
+def sample_images(decoded: DecodedSet, n_most: int = N_IMAGES) -> NDArray[np.uint8]:
+    """The first image of each of up to `n_most` classes: (N, H, W, 3) uint8."""
+    _, first = np.unique(decoded.labels, return_index=True)
+    return decoded.images[first[:n_most]]
+
+
+def augmentation_samples(
+    images: NDArray[np.uint8], hyperparameters: Hyperparameters, mean: Sequence[float], seed: int = 0
+) -> list[SampleColumn]:
+    """The originals, each transform alone and certain, then several draws at the configuration's probabilities.
+
+    Args:
+        images: (N, H, W, 3) uint8, square.
+        hyperparameters: give the three probabilities.
+        mean: the data set's mean colour, RGB, 0 to 1.
+        seed: of the draws.
+    """
+    size = int(images.shape[1])
+    policy = AugmentationPolicy.from_hyperparameters(hyperparameters, size, mean)
+    never = replace(policy, flip_p=0.0, shift_scale_rotate_p=0.0, coarse_dropout_p=0.0)
+    treatments = {
+        "flip": replace(never, flip_p=1.0),
+        "shift, scale, turn": replace(never, shift_scale_rotate_p=1.0),
+        "coarse dropout": replace(never, coarse_dropout_p=1.0),
+        **{f"as trained, {draw}": policy for draw in range(1, N_DRAWS + 1)},
+    }
+    columns = [SampleColumn("original", images)]
+    for i, (label, treatment) in enumerate(treatments.items()):
+        augmenter = Augmenter(treatment, size)
+        augmenter.reseed(seed + i)
+        columns.append(SampleColumn(label, augmenter(images)))
+    return columns
+
+
+def draw_grid(path: Path, columns: Sequence[SampleColumn]) -> None:
+    """Write a PNG with a row an image and a labelled column a treatment."""
+    cells = [[_cell(image) for image in column.images] for column in columns]
+    cell_px = cells[0][0].width
+    font = ImageFont.load_default(LABEL_PX)
+    widths = [max(cell_px, round(font.getlength(column.label))) for column in columns]
+    top = LABEL_PX + 2 * GAP_PX
+    size = (sum(widths) + GAP_PX * (len(columns) + 1), top + len(cells[0]) * (cell_px + GAP_PX))
+    grid = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(grid)
+    left = GAP_PX
+    for column, pictures, width in zip(columns, cells, widths, strict=True):
+        pen.text((left, GAP_PX), column.label, fill="black", font=font)
+        for row, picture in enumerate(pictures):
+            grid.paste(picture, (left, top + row * (cell_px + GAP_PX)))
+        left += width + GAP_PX
+    with replacing(path) as temporary:
+        grid.save(temporary, format="PNG")
+
+
+def _cell(image: NDArray[np.uint8]) -> Image.Image:
+    picture = Image.fromarray(image)
+    if picture.width > CELL_PX:
+        return picture.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
+    factor = max(1, CELL_PX // picture.width)
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)

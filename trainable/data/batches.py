@@ -1,0 +1,151 @@
+"""Where a run's batches come from: the memory map and albumentations, or images that lie on the device."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spaces.printable import warn_once
+from trainable.augmentation.batched import BatchedAugmenter
+from trainable.augmentation.policy import AugmentationPolicy, Augmenter
+from trainable.data.datasets import ImageSet
+from trainable.devices import free_device_bytes
+
+Bounds = list[tuple[int, int]]
+Batch = tuple[Tensor, Tensor]
+
+# Memory of a device that is left to a trial's network, its activations and the augmenter's chunks.
+RESERVED_BYTES = 2**30
+
+
+class Batches(Protocol):
+    """Batches of (B, H, W, 3) uint8 images and (B,) int64 labels on the run's device."""
+
+    def augmented(self, order: NDArray[np.int64], bounds: Bounds, seed: int) -> Iterator[Batch]:
+        """An epoch of training.
+
+        Args:
+            order: positions of the training images, in the order in which they are taken.
+            bounds: where in `order` each batch starts and stops.
+            seed: of the augmentation's draws, in [0, 2^63).
+        """
+        ...
+
+    def plain(self, images: ImageSet, size: int) -> Iterator[Batch]:
+        """`images` in their order, `size` at a time, as they are."""
+        ...
+
+
+class HostBatches:
+    """Reads the memory map and augments with albumentations, in this process.
+
+    Args:
+        train: the images that are augmented.
+        policy: how.
+        device: where the batches go.
+    """
+
+    def __init__(self, train: ImageSet, policy: AugmentationPolicy, device: torch.device) -> None:
+        self._train = train
+        self._device = device
+        self._augmenter = Augmenter(policy, train.decoded.image_size)
+
+    def augmented(self, order: NDArray[np.int64], bounds: Bounds, seed: int) -> Iterator[Batch]:
+        self._augmenter.reseed(seed)
+        for start, stop in bounds:
+            images, labels = self._train.gather(order[start:stop])
+            yield self._there(self._augmenter(images), labels)
+
+    def plain(self, images: ImageSet, size: int) -> Iterator[Batch]:
+        for start in range(0, len(images), size):
+            yield self._there(*images.gather(slice(start, start + size)))
+
+    def _there(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Batch:
+        return torch.from_numpy(images).to(self._device), torch.from_numpy(labels).to(self._device)
+
+
+def resident_bytes(train: ImageSet, validation: ImageSet | None) -> int:
+    """Memory that `DeviceBatches` takes: the images, an epoch of them in its order, and that epoch augmented."""
+    image_bytes = train.decoded.image_size**2 * 3
+    return image_bytes * (len(train) + len(validation or ()) + 2 * train.epoch_images)
+
+
+def fits_on_device(needed_bytes: int, free_bytes: int | None) -> bool:
+    """Whether images may lie on a device as a whole.
+
+    Args:
+        needed_bytes: see `resident_bytes`.
+        free_bytes: memory of the device that nobody uses; None where it is the host's own.
+    """
+    return free_bytes is None or needed_bytes + RESERVED_BYTES <= free_bytes
+
+
+class DeviceImages:
+    """Image sets that lie on a device as a whole; each is brought there once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._resident: list[tuple[ImageSet, Batch]] = []
+
+    def holds(self, images: ImageSet) -> bool:
+        return any(known is images for known, _ in self._resident)
+
+    def of(self, images: ImageSet) -> Batch:
+        """(N, H, W, 3) uint8 images and (N,) int64 labels, all of them."""
+        for known, resident in self._resident:
+            if known is images:
+                return resident
+        pixels, labels = (torch.from_numpy(array).to(self.device) for array in images.gather(slice(None)))
+        self._resident.append((images, (pixels, labels)))
+        return pixels, labels
+
+
+class DeviceBatches:
+    """Takes images that lie on the device and augments a whole epoch of them there, at its start.
+
+    Args:
+        train: the images that are augmented.
+        policy: how; the same that drives albumentations.
+        resident: holds the images.
+    """
+
+    def __init__(self, train: ImageSet, policy: AugmentationPolicy, resident: DeviceImages) -> None:
+        self._train = train
+        self._resident = resident
+        self._augmenter = BatchedAugmenter(policy, train.decoded.image_size, resident.device)
+
+    def augmented(self, order: NDArray[np.int64], bounds: Bounds, seed: int) -> Iterator[Batch]:
+        images, labels = self._resident.of(self._train)
+        order_there = torch.from_numpy(order).to(images.device)
+        self._augmenter.reseed(seed)
+        epoch_images, epoch_labels = self._augmenter(images[order_there]), labels[order_there]
+        for start, stop in bounds:
+            yield epoch_images[start:stop], epoch_labels[start:stop]
+
+    def plain(self, images: ImageSet, size: int) -> Iterator[Batch]:
+        pixels, labels = self._resident.of(images)
+        return zip(torch.split(pixels, size), torch.split(labels, size), strict=True)
+
+
+def resident_batches(
+    train: ImageSet, validation: ImageSet | None, policy: AugmentationPolicy, images: DeviceImages
+) -> Batches:
+    """Batches of images that lie on the device if they fit into its free memory, or else of the host's.
+
+    Args:
+        train, validation: images of the run.
+        policy: how the training images are augmented.
+        images: what the process keeps on the device.
+    """
+    needed_bytes, free_bytes = resident_bytes(train, validation), free_device_bytes(images.device)
+    if images.holds(train) or fits_on_device(needed_bytes, free_bytes):
+        return DeviceBatches(train, policy, images)
+    warn_once(
+        f"The images need {needed_bytes / 1e9:.1f} GB of the GPU's memory, which has not so much free: they "
+        f"stay on the host and are augmented there, which is slower. Lower `dataset.train_limit` or "
+        f"`dataset.image_size` to have them on the GPU."
+    )
+    return HostBatches(train, policy, images.device)

@@ -1,0 +1,296 @@
+"""Decoded images on disk: one uint8 array a split, memory-mapped by every process of a machine."""
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.progress import track
+
+from spaces import Dataset, InputError
+from spaces.plain_files import open_plain, read_plain
+from spaces.printable import warn, warn_once
+from trainable.data.sources import Source, Split, images_per_chunk, open_source
+from trainable.environment import cache_root
+from trainable.files import write_text
+
+# Part of every fingerprint: raise it when decoding changes.
+DECODER_VERSION = 1
+# A million class names.
+MAX_DESCRIPTION_BYTES = 64 * 2**20
+
+_Size = Annotated[int, Field(ge=1)]
+_Channels = Annotated[int, Field(ge=3, le=3)]
+_Deviation = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class DecodedSet:
+    """One split, decoded.
+
+    Attributes:
+        images: (N, H, W, 3) uint8 RGB, memory-mapped and read-only.
+        labels: (N,) int64, indices into `class_names`.
+        class_names: in the order of the labels.
+        mean, std: per channel, RGB, for pixels scaled to 0 to 1.
+        content_sha256: of the pixels and labels, in hexadecimal.
+        folder: where it lies; `open_decoded` opens it again in any process of this machine.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    content_sha256: str
+    folder: Path
+
+    @property
+    def image_size(self) -> int:
+        return int(self.images.shape[1])
+
+
+class Description(BaseModel):
+    """What `meta.json` says of the arrays beside it; the fields are those of `DecodedSet`.
+
+    Attributes:
+        shape: (N, H, W, 3) of the images.
+    """
+
+    # What else the file holds (its checksum) is compared in `read`, with all of its bytes.
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+    shape: tuple[_Size, _Size, _Size, _Channels]
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[_Deviation, _Deviation, _Deviation]
+    content_sha256: str
+
+    @property
+    def text(self) -> str:
+        """Content of the file: the fields and a checksum of them."""
+        fields = self.model_dump(mode="json")
+        checksum = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+        return json.dumps({**fields, "fields_sha256": checksum}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The description in a cached split's folder.
+
+        Raises:
+            DamagedCacheError: it is not, byte by byte, what was written.
+        """
+        content = read_plain(folder / "meta.json", MAX_DESCRIPTION_BYTES, follow_links=True)
+        try:
+            description = cls.model_validate_json(content)
+        except (ValidationError, RecursionError):
+            raise DamagedCacheError("meta.json is not a description of images") from None
+        if description.text.encode() != content:
+            raise DamagedCacheError("meta.json does not fit its checksum")
+        return description
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / "meta.json", self.text)
+
+
+class DamagedCacheError(ValueError):
+    """A cached split that is not what was written; the message says in what, without the path."""
+
+
+def decode_once(dataset: Dataset, split: Split, show_progress: bool = False) -> DecodedSet:
+    """Open a split from the cache, decoding it first if it is not there yet or is damaged.
+
+    Raises:
+        InputError: the data set is not there or not usable.
+    """
+    source = open_source(dataset, split)
+    for remark in source.remarks:
+        warn_once(remark)
+    folder = cache_root() / _fingerprint(source, dataset, split)
+    intact = open_intact(folder)
+    if intact:
+        return intact
+    with filled_once(folder) as temporary:
+        _write_arrays(temporary, source, dataset.image_size, show_progress)
+    return open_decoded(folder)
+
+
+def open_intact(folder: Path) -> DecodedSet | None:
+    """Map a cached split into memory once its content has been compared with its checksum.
+
+    Returns:
+        None where it is not there, or was damaged, which is told: then it has been removed.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        decoded = _opened(folder)
+        _must_fit_checksum(decoded)
+        return decoded
+    except DamagedCacheError as error:
+        warn(f"{folder}: this image cache is damaged or of another version ({error}). It is made anew.")
+        _remove_at_once(folder)
+        return None
+
+
+def open_decoded(folder: Path) -> DecodedSet:
+    """Map a cached split into memory: what `decode_once` gave, in another process. The pixels are not looked at.
+
+    Raises:
+        InputError: the folder is damaged.
+    """
+    try:
+        return _opened(folder)
+    except DamagedCacheError as error:
+        raise InputError(
+            f"{folder}: is a damaged image cache ({error}). Start the command again: it is made anew."
+        ) from None
+
+
+def find_training_images(content_sha256: str, image_size: int) -> DecodedSet | None:
+    """The training images with these pixels and labels, if this machine has decoded them; nothing else is opened.
+
+    Args:
+        content_sha256: as `DecodedSet` has it.
+        image_size: side in pixels.
+    """
+    for folder in sorted(cache_root().glob(f"*-train-{image_size}px-*")):
+        try:
+            decoded = _opened(folder)
+            if decoded.content_sha256 == content_sha256:
+                _must_fit_checksum(decoded)
+                return decoded
+        except DamagedCacheError:
+            continue  # told to whoever trains on it
+    return None
+
+
+def _opened(folder: Path) -> DecodedSet:
+    try:
+        description = Description.read(folder)
+        images = _mapped(folder / "images.npy", np.uint8, description.shape)
+        labels = np.array(_mapped(folder / "labels.npy", np.int64, description.shape[:1]))
+    except InputError:
+        raise DamagedCacheError("it holds something other than files") from None
+    except OSError as error:
+        raise DamagedCacheError(f"{error.strerror or error}") from None
+    if labels.min() < 0 or labels.max() >= len(description.class_names):
+        raise DamagedCacheError("labels.npy holds labels of no class")
+    return DecodedSet(
+        images=images,
+        labels=labels,
+        class_names=description.class_names,
+        mean=description.mean,
+        std=description.std,
+        content_sha256=description.content_sha256,
+        folder=folder,
+    )
+
+
+def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Map an array file; its size and every byte of its header must be what numpy writes for such an array."""
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    n_bytes = header.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+    with open_plain(path, follow_links=True) as file:
+        if os.fstat(file.fileno()).st_size != n_bytes or file.read(header.tell()) != header.getvalue():
+            raise DamagedCacheError(f"{path.name} is not the array that meta.json describes")
+        return np.memmap(file, dtype=dtype, mode="r", offset=header.tell(), shape=shape)
+
+
+def _must_fit_checksum(decoded: DecodedSet) -> None:
+    digest = hashlib.sha256(decoded.labels.tobytes())
+    digest.update(decoded.images.reshape(-1).data)
+    if digest.hexdigest() != decoded.content_sha256:
+        raise DamagedCacheError("images or labels do not fit their checksum")
+
+
+def _remove_at_once(folder: Path) -> None:
+    """Remove a folder in one step for every other process; those that have mapped its files keep them."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.rename(aside / folder.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fingerprint(source: Source, dataset: Dataset, split: Split) -> str:
+    identity = [DECODER_VERSION, dataset.name, split, dataset.image_size, source.identity]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{dataset.name}-{split}-{dataset.image_size}px-{digest[:16]}"
+
+
+@contextmanager
+def filled_once(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which becomes it when the block ends well, and is removed when not.
+
+    Where another process was faster, its folder stays: the content is the same.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tracked(source: Source, image_size: int, show_progress: bool) -> Iterable[NDArray[np.uint8]]:
+    if not show_progress:
+        return source.chunks()
+    n_images = len(source.labels)
+    return track(
+        source.chunks(),
+        f"decoding {n_images:,} images",
+        total=math.ceil(n_images / images_per_chunk(image_size)),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _write_arrays(folder: Path, source: Source, image_size: int, show_progress: bool) -> None:
+    shape = (len(source.labels), image_size, image_size, 3)
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    digest = hashlib.sha256(source.labels.tobytes())
+    total = np.zeros(3)
+    total_of_squares = np.zeros(3)
+    start = 0
+    for chunk in _tracked(source, image_size, show_progress):
+        images[start : start + len(chunk)] = chunk
+        start += len(chunk)
+        digest.update(chunk.tobytes())
+        scaled = chunk.reshape(-1, 3) / 255.0
+        total += scaled.sum(axis=0)
+        total_of_squares += np.square(scaled).sum(axis=0)
+    images.flush()
+    n_pixels = shape[0] * image_size**2
+    mean = total / n_pixels
+    std = np.sqrt(np.maximum(total_of_squares / n_pixels - mean**2, 1e-12))
+    measured = (tuple(mean.tolist()), tuple(std.tolist()))
+    mean_used, std_used = source.statistics or measured
+    np.save(folder / "labels.npy", source.labels, allow_pickle=False)
+    description = Description(
+        shape=shape,
+        class_names=source.class_names,
+        mean=mean_used,
+        std=std_used,
+        content_sha256=digest.hexdigest(),
+    )
+    description.write(folder)

@@ -1,0 +1,164 @@
+"""The network: four blocks of dilated and depthwise-separable convolutions, 118,546 parameters for 10 classes."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from trainable.network.dropout import DropoutNoise
+from trainable.network.fused_norm import NormReluDropout
+from trainable.network.initialisation import initialise
+
+# Each of a block's two dilated convolutions takes 2 pixels off a side, and 1 pixel must be left.
+SMALLEST_IMAGE_PX = 17
+
+
+class DepthwiseSeparable(nn.Sequential):
+    """A 3×3 convolution within each channel, then a 1×1 convolution across them; no biases.
+
+    Source: Chollet, "Xception" (CVPR 2017).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        )
+
+
+class Block(nn.Sequential):
+    """Two dilated convolutions (24, 48 channels) and two depthwise-separable ones (64, 64).
+
+    Takes 4 pixels off each side of an image: (N, in_channels, H, W) → (N, 64, H - 4, W - 4).
+
+    Args:
+        in_channels: 3 for the first block, 64 for the others.
+        dropout: probability that a unit is zeroed.
+        noise: for `NormReluDropout`; None for torch's own layers. The state dict is the same.
+    """
+
+    def __init__(self, in_channels: int, dropout: float, noise: DropoutNoise | None) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, 24, 3, dilation=2, padding=1, bias=False),
+            *_norm_relu_dropout(24, dropout, noise),
+            nn.Conv2d(24, 48, 3, dilation=2, padding=1, bias=False),
+            *_norm_relu_dropout(48, dropout, noise),
+            DepthwiseSeparable(48, 64),
+            *_norm_relu_dropout(64, dropout, noise),
+            DepthwiseSeparable(64, 64),
+            *_norm_relu(64, noise),
+        )
+
+
+class DepthwiseSeparableNet(nn.Module):
+    """Log-probabilities of classes for normalised images.
+
+    Args:
+        n_classes: number of classes, 2 or more.
+        dropout: probability that a unit is zeroed, in [0, 1).
+        generator: source of the initial weights (torch's own defaults for these layers); None draws
+            them from torch's global generator.
+        fused: whether batch norm, ReLU and dropout are one module, which is faster on a CPU; the law and the state
+            dict are the same either way.
+
+    Attributes:
+        dropout_noise: what fused dropout draws from; None if it is not fused.
+
+    Raises:
+        ValueError: fewer than 2 classes.
+    """
+
+    def __init__(
+        self,
+        n_classes: int = 10,
+        dropout: float = 0.1,
+        generator: Generator | None = None,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        if n_classes < 2:
+            raise ValueError(f"`n_classes` is {n_classes}, but must be at least 2.")
+        self.dropout_noise = DropoutNoise(dropout) if fused else None
+        # Layers draw weights from the global generator when they are made; nobody else's draws shall change.
+        with torch.random.fork_rng(devices=[], enabled=generator is not None):
+            self.blocks = nn.Sequential(*(Block(n_in, dropout, self.dropout_noise) for n_in in (3, 64, 64, 64)))
+            self.pool = nn.AdaptiveMaxPool2d(1)
+            self.classifier = nn.Conv2d(64, n_classes, 1)
+        if generator is not None:
+            initialise(self, generator)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            images: (N, 3, H, W) float, normalised; H and W at least `SMALLEST_IMAGE_PX`.
+
+        Returns:
+            (N, n_classes) float32 log-probabilities.
+        """
+        features = self.pool(self.blocks(images))
+        # In fp32 whatever the features are: bf16 would leave the loss two or three digits.
+        return torch.log_softmax(self.classifier(features).flatten(1).float(), dim=1)
+
+
+def receptive_field_px(modules: Iterable[nn.Module]) -> int:
+    """Side of the input square that one output pixel depends on.
+
+    Args:
+        modules: layers in the order of the forward pass, containers or not; only convolutions and poolings
+            with a kernel widen the field.
+
+    Returns:
+        Pixels: 1 + Σ (kernel - 1) · dilation · product of the strides before it (Araujo et al.,
+        "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019).
+    """
+    field_px, jump_px = 1, 1
+    for module in modules:
+        for layer in module.modules():
+            if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                continue
+            kernel, stride, dilation = (
+                _side(getattr(layer, name, 1)) for name in ("kernel_size", "stride", "dilation")
+            )
+            field_px += (kernel - 1) * dilation * jump_px
+            jump_px *= stride
+    return field_px
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def summary(network: DepthwiseSeparableNet, image_size: int) -> str:
+    """A table of the network's stages for square images of `image_size` pixels, as plain text."""
+    side = image_size
+    rows = []
+    for number, block in enumerate(network.blocks, 1):
+        side -= 4
+        rows.append((f"block {number}", f"64 x {side} x {side}", count_parameters(block)))
+    n_classes = network.classifier.out_channels
+    rows.append(("max pool", "64 x 1 x 1", 0))
+    rows.append(("classifier", f"{n_classes}", count_parameters(network.classifier)))
+    lines = [f"{'stage':<12}{'output':>16}{'parameters':>14}"]
+    lines += [f"{name:<12}{shape:>16}{n_parameters:>14,}" for name, shape, n_parameters in rows]
+    lines.append(f"{'total':<28}{count_parameters(network):>14,}")
+    field_px = receptive_field_px(network.blocks)
+    lines.append(f"receptive field {field_px} x {field_px} pixels, image {image_size} x {image_size}")
+    return "\n".join(lines)
+
+
+# The places of the layers that are left out stay taken: those after them keep their names in the state dict.
+def _norm_relu_dropout(n_channels: int, dropout: float, noise: DropoutNoise | None) -> tuple[nn.Module, ...]:
+    if noise is None:
+        return nn.BatchNorm2d(n_channels), nn.ReLU(), nn.Dropout(dropout)
+    return NormReluDropout(n_channels, noise), nn.Identity(), nn.Identity()
+
+
+def _norm_relu(n_channels: int, noise: DropoutNoise | None) -> tuple[nn.Module, ...]:
+    if noise is None:
+        return nn.BatchNorm2d(n_channels), nn.ReLU()
+    return NormReluDropout(n_channels, None), nn.Identity()
+
+
+def _side(size: int | tuple[int, ...]) -> int:
+    return size if isinstance(size, int) else size[0]
