@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m search.leaderboard",
         description=(
-            "Rank the trials of an experiment: those that were chosen for fresh runs by the mean of these; then "
+            "Rank the trials of an experiment: those that were chosen for replicates by the mean of these; then "
             "completed ones by validation accuracy, stopped and running ones by epochs reached, failed ones. Works "
             "while the search runs."
         ),
@@ -78,7 +78,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _print(options: argparse.Namespace, experiment: Experiment) -> int:
     from search.analysis.ranking import lead_sentence, rank, sort_by
-    from search.experiment.manifest import opening_text
+    from search.experiment.manifest import use_of_test_set_text
     from search.policy.budget import progress_text
     from search.terminal import tables
     from spaces import InputError
@@ -112,7 +112,7 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
             print(tables.as_table(shown, parameters, width, live, most_rows))
             print(f"\n{lead_sentence(history, ranked, chance)}")
             for opening in experiment.manifest.test_openings:
-                print(printable(opening_text(opening)))
+                print(printable(use_of_test_set_text(opening)))
     return 0
 
 

@@ -120,7 +120,7 @@ def _planned(experiment: Experiment, trial: Trial, options: argparse.Namespace, 
 
 
 def _tell_plan(plan: Retraining, errors: Console) -> None:
-    from search.retraining.retraining import opening_to_finish
+    from search.retraining.retraining import unfinished_use_of_test_set
     from trainable.devices import describe_device
 
     if plan.experiment.manifest.data.content_sha256 != plan.data.decoded.content_sha256:
@@ -140,7 +140,7 @@ def _tell_plan(plan: Retraining, errors: Console) -> None:
         print(f"Resumes: {plan.n_epochs_saved} of {plan.n_seeds * plan.epochs} epochs were trained before.")
     else:
         print("Each epoch is saved: after whatever ends this, the same command resumes.")
-    opening = opening_to_finish(plan)
+    opening = unfinished_use_of_test_set(plan)
     if opening:
         print(f"The test set was opened {printable(opening.at)} for these checkpoints; that look is finished now.")
     sys.stdout.flush()
@@ -242,8 +242,10 @@ def _print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     print(f"\nTest accuracy {metrics['test_accuracy_mean']:.2%}{spread} (by seed: {per_seed})")
     validation = metrics["search_validation_accuracy"]
     if isinstance(validation, float):
-        fresh = metrics["fresh_runs"]
-        runs = f"; {counted(fresh['n'], 'fresh run')} said {fresh['validation_accuracy_mean']:.2%}" if fresh else ""
+        replicates = metrics["replicates"]
+        runs = ""
+        if replicates:
+            runs = f"; {counted(replicates['n'], 'replicate')} said {replicates['validation_accuracy_mean']:.2%}"
         print(f"The search's validation accuracy was {validation:.2%}{runs}.")
     exports = ", ".join(metrics["exports"])
     print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")

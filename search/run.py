@@ -24,7 +24,7 @@ from search.cli.options import (
     complete_experiments,
     resume_line,
 )
-from search.execution.interruption import Interruption
+from search.execution.stop_signal import StopSignal
 from spaces.command import (
     DEFAULT_SPACE,
     EXIT_INTERRUPTED,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from search.execution.cluster import LocalCluster
     from search.execution.joined_cluster import JoinedCluster
     from search.execution.launching import SearchEnd
-    from search.execution.plan import Placement
+    from search.execution.plan import ResourcePlan
     from search.experiment.events import History
     from search.experiment.folder import Experiment
     from search.experiment.manifest import Data, Device
@@ -123,17 +123,17 @@ def _launch(options: argparse.Namespace) -> int:
     if options.address is None:
         _must_have_its_device(space)
     needed = _cluster(options, space)
-    with Interruption(needed.what_is_gone) as interruption, _torch_imported_beside(), needed as cluster:
-        interruption.listen()  # again: Ray's C++ code takes SIGTERM for itself
-        placement = _place(cluster, space, data)
-        manifest = new_manifest(space, name, placement.for_manifest, _data_facts(data))
+    with StopSignal(needed.what_is_gone) as stop_signal, _torch_imported_beside(), needed as cluster:
+        stop_signal.listen()  # again: Ray's C++ code takes SIGTERM for itself
+        resource_plan = _place(cluster, space, data)
+        manifest = new_manifest(space, name, resource_plan.for_manifest, _data_facts(data))
         experiment = create_experiment(options.results, name, space, manifest)
         if options.results_url:
             from search.experiment.remote_results import RemoteExperiment, RemoteResults
 
             experiment = RemoteExperiment(RemoteResults(options.results_url), name)
         with experiment.exclusive():
-            end = _search(options, experiment, space, data, placement, cluster, interruption)
+            end = _search(options, experiment, space, data, resource_plan, cluster, stop_signal)
     return _finish(options, experiment, end)
 
 
@@ -157,17 +157,17 @@ def _dry_run(options: argparse.Namespace, space: Space) -> int:
     from search.processes.guarded_folder import guarded_folder
 
     with guarded_folder():  # before torch is imported, which makes a folder for its compiler
-        from search.execution.plan import place, plan_text, seconds_per_epoch
+        from search.execution.plan import plan_resources, plan_text, seconds_per_epoch
 
         data = _prepare(space)
         if options.address is None:
-            placement = place(space, data)
-            epoch_s = seconds_per_epoch(space, data, placement)
+            resource_plan = plan_resources(space, data)
+            epoch_s = seconds_per_epoch(space, data, resource_plan)
         else:
             with _joined_cluster(options) as cluster:
-                placement = _place(cluster, space, data)
-                epoch_s = cluster.seconds_per_epoch(space, data, placement)
-        print(plan_text(space, data, placement, epoch_s))
+                resource_plan = _place(cluster, space, data)
+                epoch_s = cluster.seconds_per_epoch(space, data, resource_plan)
+        print(plan_text(space, data, resource_plan, epoch_s))
     return 0
 
 
@@ -187,16 +187,16 @@ def _joined_cluster(options: argparse.Namespace) -> JoinedCluster:
 
 def _place(
     cluster: LocalCluster | JoinedCluster | None, space: Space, data: TrainingData, began: Device | None = None
-) -> Placement:
+) -> ResourcePlan:
     from search.execution.joined_cluster import JoinedCluster
 
     if isinstance(cluster, JoinedCluster):
-        from search.execution.nodes import place_on
+        from search.execution.nodes import plan_resources_on
 
-        return place_on(cluster.nodes, space, began)
-    from search.execution.plan import place
+        return plan_resources_on(cluster.nodes, space, began)
+    from search.execution.plan import plan_resources
 
-    return place(space, data, began)
+    return plan_resources(space, data, began)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -234,14 +234,14 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
         _must_have_its_device(space)
     history = experiment.history()
     if is_done(history, space):
-        with Interruption() as interruption:
-            placement = _place(None, space, data, experiment.manifest.device)
-            return _search(options, experiment, space, data, placement, None, interruption)
+        with StopSignal() as stop_signal:
+            resource_plan = _place(None, space, data, experiment.manifest.device)
+            return _search(options, experiment, space, data, resource_plan, None, stop_signal)
     needed = _cluster(options, space)
-    with Interruption(needed.what_is_gone) as interruption, _torch_imported_beside(), needed as cluster:
-        interruption.listen()  # again: Ray's C++ code takes SIGTERM for itself
-        placement = _place(cluster, space, data, experiment.manifest.device)
-        return _search(options, experiment, space, data, placement, cluster, interruption)
+    with StopSignal(needed.what_is_gone) as stop_signal, _torch_imported_beside(), needed as cluster:
+        stop_signal.listen()  # again: Ray's C++ code takes SIGTERM for itself
+        resource_plan = _place(cluster, space, data, experiment.manifest.device)
+        return _search(options, experiment, space, data, resource_plan, cluster, stop_signal)
 
 
 def _changed(options: argparse.Namespace, experiment: Experiment, history: History) -> Space:
@@ -279,20 +279,20 @@ def _present(experiment: Experiment, key: str) -> int:
 
 def _take_over(experiment: Experiment, space: Space, history: History) -> None:
     """Make `space` the experiment's, where it is not that already."""
-    from search.experiment.events import RunEnded, SpaceSet, TrialEnded
-    from search.policy.space_change import set_aside, set_aside_text, unfinished_outside, unfinished_runs_outside
+    from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
+    from search.policy.space_change import excluded, excluded_text, unfinished_outside, unfinished_replicates_outside
 
     if history.space == space.as_dict():
         return
-    outside = set_aside(space, history)
-    if text := set_aside_text(outside, history):
-        experiment.tell_once(f"{experiment.folder}: {text}")
+    outside = excluded(space, history)
+    if text := excluded_text(outside, history):
+        experiment.warn_once(f"{experiment.folder}: {text}")
     experiment.write_space(space)
     journal = experiment.journal()
     for trial in unfinished_outside(space, history):
         journal.append(TrialEnded(trial.number, "stopped", "the space was changed", time.time()))
-    for run in unfinished_runs_outside(space, history):
-        journal.append(RunEnded(run.number, "failed", "the space was changed", time.time()))
+    for run in unfinished_replicates_outside(space, history):
+        journal.append(ReplicateEnded(run.number, "failed", "the space was changed", time.time()))
     journal.append(SpaceSet(space.as_dict(), outside, time.time()))
 
 
@@ -366,9 +366,9 @@ def _search(
     experiment: Experiment,
     space: Space,
     data: TrainingData,
-    placement: Placement,
+    resource_plan: ResourcePlan,
     cluster: LocalCluster | JoinedCluster | None,
-    interruption: Interruption,
+    stop_signal: StopSignal,
 ) -> SearchEnd:
     from search.analysis.expectation import expected_search
     from search.execution.launching import Launch, run_session
@@ -377,7 +377,7 @@ def _search(
 
     console = SearchConsole(highlight=False, markup=False)
     left_s = _time_left_s(experiment, space)
-    launch = Launch(experiment, space, data, placement, cluster, interruption, options.started_s, left_s)
+    launch = Launch(experiment, space, data, resource_plan, cluster, stop_signal, options.started_s, left_s)
     history = experiment.history()
     if not options.quiet:
         n_done = len(history.counting)
@@ -386,14 +386,14 @@ def _search(
         in_all = f", {epochs_text(space, expected)}" if expected else ""
         print_while_read(
             console,
-            f"{printable(experiment.location)}: {limits_text(space, expected)}{so_far} on {placement.description} in "
-            f"{placement.compute.precision} ({placement.precision_reason}), "
-            f"{placement.trials_at_once} at once{in_all}",
+            f"{printable(experiment.location)}: {limits_text(space, expected)}{so_far} "
+            f"on {resource_plan.description} in {resource_plan.compute.precision} ({resource_plan.precision_reason}), "
+            f"{resource_plan.trials_at_once} at once{in_all}",
         )
     display = SearchDisplay(
         space,
         console,
-        placement.trials_at_once,
+        resource_plan.trials_at_once,
         quiet=options.quiet,
         name=experiment.name,
         epoch_images=data.train.epoch_images,
@@ -461,7 +461,7 @@ def _prepare(space: Space) -> TrainingData:
 
 def _data_facts(data: TrainingData) -> Data:
     from search.experiment.manifest import Data
-    from search.policy.rungs import chance_level
+    from search.policy.rungs import chance_accuracy
 
     return Data(
         n_train=len(data.train),
@@ -470,7 +470,7 @@ def _data_facts(data: TrainingData) -> Data:
         mean=list(data.decoded.mean),
         std=list(data.decoded.std),
         content_sha256=data.decoded.content_sha256,
-        chance=chance_level(data.validation.labels),
+        chance=chance_accuracy(data.validation.labels),
     )
 
 

@@ -2,7 +2,7 @@
 
 
 def counted(number: float | str, noun: str, plural: str = "") -> str:
-    """`1 fresh run`, `2 fresh runs`, `1,200 trials`.
+    """`1 replicate`, `2 replicates`, `1,200 trials`.
 
     Args:
         number: shown rounded, with commas; or its text as it is to be shown, such as `2.5`.

@@ -26,8 +26,15 @@ from spaces.parameters import (
     shorten,
 )
 from spaces.plain_files import read_plain
-from spaces.printable import shortened
-from spaces.removed import REMOVED_KEYS, removed_sentence, without_removed_keys
+from spaces.printable import shortened, warn_once
+from spaces.removed import (
+    REMOVED_KEYS,
+    RENAMED_KEYS,
+    removed_sentence,
+    renamed_sentence,
+    with_current_keys,
+    with_present_names,
+)
 from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Search, Section, Space, Training
 from spaces.yaml_lines import MAX_BYTES, Document, parse
 
@@ -67,7 +74,7 @@ def load_space(space: str, overrides: Iterable[str] = ()) -> Space:
     path = find_space(space)
     document = parse(_read(path), path.name)
     if path.name == EXPERIMENT_FILE:
-        document = replace(document, content=without_removed_keys(document.content, defaults_only=True))
+        document = replace(document, content=with_current_keys(document.content, defaults_only=True))
     return _validated(document, path.name, _space_name(path), overrides)
 
 
@@ -87,7 +94,12 @@ def space_from_text(text: str, source: str, name: str, overrides: Iterable[str] 
 
 
 def _validated(document: Document, source: str, name: str, overrides: Iterable[str]) -> Space:
-    finder = _Overridden(document, source)
+    for key in RENAMED_KEYS:
+        section, _, name = key.partition(".")
+        values = document.content.get(section)
+        if isinstance(values, dict) and name in values and Path(source).name != EXPERIMENT_FILE:
+            warn_once(f"{source}: {renamed_sentence(key)}")
+    finder = _Overridden(replace(document, content=with_present_names(document.content)), source)
     finder.apply(overrides)
     return _Validation(finder).run(name)
 
@@ -172,6 +184,9 @@ class _Overridden:
         if not equals or len(path) != 2 or not all(path):
             hint = _with_section(path[0]) if equals and len(path) == 1 else ""
             return f"{shown}: must have the form section.key=value, such as search.trials=32.{hint}"
+        if (given := ".".join(path)) in RENAMED_KEYS:
+            warn_once(f"{shown}: {renamed_sentence(given)}")
+            path = tuple(RENAMED_KEYS[given].split("."))
         section, name = path
         if section not in TOP_LEVEL:
             return f"{shown}: {_unknown(section, 'a section', TOP_LEVEL)}"

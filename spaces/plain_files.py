@@ -67,7 +67,7 @@ def read_plain(path: Path, max_bytes: int, follow_links: bool = False) -> bytes:
         OSError: it cannot be read.
     """
     with open_plain(path, follow_links=follow_links) as file:
-        # Python sets aside as much memory as it is asked to read; the files of /proc say that they are empty.
+        # Python excludes as much memory as it is asked to read; the files of /proc say that they are empty.
         size = os.fstat(file.fileno()).st_size or max_bytes
         content: bytes = file.read(min(size, max_bytes) + 1)
     if len(content) > max_bytes:

@@ -1,4 +1,8 @@
-"""Keys that space files had once: refused where a user writes them, left out where an experiment wrote its defaults."""
+"""Keys that space files had in earlier versions.
+
+A renamed key is read under its old name. A removed key is refused where a user writes it, and left out where an
+experiment wrote its default.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,22 +28,42 @@ REMOVED_KEYS: Mapping[str, RemovedKey] = {
 }
 
 
+RENAMED_KEYS: Mapping[str, str] = {"search.explore": "search.audit_fraction"}
+
+
 def removed_sentence(key: str) -> str:
     """What to tell a user who gives the removed `key`."""
     return f"`{key}` was removed: {REMOVED_KEYS[key].reason}. Take the line out."
 
 
-def without_removed_keys(content: Mapping[str, Any], defaults_only: bool = False) -> dict[str, Any]:
-    """A space as a dict, without the keys that were removed since it was written.
+def with_current_keys(content: Mapping[str, Any], defaults_only: bool = False) -> dict[str, Any]:
+    """A space as a dict, with renamed keys under their present names and without removed keys.
 
     Args:
-        content: sections by name; anything that is no section stays as it is.
+        content: sections by name; a value that is not a section stays as it is.
         defaults_only: keep removed keys whose value is not the old default.
     """
-    kept = {name: dict(section) if isinstance(section, dict) else section for name, section in content.items()}
+    kept = with_present_names(content)
     for key, removed in REMOVED_KEYS.items():
         section, _, name = key.partition(".")
         values = kept.get(section)
         if isinstance(values, dict) and name in values and not (defaults_only and values[name] != removed.default):
             del values[name]
     return kept
+
+
+def with_present_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a space as a dict, with renamed keys under their present names; order is kept."""
+    kept = {name: dict(section) if isinstance(section, dict) else section for name, section in content.items()}
+    for old, new in RENAMED_KEYS.items():
+        section, _, name = old.partition(".")
+        present = new.rpartition(".")[2]
+        values = kept.get(section)
+        if isinstance(values, dict) and name in values and present not in values:
+            kept[section] = {present if key == name else key: value for key, value in values.items()}
+    return kept
+
+
+def renamed_sentence(key: str) -> str:
+    """What to tell a user who gives the renamed `key`."""
+    return f"`{key}` is called `{RENAMED_KEYS[key]}` now; it is read as that."

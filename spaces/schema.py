@@ -79,7 +79,7 @@ class Search(Section):
 
     Attributes:
         trials: configurations to try, the baseline among them; None: as many as the budgets allow.
-        epoch_budget: start trials until so many epochs have been trained; those that run then go on. Fresh runs do
+        epoch_budget: start trials until so many epochs have been trained; those that run then go on. Replicates do
             not count. None: no limit.
         grace_epochs: ASHA's grace period: epochs that every trial gets, and the first rung. A space file that does not
             say gets `max_epochs / reduction_factor` where that is whole (`benchmarks.replay` says why).
@@ -91,7 +91,7 @@ class Search(Section):
             proposes.
         seed: of proposals, weights, order of the images, dropout and augmentation.
         time_budget: stop after this long, such as `30m`, `1h30m` or `90s`; None: no limit.
-        explore: chance of each trial to be trained to the end whatever a rung says, so that what stopping loses
+        audit_fraction: chance of each trial to be trained to the end whatever a rung says, so that what stopping loses
             can be measured.
     """
 
@@ -104,7 +104,7 @@ class Search(Section):
     startup_trials: int = Field(default=10, ge=1, le=MOST_TRIALS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None
-    explore: float = Field(default=0.0, ge=0, le=1)
+    audit_fraction: float = Field(default=0.0, ge=0, le=1)
 
     @field_validator("asha", mode="before")
     @classmethod
@@ -140,8 +140,8 @@ class Confirm(Section):
 
     Attributes:
         top: how many of the best completed trials, the baseline not counted, which always takes part; 0: none.
-        seeds: fresh runs of each, unless the order is clear before; trials that are tied then get more.
-        budget: epochs that fresh runs may take, as a share of what the search itself trained.
+        seeds: replicates of each, unless the order is clear before; trials that are tied then get more.
+        budget: epochs that replicates may take, as a share of what the search itself trained.
     """
 
     top: int = Field(default=3, ge=0, le=100)
@@ -199,7 +199,7 @@ class Wandb(Section):
 
 
 class Track(Section):
-    """What else is told of each epoch of each trial and fresh run.
+    """What else is told of each epoch of each trial and replicate.
 
     Attributes:
         tensorboard: event files in the experiment's `ray/`, for `tensorboard --logdir`.

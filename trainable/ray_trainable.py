@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrialConfig:
-    """What a worker is told of one trial, or of a fresh run of one.
+    """What a worker is told of one trial, or of a replicate of one.
 
     Attributes:
         name: of the run's folder.

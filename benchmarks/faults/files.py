@@ -149,7 +149,7 @@ def table_in(path: Path) -> list[dict[str, Any]] | None:
             "trial": int(row["trial"]),
             "status": row["status"],
             "epochs": int(row["epochs"]),
-            **{name: float(row[name]) if row[name] else None for name in ("validation_accuracy", "fresh_accuracy")},
+            **{name: float(row[name]) if row[name] else None for name in ("validation_accuracy", "replicate_accuracy")},
             "baseline": row["baseline"] == "true",
         }
         for row in rows

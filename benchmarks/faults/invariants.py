@@ -109,7 +109,7 @@ def history_problems(
 ) -> list[str]:
     """No trial is missing, run twice, or goes on after its end; no epoch is missing, journaled twice, or too much.
 
-    The same holds for fresh runs of the best trials.
+    The same holds for replicates of the best trials.
 
     Args:
         events: of the whole journal.
@@ -547,12 +547,12 @@ def leaderboard_problems(rows: Sequence[Mapping[str, Any]], events: Sequence[Eve
 
 
 def _better(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    both_again = all(row.get("fresh_accuracy") is not None for row in (one, other))
+    both_again = all(row.get("replicate_accuracy") is not None for row in (one, other))
 
     def key(row: Mapping[str, Any]) -> tuple[int, int, float]:
-        # First those with fresh runs, by what these say; the baseline's count like an accuracy beside a trial without.
-        if row.get("fresh_accuracy") is not None:
-            return (0 if row["baseline"] and not both_again else -1, 0, -row["fresh_accuracy"])
+        # First those with replicates, by what these say; the baseline's count like an accuracy beside a trial without.
+        if row.get("replicate_accuracy") is not None:
+            return (0 if row["baseline"] and not both_again else -1, 0, -row["replicate_accuracy"])
         group = _GROUPS[row["status"]]
         accuracy = row["validation_accuracy"]
         return (group, 0 if group == 0 else -row["epochs"], 1.0 if accuracy is None else -accuracy)

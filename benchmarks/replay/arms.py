@@ -174,7 +174,7 @@ def space_of(arm: OwnArm, space: Space, epochs: int, seed: int) -> Space:
         "sampler": arm.sampler,
         "startup_trials": arm.startup_trials,
         "seed": seed,
-        "explore": 0.0,
+        "audit_fraction": 0.0,
     }
     return ReplaySpace(
         name=space.name,

@@ -3,7 +3,7 @@
 
 Both train the same trials (`benchmarks.replay.stock_search`), stock Ray as many epochs as `search.run` took for the
 budget and for what it had begun by then. Each hands back its winner as it does by itself,
-without fresh runs; the winners and the hand-picked baseline are then trained again from the same fresh seeds.
+without replicates; the winners and the hand-picked baseline are then trained again from the same fresh seeds.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from trainable.compute import Compute, choose_precision
 ROOT = Path(__file__).parents[2]
 OURS, STOCK, BASELINE = "search.run", "stock Ray", "hand-picked"
 NAME = "budgeted"
-# Of fresh runs, beside any that a search uses.
+# Of replicates, beside any that a search uses.
 FRESH_SEED = 1_000_003
 
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train-limit", type=int, default=5000, metavar="N", help="of --images (default: 5000)")
     parser.add_argument("--epochs", type=int, default=540, metavar="N", help="of each search (default: 540)")
     parser.add_argument("--rounds", type=int, default=1, help="searches of each kind, other seeds (default: 1)")
-    parser.add_argument("--fresh", type=int, default=6, metavar="N", help="runs of each winner (default: 6)")
+    parser.add_argument("--replicates", type=int, default=6, metavar="N", help="runs of each winner (default: 6)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for both searches")
     return run_command(parser, _run, arguments)
 
@@ -83,8 +83,8 @@ def settings_for(options: argparse.Namespace, seed: int) -> tuple[str, ...]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.rounds < 1 or options.epochs < 1 or options.fresh < 2:
-        raise InputError("--rounds and --epochs must be at least 1, --fresh at least 2.")
+    if options.rounds < 1 or options.epochs < 1 or options.replicates < 2:
+        raise InputError("--rounds and --epochs must be at least 1, --replicates at least 2.")
     facts, rows, rounds = machine(), [], []
     for seed in range(1, options.rounds + 1):
         settings = settings_for(options, seed)
@@ -96,13 +96,13 @@ def _run(options: argparse.Namespace) -> int:
         # What search.run has begun when its budget is used, it trains to its rung or end: those epochs count.
         progress(f"round {seed} of {options.rounds}: {STOCK} starts")
         found[STOCK] = _stock(arguments, found[OURS].epochs)
-        progress(f"round {seed} of {options.rounds}: {options.fresh} fresh runs of each winner and the baseline")
+        progress(f"round {seed} of {options.rounds}: {options.replicates} replicates of each winner and the baseline")
         configs = {OURS: found[OURS].winner, STOCK: found[STOCK].winner, BASELINE: space.baseline}
-        fresh = _fresh_accuracies(space, configs, options.fresh, seed)
-        for title, values in fresh.items():
-            rows.append(_row(seed, title, found.get(title), values, fresh[STOCK]))
+        replicates = _replicate_accuracies(space, configs, options.replicates, seed)
+        for title, values in replicates.items():
+            rows.append(_row(seed, title, found.get(title), values, replicates[STOCK]))
         searches = {title: asdict(one) for title, one in found.items()}
-        rounds.append({"seed": seed, "searches": searches, "fresh": fresh})
+        rounds.append({"seed": seed, "searches": searches, "replicates": replicates})
         # After each round: an hour's figures are not lost when a later one fails.
         print(table_text(_HEADER, rows), flush=True)
     images = images_facts(space.dataset)
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-_HEADER = ("round", "winner of", "trials", "epochs", "wall s", "it said", "fresh runs", "less stock Ray's, points")
+_HEADER = ("round", "winner of", "trials", "epochs", "wall s", "it said", "replicates", "less stock Ray's, points")
 
 
 def _row(seed: int, title: str, found: Found | None, values: list[float], reference: list[float]) -> tuple[str, ...]:
@@ -153,7 +153,7 @@ def _stock(arguments: list[str], epochs: int) -> Found:
     return Found(winner, content["validation_accuracy"], content["trials"], content["epochs"], wall_s)
 
 
-def _fresh_accuracies(
+def _replicate_accuracies(
     space: Space, configs: dict[str, Hyperparameters], n_seeds: int, seed: int
 ) -> dict[str, list[float]]:
     """After the last epoch, 0 to 1; 0 for a run that diverged. Run `i` has the same seed for every configuration."""

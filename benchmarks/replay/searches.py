@@ -14,7 +14,7 @@ from benchmarks.replay.arms import Arm, OwnArm, space_of
 from benchmarks.replay.surrogate import Surrogate
 from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube
 from search.experiment.events import EpochDone, History
-from search.policy.rungs import RungRule, chance_level
+from search.policy.rungs import RungRule, chance_accuracy
 from search.policy.state import SearchState
 from search.policy.study import distributions
 from spaces import Space
@@ -82,7 +82,7 @@ class OwnSearch:
 
 def chance_of(table: Table) -> float:
     """What a real search takes for the highest accuracy of a run that only guesses: classes are equally frequent."""
-    return chance_level(np.arange(table.n_images) % N_CLASSES)
+    return chance_accuracy(np.arange(table.n_images) % N_CLASSES)
 
 
 @dataclass(frozen=True, slots=True)

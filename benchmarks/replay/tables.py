@@ -18,7 +18,7 @@ from spaces import Space
 from spaces.errors import InputError
 from spaces.loader import space_from_text
 from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
-from spaces.removed import without_removed_keys
+from spaces.removed import with_current_keys
 
 FOLDER = Path(__file__).parent / "curves"
 N_CLASSES = 10
@@ -93,7 +93,7 @@ def read_table(name: str, folder: Path = FOLDER) -> Table:
         stored = ", ".join(stored_tables(folder)) or "none"
         raise InputError(f"`{name}` is not a table of learning curves: in {folder.name}/ there are {stored}.")
     facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    space = space_from_text(yaml.safe_dump(without_removed_keys(facts["space"])), f"{name}.json", name)
+    space = space_from_text(yaml.safe_dump(with_current_keys(facts["space"])), f"{name}.json", name)
     with gzip.open(folder / f"{name}.csv.gz", "rt", encoding="utf-8") as file:
         return replace(table_from_text(name, space, file.read(), facts), folder=folder)
 

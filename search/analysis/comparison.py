@@ -18,11 +18,11 @@ from search.analysis.estimates import duration_text
 from search.analysis.ranking import (
     Ranked,
     best_completed,
-    fresh_text,
     lead_sentence,
     over_baseline,
     points_text,
     rank,
+    replicate_text,
     winner,
 )
 from search.analysis.stopping_findings import savings
@@ -58,7 +58,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ExperimentSummary:
     """One of the experiments.
 
     Attributes:
@@ -81,7 +81,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedRow:
+class SummaryRow:
     """One thing in all experiments; `values` in their order."""
 
     section: str
@@ -93,7 +93,7 @@ class ComparedRow:
         return len(set(self.values)) > 1
 
 
-def read_compared(experiments: Sequence[Experiment]) -> list[Compared]:
+def read_compared(experiments: Sequence[Experiment]) -> list[ExperimentSummary]:
     """All that is compared; two folders of one name are told apart by their places.
 
     Raises:
@@ -104,18 +104,18 @@ def read_compared(experiments: Sequence[Experiment]) -> list[Compared]:
     return [_read(name, experiment) for name, experiment in zip(distinct, experiments, strict=True)]
 
 
-def compared_rows(compared: Sequence[Compared]) -> list[ComparedRow]:
+def compared_rows(compared: Sequence[ExperimentSummary]) -> list[SummaryRow]:
     """What they found, with what winner, searching what, under which settings, made by what."""
     columns = [_described(one) for one in compared]
     keys = dict.fromkeys(key for column in columns for key in column)
     return [
-        ComparedRow(section, name, [column.get((section, name), ABSENT) for column in columns])
+        SummaryRow(section, name, [column.get((section, name), ABSENT) for column in columns])
         # What only a later one has comes last in its section.
         for section, name in sorted(keys, key=lambda key: _SECTIONS.index(key[0]))
     ]
 
 
-def remarks(compared: Sequence[Compared]) -> list[str]:
+def remarks(compared: Sequence[ExperimentSummary]) -> list[str]:
     """What forbids to compare their accuracies, in sentences."""
     found = []
     if len({one.manifest.data.content_sha256 for one in compared}) > 1:
@@ -128,12 +128,12 @@ def remarks(compared: Sequence[Compared]) -> list[str]:
         found.append(
             "They hold out different images for validation: differences of their accuracies hold luck as well."
         )
-    if any(one.best is not None and one.best.fresh is None for one in compared):
-        found.append("An accuracy of one seed is the best of many noisy ones, and too high; fresh runs are not.")
+    if any(one.best is not None and one.best.replicates is None for one in compared):
+        found.append("An accuracy of one seed is the best of many noisy ones, and too high; replicates are not.")
     return found
 
 
-def as_text(compared: Sequence[Compared], rows: Sequence[ComparedRow], width: int | None = None) -> str:
+def as_text(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow], width: int | None = None) -> str:
     """A table; rows that differ are marked `≠`, and bold on a terminal of `width` characters."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
@@ -154,7 +154,7 @@ def as_text(compared: Sequence[Compared], rows: Sequence[ComparedRow], width: in
     return "\n".join([*lines, "", *sentences, *remarks(compared)])
 
 
-def as_dict(compared: Sequence[Compared], rows: Sequence[ComparedRow]) -> dict[str, Any]:
+def as_dict(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow]) -> dict[str, Any]:
     """JSON-ready: `experiments`, `rows`, `curves` by experiment, `remarks`."""
     return {
         "experiments": [one.name for one in compared],
@@ -164,7 +164,7 @@ def as_dict(compared: Sequence[Compared], rows: Sequence[ComparedRow]) -> dict[s
     }
 
 
-def lead_of(one: Compared) -> str:
+def lead_of(one: ExperimentSummary) -> str:
     """Who won in an experiment, in words."""
     return lead_sentence(one.history, one.ranked, one.manifest.data.chance)
 
@@ -175,7 +175,7 @@ def best_so_far(history: History, manifest: Manifest) -> list[CurvePoint]:
     spent, best, points = 0, -math.inf, list[CurvePoint]()
     for result in history.results_in_order:
         trial = history.trials[result.trial]
-        if trial.set_aside:
+        if trial.excluded:
             continue
         spent += 1
         if trial.status == "completed" and result.epoch == trial.n_epochs:
@@ -196,14 +196,14 @@ def range_text(parameter: Parameter) -> str:
     return f"{kind} {joiner.join(short(value) for value in values)}"
 
 
-def _read(name: str, experiment: Experiment) -> Compared:
+def _read(name: str, experiment: Experiment) -> ExperimentSummary:
     history, manifest = experiment.history(), experiment.manifest
     try:
         final = read_final_results(experiment)
         tested = f"{final.test_accuracy_mean:.2%} (trial {final.trial})" if final else "not opened"
     except InputError:
         tested = "cannot be read"
-    return Compared(
+    return ExperimentSummary(
         name=name,
         space=experiment.space,
         manifest=manifest,
@@ -214,7 +214,7 @@ def _read(name: str, experiment: Experiment) -> Compared:
     )
 
 
-def _described(one: Compared) -> dict[tuple[str, str], str]:
+def _described(one: ExperimentSummary) -> dict[tuple[str, str], str]:
     parts: dict[str, dict[str, str]] = {
         "outcome": _outcome(one),
         "winner": {name: short(value) for name, value in one.best.config.as_dict().items()} if one.best else {},
@@ -225,14 +225,12 @@ def _described(one: Compared) -> dict[tuple[str, str], str]:
     return {(section, name): text for section, texts in parts.items() for name, text in texts.items()}
 
 
-def _outcome(one: Compared) -> dict[str, str]:
+def _outcome(one: ExperimentSummary) -> dict[str, str]:
     best, history = one.best, one.history
     accuracy = ABSENT
     if best is not None and best.validation_accuracy is not None:
-        fresh = best.fresh
-        accuracy = (
-            f"{best.validation_accuracy:.2%} (one seed)" if fresh is None else _fresh_runs_text(fresh.n_runs, best)
-        )
+        one_seed = f"{best.validation_accuracy:.2%} (one seed)"
+        accuracy = _replicates_text(best.replicates.n_runs, best) if best.replicates else one_seed
     n_stopped = sum(trial.status == "stopped" for trial in history.counting)
     return {
         "winner": f"trial {best.trial}" if best else "none: at chance" if best_completed(one.ranked) else ABSENT,
@@ -241,23 +239,23 @@ def _outcome(one: Compared) -> dict[str, str]:
         "test accuracy": one.test_accuracy,
         "trials": f"{history.n_ended} ended, {n_stopped} stopped",
         "epochs": f"{history.n_epochs:,}",
-        "epochs of fresh runs": f"{sum(run.n_epochs for run in history.runs.values()):,}",
+        "epochs of replicates": f"{sum(run.n_epochs for run in history.replicates.values()):,}",
         "epochs saved by stopping": f"{savings(history, one.space).numbers['saved']:,}",
         "time": duration_text(seconds_used(one.manifest.sessions, history)),
         "device": f"{one.manifest.device.name}, {one.manifest.device.precision}",
     }
 
 
-def _fresh_runs_text(n_runs: int, best: Ranked) -> str:
-    assert best.fresh is not None
-    return f"{fresh_text(best.fresh)} ({n_runs} fresh run{'s' * (n_runs > 1)})"
+def _replicates_text(n_runs: int, best: Ranked) -> str:
+    assert best.replicates is not None
+    return f"{replicate_text(best.replicates)} ({n_runs} replicate{'s' * (n_runs > 1)})"
 
 
-def _lead_text(one: Compared) -> str:
+def _lead_text(one: ExperimentSummary) -> str:
     over = over_baseline(one.history, one.ranked)
     if over.lead is None:
         return ABSENT
-    doubt = "too few fresh runs" if over.kind == "fresh runs" else over.kind
+    doubt = "too few replicates" if over.kind == "replicates" else over.kind
     return points_text(over.lead) + (f" ({doubt})" if over.lead.half_width is None else "")
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from search.analysis.findings import Finding, Verdict, trials_text
-from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, fresh_text, rank, winner
+from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, rank, replicate_text, winner
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.experiment.events import History
-from search.policy.fresh_statistics import lead, run_sd
+from search.policy.replicate_statistics import lead, run_sd
 from spaces.schema import Space
 
 MIN_FLAT_TRIALS = 10
@@ -64,7 +64,7 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
         ranked: all trials, as `rank` gives them with `chance`.
         chance: the highest accuracy of a run that only guesses; None where it is not known.
     """
-    known = [row for row in ranked if not row.set_aside and row.score is not None]
+    known = [row for row in ranked if not row.excluded and row.score is not None]
     numbers = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known), "chance": chance}
     if chance is None or not known:
         why = "its manifest does not say what guessing reaches" if known else "no epoch was trained yet"
@@ -78,15 +78,15 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
 def flatness(history: History, n_validation: int | None) -> Finding:
     """What the last third of the epochs added to the best completed trial, in the leaderboard's order.
 
-    Where trials were trained again, the means of their fresh runs are compared, and the gain must be clear of the
+    Where trials were trained again, the means of their replicates are compared, and the gain must be clear of the
     interval of the difference: what one run said of the best was partly luck. A best trial from before that was not
-    trained again counts with its accuracy in the search, which is rather too high. Without fresh runs, the gain counts
+    trained again counts with its accuracy in the search, which is rather too high. Without replicates, the gain counts
     as nothing if it is less than the standard error that so many validation images leave. Even a search that has not
     converged goes a third without a new best two times in three, if its proposals do not improve.
     """
     spent = sum(trial.n_epochs for trial in history.counting)
     early = _completed_within(spent * 2 / 3, history)
-    completed = [row for row in rank(history) if row.status == "completed" and not row.set_aside]
+    completed = [row for row in rank(history) if row.status == "completed" and not row.excluded]
     before = next((row for row in completed if row.trial in early), None)
     n_ended = history.n_ended
     numbers: dict[str, Any] = {"n": n_ended, "epochs": spent}
@@ -114,19 +114,19 @@ def _completed_within(epochs: float, history: History) -> set[int]:
     spent, found = 0, set()
     for result in history.results_in_order:
         trial = history.trials[result.trial]
-        spent += not trial.set_aside
+        spent += not trial.excluded
         if spent <= epochs and trial.status == "completed" and result.epoch == trial.n_epochs:
             found.add(trial.number)
     return found
 
 
 def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | None) -> tuple[float | None, str | None]:
-    """What a gain must be more than, and what that is; None where there are too few fresh runs to say."""
+    """What a gain must be more than, and what that is; None where there are too few replicates to say."""
     accuracy = now.score or 0.0
-    if now.fresh and before.fresh and now is not before:
+    if now.replicates and before.replicates and now is not before:
         return lead(history, now.trial, before.trial).half_width, "half of the difference's 95 % interval"
-    if now.fresh:
-        return run_sd(history, accuracy), "a configuration's standard deviation over fresh runs"
+    if now.replicates:
+        return run_sd(history, accuracy), "a configuration's standard deviation over replicates"
     if n_validation and n_validation > 0:
         variance = max(0.0, accuracy * (1 - accuracy))
         return math.sqrt(variance / n_validation), f"standard error of {n_validation:,} images"
@@ -134,15 +134,15 @@ def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | No
 
 
 def _why_untold(history: History, now: Ranked, before: Ranked, noise: float | None) -> str:
-    """Why fresh runs leave open whether the best is better than the best before; empty where they do not."""
+    """Why replicates leave open whether the best is better than the best before; empty where they do not."""
     if now is before:
         return ""
-    if history.runs and now.fresh is None:
+    if history.replicates and now.replicates is None:
         return f"trial {now.trial}, the best of the search with {now.score:.2%}, was not trained again"
     if noise is None:
-        return f"trials {now.trial} and {before.trial} have too few fresh runs"
+        return f"trials {now.trial} and {before.trial} have too few replicates"
     gained = (now.score or 0.0) - (before.score or 0.0)
-    if now.fresh and before.fresh is None and gained <= noise:
+    if now.replicates and before.replicates is None and gained <= noise:
         return (
             f"trial {now.trial} has {_score_text(now)}, and trial {before.trial}, the best before the last third of "
             f"the epochs, {_score_text(before)}, but was not trained again"
@@ -151,4 +151,4 @@ def _why_untold(history: History, now: Ranked, before: Ranked, noise: float | No
 
 
 def _score_text(row: Ranked) -> str:
-    return f"{fresh_text(row.fresh)} (fresh runs)" if row.fresh else f"{row.score:.2%}"
+    return f"{replicate_text(row.replicates)} (replicates)" if row.replicates else f"{row.score:.2%}"

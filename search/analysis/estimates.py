@@ -21,17 +21,17 @@ RETRAINED_CHECKPOINTS = 6
 MAX_SIMULATED_TRIALS = 500
 
 
-def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, n_explored: int = 0) -> float:
+def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, n_audits: int = 0) -> float:
     """Epochs that ASHA is expected to train in all; the first trial, as the baseline, goes to the end.
 
     Args:
         trials: how many are started.
         rung_epochs: ascending; the last is where trials end.
         reduction_factor: of the rungs.
-        n_explored: trials beside the baseline that go to the end whatever a rung says.
+        n_audits: trials beside the baseline that go to the end whatever a rung says.
     """
-    passing = passing_shares(trials, rung_epochs, reduction_factor, n_explored / max(trials - 1, 1))
-    n_exempt = 1 + n_explored
+    passing = passing_shares(trials, rung_epochs, reduction_factor, n_audits / max(trials - 1, 1))
+    n_exempt = 1 + n_audits
     return n_exempt * rung_epochs[-1] + (trials - n_exempt) * expected_epochs_left(0, rung_epochs, passing)
 
 
@@ -73,12 +73,12 @@ def size_text(n_bytes: float) -> str:
 def seconds_left(
     trial_epochs: Iterable[float], run_epochs: Iterable[float], epoch_s: float, trials_at_once: int
 ) -> float:
-    """Seconds until all trials, and after them all fresh runs, are trained.
+    """Seconds until all trials, and after them all replicates, are trained.
 
     Args:
         trial_epochs: epochs that each trial still has to train. Trials of different length fill all slots to the
             end, but the longest trial needs its own time.
-        run_epochs: likewise of each fresh run. Fresh runs are few and of equal length, and start when the last
+        run_epochs: likewise of each replicate. Replicates are few and of equal length, and start when the last
             trial has ended, so that slots stay empty at their end.
         epoch_s: seconds of an epoch in its slot.
         trials_at_once: number of slots.
@@ -93,12 +93,12 @@ def seconds_left(
 
 @lru_cache(maxsize=64)
 def passing_shares(
-    trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, explore: float = 0.0
+    trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, audit_fraction: float = 0.0
 ) -> tuple[float, ...]:
     """The share of trials that goes on at each rung but the last, of those that a rung may stop.
 
     Trials with random, steady ranks are sent through the real rungs one after the other; the first, as the
-    baseline, and the part `explore` of the others are compared with, but not counted. Real curves cross, and
+    baseline, and the part `audit_fraction` of the others are compared with, but not counted. Real curves cross, and
     proposals improve, so that more may pass.
     """
     generator = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def passing_shares(
     n_arrived = np.zeros(len(rung_epochs))
     for _ in range(n_simulated):
         values = generator.random(n_trials)
-        exempt = generator.random(n_trials) < explore if explore else np.zeros(n_trials, bool)
+        exempt = generator.random(n_trials) < audit_fraction if audit_fraction else np.zeros(n_trials, bool)
         exempt[0] = True
         n_arrived += _arrivals(values, exempt, rung_epochs, reduction_factor)
     return tuple(float(share) for share in n_arrived[1:] / np.maximum(n_arrived[:-1], 1))

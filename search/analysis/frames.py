@@ -7,7 +7,7 @@ import pandas as pd
 
 from search.analysis.ranking import RESULT_COLUMNS, lead_sentence, rank, winner
 from search.experiment.events import History
-from search.experiment.folder import CURVE_COLUMNS, RUN_COLUMNS, curve_rows, run_rows
+from search.experiment.folder import CURVE_COLUMNS, REPLICATE_COLUMNS, curve_rows, replicate_rows
 from search.policy.budget import progress_text
 from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.printable import printable
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # A notebook's table of a search of thousands of trials is read by nobody, and slows its page down.
 MOST_ROWS = 20
-_OFTEN_MISSING = ("validation_accuracy", "validation_loss", "fresh_accuracy", "fresh_half_width")
-_PERCENTAGES = ("validation_accuracy", "fresh_accuracy", "fresh_half_width")
+_OFTEN_MISSING = ("validation_accuracy", "validation_loss", "replicate_accuracy", "replicate_half_width")
+_PERCENTAGES = ("validation_accuracy", "replicate_accuracy", "replicate_half_width")
 
 
 def trials_frame(history: History) -> pd.DataFrame:
@@ -39,9 +39,9 @@ def curves_frame(history: History) -> pd.DataFrame:
     return pd.DataFrame(curve_rows(history), columns=list(CURVE_COLUMNS))
 
 
-def fresh_runs_frame(history: History) -> pd.DataFrame:
-    """A row a fresh run and epoch."""
-    return pd.DataFrame(run_rows(history), columns=list(RUN_COLUMNS))
+def replicates_frame(history: History) -> pd.DataFrame:
+    """A row a replicate and epoch."""
+    return pd.DataFrame(replicate_rows(history), columns=list(REPLICATE_COLUMNS))
 
 
 def figures(space: Space, history: History, is_live: bool, chance: float | None = None) -> "dict[str, Figure]":
@@ -65,7 +65,7 @@ def as_html(name: str, space: Space, history: History, chance: float | None = No
     """The leaderboard as a notebook shows it; nothing in it is taken for HTML but what is ours."""
     frame = trials_frame(history)
     shown = ["rank", "status", "epochs", "validation_accuracy", "validation_loss"]
-    shown += ["fresh_accuracy", "fresh_half_width", "fresh_runs"] if history.runs else []
+    shown += ["replicate_accuracy", "replicate_half_width", "n_replicates"] if history.replicates else []
     table = frame.loc[:, [*shown, *space.searched]].head(MOST_ROWS)
     formats = {name: "{:.2%}".format for name in _PERCENTAGES if name in table}
     n_hidden = len(frame) - len(table)

@@ -55,7 +55,7 @@ def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importan
 
     Each parameter is taken in its own scale (Optuna's evaluator alone would weigh the upper decade of a loguniform
     range ten times the one below). A trial that diverged by then counts as the worst that did not. fANOVA explains
-    pure noise, too: therefore `by_chance`. Fresh runs are left out: only the best have them, and where each trial
+    pure noise, too: therefore `by_chance`. Replicates are left out: only the best have them, and where each trial
     counts with one run, no trial is favoured by its luck on average.
 
     Args:

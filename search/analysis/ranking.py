@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from search.experiment.events import History, Status, Trial
-from search.policy.fresh_statistics import Fresh, Lead, fresh_results, lead
+from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
 
@@ -20,12 +20,12 @@ RESULT_COLUMNS = (
     "validation_accuracy",
     "validation_loss",
     "seconds",
-    "fresh_accuracy",
-    "fresh_half_width",
-    "fresh_runs",
+    "replicate_accuracy",
+    "replicate_half_width",
+    "n_replicates",
     "tied",
     "baseline",
-    "explored",
+    "audit",
     "reason",
 )
 
@@ -45,9 +45,9 @@ class Ranked:
         baseline: whether it is the hand-picked configuration.
         config: all hyperparameters.
         reason: why it stopped, failed or diverged, or does not count; empty otherwise.
-        set_aside: whether it lies outside the space as it was changed later.
+        excluded: whether it lies outside the space as it was changed later.
         explored: whether chance let it go to the end whatever a rung says.
-        fresh: what fresh runs say of it; None where it has none, or where they do not cover the best trials yet.
+        replicates: what replicates say of it; None where it has none, or where they do not cover the best trials yet.
         at_chance: whether `score` is no more than a run that only guesses reaches.
     """
 
@@ -61,32 +61,32 @@ class Ranked:
     baseline: bool
     config: Hyperparameters
     reason: str
-    set_aside: bool = False
-    explored: bool = False
-    fresh: Fresh | None = None
+    excluded: bool = False
+    audit: bool = False
+    replicates: ReplicateSummary | None = None
     at_chance: bool = False
 
     @property
     def score(self) -> float | None:
-        """What its rank rests on: the mean of its fresh runs, or its accuracy in the search where it has none."""
-        return self.fresh.mean if self.fresh else self.validation_accuracy
+        """What its rank rests on: the mean of its replicates, or its accuracy in the search where it has none."""
+        return self.replicates.mean if self.replicates else self.validation_accuracy
 
     @property
-    def fresh_accuracy(self) -> float | None:
-        return self.fresh.mean if self.fresh else None
+    def replicate_accuracy(self) -> float | None:
+        return self.replicates.mean if self.replicates else None
 
     @property
-    def fresh_half_width(self) -> float | None:
-        return self.fresh.half_width if self.fresh else None
+    def replicate_half_width(self) -> float | None:
+        return self.replicates.half_width if self.replicates else None
 
     @property
-    def fresh_runs(self) -> int:
-        return self.fresh.n_runs if self.fresh else 0
+    def n_replicates(self) -> int:
+        return self.replicates.n_runs if self.replicates else 0
 
     @property
     def tied(self) -> bool:
         """Whether it cannot be told from the best."""
-        return self.fresh is not None and self.fresh.is_tied
+        return self.replicates is not None and self.replicates.is_tied
 
     def as_dict(self) -> dict[str, Any]:
         results = {name: getattr(self, name) for name in RESULT_COLUMNS}
@@ -107,12 +107,12 @@ WHAT_TO_TRY = (
 def rank(history: History, chance: float | None = None) -> list[Ranked]:
     """All trials, best first.
 
-    1. Trials that were chosen for fresh runs, by the mean of those.
+    1. Trials that were chosen for replicates, by the mean of those.
     2. All others by what the search said: completed trials by validation accuracy after their last epoch; then stopped
        and running ones by epochs reached and accuracy; then failed and diverged ones; last those outside the space as
        it was changed later. Equal accuracies are ordered by loss, then by number.
 
-    The baseline gets fresh runs without having been chosen, to be compared with. It stands before the first trial of 1
+    The baseline gets replicates without having been chosen, to be compared with. It stands before the first trial of 1
     whose mean is less than the baseline's; where there is none, before the first trial of 2 whose accuracy is not
     more than the baseline's mean, or that did not complete.
 
@@ -121,19 +121,19 @@ def rank(history: History, chance: float | None = None) -> list[Ranked]:
         chance: the highest accuracy of a run that only guesses (`manifest.Data.chance`); None where it is not known.
     """
     ordered = sorted(history.trials.values(), key=_sort_key)
-    fresh = _usable_fresh_results(history, ordered)
-    numbers = [*fresh, *(trial.number for trial in ordered if trial.number not in fresh)]
+    replicates = _usable_replicate_results(history, ordered)
+    numbers = [*replicates, *(trial.number for trial in ordered if trial.number not in replicates)]
     baseline = _last_baseline(history)
-    if baseline in fresh and baseline == numbers[len(fresh) - 1]:
-        _move_down(numbers, len(fresh) - 1, fresh[baseline].mean, history)
+    if baseline in replicates and baseline == numbers[len(replicates) - 1]:
+        _move_down(numbers, len(replicates) - 1, replicates[baseline].mean, history)
     return [
-        _row(position, history.trials[number], fresh.get(number), chance) for position, number in enumerate(numbers, 1)
+        _row(rank, history.trials[number], replicates.get(number), chance) for rank, number in enumerate(numbers, 1)
     ]
 
 
 def best_completed(ranked: Sequence[Ranked]) -> Ranked | None:
     """The best completed trial, whether or not it has learned anything; None while there is none."""
-    return next((row for row in ranked if row.status == "completed" and not row.set_aside), None)
+    return next((row for row in ranked if row.status == "completed" and not row.excluded), None)
 
 
 def winner(ranked: Sequence[Ranked]) -> Ranked | None:
@@ -142,11 +142,11 @@ def winner(ranked: Sequence[Ranked]) -> Ranked | None:
     return None if best is None or best.at_chance else best
 
 
-def n_by_fresh_runs(ranked: Sequence[Ranked]) -> int:
-    """How many rows at the top have ranks that rest on fresh runs; 0 where the rows are in another order."""
+def n_by_replicates(ranked: Sequence[Ranked]) -> int:
+    """How many rows at the top have ranks that rest on replicates; 0 where the rows are in another order."""
     if any(row.rank != position for position, row in enumerate(ranked, 1)):
         return 0
-    return next((i for i, row in enumerate(ranked) if row.fresh is None), len(ranked))
+    return next((i for i, row in enumerate(ranked) if row.replicates is None), len(ranked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +154,15 @@ class OverBaseline:
     """What there is to say of the winner against the hand-picked configuration.
 
     Attributes:
-        kind: what the lead is from: `fresh runs` of both, or `one seed` of each where the winner has no fresh run. Or
-            why there is none: the winner `is baseline`; it has fresh runs and the baseline has `no fresh run`, or
+        kind: what the lead is from: `replicates` of both, or `one seed` of each where the winner has no replicate. Or
+            why there is none: the winner `is baseline`; it has replicates and the baseline has `no replicate`, or
             the `baseline diverged` in one; the baseline has `not completed`; there is `no winner`.
         baseline: its row; None where there is none.
         lead: of the winner; None for the kinds without one.
     """
 
     kind: Literal[
-        "fresh runs", "one seed", "is baseline", "no fresh run", "baseline diverged", "not completed", "no winner"
+        "replicates", "one seed", "is baseline", "no replicate", "baseline diverged", "not completed", "no winner"
     ]
     baseline: Ranked | None = None
     lead: Lead | None = None
@@ -182,12 +182,12 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
         return OverBaseline("no winner", baseline)
     if best.baseline:
         return OverBaseline("is baseline", baseline)
-    if best.fresh:
-        if baseline is None or baseline.fresh is None:
-            return OverBaseline("no fresh run", baseline)
-        if baseline.fresh.n_diverged:
+    if best.replicates:
+        if baseline is None or baseline.replicates is None:
+            return OverBaseline("no replicate", baseline)
+        if baseline.replicates.n_diverged:
             return OverBaseline("baseline diverged", baseline)
-        return OverBaseline("fresh runs", baseline, lead(history, best.trial, baseline.trial))
+        return OverBaseline("replicates", baseline, lead(history, best.trial, baseline.trial))
     if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
         return OverBaseline("not completed", baseline)
     return OverBaseline("one seed", baseline, Lead(best.validation_accuracy - baseline.validation_accuracy, None))
@@ -208,7 +208,11 @@ def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | No
             return f"{at_chance} {WHAT_TO_TRY}"
         return f"No trial has completed yet. {at_chance}".rstrip()
     over = over_baseline(history, ranked)
-    lead = _confirmed_sentence(ranked, best, best.fresh, over) if best.fresh else _one_seed_sentence(ranked, best, over)
+    lead = (
+        _confirmed_sentence(ranked, best, best.replicates, over)
+        if best.replicates
+        else _one_seed_sentence(ranked, best, over)
+    )
     return f"{lead} {at_chance}".rstrip()
 
 
@@ -219,7 +223,7 @@ def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
         ranked: rows, as `rank` gives them with `chance`.
         chance: the highest accuracy of a run that only guesses; None where it is not known.
     """
-    known = [row for row in ranked if not row.set_aside and row.score is not None]
+    known = [row for row in ranked if not row.excluded and row.score is not None]
     n_at_chance = sum(row.at_chance for row in known)
     if chance is None or not n_at_chance:
         return ""
@@ -247,11 +251,14 @@ def _one_seed_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBaselin
     )
 
 
-def _confirmed_sentence(ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, over: OverBaseline) -> str:
-    runs = f"{counted(fresh.n_runs, 'fresh run')} {'says' if fresh.n_runs == 1 else 'say'}"
+def _confirmed_sentence(
+    ranked: Sequence[Ranked], best: Ranked, replicates: ReplicateSummary, over: OverBaseline
+) -> str:
+    runs = f"{counted(replicates.n_runs, 'replicate')} {'says' if replicates.n_runs == 1 else 'say'}"
     tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
     sentences = [
-        f"Trial {best.trial} wins: the search said {best.validation_accuracy:.2%}, {runs} {fresh_text(fresh)}.",
+        f"Trial {best.trial} wins: the search said {best.validation_accuracy:.2%}, "
+        f"{runs} {replicate_text(replicates)}.",
         _over_baseline_sentence(ranked, best, over),
     ]
     if tied:
@@ -262,16 +269,16 @@ def _confirmed_sentence(ranked: Sequence[Ranked], best: Ranked, fresh: Fresh, ov
 def _unbeaten_text(ranked: Sequence[Ranked], baseline: Ranked) -> str:
     """What is true of the trials beside a baseline that leads: those that look better were not all trained again."""
     assert baseline.score is not None
-    others = [row for row in ranked if not row.set_aside and row.fresh is None and row.status in _MAY_BE_BETTER]
+    others = [row for row in ranked if not row.excluded and row.replicates is None and row.status in _MAY_BE_BETTER]
     better = [row for row in others if row.score is not None and row.score > baseline.score]
     if not better:
         return "no searched configuration beat it."
-    tried = "was trained again" if baseline.fresh else "completed"
+    tried = "was trained again" if baseline.replicates else "completed"
     best = max(better, key=lambda row: row.score or 0)
     more = f" and {len(better) - 1:,} more" * (len(better) > 1)
     those = "was" if len(better) == 1 else "were"
     status = "" if best.status == "completed" else f", {best.status}"
-    but = f"better in the search, but not trained again, {those}" if baseline.fresh else f"better so far {those}"
+    but = f"better in the search, but not trained again, {those}" if baseline.replicates else f"better so far {those}"
     return f"no searched one that {tried} beat it; {but} trial {best.trial} ({best.score:.2%}{status}){more}."
 
 
@@ -279,11 +286,11 @@ def _over_baseline_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBa
     if over.kind == "is baseline":
         return f"It is the hand-picked configuration: {_unbeaten_text(ranked, best)}"
     baseline, ahead = over.baseline, over.lead
-    if over.kind == "baseline diverged" and baseline and baseline.fresh:
-        return f"The hand-picked configuration (trial {baseline.trial}) {_diverged_text(baseline.fresh)}."
-    if baseline is None or baseline.fresh is None or ahead is None:
-        return "The hand-picked configuration has no fresh run to compare with."
-    hand_picked = f"the hand-picked configuration (trial {baseline.trial}, {fresh_text(baseline.fresh)})"
+    if over.kind == "baseline diverged" and baseline and baseline.replicates:
+        return f"The hand-picked configuration (trial {baseline.trial}) {_diverged_text(baseline.replicates)}."
+    if baseline is None or baseline.replicates is None or ahead is None:
+        return "The hand-picked configuration has no replicate to compare with."
+    hand_picked = f"the hand-picked configuration (trial {baseline.trial}, {replicate_text(baseline.replicates)})"
     if ahead.half_width is None:
         return f"It is {100 * ahead.mean:.2f} points above {hand_picked}, in too few runs to say how surely."
     points = f"{100 * ahead.mean:.2f} ± {100 * ahead.half_width:.2f} points"
@@ -292,9 +299,10 @@ def _over_baseline_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBa
     return f"The winner is not distinguishable from {hand_picked}: the difference is {points}."
 
 
-def _diverged_text(fresh: Fresh) -> str:
-    runs = "its only fresh run" if fresh.n_runs == 1 else f"{fresh.n_diverged} of {fresh.n_runs} fresh runs"
-    return f"diverged in {runs}"
+def _diverged_text(replicates: ReplicateSummary) -> str:
+    if replicates.n_runs == 1:
+        return "diverged in its only replicate"
+    return f"diverged in {replicates.n_diverged} of {replicates.n_runs} replicates"
 
 
 def points_text(lead: Lead) -> str:
@@ -303,12 +311,12 @@ def points_text(lead: Lead) -> str:
     return f"{100 * lead.mean:+.2f}{spread} points"
 
 
-def fresh_text(fresh: Fresh) -> str:
+def replicate_text(replicates: ReplicateSummary) -> str:
     """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points; or `60.40%, 1 of 3 diverged`."""
-    if fresh.n_diverged:
-        return f"{fresh.mean:.2%}, {fresh.n_diverged} of {fresh.n_runs} diverged"
-    spread = "" if fresh.half_width is None else f" ± {100 * fresh.half_width:.2f}"
-    return f"{fresh.mean:.2%}{spread}"
+    if replicates.n_diverged:
+        return f"{replicates.mean:.2%}, {replicates.n_diverged} of {replicates.n_runs} diverged"
+    spread = "" if replicates.half_width is None else f" ± {100 * replicates.half_width:.2f}"
+    return f"{replicates.mean:.2%}{spread}"
 
 
 def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
@@ -324,36 +332,36 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
         found = columns[key] if key in columns else config[key]
         return (found is None, found if found is not None else 0)
 
-    if key in ("validation_accuracy", "epochs", "fresh_accuracy", "fresh_runs"):
+    if key in ("validation_accuracy", "epochs", "replicate_accuracy", "replicates"):
         known = [row for row in ranked if not value(row)[0]]
         return sorted(known, key=lambda row: value(row)[1], reverse=True) + [row for row in ranked if value(row)[0]]
     return sorted(ranked, key=value)
 
 
 SORT_KEYS = tuple(
-    name for name in RESULT_COLUMNS if name not in ("baseline", "explored", "reason", "tied", "fresh_half_width")
+    name for name in RESULT_COLUMNS if name not in ("baseline", "audit", "reason", "tied", "replicate_half_width")
 )
 
 
-def _usable_fresh_results(history: History, ordered: Sequence[Trial]) -> dict[int, Fresh]:
+def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dict[int, ReplicateSummary]:
     """Fresh results in their order, if no trial that the search ranked higher lacks them: none, otherwise.
 
-    While the first fresh runs are under way, or after more trials were added, a trial would else be ahead only
+    While the first replicates are under way, or after more trials were added, a trial would else be ahead only
     because the others have not been trained again yet.
     """
-    fresh = fresh_results(history) if history.runs else {}
+    replicates = replicate_results(history) if history.replicates else {}
     baseline = _last_baseline(history)
     others = [trial.number for trial in ordered if trial.status == "completed" and trial.number != baseline]
-    n_confirmed = sum(number in fresh for number in others)
-    covers_best = n_confirmed > 0 and all(number in fresh for number in others[:n_confirmed])
-    return fresh if covers_best else {}
+    n_confirmed = sum(number in replicates for number in others)
+    covers_best = n_confirmed > 0 and all(number in replicates for number in others[:n_confirmed])
+    return replicates if covers_best else {}
 
 
 def _sort_key(trial: Trial) -> tuple[float, ...]:
     accuracy, loss = _last_scores(trial)
     epochs_first = 0 if trial.status == "completed" else -trial.n_epochs
     return (
-        trial.set_aside,
+        trial.excluded,
         _STATUS_ORDER[trial.status],
         epochs_first,
         -(accuracy if accuracy is not None else -1.0),
@@ -379,16 +387,16 @@ def _move_down(numbers: list[int], place: int, accuracy: float, history: History
 
     def is_ahead(trial: Trial) -> bool:
         theirs = _last_scores(trial)[0]
-        return trial.status == "completed" and not trial.set_aside and theirs is not None and theirs > accuracy
+        return trial.status == "completed" and not trial.excluded and theirs is not None and theirs > accuracy
 
     behind = range(place + 1, len(numbers))
     end = next((i for i in behind if not is_ahead(history.trials[numbers[i]])), len(numbers))
     numbers.insert(end - 1, numbers.pop(place))
 
 
-def _row(position: int, trial: Trial, fresh: Fresh | None, chance: float | None) -> Ranked:
+def _row(position: int, trial: Trial, replicates: ReplicateSummary | None, chance: float | None) -> Ranked:
     accuracy, loss = _last_scores(trial)
-    score = fresh.mean if fresh else accuracy
+    score = replicates.mean if replicates else accuracy
     return Ranked(
         rank=position,
         trial=trial.number,
@@ -399,10 +407,10 @@ def _row(position: int, trial: Trial, fresh: Fresh | None, chance: float | None)
         seconds=trial.seconds,
         baseline=trial.baseline,
         config=trial.config,
-        reason=_OUTSIDE if trial.set_aside else trial.end.reason if trial.end else "",
-        set_aside=trial.set_aside,
-        explored=trial.explored,
-        fresh=fresh,
+        reason=_OUTSIDE if trial.excluded else trial.end.reason if trial.end else "",
+        excluded=trial.excluded,
+        audit=trial.audit,
+        replicates=replicates,
         at_chance=chance is not None and score is not None and score <= chance,
     )
 
@@ -412,7 +420,7 @@ def best_accuracy(trials: Iterable[Trial]) -> tuple[int, float] | None:
     scored = [
         (trial.last.validation_accuracy, -trial.number)
         for trial in trials
-        if trial.last and trial.status not in ("failed", "diverged") and not trial.last.diverged and not trial.set_aside
+        if trial.last and trial.status not in ("failed", "diverged") and not trial.last.diverged and not trial.excluded
     ]
     if not scored:
         return None

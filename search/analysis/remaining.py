@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from search.analysis.estimates import MAX_SIMULATED_TRIALS, expected_epochs_left, seconds_left
 from search.analysis.expectation import expected_search, passing_of
-from search.experiment.events import EpochDone, History, Run, RunEpochDone, Trial
+from search.experiment.events import EpochDone, History, Replicate, ReplicateEpochDone, Trial
 from search.policy import budget, confirmation
 from search.policy.asha import waits_at_rung
 from spaces.schema import Space
@@ -23,7 +23,7 @@ class Remaining:
     Attributes:
         of_begun: expected, of each trial that can go on.
         of_unstarted: likewise, of each that is to come; None where time alone tells.
-        of_runs: of each fresh run that goes on or is still to come, if nobody is tied.
+        of_runs: of each replicate that goes on or is still to come, if nobody is tied.
     """
 
     of_begun: tuple[float, ...]
@@ -59,7 +59,7 @@ def remaining(history: History, space: Space) -> Remaining:
     expected = expected_search(space)
     # By then the share that passes has settled, where the number of trials is not known.
     trials = expected.trials if expected else MAX_SIMULATED_TRIALS
-    passing = passing_of(space, trials, space.search.explore)
+    passing = passing_of(space, trials, space.search.audit_fraction)
     begun = tuple(_epochs_left_of(trial, space, passing) for trial in history.unfinished)
     unstarted = _epochs_left_of_unstarted(history, space, passing, sum(begun)) if expected else None
     # Where time alone limits the trials, their number is not known.
@@ -77,7 +77,7 @@ def recent_epoch_s(history: History, session_start: float) -> float | None:
         session_start: of the latest session, in seconds since 1970 (UTC).
     """
     of_trials = [(_trial_epoch_start(history, epoch), epoch) for epoch in history.results_in_order[-N_RECENT:]]
-    latest_runs = list(history.runs.values())[-N_RECENT:]
+    latest_runs = list(history.replicates.values())[-N_RECENT:]
     of_runs = [timed for run in latest_runs for timed in _timed_epochs(run)]
     latest = sorted([*of_trials, *of_runs], key=lambda timed: timed[1].at)[-N_RECENT:]
     workers_started = _first_result_at(history, session_start)
@@ -94,8 +94,8 @@ def _trial_epoch_start(history: History, epoch: EpochDone) -> float:
     return max([before, *(promotion.at for promotion in trial.promotions if promotion.epoch == epoch.epoch - 1)])
 
 
-def _timed_epochs(run: Run) -> list[tuple[float, RunEpochDone]]:
-    """Epochs of a fresh run, each with its start."""
+def _timed_epochs(run: Replicate) -> list[tuple[float, ReplicateEpochDone]]:
+    """Epochs of a replicate, each with its start."""
     return list(zip([run.started_at, *(epoch.at for epoch in run.epochs)], run.epochs, strict=False))
 
 
@@ -103,12 +103,12 @@ def _first_result_at(history: History, session_start: float) -> float:
     """When the first epoch of a session ended; infinity before that."""
     results = history.results_in_order
     i = bisect_left(results, session_start, key=lambda epoch: epoch.at)
-    of_runs = (epoch.at for run in history.runs.values() for epoch in run.epochs if epoch.at >= session_start)
+    of_runs = (epoch.at for run in history.replicates.values() for epoch in run.epochs if epoch.at >= session_start)
     return min([*(epoch.at for epoch in results[i : i + 1]), *of_runs], default=math.inf)
 
 
 def _epochs_left_of(trial: Trial, space: Space, passing: Sequence[float]) -> float:
-    if trial.baseline or trial.explored:
+    if trial.baseline or trial.audit:
         return space.training.max_epochs - trial.n_epochs
     rungs = space.rung_epochs
     left = expected_epochs_left(trial.n_epochs, rungs, passing)
@@ -121,7 +121,7 @@ def _epochs_left_of_unstarted(
     """Of each trial that is to be started, beside so many epochs of those that are."""
     search = space.search
     each = expected_epochs_left(0, space.rung_epochs, passing)
-    each = search.explore * space.training.max_epochs + (1 - search.explore) * each
+    each = search.audit_fraction * space.training.max_epochs + (1 - search.audit_fraction) * each
     n = search.most_trials - len(history.counting)
     if search.epoch_budget is not None:
         unspent = search.epoch_budget - budget.epochs_trained(history) - epochs_to_come
@@ -131,12 +131,12 @@ def _epochs_left_of_unstarted(
 
 def _epochs_left_of_runs(history: History, space: Space, epochs_to_come: float) -> tuple[float, ...]:
     max_epochs = space.training.max_epochs
-    begun = [float(max_epochs - run.n_epochs) for run in history.unfinished_runs]
+    begun = [float(max_epochs - run.n_epochs) for run in history.unfinished_replicates]
     total = confirmation.expected_epochs(history.n_epochs + epochs_to_come, space)
-    n_to_come = round(total / max_epochs) - len(history.runs)
-    if history.runs and n_to_come <= 0:
-        n_to_come = confirmation.n_runs_of_tied(history, space)
+    n_to_come = round(total / max_epochs) - len(history.replicates)
+    if history.replicates and n_to_come <= 0:
+        n_to_come = confirmation.n_replicates_of_tied(history, space)
     # While runs go on, the next block may be waiting for them.
-    if history.runs and not begun and not confirmation.next_run(history, space):
+    if history.replicates and not begun and not confirmation.next_run(history, space):
         n_to_come = 0  # the order was clear early
     return (*begun, *[float(max_epochs)] * max(0, n_to_come))

@@ -89,16 +89,16 @@ def expected_losses(
     rung_epochs: tuple[int, ...],
     reduction_factor: int,
     correlations: Sequence[float],
-    explore: float,
+    audit_fraction: float,
 ) -> Losses:
     """What searches lose whose rungs tell the end as well as `correlations` say, by simulating such searches.
 
     The estimator: values at the rungs and at the end are jointly normal up to a change of scale (which ranks do not
     see), so that Spearman's correlation s belongs to the normal one r = 2 sin(π s / 6) (Pearson 1907), and
     each rung tells of the end only what the next rung tells (a Markov chain backwards from the end). Trials drawn
-    so are sent through the real rungs (`search.policy.rungs`), one after the other; the first, as the baseline, and the
-    part `explore` of the others are not stopped. A stopped trial counts as a would-be winner if its end lies above
-    the ends of all that were not stopped. Not in it: proposals that improve during a search, trials side by side,
+    so are sent through the real rungs (`search.policy.rungs`), one after the other; the first, as the baseline, and
+    the part `audit_fraction` of the others are not stopped. A stopped trial counts as a would-be winner if its end lies
+    above the ends of all that were not stopped. Not in it: proposals that improve during a search, trials side by side,
     divergence, and curves of bad and good trials that cross otherwise than normal ones.
 
     Args:
@@ -107,7 +107,7 @@ def expected_losses(
         reduction_factor: of the rungs.
         correlations: Spearman's, for each rung but the last. One below an earlier one counts as equal to it, one
             below 0 as 0.
-        explore: chance of a trial not to be stopped.
+        audit_fraction: chance of a trial not to be stopped.
     """
     n_trials = max(2, min(trials, MAX_SIMULATED_TRIALS))
     n_searches = max(MIN_SIMULATED_SEARCHES, N_SIMULATED_TRIALS // n_trials)
@@ -118,7 +118,7 @@ def expected_losses(
     for _ in range(n_searches):
         # Drawn alike for every correlation, so that results differ by it alone.
         noise = generator.standard_normal((len(rung_epochs), n_trials))
-        exempt = generator.random(n_trials) < explore
+        exempt = generator.random(n_trials) < audit_fraction
         exempt[0] = True
         ends = noise[-1]
         stopped = _stopped(_backwards(ends, noise[:-1], normal), exempt, rung_epochs, reduction_factor)
@@ -143,7 +143,7 @@ def first_refusals(
     refused: dict[int, int] = {}
     for result in history.results_in_order:
         trial = history.trials[result.trial]
-        if trial.set_aside:
+        if trial.excluded:
             continue
         if result.diverged:
             rungs.diverge(trial.number, result.epoch, is_exempt(trial))

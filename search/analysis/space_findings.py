@@ -24,15 +24,15 @@ TRIALS_PER_PARAMETER = 10
 
 
 def divergences(history: History, space: Space) -> Finding:
-    """How many trials and fresh runs ended because their loss was not finite, and above which lr most trials did."""
+    """How many trials and replicates ended because their loss was not finite, and above which lr most trials did."""
     ended = [trial for trial in history.counting if trial.end]
     diverged = [trial for trial in ended if trial.status == "diverged"]
-    runs = [run for run in history.runs.values() if run.end and not history.trials[run.trial].set_aside]
+    runs = [run for run in history.replicates.values() if run.end and not history.trials[run.trial].excluded]
     n_runs_diverged = sum(run.end is not None and run.end.status == "diverged" for run in runs)
-    numbers: dict[str, Any] = {"n": len(ended), "n_diverged": len(diverged), "n_fresh_runs_diverged": n_runs_diverged}
+    numbers: dict[str, Any] = {"n": len(ended), "n_diverged": len(diverged), "n_diverged_replicates": n_runs_diverged}
     if not ended:
         return Finding("divergences", "unknown", "No trial has ended yet.", "", numbers)
-    again = f"; of {len(runs)} fresh runs, {n_runs_diverged} diverged" if n_runs_diverged else ""
+    again = f"; of {len(runs)} replicates, {n_runs_diverged} diverged" if n_runs_diverged else ""
     if not diverged:
         return Finding("divergences", "fine", f"Of {trials_text(len(ended))}, none diverged{again}.", "", numbers)
     share = len(diverged) / len(ended)
@@ -58,7 +58,7 @@ def divergences(history: History, space: Space) -> Finding:
 
 def edges(history: History, space: Space) -> Finding:
     """Whether the best trials, in the leaderboard's order, crowd at an end of a range."""
-    scored = [row for row in rank(history) if not row.set_aside and row.validation_accuracy is not None]
+    scored = [row for row in rank(history) if not row.excluded and row.validation_accuracy is not None]
     ranked = [row for row in scored if contains(space, row.config)]
     best = [row.config for row in ranked[:N_BEST]]
     numbers: dict[str, Any] = {"n": len(ranked), "n_best": len(best), "edges": []}

@@ -18,8 +18,8 @@ from search.analysis.rung_correlation import (
     first_refusals,
     rung_correlations,
 )
+from search.experiment.audits import n_audits
 from search.experiment.events import History, Trial
-from search.policy.exploration import n_explored
 from spaces.schema import Space
 
 # A search that loses its best trial more often than this should stop later.
@@ -29,37 +29,37 @@ MAX_LOSS_CHANCE = 0.25
 def rank_correlation(history: History, space: Space) -> Finding:
     """How well each rung's order of trials is the order at the end, from those that went all the way.
 
-    Explored trials (`search.explore`) are a random part of all, so that theirs is unbiased. Those that stopping let
-    through lie close together at the rung, so that theirs tends to be lower than that of all trials; the baseline,
-    which is never stopped, counts with them. Trials that diverged on the way are in neither.
+    Audit trials (`search.audit_fraction`) are a random sample of all trials, so that their correlation is unbiased.
+    Trials that passed every rung lie close together there, so that their correlation tends to be lower than that of
+    all trials; the baseline, which is never stopped, counts with them. Trials that diverged are in neither group.
     """
     if len(space.rung_epochs) == 1:
         return Finding("rank_correlation", "fine", "There is no rung before the end: no trial is stopped.", "", {})
-    explored, others = _correlations(history, space, explored=True), _correlations(history, space, explored=False)
+    audits, others = _correlations(history, space, audit=True), _correlations(history, space, audit=False)
     completed = _completed(history, space)
-    n_random = sum(trial.explored for trial in completed)
+    n_random = sum(trial.audit for trial in completed)
     n_others = len(completed) - n_random
     numbers = {
-        "n_explored": n_random,
-        "explored": [_correlation_numbers(found) for found in explored],
+        "n_audit": n_random,
+        "audit": [_correlation_numbers(found) for found in audits],
         "n_survivors": n_others,
         "survivors": [_correlation_numbers(found) for found in others],
     }
-    measure = "" if explored else _explore_advice(history, space)
-    if not explored and not others:
+    measure = "" if audits else _audit_advice(history, space)
+    if not audits and not others:
         sentence = (
-            f"How well a rung tells the end cannot be told from {n_random} explored and {trials_text(n_others)} more "
+            f"How well a rung tells the end cannot be told from {n_random} audit and {trials_text(n_others)} more "
             f"that went all the way; {MIN_TRIALS} of either would do."
         )
         return Finding("rank_correlation", "unknown", sentence, measure, numbers)
     texts = []
-    if explored:
-        texts.append(f"{_correlations_text(explored)} among {trials_text(n_random)} that chance sent there (unbiased)")
+    if audits:
+        texts.append(f"{_correlations_text(audits)} among {trials_text(n_random)} that chance sent there (unbiased)")
     if others:
         among = f"among the {n_others} others that got there"
         texts.append(f"{_correlations_text(others)} {among} (biased: stopping leaves trials alike, which lowers it)")
     sentence = f"Rank correlation with the end: {'; '.join(texts)}."
-    return Finding("rank_correlation", "fine" if explored else "unknown", sentence, measure, numbers)
+    return Finding("rank_correlation", "fine" if audits else "unknown", sentence, measure, numbers)
 
 
 def would_be_winners(history: History, space: Space, chance: float | None = None) -> Finding:
@@ -67,20 +67,20 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
 
     Estimated twice. By `expected_losses`: what searches of as many trials lose on average whose rungs tell the
     end as well as this one's, with the interval that the correlations' intervals give (all at their upper, all at
-    their lower ends). From few explored trials it errs as often upwards as downwards, but further upwards. Where
+    their lower ends). From few audit trials it errs as often upwards as downwards, but further upwards. Where
     there are too few of them, the survivors' correlations stand in; those tend to be lower than those of all trials,
     and the estimate therefore too high.
 
-    And directly: of the explored trials that a rung refused, the share that ranks above every trial that no rung
+    And directly: of the audit trials that a rung refused, the share that ranks above every trial that no rung
     refused, times the number of trials stopped, with Clopper and Pearson's interval. It is wide, but assumes nothing:
-    explored trials are a random part of all.
+    audit trials are a random part of all.
     """
     rungs, reduction = space.rung_epochs, space.search.reduction_factor
     if len(rungs) == 1:
         return Finding("would_be_winners", "fine", "No trial is stopped, so that none is lost.", "", {})
-    explored = _correlations(history, space, explored=True)
-    used = explored or _correlations(history, space, explored=False)
-    numbers: dict[str, Any] = {"from": "explored" if explored else "survivors", **_direct(history, space, chance)}
+    audits = _correlations(history, space, audit=True)
+    used = audits or _correlations(history, space, audit=False)
+    numbers: dict[str, Any] = {"from": "audit" if audits else "survivors", **_direct(history, space, chance)}
     if len(used) < len(rungs) - 1:
         n = trials_text(len(_completed(history, space)))
         sentence = f"How many would-be winners were stopped cannot be told from {n} that went all the way."
@@ -89,7 +89,7 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
 
     def losses(end: Callable[[Correlation], float], first_rung: int = 0) -> Losses:
         correlations = [end(found) for found in used[first_rung:]]
-        return expected_losses(n_trials, rungs[first_rung:], reduction, correlations, space.search.explore)
+        return expected_losses(n_trials, rungs[first_rung:], reduction, correlations, space.search.audit_fraction)
 
     estimate, most, least = losses(lambda c: c.value), losses(lambda c: c.low), losses(lambda c: c.high)
     numbers |= {
@@ -101,7 +101,7 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
         "chance_low": least.chance,
         "chance_high": most.chance,
     }
-    too_high = "" if explored else "; rather too many, for the correlation is that of survivors"
+    too_high = "" if audits else "; rather too many, for the correlation is that of survivors"
     sentence = (
         f"Stopping costs a search like this one {estimate.n_winners:.1f} would-be winners "
         f"({least.n_winners:.1f} to {most.n_winners:.1f}), and with a chance of {estimate.chance:.0%} "
@@ -109,7 +109,7 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
     )
     if estimate.chance <= MAX_LOSS_CHANCE:
         return Finding("would_be_winners", "fine", sentence, "", numbers)
-    if not explored:
+    if not audits:
         return Finding("would_be_winners", "unknown", sentence, "", numbers)
     later = losses(lambda c: c.value, first_rung=1) if len(rungs) > 2 else Losses(0.0, 0.0)
     numbers["chance_with_next_grace"] = later.chance
@@ -126,12 +126,12 @@ def savings(history: History, space: Space, chance: float | None = None) -> Find
     trained = sum(trial.n_epochs for trial in trials)
     saved = sum(max(0, max_epochs - trial.n_epochs) for trial in trials if trial.status == "stopped")
     refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor, chance)
-    explored = sum(max(0, t.n_epochs - refused[t.number]) for t in trials if t.explored and t.number in refused)
-    numbers: dict[str, Any] = {"trained": trained, "saved": saved, "spent_on_exploring": explored}
+    audits = sum(max(0, t.n_epochs - refused[t.number]) for t in trials if t.audit and t.number in refused)
+    numbers: dict[str, Any] = {"trained": trained, "saved": saved, "spent_on_audits": audits}
     if not trained:
         return Finding("savings", "unknown", "No epoch has been trained yet.", "", numbers)
     share = numbers["share"] = saved / (trained + saved)
-    exploring = f"; {explored:,} of the {trained:,} trained went into exploring" if explored else ""
+    exploring = f"; {audits:,} of the {trained:,} trained went into exploring" if audits else ""
     sentence = f"Stopping saved {saved:,} epochs of {trained + saved:,} ({share:.0%}){exploring}."
     return Finding("savings", "fine", sentence, "", numbers)
 
@@ -142,38 +142,38 @@ def _completed(history: History, space: Space) -> list[Trial]:
     return [trial for trial in history.counting if trial.status == "completed" and trial.n_epochs >= last]
 
 
-def _correlations(history: History, space: Space, explored: bool) -> list[Correlation]:
-    trials = [trial for trial in _completed(history, space) if trial.explored == explored]
+def _correlations(history: History, space: Space, audit: bool) -> list[Correlation]:
+    trials = [trial for trial in _completed(history, space) if trial.audit == audit]
     return rung_correlations(trials, space.rung_epochs)
 
 
 def _direct(history: History, space: Space, chance: float | None) -> dict[str, Any]:
-    """What explored trials show of the others: refused ones among them, and those that would have won."""
+    """What audit trials show of the others: refused ones among them, and those that would have won."""
     refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor, chance)
     completed = _completed(history, space)
     let_through = [trial for trial in completed if trial.number not in refused or trial.baseline]
     # By rank: where trials were trained again, the best single run is not what decides.
     ranks = {row.trial: row.rank for row in rank(history)}
     best = min((ranks[trial.number] for trial in let_through), default=0)
-    explored = [ranks[trial.number] for trial in completed if trial.explored and trial.number in refused]
-    n_winners = sum(place < best for place in explored)
+    audits = [ranks[trial.number] for trial in completed if trial.audit and trial.number in refused]
+    n_winners = sum(place < best for place in audits)
     numbers: dict[str, Any] = {
         "n_stopped": sum(trial.status == "stopped" for trial in history.counting),
-        "n_explored_refused": len(explored),
-        "n_explored_refused_winners": n_winners,
+        "n_audit_refused": len(audits),
+        "n_audit_refused_winners": n_winners,
     }
-    if explored:
-        interval = binomtest(n_winners, len(explored)).proportion_ci()
-        shares = {"": n_winners / len(explored), "_low": interval.low, "_high": interval.high}
+    if audits:
+        interval = binomtest(n_winners, len(audits)).proportion_ci()
+        shares = {"": n_winners / len(audits), "_low": interval.low, "_high": interval.high}
         numbers |= {f"direct_n_winners{end}": numbers["n_stopped"] * float(share) for end, share in shares.items()}
     return numbers
 
 
 def _direct_text(numbers: Mapping[str, Any]) -> str:
-    n, n_winners = numbers["n_explored_refused"], numbers["n_explored_refused_winners"]
+    n, n_winners = numbers["n_audit_refused"], numbers["n_audit_refused_winners"]
     if not n:
         return ""
-    return f"; seen directly, {n_winners or 'none'} of {n} explored trials that a rung refused ended above the rest"
+    return f"; seen directly, {n_winners or 'none'} of {n} audit trials that a rung refused ended above the rest"
 
 
 def _n_trials(history: History, space: Space) -> int:
@@ -186,25 +186,26 @@ def _dearer(history: History, space: Space) -> str:
     """How many epochs a search takes more whose first rung is this one's second."""
     rungs, trials = space.rung_epochs, _n_trials(history, space)
     now, then = (
-        expected_epochs(trials, later, space.search.reduction_factor, n_explored(space, trials))
+        expected_epochs(trials, later, space.search.reduction_factor, n_audits(space, trials))
         for later in (rungs, rungs[1:])
     )
     return f"{then - now:.0f}"
 
 
-def _explore_advice(history: History, space: Space) -> str:
-    """How to have enough explored trials next time, and what that costs."""
+def _audit_advice(history: History, space: Space) -> str:
+    """How to have enough audit trials next time, and what that costs."""
     trials = _n_trials(history, space)
     enough = math.ceil(10 * MIN_TRIALS / max(trials - 1, 1)) / 10
     share = min(1.0, max(enough, 0.1))
     now, then = (
         expected_epochs(trials, space.rung_epochs, space.search.reduction_factor, n)
-        for n in (n_explored(space, trials), round(share * (trials - 1)))
+        for n in (n_audits(space, trials), round(share * (trials - 1)))
     )
     if then <= now:
         return ""
     return (
-        f"To measure it without bias: search.explore: {share:g}, about {then - now:.0f} epochs more in such a search."
+        f"To measure it without bias: search.audit_fraction: {share:g}, about {then - now:.0f} epochs more in such a "
+        "search."
     )
 
 

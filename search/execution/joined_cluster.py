@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from search.execution.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, keep_ray_to_itself, shut_down_ray
-from search.execution.interruption import POLL_S
 from search.execution.nodes import NodeFacts, facts_of_this_node, must_be_usable
+from search.execution.stop_signal import POLL_S
 from search.processes.native_errors import FILE_NAME, NativeErrors, native_errors_in
 from spaces.errors import InputError
 
 if TYPE_CHECKING:
-    from search.execution.plan import Placement
+    from search.execution.plan import ResourcePlan
     from spaces.schema import Space
     from trainable.data.datasets import TrainingData
     from trainable.ray_trainable import ShippedImages
@@ -112,16 +112,16 @@ class JoinedCluster:
         # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-    def seconds_per_epoch(self, space: Space, data: TrainingData, placement: Placement) -> float:
+    def seconds_per_epoch(self, space: Space, data: TrainingData, resource_plan: ResourcePlan) -> float:
         """Time a few steps of the baseline on a node, and scale them to an epoch."""
         import ray
 
         from trainable.ray_trainable import ship
 
-        wanted = placement.resources_per_trial
+        wanted = resource_plan.resources_per_trial
         task = ray.remote(num_cpus=wanted["cpu"], num_gpus=wanted.get("gpu", 0), max_retries=3)(_timed_here)
         try:
-            seconds = ray.get(task.remote(space, ship(data.decoded), placement), timeout=ANSWER_S)
+            seconds = ray.get(task.remote(space, ship(data.decoded), resource_plan), timeout=ANSWER_S)
         except ray.exceptions.GetTimeoutError:
             raise InputError(_no_answer(self.address)) from None
         return float(seconds)
@@ -346,8 +346,8 @@ def _marker_in(results: Path | None) -> Iterator[str | None]:
                 results.rmdir()
 
 
-def _timed_here(space: Space, shipped: ShippedImages, placement: Placement) -> float:
+def _timed_here(space: Space, shipped: ShippedImages, resource_plan: ResourcePlan) -> float:
     from search.execution.plan import seconds_per_epoch
     from trainable.data.datasets import open_training_data
 
-    return seconds_per_epoch(space, open_training_data(shipped.unpack(), space.dataset), placement)
+    return seconds_per_epoch(space, open_training_data(shipped.unpack(), space.dataset), resource_plan)

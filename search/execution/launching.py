@@ -18,9 +18,8 @@ from ray.tune.logger import JsonLoggerCallback
 from search.cli.options import resume_line
 from search.execution.cluster import LocalCluster
 from search.execution.failures import first_full, is_full_disk
-from search.execution.interruption import Interruption
 from search.execution.joined_cluster import JoinedCluster
-from search.execution.plan import Placement
+from search.execution.plan import ResourcePlan
 from search.execution.ray_adapters import (
     EndWhen,
     Housekeeping,
@@ -30,6 +29,7 @@ from search.execution.ray_adapters import (
     trial_folder_name,
 )
 from search.execution.retries import MAX_RETRIES, RetryCount
+from search.execution.stop_signal import StopSignal
 from search.execution.trackers import trackers
 from search.experiment.events import Event, History, TrialEnded
 from search.experiment.folder import Experiment
@@ -64,9 +64,9 @@ class Launch:
         experiment: its folder, held exclusively by the caller.
         space: of the experiment.
         data: prepared on this machine.
-        placement: where trials run.
+        resource_plan: where trials run.
         cluster: running; ended with the session. None where no trial is left.
-        interruption: listening.
+        stop_signal: listening.
         started_s: when the command was given, by the monotonic clock.
         time_left_s: of the time budget; None without one.
     """
@@ -74,9 +74,9 @@ class Launch:
     experiment: Experiment
     space: Space
     data: TrainingData
-    placement: Placement
+    resource_plan: ResourcePlan
     cluster: LocalCluster | JoinedCluster | None
-    interruption: Interruption
+    stop_signal: StopSignal
     started_s: float
     time_left_s: float | None
 
@@ -128,12 +128,12 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     state = state_so_far(fails_alone=False)
     retries = RetryCount()
     session = _open_session(experiment, launch)
-    launch.interruption.leave_last_words(lambda: _last_words(launch, display))
+    launch.stop_signal.leave_last_words(lambda: _last_words(launch, display))
     if launch.cluster:
         launch.cluster.log_to(experiment.ray_folder / f"driver_{session}.err")
 
     def reached() -> bool:
-        return bool(launch.interruption.wished or launch.interruption.lost) or time.monotonic() >= deadline_s
+        return bool(launch.stop_signal.requested or launch.stop_signal.lost) or time.monotonic() >= deadline_s
 
     end: SearchEnd = "interrupted"
     try:
@@ -142,18 +142,18 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
                 name = f"session_{session}" if attempt == 1 else f"session_{session}_{attempt}"
                 if reached():
                     break
-                with launch.interruption.inside_ray():
+                with launch.stop_signal.inside_ray():
                     all_done = _tune(launch, state, display, reached, name, retries)
                 state.close()
                 if all_done:
                     break
                 # Ray gave up trials that can be trained. They go on as after a resume.
                 state = state_so_far(state.fails_alone)
-            if not launch.interruption.lost:
+            if not launch.stop_signal.lost:
                 launch.cluster.end()
         if is_done(state.history, launch.space):
             end = "finished"
-        elif not launch.interruption.wished and time.monotonic() >= trials_until_s:
+        elif not launch.stop_signal.requested and time.monotonic() >= trials_until_s:
             end = "time budget used"
     finally:
         # First what makes room.
@@ -165,7 +165,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
         # Last: it may not return where Ray's processes are gone.
         if launch.cluster:
             launch.cluster.end()
-        launch.interruption.end()
+        launch.stop_signal.end()
     return end
 
 
@@ -218,9 +218,9 @@ def _tune(
     # that stand ready are not in: it would start others.
     vars(class_cache).get("DEFAULT_ENV_VARS", {}).clear()
     tuner = tune.Tuner(
-        tune.with_resources(_trainable(launch), launch.placement.resources_per_trial),
+        tune.with_resources(_trainable(launch), launch.resource_plan.resources_per_trial),
         tune_config=tune.TuneConfig(
-            search_alg=StateSearcher(shared, launch.placement.trials_at_once),
+            search_alg=StateSearcher(shared, launch.resource_plan.trials_at_once),
             scheduler=StateScheduler(shared),
             num_samples=state.most_assignments,
             reuse_actors=True,
@@ -278,7 +278,7 @@ def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
         decoded_folder=launch.data.decoded.folder,
         dataset=launch.space.dataset,
         experiment_seed=launch.space.search.seed,
-        compute=launch.placement.compute,
+        compute=launch.resource_plan.compute,
         resume_from=resume_from,
     ).as_ray_config()
 
@@ -289,8 +289,8 @@ class _FileKeeper:
     def __init__(self, launch: Launch) -> None:
         self._experiment = launch.experiment
         self._space = launch.space
-        self._tables = _Rhythm(TABLES_EVERY_S)
-        self._study = _Rhythm(STUDY_EVERY_S)
+        self._tables = _Throttle(TABLES_EVERY_S)
+        self._study = _Throttle(STUDY_EVERY_S)
 
     def observe(self, event: Event, history: History) -> None:
         if isinstance(event, TrialEnded):
@@ -305,7 +305,7 @@ class _FileKeeper:
         write_study(self._experiment.folder / "study.db", self._space, history)
 
 
-class _Rhythm:
+class _Throttle:
     """Does something again and again: not more often than every `every_s`, nor for more than `LONGEST_SHARE`."""
 
     def __init__(self, every_s: float, now: Callable[[], float] = time.monotonic) -> None:
@@ -348,7 +348,7 @@ def free_session(ray_folder: Path, number: int) -> int:
 def _close_session(launch: Launch, history: History, end: SearchEnd) -> None:
     manifest = launch.experiment.manifest
     seconds = time.monotonic() - launch.started_s
-    shares = wall_clock(history, launch.started_at, seconds, launch.placement.trials_at_once)
+    shares = wall_clock(history, launch.started_at, seconds, launch.resource_plan.trials_at_once)
     ended = {
         "ended_at": timestamp(),
         "seconds": round(seconds, 3),

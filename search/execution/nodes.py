@@ -13,7 +13,7 @@ from spaces.errors import InputError
 from spaces.schema import Precision, Space
 
 if TYPE_CHECKING:
-    from search.execution.plan import Placement
+    from search.execution.plan import ResourcePlan
     from search.experiment.manifest import Device
 
 
@@ -90,7 +90,7 @@ def must_be_usable(nodes: Sequence[NodeFacts], results: Path | None) -> None:
         raise InputError("--address names a cluster without a free CPU for a trial. Add nodes, or give them CPUs.")
 
 
-def place_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = None) -> Placement:
+def plan_resources_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = None) -> ResourcePlan:
     """Decide where trials run on a cluster: one a CPU that Ray hands out, or `trials_per_gpu` a GPU.
 
     Args:
@@ -101,7 +101,7 @@ def place_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = No
     Raises:
         InputError: CUDA is asked for, and no node has it.
     """
-    from search.execution.plan import Placement
+    from search.execution.plan import ResourcePlan
     from trainable.compute import Compute
 
     wanted = space.resources.device
@@ -118,10 +118,10 @@ def place_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = No
         at_once = min(n_gpus * share, space.search.most_trials)
         compute = Compute("cuda", precision, resident=True)
         description = f"{_count(used)}, {n_gpus} {'GPU' if n_gpus == 1 else 'GPUs'} ({devices})"
-        return Placement(compute, reason, description, n_cpus, n_gpus, at_once)
+        return ResourcePlan(compute, reason, description, n_cpus, n_gpus, at_once)
     most = n_cpus if space.resources.trials_at_once == "auto" else space.resources.trials_at_once
     description = f"{_count(used)}, {n_cpus} {'core' if n_cpus == 1 else 'cores'} ({devices})"
-    return Placement(Compute("cpu", precision), reason, description, n_cpus, 0, min(most, space.search.most_trials))
+    return ResourcePlan(Compute("cpu", precision), reason, description, n_cpus, 0, min(most, space.search.most_trials))
 
 
 def common_precision(nodes: Sequence[NodeFacts], space: Space, began: Device | None) -> tuple[Precision, str]:

@@ -42,7 +42,7 @@ N_TIMED_STEPS = 5
 STEPS_PER_WAIT = 20
 N_TIMED_IMAGES = 128
 # What the plan gives the price of, where exploring is off.
-USUAL_EXPLORE = 0.1
+USUAL_AUDIT_FRACTION = 0.1
 # Running statistics, names and settings.
 CHECKPOINT_EXTRA_BYTES = 50_000
 # The forward pass alone, without gradients.
@@ -50,7 +50,7 @@ IMAGES_EVALUATED_PER_TRAINED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ResourcePlan:
     """Where trials run.
 
     Attributes:
@@ -102,7 +102,7 @@ class Placement:
         )
 
 
-def place(space: Space, data: TrainingData, began: Device | None = None) -> Placement:
+def plan_resources(space: Space, data: TrainingData, began: Device | None = None) -> ResourcePlan:
     """Decide where trials run: one a core on a CPU, `trials_per_gpu` a GPU on CUDA.
 
     Args:
@@ -121,10 +121,10 @@ def place(space: Space, data: TrainingData, began: Device | None = None) -> Plac
         n_gpus = torch.cuda.device_count()
         share, measured = _trials_per_gpu(space, data, compute, n_gpus)
         at_once = min(n_gpus * share, space.search.most_trials)
-        return Placement(compute, reason, name, n_cores, n_gpus, at_once, measured)
+        return ResourcePlan(compute, reason, name, n_cores, n_gpus, at_once, measured)
     wanted = space.resources.trials_at_once
     at_once = min(n_cores if wanted == "auto" else wanted, space.search.most_trials)
-    return Placement(compute, reason, name, n_cores, 0, at_once)
+    return ResourcePlan(compute, reason, name, n_cores, 0, at_once)
 
 
 def _trials_per_gpu(space: Space, data: TrainingData, compute: Compute, n_gpus: int) -> tuple[int, tuple[Sharing, ...]]:
@@ -158,22 +158,22 @@ def baseline_training(
     return train
 
 
-def experiment_bytes(space: Space, data: TrainingData, placement: Placement, expected: Expected) -> int:
+def experiment_bytes(space: Space, data: TrainingData, resource_plan: ResourcePlan, expected: Expected) -> int:
     """What the experiment's folder may take at most; where time alone limits the search, with half as many more."""
     network = DepthwiseSeparableNet(len(data.decoded.class_names))
     # Weights and their momentum in fp32, whatever they are computed in; the rest is small.
     checkpoint = 2 * 4 * count_parameters(network) + CHECKPOINT_EXTRA_BYTES
-    trials, epochs = _most(space, placement, expected)
+    trials, epochs = _most(space, resource_plan, expected)
     # Each keeps two checkpoints while it runs, and writes a third; one that waits at a rung keeps one.
-    n_checkpoints = 3 * placement.trials_at_once + (trials if space.search.asha == "promote" else 0)
+    n_checkpoints = 3 * resource_plan.trials_at_once + (trials if space.search.asha == "promote" else 0)
     return disk_bytes(trials, epochs, n_checkpoints, checkpoint)
 
 
-def _most(space: Space, placement: Placement, expected: Expected) -> tuple[int, int]:
+def _most(space: Space, resource_plan: ResourcePlan, expected: Expected) -> tuple[int, int]:
     """Trials and epochs that a search can come to at most."""
     search, max_epochs = space.search, space.training.max_epochs
     if search.epoch_budget is not None:
-        epochs = search.epoch_budget + budget.most_epochs_over(space, placement.trials_at_once)
+        epochs = search.epoch_budget + budget.most_epochs_over(space, resource_plan.trials_at_once)
         return search.most_trials, min(epochs, search.most_trials * max_epochs)
     if search.trials is not None:
         return search.trials, search.trials * max_epochs
@@ -190,18 +190,20 @@ def limits_text(space: Space, expected: Expected | None) -> str:
 
 
 def epochs_text(space: Space, expected: Expected) -> str:
-    """How many epochs trials and fresh runs are expected to train together."""
-    fresh = confirmation.expected_epochs(expected.epochs, space)
-    n_runs = round(fresh / space.training.max_epochs)
-    of_runs = f" ({fresh:.0f} of them in {counted(n_runs, 'fresh run')} of the best and the baseline)" if fresh else ""
-    return f"about {expected.epochs + fresh:.0f} epochs in all{of_runs}"
+    """How many epochs trials and replicates are expected to train together."""
+    replicate_epochs = confirmation.expected_epochs(expected.epochs, space)
+    n_runs = round(replicate_epochs / space.training.max_epochs)
+    of_runs = f" ({replicate_epochs:.0f} of them in {counted(n_runs, 'replicate')} of the best and the baseline)"
+    if not replicate_epochs:
+        return f"about {expected.epochs:.0f} epochs in all"
+    return f"about {expected.epochs + replicate_epochs:.0f} epochs in all{of_runs}"
 
 
-def _budget_lines(space: Space, placement: Placement) -> list[str]:
+def _budget_lines(space: Space, resource_plan: ResourcePlan) -> list[str]:
     search = space.search
     lines = []
     if search.epoch_budget is not None:
-        over = budget.most_epochs_over(space, placement.trials_at_once)
+        over = budget.most_epochs_over(space, resource_plan.trials_at_once)
         lines.append(
             f"epochs      {search.epoch_budget}: no trial is started when so many are trained; those that run then "
             f"go on, at most {over} epochs more"
@@ -229,37 +231,37 @@ def _sampler_line(space: Space) -> str:
     return f"proposals   random up to trial {search.startup_trials - 1}, then {search.sampler}"
 
 
-def _explore_lines(space: Space, expected: Expected) -> list[str]:
-    if not space.search.explore:
-        more = _epochs_of_exploring(_with_explore(space, USUAL_EXPLORE), expected.trials)
+def _audit_lines(space: Space, expected: Expected) -> list[str]:
+    if not space.search.audit_fraction:
+        more = _epochs_of_audits(_with_audit_fraction(space, USUAL_AUDIT_FRACTION), expected.trials)
         # None where no rung stops a trial, or so few trials leave none to chance.
-        text = f"off; search.explore={USUAL_EXPLORE:g} would take about {more:.0f} epochs more"
-        return [f"explore     {text}"] if round(more) else []
-    n, n_searched = expected.n_explored, expected.trials - 1
+        text = f"off; search.audit_fraction={USUAL_AUDIT_FRACTION:g} would take about {more:.0f} epochs more"
+        return [f"audits      {text}"] if round(more) else []
+    n, n_searched = expected.n_audits, expected.trials - 1
     if not n:
         text = f"no trial of {n_searched}, as the seed has it: raise it, or search.trials"
     else:
-        more = _epochs_of_exploring(space, expected.trials)
+        more = _epochs_of_audits(space, expected.trials)
         text = f"{n} of {n_searched} trials are trained to the end whatever a rung says: about {more:.0f} epochs more"
-    return [f"explore     {space.search.explore:g}: {text}"]
+    return [f"audits      {space.search.audit_fraction:g}: {text}"]
 
 
-def _epochs_of_exploring(space: Space, trials: int) -> float:
-    """How many epochs of so many trials are expected to be trained for `search.explore` alone."""
-    return of_trials(space, trials).epochs - of_trials(_with_explore(space, 0.0), trials).epochs
+def _epochs_of_audits(space: Space, trials: int) -> float:
+    """How many epochs of so many trials are expected to be trained for `search.audit_fraction` alone."""
+    return of_trials(space, trials).epochs - of_trials(_with_audit_fraction(space, 0.0), trials).epochs
 
 
-def _with_explore(space: Space, explore: float) -> Space:
-    return replace(space, search=space.search.model_copy(update={"explore": explore}))
+def _with_audit_fraction(space: Space, audit_fraction: float) -> Space:
+    return replace(space, search=space.search.model_copy(update={"audit_fraction": audit_fraction}))
 
 
-def seconds_per_epoch(space: Space, data: TrainingData, placement: Placement) -> float:
+def seconds_per_epoch(space: Space, data: TrainingData, resource_plan: ResourcePlan) -> float:
     """Time a few steps of the baseline, in this process alone, and scale them to an epoch.
 
     Trials that share a GPU wait for each other: there, what they did together when it was measured counts.
     """
-    share = math.ceil(placement.trials_at_once / max(placement.n_gpus, 1))
-    together = next((sharing for sharing in placement.measured if sharing.n_trials >= share), None)
+    share = math.ceil(resource_plan.trials_at_once / max(resource_plan.n_gpus, 1))
+    together = next((sharing for sharing in resource_plan.measured if sharing.n_trials >= share), None)
     if together:
         n_images = data.train.epoch_images + len(data.validation) / IMAGES_EVALUATED_PER_TRAINED
         return together.n_trials * n_images / together.images_per_s
@@ -268,7 +270,7 @@ def seconds_per_epoch(space: Space, data: TrainingData, placement: Placement) ->
     try:
         # The first step warms up.
         images = replace(data.train, images_per_epoch=(1 + N_TIMED_STEPS) * space.baseline.batch_size)
-        run = FitEvaluate(images, None, space.baseline, RunSeed(space.search.seed), placement.compute)
+        run = FitEvaluate(images, None, space.baseline, RunSeed(space.search.seed), resource_plan.compute)
         training_s = _median_step_s(run) * data.train.epoch_images / space.baseline.batch_size
         sample = ImageSet(data.decoded, data.validation.rows[:N_TIMED_IMAGES])
         return training_s + _evaluation_s(run, sample) * len(data.validation) / len(sample)
@@ -310,15 +312,15 @@ def _evaluation_s(run: FitEvaluate, images: ImageSet) -> float:
     return time.perf_counter() - started_s
 
 
-def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: float) -> str:
+def plan_text(space: Space, data: TrainingData, resource_plan: ResourcePlan, epoch_s: float) -> str:
     """The plan that `--dry-run` prints."""
-    expected = _expected(space, placement, epoch_s)
+    expected = _expected(space, resource_plan, epoch_s)
     max_epochs = space.training.max_epochs
-    fresh = confirmation.expected_epochs(expected.epochs, space)
-    n_runs = round(fresh / max_epochs)
-    n_exempt = 1 + expected.n_explored
+    replicate_epochs = confirmation.expected_epochs(expected.epochs, space)
+    n_runs = round(replicate_epochs / max_epochs)
+    n_exempt = 1 + expected.n_audits
     trial_epochs = [*[max_epochs] * n_exempt, *[expected.each] * (expected.trials - n_exempt)]
-    total_s = seconds_left(trial_epochs, [max_epochs] * n_runs, epoch_s, placement.trials_side_by_side)
+    total_s = seconds_left(trial_epochs, [max_epochs] * n_runs, epoch_s, resource_plan.trials_side_by_side)
     if space.search.time_budget_s is not None:
         total_s = min(total_s, space.search.time_budget_s)
     trials = limits_text(space, expected)
@@ -327,26 +329,26 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
         f"data set    {space.dataset.name}: {len(data.train):,} training and {len(data.validation):,} validation "
         f"images of {data.decoded.image_size} x {data.decoded.image_size}, {len(data.decoded.class_names)} classes",
         *_epoch_lines(data),
-        f"device      {placement.description}, {counted(placement.trials_at_once, 'trial')} at once",
-        *(f"            {sharing_text(sharing)}" for sharing in placement.measured),
-        f"precision   {placement.compute.precision}: {placement.precision_reason}",
+        f"device      {resource_plan.description}, {counted(resource_plan.trials_at_once, 'trial')} at once",
+        *(f"            {sharing_text(sharing)}" for sharing in resource_plan.measured),
+        f"precision   {resource_plan.compute.precision}: {resource_plan.precision_reason}",
         f"trials      {trials.removesuffix(' trials')}, the baseline first, at most {max_epochs} epochs each",
         _sampler_line(space),
         _asha_line(space),
-        *_explore_lines(space, expected),
+        *_audit_lines(space, expected),
     ]
     for name, parameter in space.parameters.items():
         kind = "fixed" if isinstance(parameter, Fixed) else type(parameter).__name__.lower()
         yaml = parameter.as_yaml()
         shown = yaml if isinstance(parameter, Fixed) else next(iter(yaml.values()))  # type: ignore[union-attr]
         lines.append(f"  {name:<22}{kind:<12}{shown}   baseline {getattr(space.baseline, name):g}")
-    lines += _budget_lines(space, placement)
+    lines += _budget_lines(space, resource_plan)
     lines.append(
-        f"cost        about {duration_text(total_s)} on {placement.places}: {trials}, at most "
+        f"cost        about {duration_text(total_s)} on {resource_plan.places}: {trials}, at most "
         f"{max_epochs} epochs, {epochs_text(space, expected)}"
     )
     lines.append(f"            ({epoch_s:.1f} s an epoch by steps timed now; start-up comes on top)")
-    most_bytes = experiment_bytes(space, data, placement, expected)
+    most_bytes = experiment_bytes(space, data, resource_plan, expected)
     lines.append(
         f"disk        at most {size_text(most_bytes)} in the experiment's folder, and "
         f"{size_text(data.decoded.images.nbytes)} of decoded images in {cache_root()}, for all experiments"
@@ -354,12 +356,12 @@ def plan_text(space: Space, data: TrainingData, placement: Placement, epoch_s: f
     return "\n".join(lines)
 
 
-def _expected(space: Space, placement: Placement, epoch_s: float) -> Expected:
+def _expected(space: Space, resource_plan: ResourcePlan, epoch_s: float) -> Expected:
     """With what a time budget is worth at so many seconds an epoch, start-up left out."""
     time_s = space.search.time_budget_s
     if time_s is not None:
         time_s -= confirmation.seconds_to_confirm(space)
-    time_epochs = None if time_s is None else time_s / epoch_s * placement.trials_side_by_side
+    time_epochs = None if time_s is None else time_s / epoch_s * resource_plan.trials_side_by_side
     expected = expected_search(space, time_epochs)
     assert expected is not None  # the loader asks for a limit
     return expected

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from search.analysis.ranking import METRIC
 from search.execution.failures import reason_in_words, tells_of_full_disk
 from search.execution.retries import RetryCount
-from search.experiment.events import EpochDone, RunEpochDone
+from search.experiment.events import EpochDone, ReplicateEpochDone
 from search.policy.state import Assignment, SearchState
 
 MODE = "max"
@@ -29,7 +29,7 @@ CHECKPOINTS_KEPT = 2
 MAX_TRACE_CHARACTERS = 20_000
 
 _TRIAL_FIELDS = tuple(name for name in EpochDone.__dataclass_fields__ if name not in ("trial", "at"))
-_RUN_FIELDS = tuple(name for name in RunEpochDone.__dataclass_fields__ if name not in ("run", "at"))
+_RUN_FIELDS = tuple(name for name in ReplicateEpochDone.__dataclass_fields__ if name not in ("run", "at"))
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ class StateScheduler(FIFOScheduler):
         state, at = self._shared.state, time.time()
         if assignment.kind == "run":
             fields = {name: result[name] for name in _RUN_FIELDS}
-            return state.record_run(RunEpochDone(run=assignment.number, at=at, **fields))
+            return state.record_run(ReplicateEpochDone(run=assignment.number, at=at, **fields))
         fields = {name: result[name] for name in _TRIAL_FIELDS}
         return state.record(EpochDone(trial=assignment.number, at=at, **fields))
 

@@ -40,7 +40,7 @@ _WANDB_UPLOAD_S = 120
 
 @dataclass(eq=False)
 class TrackedTrial:
-    """What a tracker sees of a trial or fresh run: as much of Ray's `Trial` as Ray's callbacks use.
+    """What a tracker sees of a trial or replicate: as much of Ray's `Trial` as Ray's callbacks use.
 
     Attributes:
         name: `trial_0007`, `run_0003`.
@@ -102,7 +102,7 @@ class Tracker(tune.Callback):
         find_earlier: Callable[[TrackedTrial], None] = lambda trial: None,
     ) -> None:
         self._title = title
-        self._told: LoggerCallback | None = told
+        self._warned: LoggerCallback | None = told
         self._on_trouble = on_trouble
         self._experiment = experiment
         self._find_earlier = find_earlier
@@ -148,12 +148,12 @@ class Tracker(tune.Callback):
             self._tell(lambda told: action(told, seen))
 
     def _tell(self, action: Callable[[LoggerCallback], None]) -> None:
-        if self._told is None:
+        if self._warned is None:
             return
         try:
-            action(self._told)
+            action(self._warned)
         except Exception as error:  # whatever a server or its client may raise: a search must not end for it
-            self._told = None
+            self._warned = None
             self._on_trouble(f"{self._title} is told nothing more ({_first_line(error)}); the search goes on")
 
 

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from search.policy.exploration import is_explored
+from search.experiment.audits import is_audit
 from spaces.parameters import Hyperparameters, Number, shorten
-from spaces.removed import without_removed_keys
+from spaces.removed import with_current_keys
 
 Status = Literal["completed", "stopped", "failed", "diverged", "running"]
 EndStatus = Literal["completed", "stopped", "failed", "diverged"]
 
-RunStatus = Literal["completed", "failed", "diverged"]
+ReplicateStatus = Literal["completed", "failed", "diverged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class SpaceSet:
 
     Attributes:
         space: as `Space.as_dict` gives it.
-        set_aside: numbers of earlier trials that are not in it, and count no more.
+        excluded: numbers of earlier trials that are not in it, and count no more.
         at: when, in seconds since 1970 (UTC).
     """
 
     space: dict[str, Any]
-    set_aside: list[int]
+    excluded: list[int]
     at: float
 
 
@@ -39,7 +39,8 @@ class TrialStarted:
         suggested: the sampler's values of the searched parameters.
         config: the whole configuration.
         baseline: whether it is the hand-picked one.
-        at: when, in seconds since 1970 (UTC).
+        at: time, in seconds since 1970 (UTC).
+        audit: whether no rung stops it (`search.audit_fraction`). Journals of version 0.1 do not say: None.
     """
 
     trial: int
@@ -47,10 +48,11 @@ class TrialStarted:
     config: Hyperparameters
     baseline: bool
     at: float
+    audit: bool | None = None
 
 
 class _Trained:
-    """What epochs of trials and of fresh runs have in common."""
+    """What epochs of trials and of replicates have in common."""
 
     __slots__ = ()
 
@@ -129,11 +131,11 @@ class TrialEnded:
 
 
 @dataclass(frozen=True, slots=True)
-class RunStarted:
+class ReplicateStarted:
     """A trial's configuration is trained again with fresh random streams, to see what it is worth.
 
     Attributes:
-        run: number of the fresh run, from 0.
+        run: number of the replicate, from 0.
         trial: whose configuration.
         block: from 1; the runs of a block share their random streams.
         at: when, in seconds since 1970 (UTC).
@@ -146,8 +148,8 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class RunEpochDone(_Trained):
-    """A fresh run finished an epoch; as `EpochDone`."""
+class ReplicateEpochDone(_Trained):
+    """A replicate finished an epoch; as `EpochDone`."""
 
     run: int
     epoch: int
@@ -160,11 +162,11 @@ class RunEpochDone(_Trained):
 
 
 @dataclass(frozen=True, slots=True)
-class RunEnded:
-    """A fresh run will not go on; as `TrialEnded`."""
+class ReplicateEnded:
+    """A replicate will not go on; as `TrialEnded`."""
 
     run: int
-    status: RunStatus
+    status: ReplicateStatus
     reason: str
     at: float
 
@@ -176,9 +178,9 @@ Event = (
     | EpochRedone
     | TrialPromoted
     | TrialEnded
-    | RunStarted
-    | RunEpochDone
-    | RunEnded
+    | ReplicateStarted
+    | ReplicateEpochDone
+    | ReplicateEnded
 )
 
 _EVENT_TYPES: dict[str, type[Event]] = {
@@ -188,9 +190,9 @@ _EVENT_TYPES: dict[str, type[Event]] = {
     "epoch_redone": EpochRedone,
     "trial_promoted": TrialPromoted,
     "trial_ended": TrialEnded,
-    "run_started": RunStarted,
-    "run_epoch_done": RunEpochDone,
-    "run_ended": RunEnded,
+    "run_started": ReplicateStarted,
+    "run_epoch_done": ReplicateEpochDone,
+    "run_ended": ReplicateEnded,
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
 # Resolved once: a journal has an event for each epoch of each trial, and resolving took longer than all else.
@@ -223,6 +225,10 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     values = dict(content)
     event_type = _EVENT_TYPES[values.pop("event")]
     hints = _EVENT_HINTS[event_type]
+    if event_type is SpaceSet and "set_aside" in values:
+        values["excluded"] = values.pop("set_aside")  # its name in version 0.1
+    if event_type is TrialStarted:
+        values.setdefault("audit", None)
     if set(values) != set(hints):
         raise ValueError(f"it has {sorted(values)}")
     for key in _LOSSES:
@@ -238,7 +244,7 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
         if no_amount or not _fits(value, hints[key]):
             raise ValueError(f"{key} is {shorten(value)}")
     if event_type is SpaceSet:
-        values["space"] = without_removed_keys(values["space"], defaults_only=True)
+        values["space"] = with_current_keys(values["space"], defaults_only=True)
     return event_type(**values)
 
 
@@ -274,8 +280,8 @@ class Trial:
         started_at: seconds since 1970 (UTC).
         epochs: results in order; the first is epoch 1.
         end: how it ended; None while it can go on.
-        set_aside: whether it lies outside the space as it was changed later, and counts no more.
-        explored: whether chance lets it go to the end whatever a rung says (`search.explore`).
+        excluded: whether it lies outside the space as it was changed later, and counts no more.
+        explored: whether chance lets it go to the end whatever a rung says (`search.audit_fraction`).
         promotions: from the rungs that it waited at.
     """
 
@@ -286,8 +292,8 @@ class Trial:
     started_at: float
     epochs: list[EpochDone] = field(default_factory=list)
     end: TrialEnded | None = None
-    set_aside: bool = False
-    explored: bool = False
+    excluded: bool = False
+    audit: bool = False
     promotions: list[TrialPromoted] = field(default_factory=list)
 
     @property
@@ -313,22 +319,22 @@ class Trial:
 
 
 @dataclass
-class Run:
-    """One fresh run as far as it is known; attributes as in `RunStarted` and `Trial`."""
+class Replicate:
+    """One replicate as far as it is known; attributes as in `ReplicateStarted` and `Trial`."""
 
     number: int
     trial: int
     block: int
     started_at: float
-    epochs: list[RunEpochDone] = field(default_factory=list)
-    end: RunEnded | None = None
+    epochs: list[ReplicateEpochDone] = field(default_factory=list)
+    end: ReplicateEnded | None = None
 
     @property
     def n_epochs(self) -> int:
         return len(self.epochs)
 
     @property
-    def last(self) -> RunEpochDone | None:
+    def last(self) -> ReplicateEpochDone | None:
         return self.epochs[-1] if self.epochs else None
 
 
@@ -339,7 +345,7 @@ class History:
         trials: by number, ascending.
         results_in_order: all epochs of all trials, as they arrived.
         space: that proposals come from now, as `Space.as_dict` gives it; None before it is known.
-        runs: fresh runs of the best trials, by number, ascending.
+        runs: replicates of the best trials, by number, ascending.
         n_redone: epochs that were trained again, after a worker or the search broke off.
         n_events: that it was made of.
     """
@@ -348,8 +354,8 @@ class History:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
-        self._exploration = (0, 0.0)
-        self.runs: dict[int, Run] = {}
+        self._audit_rule = (0, 0.0)
+        self.replicates: dict[int, Replicate] = {}
         self.n_redone = 0
         self.n_events = 0
         for event in events:
@@ -363,12 +369,12 @@ class History:
         """
         match event:
             case SpaceSet():
-                if not set(event.set_aside) <= set(self.trials):
-                    raise ValueError(f"it sets aside {event.set_aside} of {len(self.trials)} trials")
-                self._exploration = _exploration(event.space)
+                if not set(event.excluded) <= set(self.trials):
+                    raise ValueError(f"it excludes {event.excluded} of {len(self.trials)} trials")
+                self._audit_rule = _audit_rule(event.space)
                 self.space = event.space
                 for trial in self.trials.values():
-                    trial.set_aside = trial.number in event.set_aside
+                    trial.excluded = trial.number in event.excluded
             case TrialStarted():
                 if event.trial != len(self.trials):
                     raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
@@ -379,7 +385,7 @@ class History:
                     event.baseline,
                     event.at,
                     # By the space as it was then: a later change of it exempts and stops nobody in hindsight.
-                    explored=not event.baseline and is_explored(event.trial, *self._exploration),
+                    audit=self._is_audit(event),
                 )
             case EpochDone():
                 trial = self._running(event.trial)
@@ -403,16 +409,16 @@ class History:
                 if event.status == "completed" and not trial.epochs:
                     raise ValueError(f"trial {event.trial} completes without an epoch")
                 trial.end = event
-            case RunStarted():
-                if event.run != len(self.runs) or event.trial not in self.trials:
-                    raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.runs)} runs")
-                self.runs[event.run] = Run(event.run, event.trial, event.block, event.at)
-            case RunEpochDone():
+            case ReplicateStarted():
+                if event.run != len(self.replicates) or event.trial not in self.trials:
+                    raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.replicates)} runs")
+                self.replicates[event.run] = Replicate(event.run, event.trial, event.block, event.at)
+            case ReplicateEpochDone():
                 run = self._going_on(event.run)
                 if event.epoch != run.n_epochs + 1:
                     raise ValueError(f"run {event.run} has epoch {event.epoch} after {run.n_epochs}")
                 run.epochs.append(event)
-            case RunEnded():
+            case ReplicateEnded():
                 run = self._going_on(event.run)
                 if event.status == "completed" and not run.epochs:
                     raise ValueError(f"run {event.run} completes without an epoch")
@@ -422,7 +428,7 @@ class History:
     @property
     def counting(self) -> list[Trial]:
         """Trials that lie in the space as it is now."""
-        return [trial for trial in self.trials.values() if not trial.set_aside]
+        return [trial for trial in self.trials.values() if not trial.excluded]
 
     @property
     def unfinished(self) -> list[Trial]:
@@ -437,7 +443,7 @@ class History:
             yield from (promotion.at for promotion in trial.promotions)
             if trial.end:
                 yield trial.end.at
-        for run in self.runs.values():
+        for run in self.replicates.values():
             yield run.started_at
             yield from (epoch.at for epoch in run.epochs)
             if run.end:
@@ -453,11 +459,16 @@ class History:
         return len(self.results_in_order)
 
     @property
-    def unfinished_runs(self) -> list[Run]:
-        return [run for run in self.runs.values() if run.end is None]
+    def unfinished_replicates(self) -> list[Replicate]:
+        return [run for run in self.replicates.values() if run.end is None]
 
-    def _going_on(self, number: int) -> Run:
-        run = self.runs.get(number)
+    def _is_audit(self, event: TrialStarted) -> bool:
+        if event.audit is not None:
+            return event.audit
+        return not event.baseline and is_audit(event.trial, *self._audit_rule)
+
+    def _going_on(self, number: int) -> Replicate:
+        run = self.replicates.get(number)
         if run is None or run.end is not None:
             raise ValueError(f"run {number} was never started, or has ended already")
         return run
@@ -471,12 +482,12 @@ class History:
         return trial
 
 
-def _exploration(space: Mapping[str, Any]) -> tuple[int, float]:
-    """Seed and `search.explore`, which journals from before there was such a thing do not have."""
+def _audit_rule(space: Mapping[str, Any]) -> tuple[int, float]:
+    """Seed and `search.audit_fraction`, which journals from before there was such a thing do not have."""
     search = space.get("search", {})
     if not isinstance(search, dict):
         raise ValueError(f"its search is {shorten(search)}")
-    seed, explore = search.get("seed", 0), search.get("explore", 0.0)
-    if not _fits(seed, int) or seed > _LARGEST or not _fits(explore, float) or not 0 <= explore <= 1:
-        raise ValueError(f"its search has seed {shorten(seed)} and explore {shorten(explore)}")
-    return seed, explore
+    seed, fraction = search.get("seed", 0), search.get("audit_fraction", 0.0)
+    if not _fits(seed, int) or seed > _LARGEST or not _fits(fraction, float) or not 0 <= fraction <= 1:
+        raise ValueError(f"its search has seed {shorten(seed)} and audit_fraction {shorten(fraction)}")
+    return seed, fraction

@@ -37,7 +37,7 @@ from spaces.loader import dump_space, find_space, load_space, space_from_text
 from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters, Number
 from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
 from spaces.printable import printable
-from spaces.removed import without_removed_keys
+from spaces.removed import with_current_keys
 from spaces.schema import Space
 from spaces.yaml_lines import MAX_BYTES, parse
 from trainable.files import sync, write_text
@@ -67,15 +67,15 @@ CURVE_COLUMNS = (
     "train_s",
     "validation_s",
 )
-_RUN_EPOCH_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
-RUN_COLUMNS = ("run", "trial", "block", *_RUN_EPOCH_COLUMNS)
+_REPLICATE_EPOCH_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
+REPLICATE_COLUMNS = ("run", "trial", "block", *_REPLICATE_EPOCH_COLUMNS)
 
 
 class Experiment:
     """One folder under `results/`. Reading needs neither Ray nor torch, and executes nothing from it.
 
     In a notebook, `from search import Experiment; Experiment("results/NAME")` shows its leaderboard, and `trials`,
-    `curves`, `fresh_runs`, `best` and `figures` are what one works with. While the search runs, they grow.
+    `curves`, `replicates`, `best` and `figures` are what one works with. While the search runs, they grow.
 
     A damaged journal, manifest or space is replaced by its copy, and the user is told, once; a folder is mended
     on the disk by whoever holds it for writing.
@@ -88,7 +88,7 @@ class Experiment:
     def __init__(self, folder: Path | str, tell: Callable[[str], None] | None = None) -> None:
         self.folder = expanded(folder) if isinstance(folder, str) else folder
         self._tell = tell or _tell_user
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -143,8 +143,8 @@ class Experiment:
             journaled = journaled_space(self.history())
             if journaled is None:
                 raise
-            self.tell_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
-            text = str(yaml.safe_dump(without_removed_keys(journaled), sort_keys=False))
+            self.warn_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
+            text = str(yaml.safe_dump(with_current_keys(journaled), sort_keys=False))
             return space_from_text(text, "the journal's space", self.name, overrides)
         self._tell_of_changed_space(path)
         return load_space(str(path), [*self.unwritten_values(), *overrides])
@@ -163,7 +163,7 @@ class Experiment:
         missing = {name: value for name, value in values.items() if name not in stated}
         for name, value in missing.items():
             if value != getattr(Hyperparameters(), name):
-                self.tell_once(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
+                self.warn_once(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
         return [f"baseline.{name}={value_text(missing, name)}" for name in missing]
 
     def _tell_of_changed_space(self, path: Path) -> None:
@@ -173,7 +173,7 @@ class Experiment:
         journaled = self.history().space
         changes = [line for _, line in differences(journaled or {}, load_space(str(path)).as_dict())]
         if changes:
-            self.tell_once(
+            self.warn_once(
                 f"{path}: was changed since the search wrote it ({'; '.join(changes)}). It is used as it is; "
                 f"if that is no edit of yours, remove the file, and the space as the search journaled it is used."
             )
@@ -185,7 +185,7 @@ class Experiment:
         Raises:
             InputError: the file is missing or damaged.
         """
-        return read_manifest(self.folder / "manifest.json", self.tell_once)
+        return read_manifest(self.folder / "manifest.json", self.warn_once)
 
     def newest_checkpoint(self, name: str, n_epochs_known: int) -> Path | str | None:
         """The intact checkpoint of a trial or run with the most epochs, but no more than the journal knows; or None."""
@@ -228,7 +228,7 @@ class Experiment:
 
     def history(self) -> History:
         """All trials so far; safe to call while the search runs."""
-        return read_history(self.folder / "journal.jsonl", self.tell_once)
+        return read_history(self.folder / "journal.jsonl", self.warn_once)
 
     @property
     def trials(self) -> "DataFrame":
@@ -245,11 +245,11 @@ class Experiment:
         return curves_frame(self._known_history())
 
     @property
-    def fresh_runs(self) -> "DataFrame":
-        """A row a fresh run and epoch, with the columns of `fresh_runs.csv`; empty where there are none."""
-        from search.analysis.frames import fresh_runs_frame
+    def replicates(self) -> "DataFrame":
+        """A row a replicate and epoch, with the columns of `replicates.csv`; empty where there are none."""
+        from search.analysis.frames import replicates_frame
 
-        return fresh_runs_frame(self._known_history())
+        return replicates_frame(self._known_history())
 
     @property
     def best(self) -> dict[str, Number] | None:
@@ -285,11 +285,11 @@ class Experiment:
 
     def follower(self) -> JournalFollower:
         """Reads `history` again and again, while the search runs, at the cost of what is new."""
-        return JournalFollower(self.folder / "journal.jsonl", self.tell_once)
+        return JournalFollower(self.folder / "journal.jsonl", self.warn_once)
 
     def journal(self) -> Journal:
         """For the process that holds the folder; mends the file first."""
-        return Journal(self.folder / "journal.jsonl", self.tell_once)
+        return Journal(self.folder / "journal.jsonl", self.warn_once)
 
     def write_manifest(self, manifest: Manifest) -> None:
         write_manifest(self.folder / "manifest.json", manifest)
@@ -312,18 +312,18 @@ class Experiment:
                 set_damaged_aside(path)
             self.write_space(space)
 
-    def tell_once(self, line: str) -> None:
+    def warn_once(self, line: str) -> None:
         """Tell the user something of this folder, but not twice."""
-        if line not in self._told:
-            self._told.add(line)
+        if line not in self._warned:
+            self._warned.add(line)
             self._tell(printable(line))
 
     def write_tables(self, history: History) -> None:
-        """Write `trials.csv`, `curves.csv` and, where there are fresh runs, `fresh_runs.csv`, each atomically."""
+        """Write `trials.csv`, `curves.csv` and, where there are replicates, `replicates.csv`, each atomically."""
         write_text(self.folder / "trials.csv", trials_csv(rank(history)))
         write_text(self.folder / "curves.csv", curves_csv(history))
-        if history.runs:
-            write_text(self.folder / "fresh_runs.csv", fresh_runs_csv(history))
+        if history.replicates:
+            write_text(self.folder / "replicates.csv", replicates_csv(history))
 
     def is_live(self) -> bool:
         """Whether a process is searching in this folder now."""
@@ -471,16 +471,16 @@ def curve_rows(history: History) -> list[list[Any]]:
     return [[getattr(epoch, column) for column in CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
 
 
-def fresh_runs_csv(history: History) -> str:
-    """One row a fresh run and epoch."""
-    return csv_text(RUN_COLUMNS, run_rows(history))
+def replicates_csv(history: History) -> str:
+    """One row a replicate and epoch."""
+    return csv_text(REPLICATE_COLUMNS, replicate_rows(history))
 
 
-def run_rows(history: History) -> list[list[Any]]:
-    """Values of `RUN_COLUMNS`."""
+def replicate_rows(history: History) -> list[list[Any]]:
+    """Values of `REPLICATE_COLUMNS`."""
     return [
-        [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _RUN_EPOCH_COLUMNS)]
-        for run in history.runs.values()
+        [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _REPLICATE_EPOCH_COLUMNS)]
+        for run in history.replicates.values()
         for epoch in run.epochs
     ]
 

@@ -25,7 +25,7 @@ MAX_LINE_BYTES = MIB
 MAX_BYTES = 2048 * MIB
 BACKUP_FOLDER = ".backup"
 
-Tell = Callable[[str], None]
+Warn = Callable[[str], None]
 
 
 def _refuse_constant(name: str) -> None:
@@ -84,7 +84,7 @@ class Journal:
         tell: called with a line where the copy had to be used.
     """
 
-    def __init__(self, path: Path, tell: Tell = lambda line: None) -> None:
+    def __init__(self, path: Path, tell: Warn = lambda line: None) -> None:
         self.path = path
         self._has_events = False
         self._copy = backup_of(path)
@@ -108,7 +108,7 @@ class Journal:
         with open_plain(self._copy, "ab") as file:
             file.write(line)
 
-    def _mend(self, tell: Tell) -> None:
+    def _mend(self, tell: Warn) -> None:
         better = _better_reading(self.path, tell)
         if better.path != self.path and self.path.exists():
             set_damaged_aside(self.path)
@@ -138,7 +138,7 @@ class _Reading:
     inode: int = 0
 
 
-def read_history(path: Path, tell: Tell = lambda line: None) -> History:
+def read_history(path: Path, tell: Warn = lambda line: None) -> History:
     """All that a journal says; an experiment without one has no trials yet. Changes nothing on the disk.
 
     Args:
@@ -151,7 +151,7 @@ def read_history(path: Path, tell: Tell = lambda line: None) -> History:
     return _better_reading(path, tell).history
 
 
-def _better_reading(path: Path, tell: Tell) -> _Reading:
+def _better_reading(path: Path, tell: Warn) -> _Reading:
     copy = backup_of(path)
     # Before the file is read: one that is being written is then never behind its copy.
     copy_bytes = copy.stat().st_size if copy.exists() else 0
@@ -207,7 +207,7 @@ class JournalFollower:
         tell: called with a line where the copy had to be used.
     """
 
-    def __init__(self, path: Path, tell: Tell = lambda line: None) -> None:
+    def __init__(self, path: Path, tell: Warn = lambda line: None) -> None:
         self._path = path
         self._tell = tell
         self._reading: _Reading | None = None

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from search.experiment.checksums import json_must_match, json_with_checksum
 from search.experiment.events import History
-from search.experiment.journal import BACKUP_FOLDER, Tell, backup_of
+from search.experiment.journal import BACKUP_FOLDER, Warn, backup_of
 from spaces.counted import counted
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
@@ -64,7 +64,7 @@ class Data(Part):
     """What the training images are; the hash is of their pixels and labels.
 
     Attributes:
-        chance: the highest validation accuracy of a run that only guesses (`rungs.chance_level`); None where the
+        chance: the highest validation accuracy of a run that only guesses (`rungs.chance_accuracy`); None where the
             search began before it was computed: then no rung asks for more.
     """
 
@@ -109,7 +109,7 @@ class Session(Part):
         return text
 
 
-class Opening(Part):
+class TestSetUse(Part):
     """One look at the test set.
 
     Attributes:
@@ -128,7 +128,7 @@ class Opening(Part):
     checkpoints_sha256: list[str] = []
 
 
-def opening_text(opening: Opening) -> str:
+def use_of_test_set_text(opening: TestSetUse) -> str:
     """One line for people."""
     result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
     reason = f", once more because: {opening.reason}" if opening.reason else ""
@@ -156,14 +156,14 @@ class Manifest(Part):
     data: Data
     seeds: Seeds
     sessions: list[Session] = []
-    test_openings: list[Opening] = []
+    test_openings: list[TestSetUse] = []
 
     def with_session(self, session: Session, new: bool) -> "Manifest":
         """A copy whose last session is `session`, after the others or in place of the last."""
         before = self.sessions if new else self.sessions[:-1]
         return self.model_copy(update={"sessions": [*before, session], "state": session.end or "running"})
 
-    def with_opening(self, opening: Opening, new: bool) -> "Manifest":
+    def with_use_of_test_set(self, opening: TestSetUse, new: bool) -> "Manifest":
         """Likewise for openings of the test set."""
         before = self.test_openings if new else self.test_openings[:-1]
         return self.model_copy(update={"test_openings": [*before, opening]})
@@ -177,7 +177,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_text(backup_of(path), text)
 
 
-def read_manifest(path: Path, tell: Tell = lambda line: None) -> Manifest:
+def read_manifest(path: Path, tell: Warn = lambda line: None) -> Manifest:
     """Read and check a manifest.
 
     Args:

@@ -84,7 +84,7 @@ class RemoteResults:
         Raises:
             InputError: the URL cannot be read.
         """
-        with self._told():
+        with self._warned():
             names = [Path(info.path).name for info in self._list("") if not info.is_file]
             return sorted(name for name in names if is_a_name(name) and self.has(name))
 
@@ -93,7 +93,7 @@ class RemoteResults:
         from pyarrow.fs import FileType
 
         files = [f"{self._path}/{name}/{file}" for file in ("experiment.yaml", "journal.jsonl")]
-        with self._told():
+        with self._warned():
             return any(info.type == FileType.File for info in self._filesystem.get_file_info(files))
 
     def fetch(self, name: str, only: tuple[str, ...] = ()) -> list[str]:
@@ -111,7 +111,7 @@ class RemoteResults:
         """
         taken: list[str] = []
         folder = self.folder / name
-        with self._told():
+        with self._warned():
             files = sorted(self._files(name))
             if not files:
                 return taken
@@ -211,7 +211,7 @@ class RemoteResults:
         return list(self._filesystem.get_file_info(FileSelector(base, recursive=recursive, allow_not_found=True)))
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _warned(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.experiment.events import History, Run, Trial
+from search.experiment.events import History, Replicate, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
         trials_at_once: places.
     """
     ended_at = started_at + seconds
-    work: list[Trial | Run] = [*history.trials.values(), *history.runs.values()]
+    work: list[Trial | Replicate] = [*history.trials.values(), *history.replicates.values()]
     trained_s = sum(epoch.seconds for one in work for epoch in one.epochs if epoch.at >= started_at)
     # What an earlier session left unfinished is given out as soon as Ray is there.
     running = [
@@ -43,7 +43,7 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
     return WallClock(overhead=max(0.0, total_s - trained_s - idle_s) / total_s, idle=idle_s / total_s)
 
 
-def _places_taken(one: Trial | Run, ended_at: float) -> list[tuple[float, float]]:
+def _places_taken(one: Trial | Replicate, ended_at: float) -> list[tuple[float, float]]:
     """From when to when each; a trial that waits at a rung takes none. One that has not ended runs until `ended_at`."""
     promotions = one.promotions if isinstance(one, Trial) else []
     starts = [one.started_at, *(promotion.at for promotion in promotions)]

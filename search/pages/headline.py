@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 
 from search.analysis.estimates import duration_text
-from search.analysis.ranking import best_completed, fresh_text, over_baseline, points_text
+from search.analysis.ranking import best_completed, over_baseline, points_text, replicate_text
 from search.analysis.stopping_findings import savings
 from search.experiment.manifest import seconds_used
-from search.pages.known import Known
 from search.pages.next_commands import go_on_line, is_unfinished
+from search.pages.report_data import ReportData
 from spaces.counted import counted
 
 _WHY_NO_LEAD = {
     "is baseline": "the hand-picked configuration is the winner",
-    "no fresh run": "the baseline has no fresh run to compare with",
-    "baseline diverged": "a fresh run of the baseline diverged",
+    "no replicate": "the baseline has no replicate to compare with",
+    "baseline diverged": "a replicate of the baseline diverged",
     "not completed": "the baseline has not completed",
 }
 
@@ -27,25 +27,25 @@ class Stat:
     note: str
 
 
-def headline(known: Known) -> list[Stat]:
+def headline(known: ReportData) -> list[Stat]:
     """Validation, lead, test, cost and what stopping saved."""
     return [_validation_stat(known), *_lead_stats(known), _test_stat(known), _cost_stat(known), _savings_stat(known)]
 
 
-def _validation_stat(known: Known) -> Stat:
+def _validation_stat(known: ReportData) -> Stat:
     best = known.best
     if best is None or best.validation_accuracy is None:
         why = "no winner: the best is at chance" if best_completed(known.ranked) else "no trial has completed yet"
         return Stat("Validation accuracy", "–", why)
     by = f"trial {best.trial}; "
-    if best.fresh:
-        runs = counted(best.fresh.n_runs, "fresh run")
-        interval = "" if best.fresh.half_width is None else ", 95 % interval"
-        return Stat("Validation accuracy", fresh_text(best.fresh), f"{by}mean of {runs}{interval}")
+    if best.replicates:
+        runs = counted(best.replicates.n_runs, "replicate")
+        interval = "" if best.replicates.half_width is None else ", 95 % interval"
+        return Stat("Validation accuracy", replicate_text(best.replicates), f"{by}mean of {runs}{interval}")
     return Stat("Validation accuracy", f"{best.validation_accuracy:.2%}", f"{by}one seed, on the images that chose it")
 
 
-def _lead_stats(known: Known) -> list[Stat]:
+def _lead_stats(known: ReportData) -> list[Stat]:
     over = over_baseline(known.history, known.ranked)
     if over.kind == "no winner":
         return []
@@ -54,11 +54,11 @@ def _lead_stats(known: Known) -> list[Stat]:
     if over.lead.half_width is not None:
         note = "95 % interval, " + ("which is clear of 0" if over.lead.is_clear else "not distinguishable")
     else:
-        note = ("fresh runs" if over.kind == "fresh runs" else "one seed each") + ": how sure is not known"
+        note = ("replicates" if over.kind == "replicates" else "one seed each") + ": how sure is not known"
     return [Stat("Lead over the baseline", points_text(over.lead), note)]
 
 
-def _test_stat(known: Known) -> Stat:
+def _test_stat(known: ReportData) -> Stat:
     final = known.final
     if final is None:
         return Stat("Test accuracy", "–", "not opened" if not known.manifest.test_openings else "see below")
@@ -69,22 +69,23 @@ def _test_stat(known: Known) -> Stat:
     return Stat("Test accuracy", f"{final.test_accuracy_mean:.2%}", f"{spread}{seeds}{other}")
 
 
-def _cost_stat(known: Known) -> Stat:
-    fresh = sum(run.n_epochs for run in known.history.runs.values())
-    confirming = f", {fresh:,} of them fresh runs" if fresh else ""
+def _cost_stat(known: ReportData) -> Stat:
+    replicate_epochs = sum(run.n_epochs for run in known.history.replicates.values())
+    confirming = f", {replicate_epochs:,} of them replicates" if replicate_epochs else ""
     seconds = seconds_used(known.manifest.sessions, known.history)
     device = known.manifest.device
-    note = f"{known.history.n_epochs + fresh:,} epochs{confirming}; {device.trials_at_once} at once on {device.device}"
+    n_epochs = known.history.n_epochs + replicate_epochs
+    note = f"{n_epochs:,} epochs{confirming}; {device.trials_at_once} at once on {device.device}"
     return Stat("Cost", duration_text(seconds), note)
 
 
-def _savings_stat(known: Known) -> Stat:
+def _savings_stat(known: ReportData) -> Stat:
     numbers = savings(known.history, known.space).numbers
     saved, trained = int(numbers["saved"]), int(numbers["trained"])
     return Stat("Saved by ASHA", f"{saved:,} epochs", f"of {saved + trained:,} without stopping")
 
 
-def remarks(known: Known) -> list[str]:
+def remarks(known: ReportData) -> list[str]:
     """What else to know: that the search still runs, is not finished, or was changed on the way."""
     found = []
     if known.is_live:

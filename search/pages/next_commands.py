@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from search.cli.options import command_line, command_on, resume_line
 from search.experiment.manifest import seconds_used
-from search.pages.known import Known
+from search.pages.report_data import ReportData
 from search.policy.state import is_done
 
 MORE_TRIALS = 16
@@ -21,7 +21,7 @@ class Command:
     line: str
 
 
-def commands(known: Known) -> list[Command]:
+def commands(known: ReportData) -> list[Command]:
     """All that the page offers."""
     experiment = known.experiment
     again = command_line("run", experiment.folder, results=experiment.results)
@@ -32,22 +32,22 @@ def commands(known: Known) -> list[Command]:
     return [*found, Command("This page", command_on("report", experiment))]
 
 
-def is_unfinished(known: Known) -> bool:
+def is_unfinished(known: ReportData) -> bool:
     """Whether a session would find something to train, or to put in order after a kill."""
     state = known.manifest.state
     return state == "running" or (state != "finished" and not is_done(known.history, known.space))
 
 
-def go_on_line(known: Known) -> str:
+def go_on_line(known: ReportData) -> str:
     """Resumes the search where it was."""
     return resume_line(known.experiment, _time_words(known))
 
 
-def retrain_line(known: Known) -> str:
+def retrain_line(known: ReportData) -> str:
     return command_on("retrain", known.experiment)
 
 
-def _further(known: Known) -> Command:
+def _further(known: ReportData) -> Command:
     if known.is_live:
         return Command("Watch it while it runs", command_on("leaderboard", known.experiment, "--watch"))
     if is_unfinished(known):
@@ -59,7 +59,7 @@ def _further(known: Known) -> Command:
     return Command("Go on with this one", f"{go_on_line(known)}{more}")
 
 
-def _time_words(known: Known) -> str:
+def _time_words(known: ReportData) -> str:
     """A longer time budget, where it is used up: twice what was used."""
     budget_s = known.space.search.time_budget_s
     used_s = seconds_used(known.manifest.sessions, known.history)

@@ -76,7 +76,7 @@ class _Axis:
     is_log: bool = False
     is_share: bool = False
 
-    def place(self, trial: Trial) -> float:
+    def position(self, trial: Trial) -> float:
         """0 at the low end, 1 at the high one; in the middle where they are one."""
         scale = math.log if self.is_log else float
         low, high = scale(self.low), scale(self.high)
@@ -232,7 +232,7 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], winner: int | No
         text: list[str] = []
         for trial in members:
             x += [*range(len(axes)), None]
-            y += [*(axis.place(trial) for axis in axes), None]
+            y += [*(axis.position(trial) for axis in axes), None]
             text += [*(f"trial {trial.number}: {axis.name} {axis.text(axis.value(trial))}" for axis in axes), ""]
         figure.add_trace(
             go.Scatter(

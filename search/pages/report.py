@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import plotly.graph_objects as go
 
 from search.analysis.importance import MIN_TRIALS, N_SHUFFLED, Importance, importance_at
-from search.analysis.ranking import lead_sentence, n_by_fresh_runs
+from search.analysis.ranking import lead_sentence, n_by_replicates
 from search.analysis.rung_survival import RungSurvival, rung_survival
 from search.analysis.stopping_findings import savings
 from search.experiment.folder import Experiment
@@ -14,9 +14,9 @@ from search.experiment.manifest import timestamp
 from search.pages import plots as report_plots
 from search.pages.augmentation import Picture, augmented_pictures
 from search.pages.headline import Stat, headline, remarks
-from search.pages.known import Known, read_all
 from search.pages.next_commands import Command, commands
 from search.pages.page import Column, Row, render
+from search.pages.report_data import ReportData, read_all
 from search.pages.tables import MOST_ROWS, WinnerRow, facts, trial_columns, trial_rows, winner_rows
 from search.pages.testing import MistakePicture, mistake_pictures, tested_sentences
 from search.policy.budget import progress_text
@@ -68,7 +68,7 @@ def report_html(experiment: Experiment) -> str:
     return render("report.html", f"{report.name}: report of a search", report.figures, report=report)
 
 
-def make_report(known: Known) -> Report:
+def make_report(known: ReportData) -> Report:
     """Sentences, tables and figures of one experiment."""
     space, n_trials = known.space, len(known.history.trials)
     rungs = rung_survival(known.counting, space)
@@ -108,7 +108,7 @@ def make_report(known: Known) -> Report:
     )
 
 
-def _figures(known: Known, rungs: Sequence[RungSurvival], importance: Importance | None) -> dict[str, go.Figure]:
+def _figures(known: ReportData, rungs: Sequence[RungSurvival], importance: Importance | None) -> dict[str, go.Figure]:
     space, trials, best, is_live = known.space, known.counting, known.winner_number, known.is_live
     figures: dict[str, go.Figure] = {}
     if any(trial.n_epochs for trial in trials):
@@ -126,10 +126,10 @@ def _figures(known: Known, rungs: Sequence[RungSurvival], importance: Importance
     return figures
 
 
-def _leaderboard_caption(known: Known, n_trials: int) -> str:
+def _leaderboard_caption(known: ReportData, n_trials: int) -> str:
     shown = "" if n_trials <= MOST_ROWS else f" The first {MOST_ROWS:,} of {n_trials:,} are here."
-    n = n_by_fresh_runs(known.ranked)
-    by = f" Of the ranks, the first {n} rest on fresh runs, and those below on the accuracy in the search." if n else ""
+    n = n_by_replicates(known.ranked)
+    by = f" Of the ranks, the first {n} rest on replicates, and those below on the accuracy in the search." if n else ""
     return (
         f"{progress_text(known.history, known.space)}. Accuracy is of the validation images, after a trial’s last "
         f"epoch: stopped trials had fewer.{by}{shown}"
@@ -141,11 +141,11 @@ def _utc(at: str) -> str:
     return at.replace("T", " ").replace("+00:00", " UTC")
 
 
-def _winner_config(known: Known) -> Hyperparameters | None:
+def _winner_config(known: ReportData) -> Hyperparameters | None:
     return known.best.config if known.best else None
 
 
-def _curves_caption(known: Known) -> str:
+def _curves_caption(known: ReportData) -> str:
     n_all, n_most = len(known.counting), report_plots.MOST_CURVES
     some = f" {n_most} of the {n_all:,} trials are drawn, evenly chosen." if n_all > n_most else ""
     rungs = ", ".join(str(epoch) for epoch in known.space.rung_epochs[:-1])
@@ -153,19 +153,19 @@ def _curves_caption(known: Known) -> str:
     return f"A line is a trial. {lines}grey lines ended there.{some}" if lines else f"A line is a trial.{some}"
 
 
-def _rungs_caption(known: Known) -> str:
+def _rungs_caption(known: ReportData) -> str:
     if known.space.search.asha == "off":
         return "ASHA is off: every trial is trained to the end."
     factor = known.space.search.reduction_factor
     rule = "go on from" if known.space.search.asha == "promote" else "pass"
     found = savings(known.history, known.space, known.manifest.data.chance)
     return (
-        f"About one in {factor} should {rule} each rung. The baseline and explored trials go to the end whatever a "
+        f"About one in {factor} should {rule} each rung. The baseline and audit trials go to the end whatever a "
         f"rung says. {found.sentence}"
     )
 
 
-def _importance_caption(importance: Importance | None, known: Known) -> str:
+def _importance_caption(importance: Importance | None, known: ReportData) -> str:
     if importance is None:
         return (
             f"What mattered cannot be told from {len(known.counting)} trials and {len(known.space.searched)} "

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.analysis.comparison import range_text
-from search.analysis.ranking import Ranked, fresh_text
-from search.pages.known import Known
+from search.analysis.ranking import Ranked, replicate_text
 from search.pages.page import Cell, Column, Row
+from search.pages.report_data import ReportData
 from search.terminal.tables import SHORT_NAMES, short
 from spaces.counted import counted
 
@@ -24,7 +24,7 @@ class WinnerRow:
     winner: str
 
 
-def trial_columns(known: Known) -> list[Column]:
+def trial_columns(known: ReportData) -> list[Column]:
     """Of the leaderboard."""
     columns = [
         Column("rank"),
@@ -35,21 +35,21 @@ def trial_columns(known: Known) -> list[Column]:
         Column("loss", help="on the validation images, after its last epoch"),
         Column("seconds", help="of training and validation"),
     ]
-    if any(row.fresh for row in known.ranked):
+    if any(row.replicates for row in known.ranked):
         help_text = "mean accuracy over runs with fresh seeds, half of its 95 % interval in points, and how many"
-        columns.append(Column("fresh runs", first="descending", help=help_text))
+        columns.append(Column("replicates", first="descending", help=help_text))
         columns.append(Column("tied", number=False, help="cannot be told from the first"))
     columns += [Column(SHORT_NAMES.get(name, name), help=name) for name in known.space.searched]
     return [*columns, Column("why it ended", number=False)]
 
 
-def trial_rows(known: Known, columns: Sequence[Column]) -> list[Row]:
+def trial_rows(known: ReportData, columns: Sequence[Column]) -> list[Row]:
     """The leaderboard's rows, best first."""
     return [_row(known, row, columns) for row in known.ranked[:MOST_ROWS]]
 
 
-def _row(known: Known, row: Ranked, columns: Sequence[Column]) -> Row:
-    marks = [text for text, holds in (("baseline", row.baseline), ("explored", row.explored)) if holds]
+def _row(known: ReportData, row: Ranked, columns: Sequence[Column]) -> Row:
+    marks = [text for text, holds in (("baseline", row.baseline), ("audit", row.audit)) if holds]
     status = "unfinished" if row.status == "running" and not known.is_live else row.status
     accuracy, loss = row.validation_accuracy, row.validation_loss
     cells = [
@@ -61,9 +61,10 @@ def _row(known: Known, row: Ranked, columns: Sequence[Column]) -> Row:
         Cell("–" if loss is None else f"{loss:.4f}", loss),
         Cell(f"{row.seconds:.1f}", round(row.seconds, 3)),
     ]
-    if any(column.name == "fresh runs" for column in columns):
-        fresh = row.fresh
-        cells.append(Cell(f"{fresh_text(fresh)} ({fresh.n_runs})" if fresh else "–", fresh.mean if fresh else None))
+    if any(column.name == "replicates" for column in columns):
+        replicates = row.replicates
+        text = f"{replicate_text(replicates)} ({replicates.n_runs})" if replicates else "–"
+        cells.append(Cell(text, replicates.mean if replicates else None))
         cells.append(Cell("=" if row.tied else "", "=" if row.tied else None))
     values = row.config.as_dict()
     cells += [Cell(short(values[name]), values[name]) for name in known.space.searched]
@@ -73,7 +74,7 @@ def _row(known: Known, row: Ranked, columns: Sequence[Column]) -> Row:
     return Row(cells, "winner" if is_best else dimmed)
 
 
-def winner_rows(known: Known) -> list[WinnerRow]:
+def winner_rows(known: ReportData) -> list[WinnerRow]:
     """The winner's configuration, searched parameters first; nothing while there is no winner."""
     if known.best is None:
         return []
@@ -90,7 +91,7 @@ def winner_rows(known: Known) -> list[WinnerRow]:
     ]
 
 
-def facts(known: Known) -> list[tuple[str, str]]:
+def facts(known: ReportData) -> list[tuple[str, str]]:
     """Name and value of what the results depend on."""
     manifest = known.manifest
     device, data = manifest.device, manifest.data

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from search.experiment.final_results import ShownMistake, mistake_image
 from search.experiment.folder import Experiment
-from search.experiment.manifest import opening_text
-from search.pages.known import Known
+from search.experiment.manifest import use_of_test_set_text
 from search.pages.next_commands import retrain_line
 from search.pages.page import data_uri
+from search.pages.report_data import ReportData
 from spaces.counted import counted
 from spaces.errors import InputError
 
@@ -22,9 +22,9 @@ class MistakePicture:
     probability: str
 
 
-def tested_sentences(known: Known) -> list[str]:
+def tested_sentences(known: ReportData) -> list[str]:
     """How often the test images were opened, and what came of it."""
-    openings = [opening_text(opening) for opening in known.manifest.test_openings]
+    openings = [use_of_test_set_text(opening) for opening in known.manifest.test_openings]
     if known.final_problem:
         return [f"What retraining left cannot be shown: {known.final_problem}", *openings]
     if known.final is None and openings:
@@ -41,7 +41,7 @@ def tested_sentences(known: Known) -> list[str]:
     ]
 
 
-def mistake_pictures(known: Known) -> tuple[list[MistakePicture], str]:
+def mistake_pictures(known: ReportData) -> tuple[list[MistakePicture], str]:
     """The surest mistakes, and a sentence that goes with them or stands in their place."""
     if known.final is None:
         return [], ""

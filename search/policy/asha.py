@@ -51,9 +51,9 @@ def asha_of(space: Space, chance: float | None = None, rule: RungRule = RungRule
 def is_exempt(trial: Trial) -> bool:
     """Whether a trial goes to the end whatever a rung says.
 
-    The baseline is what the winner is compared with; explored trials show what became of those that are stopped.
+    The baseline is what the winner is compared with; audit trials show what became of those that are stopped.
     """
-    return trial.baseline or trial.explored
+    return trial.baseline or trial.audit
 
 
 def waits_at_rung(trial: Trial, space: Space) -> bool:

@@ -5,7 +5,7 @@ from spaces.schema import Space
 
 
 def epochs_trained(history: History) -> int:
-    """Epochs that count towards `search.epoch_budget`: of trials that count, and not of fresh runs."""
+    """Epochs that count towards `search.epoch_budget`: of trials that count, and not of replicates."""
     return sum(trial.n_epochs for trial in history.counting)
 
 
@@ -23,7 +23,7 @@ def n_to_start(history: History, space: Space) -> int:
 
 
 def most_epochs_over(space: Space, trials_at_once: int) -> int:
-    """Epochs by which a search may overrun its epoch budget at most, its fresh runs left out.
+    """Epochs by which a search may overrun its epoch budget at most, its replicates left out.
 
     When the budget is reached, one trial has just ended an epoch, and the others that run may have trained none.
     They go on to the next rung where ASHA promotes, for it promotes nothing then; else to the end.
@@ -33,7 +33,7 @@ def most_epochs_over(space: Space, trials_at_once: int) -> int:
         return trials_at_once * ends[-1] - 1
     furthest = max(end - start for start, end in zip((0, *ends), ends, strict=False))
     # The baseline does not pause, and chance may exempt whoever runs.
-    n_exempt = trials_at_once if space.search.explore else 1
+    n_exempt = trials_at_once if space.search.audit_fraction else 1
     return n_exempt * ends[-1] + (trials_at_once - n_exempt) * furthest - 1
 
 

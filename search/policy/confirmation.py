@@ -1,13 +1,13 @@
 """Whether the best trial was the best or was lucky: who is trained again with fresh seeds, and when it is enough.
 
-Pure functions. What the runs say is in `fresh_statistics`.
+Pure functions. What the runs say is in `replicate_statistics`.
 """
 
 import math
 from collections.abc import Sequence
 
 from search.experiment.events import History, Trial
-from search.policy.fresh_statistics import diverged, leaders
+from search.policy.replicate_statistics import diverged, leaders
 from spaces.schema import Space
 
 # A trial leaves the race when it is behind with this probability of error, as in irace.
@@ -34,12 +34,12 @@ def candidates(history: History, space: Space) -> list[Trial]:
 
 
 def budget_epochs(history: History, space: Space) -> int:
-    """Epochs that fresh runs may take: a share of those that the search trained."""
+    """Epochs that replicates may take: a share of those that the search trained."""
     return math.floor(space.confirm.budget * history.n_epochs)
 
 
 def seconds_to_confirm(space: Space) -> float:
-    """Of a time budget, how much is kept for fresh runs: their share of what trials get; 0 without either."""
+    """Of a time budget, how much is kept for replicates: their share of what trials get; 0 without either."""
     time_s, share = space.search.time_budget_s, space.confirm.budget
     return time_s * share / (1 + share) if time_s and space.confirm.top else 0.0
 
@@ -58,12 +58,12 @@ def next_run(history: History, space: Space) -> tuple[int, int] | None:
     taking_part = candidates(history, space)
     max_epochs = space.training.max_epochs
     # One that was started may still take all its epochs.
-    taken = sum(run.n_epochs if run.end else max_epochs for run in history.runs.values())
+    taken = sum(run.n_epochs if run.end else max_epochs for run in history.replicates.values())
     if taken + max_epochs > budget_epochs(history, space):
         return None
-    known = {(run.trial, run.block) for run in history.runs.values()}
+    known = {(run.trial, run.block) for run in history.replicates.values()}
     racing = _in_race(taking_part, history)
-    first_unfinished = min((run.block for run in history.unfinished_runs), default=math.inf)
+    first_unfinished = min((run.block for run in history.unfinished_replicates), default=math.inf)
     for block in range(1, MOST_TIMES_SEEDS * space.confirm.seeds + 1):
         if block > max(2, first_unfinished):
             # Who goes on is decided by what they will say.
@@ -76,20 +76,20 @@ def next_run(history: History, space: Space) -> tuple[int, int] | None:
     return None
 
 
-def n_runs_of_tied(history: History, space: Space) -> int:
-    """Number of fresh runs in one more block of the trials that are still tied, as far as the budget allows."""
+def n_replicates_of_tied(history: History, space: Space) -> int:
+    """Number of replicates in one more block of the trials that are still tied, as far as the budget allows."""
     racing = _in_race(candidates(history, space), history)
-    n_left = budget_epochs(history, space) // space.training.max_epochs - len(history.runs)
+    n_left = budget_epochs(history, space) // space.training.max_epochs - len(history.replicates)
     return max(0, min(len(racing), n_left)) if len(racing) > 1 else 0
 
 
 def most_runs(space: Space) -> int:
-    """More fresh runs than these are never made for one set of trials."""
+    """More replicates than these are never made for one set of trials."""
     return MOST_TIMES_SEEDS * space.confirm.seeds * (space.confirm.top + 1)
 
 
 def expected_epochs(history_epochs: float, space: Space) -> float:
-    """Epochs that fresh runs are expected to take, if the search trains `history_epochs` and nobody is tied."""
+    """Epochs that replicates are expected to take, if the search trains `history_epochs` and nobody is tied."""
     if not space.confirm.top or space.search.most_trials < 2:
         return 0.0
     n_runs = math.floor(space.confirm.budget * history_epochs / space.training.max_epochs)

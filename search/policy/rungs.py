@@ -57,7 +57,7 @@ class Rungs:
         rung_epochs: epochs at which trials are compared, ascending; the last is where trials end anyway.
         reduction_factor: about one trial in so many passes.
         rule: which trials pass.
-        chance: the highest value that a run has which only guesses (`chance_level`); None where it is not known:
+        chance: the highest value that a run has which only guesses (`chance_accuracy`); None where it is not known:
             then ties alone tell `RungRule.OURS` from Ray's.
     """
 
@@ -130,7 +130,7 @@ def refusal_text(verdict: Verdict, value: float, epoch: int) -> str:
     return f"{value:.2%} at rung {epoch}, below its cutoff {verdict.cutoff:.2%}"
 
 
-def chance_level(labels: NDArray[np.int64]) -> float:
+def chance_accuracy(labels: NDArray[np.int64]) -> float:
     """The accuracy on images with these labels up to which a run may be only guessing.
 
     The best that a guess can do is to name the commonest class always, which is right with probability p. A run

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from search.experiment.events import History, Run, Trial
+from search.experiment.events import History, Replicate, Trial
 from spaces.errors import InputError
 from spaces.parameters import Hyperparameters, Number
 from spaces.schema import Space
@@ -18,7 +18,7 @@ _FREE = (
     "search.trials",
     "search.epoch_budget",
     "search.time_budget",
-    "search.explore",
+    "search.audit_fraction",
     "dataset.root",
     "dataset.download",
     "confirm",
@@ -84,7 +84,7 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
             [
                 *(f"{folder}: {line}." for line in askable),
                 f"{folder}: the space was changed since the search began. Change that back, or give "
-                f"--allow-changed-space: trials that lie in the new space count on, others are set aside.",
+                f"--allow-changed-space: trials that lie in the new space count on, others are excluded.",
             ]
         )
     return bool(changes)
@@ -100,14 +100,14 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable
                 yield key, f"`{key}` was {value_text(old, name)} and is {value_text(new, name)}"
 
 
-def set_aside(space: Space, history: History) -> list[int]:
+def excluded(space: Space, history: History) -> list[int]:
     """Numbers of the trials whose configuration could not have come from `space`."""
     return [number for number, trial in history.trials.items() if not contains(space, trial.config)]
 
 
-def set_aside_text(outside: Sequence[int], history: History) -> str | None:
+def excluded_text(outside: Sequence[int], history: History) -> str | None:
     """One line that says which of the trials `outside` counted until now; None where none did."""
-    newly = [number for number in outside if not history.trials[number].set_aside]
+    newly = [number for number in outside if not history.trials[number].excluded]
     if not newly:
         return None
     numbers = ", ".join(map(str, newly[:MOST_NUMBERS_TOLD])) + (", …" if len(newly) > MOST_NUMBERS_TOLD else "")
@@ -136,13 +136,13 @@ def counting_in(space: Space, history: History) -> list[Trial]:
 
 
 def unfinished_outside(space: Space, history: History) -> list[Trial]:
-    """Trials that would have gone on, but are set aside."""
+    """Trials that would have gone on, but are excluded."""
     return [trial for trial in history.unfinished if not contains(space, trial.config)]
 
 
-def unfinished_runs_outside(space: Space, history: History) -> list[Run]:
-    """Fresh runs that would have gone on, of trials that are set aside."""
-    return [run for run in history.unfinished_runs if not contains(space, history.trials[run.trial].config)]
+def unfinished_replicates_outside(space: Space, history: History) -> list[Replicate]:
+    """Replicates that would have gone on, of trials that are excluded."""
+    return [run for run in history.unfinished_replicates if not contains(space, history.trials[run.trial].config)]
 
 
 _MISSING = object()

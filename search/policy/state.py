@@ -11,17 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from search.experiment.audits import is_audit
 from search.experiment.events import (
     EndStatus,
     EpochDone,
     EpochRedone,
     Event,
     History,
-    Run,
-    RunEnded,
-    RunEpochDone,
-    RunStarted,
-    RunStatus,
+    Replicate,
+    ReplicateEnded,
+    ReplicateEpochDone,
+    ReplicateStarted,
+    ReplicateStatus,
     Trial,
     TrialEnded,
     TrialPromoted,
@@ -45,11 +46,11 @@ ALIKE_FAILURES = 3
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a worker is to train: a trial, or a fresh run of one.
+    """What a worker is to train: a trial, or a replicate of one.
 
     Attributes:
         kind: `trial` or `run`.
-        number: the trial's, or the fresh run's.
+        number: the trial's, or the replicate's.
         trial: whose configuration it is.
         seed_number: with `kind` names the random streams: the trial's number, or the run's block.
         config: the configuration.
@@ -70,7 +71,7 @@ class Assignment:
         return cls("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs, n_before)
 
     @classmethod
-    def of_run(cls, run: Run, config: Hyperparameters) -> Assignment:
+    def of_run(cls, run: Replicate, config: Hyperparameters) -> Assignment:
         return cls("run", run.number, run.trial, run.block, config, run.n_epochs)
 
     @property
@@ -85,8 +86,8 @@ class Assignment:
 
     @property
     def title(self) -> str:
-        """For people: `trial 7`, `fresh run 3`."""
-        return f"trial {self.number}" if self.kind == "trial" else f"fresh run {self.number}"
+        """For people: `trial 7`, `replicate 3`."""
+        return f"trial {self.number}" if self.kind == "trial" else f"replicate {self.number}"
 
 
 def folder_name(kind: Literal["trial", "run"], number: int) -> str:
@@ -97,12 +98,12 @@ def folder_name(kind: Literal["trial", "run"], number: int) -> str:
 def ended_names(history: History) -> list[str]:
     """Folder names of all that will not go on."""
     trials = [folder_name("trial", number) for number, trial in history.trials.items() if trial.end]
-    return trials + [folder_name("run", number) for number, run in history.runs.items() if run.end]
+    return trials + [folder_name("run", number) for number, run in history.replicates.items() if run.end]
 
 
 def is_done(history: History, space: Space) -> bool:
-    """Whether nothing is left to train: neither trials nor fresh runs of the best."""
-    if history.unfinished or history.unfinished_runs or budget.n_to_start(history, space):
+    """Whether nothing is left to train: neither trials nor replicates of the best."""
+    if history.unfinished or history.unfinished_replicates or budget.n_to_start(history, space):
         return False
     return next_run(history, space) is None
 
@@ -121,9 +122,9 @@ class SearchState:
         now: the clock, in seconds since 1970.
         fails_alone: whether a trial has trained an epoch before, in this session: until then, a failure may be
             everybody's.
-        chance: the highest accuracy of a run that only guesses (`rungs.chance_level`); None where it is not known.
+        chance: the highest accuracy of a run that only guesses (`rungs.chance_accuracy`); None where it is not known.
         rule: of the rungs.
-        is_late: whether what is left of a time budget is for fresh runs: no more trials are begun, once there are
+        is_late: whether what is left of a time budget is for replicates: no more trials are begun, once there are
             some to train again.
     """
 
@@ -147,7 +148,7 @@ class SearchState:
         self._is_late = is_late
         self._asha = asha_of(space, chance, rule)
         for result in history.results_in_order:
-            if not history.trials[result.trial].set_aside:
+            if not history.trials[result.trial].excluded:
                 self._asha.take_in(history.trials[result.trial], result)
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()
@@ -156,11 +157,11 @@ class SearchState:
             # The search broke off between a result and what follows from it.
             if trial.last:
                 self._end_if_due(trial, trial.last)
-        for run in history.unfinished_runs:
+        for run in history.unfinished_replicates:
             if run.last:
                 self._end_run_if_due(run, run.last)
         self._to_resume = [trial for trial in history.unfinished if not self._asha.is_paused(trial)]
-        self._runs_to_resume = list(history.unfinished_runs)
+        self._runs_to_resume = list(history.unfinished_replicates)
         self._given_out: list[int] = []
         self.fails_alone = fails_alone
         self._unexplained: dict[int, str] = {}
@@ -180,7 +181,7 @@ class SearchState:
 
     @property
     def n_running(self) -> int:
-        """Trials and fresh runs given out that have not ended."""
+        """Trials and replicates given out that have not ended."""
         return len(self._runs_running) + self._n_trials_running
 
     @property
@@ -193,7 +194,7 @@ class SearchState:
 
     def next_assignment(self) -> Assignment | None:
         """What to train next: what was left unfinished, then trials that are promoted, then new proposals, then
-        fresh runs of the best trials.
+        replicates of the best trials.
 
         Returns:
             None when there is nothing to give out now. More may come when what runs has ended: see `awaits_more`.
@@ -219,7 +220,7 @@ class SearchState:
 
     @property
     def _has_to_confirm(self) -> bool:
-        return bool(self.history.runs) or next_run(self.history, self.space) is not None
+        return bool(self.history.replicates) or next_run(self.history, self.space) is not None
 
     def _propose(self) -> Trial:
         number = len(self.history.trials)
@@ -227,7 +228,8 @@ class SearchState:
         baseline = not any(trial.baseline and trial.config == self.space.baseline for trial in self.history.counting)
         suggested = self._proposer.propose(number, baseline)
         config = self.space.complete(suggested)
-        self._happened(TrialStarted(number, suggested, config, baseline, at=self._now()))
+        audit = not baseline and is_audit(number, self.space.search.seed, self.space.search.audit_fraction)
+        self._happened(TrialStarted(number, suggested, config, baseline, self._now(), audit))
         return self.history.trials[number]
 
     def _given(self, trial: Trial) -> Assignment:
@@ -238,7 +240,7 @@ class SearchState:
 
     def has_ended(self, assignment: Assignment) -> bool:
         """Whether what was assigned will not go on."""
-        of_its_kind = self.history.runs if assignment.kind == "run" else self.history.trials
+        of_its_kind = self.history.replicates if assignment.kind == "run" else self.history.trials
         return of_its_kind[assignment.number].end is not None
 
     @property
@@ -253,9 +255,9 @@ class SearchState:
             chosen = next_run(self.history, self.space)
             if chosen is None:
                 return None
-            number = len(self.history.runs)
-            self._happened(RunStarted(number, *chosen, at=self._now()))
-            run = self.history.runs[number]
+            number = len(self.history.replicates)
+            self._happened(ReplicateStarted(number, *chosen, at=self._now()))
+            run = self.history.replicates[number]
         self._runs_running.add(run.number)
         return Assignment.of_run(run, self.history.trials[run.trial].config)
 
@@ -286,17 +288,17 @@ class SearchState:
         """Whether a trial waits at a rung: nobody trains it, and it keeps its checkpoint."""
         return self._asha.is_paused(self.history.trials[number])
 
-    def record_run(self, result: RunEpochDone) -> bool:
-        """Take in an epoch's result of a fresh run; as `record`."""
-        run = self.history.runs[result.run]
+    def record_run(self, result: ReplicateEpochDone) -> bool:
+        """Take in an epoch's result of a replicate; as `record`."""
+        run = self.history.replicates[result.run]
         if run.end is None and result.epoch > run.n_epochs:
             self._happened(result)
             self._end_run_if_due(run, result)
         return run.end is None
 
     def fail_run(self, number: int, reason: str) -> None:
-        """Give up on a fresh run whose worker cannot train it."""
-        if self.history.runs[number].end is None:
+        """Give up on a replicate whose worker cannot train it."""
+        if self.history.replicates[number].end is None:
             self._end_run(number, "failed", reason)
 
     def fail(self, number: int, reason: str) -> None:
@@ -358,14 +360,14 @@ class SearchState:
         elif reason := self._asha.reason_to_stop(trial):
             self._end(trial, "stopped", reason)
 
-    def _end_run_if_due(self, run: Run, result: RunEpochDone) -> None:
+    def _end_run_if_due(self, run: Replicate, result: ReplicateEpochDone) -> None:
         if result.diverged:
             self._end_run(run.number, "diverged", f"the loss was not finite in epoch {result.epoch}")
         elif result.epoch >= self.space.training.max_epochs:
             self._end_run(run.number, "completed", "")
 
-    def _end_run(self, number: int, status: RunStatus, reason: str) -> None:
-        self._happened(RunEnded(number, status, reason, at=self._now()))
+    def _end_run(self, number: int, status: ReplicateStatus, reason: str) -> None:
+        self._happened(ReplicateEnded(number, status, reason, at=self._now()))
         self._runs_running.discard(number)
 
     def _end(self, trial: Trial, status: EndStatus, reason: str) -> None:

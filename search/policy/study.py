@@ -119,7 +119,7 @@ def _distribution(parameter: Searched) -> BaseDistribution:
 
 def _frozen(trial: Trial, space: Space) -> FrozenTrial:
     # `experiment.yaml` may have been edited while no search ran; the journal sets trials aside at the next resume.
-    if trial.set_aside or not contains(space, trial.config):
+    if trial.excluded or not contains(space, trial.config):
         return _nothing_known(trial)
     return FrozenTrial(
         number=trial.number,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.experiment.manifest import Opening
+from search.experiment.manifest import TestSetUse
 from spaces import Space
 from spaces.counted import counted
 from spaces.printable import printable
@@ -12,7 +12,7 @@ from spaces.printable import printable
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`|<["})
 
 
-def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Opening]) -> str:
+def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[TestSetUse]) -> str:
     """Markdown: what the model is, how good, on what, and how to use it.
 
     Args:
@@ -85,16 +85,16 @@ def _on_validation(metrics: Mapping[str, Any]) -> str:
     if said is None:
         return ""
     sentence = f"On the validation images the search said {said:.2%}"
-    fresh = metrics["fresh_runs"]
-    if fresh:
-        spread = "" if fresh["half_width_95"] is None else f" ± {100 * fresh['half_width_95']:.2f} points"
+    replicates = metrics["replicates"]
+    if replicates:
+        spread = "" if replicates["half_width_95"] is None else f" ± {100 * replicates['half_width_95']:.2f} points"
         sentence += (
-            f"; {counted(fresh['n'], 'run')} with fresh seeds said {fresh['validation_accuracy_mean']:.2%}{spread}"
+            f"; {counted(replicates['n'], 'replicate')} said {replicates['validation_accuracy_mean']:.2%}{spread}"
         )
     return f"\n{sentence}.\n"
 
 
-def _openings(openings: Sequence[Opening]) -> str:
+def _openings(openings: Sequence[TestSetUse]) -> str:
     lines = []
     for opening in openings:
         result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from search.experiment.events import Trial
 from search.experiment.folder import Experiment
-from search.experiment.manifest import Opening, git_commit, timestamp, versions
-from search.policy.fresh_statistics import fresh_results
+from search.experiment.manifest import TestSetUse, git_commit, timestamp, versions
+from search.policy.replicate_statistics import replicate_results
 from search.retraining.answers import PREDICTIONS_FILE, Mistake, predictions_csv, surest_mistakes, write_mistakes
 from search.retraining.export import Agreement, export_all
 from search.retraining.model_card import model_card
@@ -128,7 +128,7 @@ class Retraining:
         return sum(saved_epochs(run) for run in self.runs)
 
 
-def opening_to_finish(plan: Retraining) -> Opening | None:
+def unfinished_use_of_test_set(plan: Retraining) -> TestSetUse | None:
     """The last opening of the test set, where it was for the checkpoints of `plan` and `final/` was not written."""
     openings = plan.experiment.manifest.test_openings
     if not openings or any(saved_epochs(run) < run.epochs for run in plan.runs):
@@ -139,7 +139,7 @@ def opening_to_finish(plan: Retraining) -> Opening | None:
 def must_be_allowed(plan: Retraining) -> None:
     """Raise InputError if the test set was opened for other checkpoints, and no reason is given to do it again."""
     openings = plan.experiment.manifest.test_openings
-    if not openings or plan.again or opening_to_finish(plan):
+    if not openings or plan.again or unfinished_use_of_test_set(plan):
         return
     last = openings[-1]
     unfinished = " That look has no result: the same settings and unchanged checkpoints would finish it."
@@ -212,11 +212,11 @@ def _hashes(plan: Retraining) -> list[str]:
     return [tensors_sha256(run.checkpoint(run.epochs)) for run in plan.runs]
 
 
-def _opened_test_set(plan: Retraining) -> tuple[Opening, ImageSet]:
+def _opened_test_set(plan: Retraining) -> tuple[TestSetUse, ImageSet]:
     """The record of the opening, which is made first, so that no crash can hide it, and the images."""
-    opening = opening_to_finish(plan)
+    opening = unfinished_use_of_test_set(plan)
     if opening is None:
-        opening = Opening(
+        opening = TestSetUse(
             at=timestamp(),
             trial=plan.trial.number,
             config=plan.trial.config.as_dict(),
@@ -225,14 +225,14 @@ def _opened_test_set(plan: Retraining) -> tuple[Opening, ImageSet]:
             reason=plan.again,
             checkpoints_sha256=_hashes(plan),
         )
-        plan.experiment.publish_manifest(plan.experiment.manifest.with_opening(opening, new=True))
+        plan.experiment.publish_manifest(plan.experiment.manifest.with_use_of_test_set(opening, new=True))
     return opening, open_test_set(plan.space.dataset)
 
 
-def _record_result(plan: Retraining, opening: Opening, scores: list[SeedScore]) -> None:
+def _record_result(plan: Retraining, opening: TestSetUse, scores: list[SeedScore]) -> None:
     mean = float(np.mean([score.accuracy for score in scores]))
     finished = opening.model_copy(update={"test_accuracy_mean": mean})
-    plan.experiment.write_manifest(plan.experiment.manifest.with_opening(finished, new=False))
+    plan.experiment.write_manifest(plan.experiment.manifest.with_use_of_test_set(finished, new=False))
 
 
 def _sample(data: TrainingData) -> NDArray[np.uint8]:
@@ -258,7 +258,7 @@ def _facts(plan: Retraining, agreements: dict[str, Agreement]) -> dict[str, Any]
         "device": plan.compute.device,
         "precision": plan.compute.precision,
         "search_validation_accuracy": last.validation_accuracy if last else None,
-        "fresh_runs": _fresh_runs(plan),
+        "replicates": _replicates(plan),
         "exported_seed": 0,
         "exports": {name: asdict(agreement) for name, agreement in agreements.items()},
         "versions": versions(),
@@ -293,12 +293,12 @@ def _test_results(
     }
 
 
-def _fresh_runs(plan: Retraining) -> dict[str, float | int | None] | None:
-    """What fresh runs on the search's own split said of the configuration; None where there were none."""
-    fresh = fresh_results(plan.experiment.history()).get(plan.trial.number)
-    if fresh is None:
+def _replicates(plan: Retraining) -> dict[str, float | int | None] | None:
+    """What replicates on the search's own split said of the configuration; None where there were none."""
+    replicates = replicate_results(plan.experiment.history()).get(plan.trial.number)
+    if replicates is None:
         return None
-    return {"n": fresh.n_runs, "validation_accuracy_mean": fresh.mean, "half_width_95": fresh.half_width}
+    return {"n": replicates.n_runs, "validation_accuracy_mean": replicates.mean, "half_width_95": replicates.half_width}
 
 
 def _config(plan: Retraining) -> str:

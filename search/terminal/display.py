@@ -12,10 +12,10 @@ from rich.text import Text
 from search.analysis.estimates import duration_text
 from search.analysis.ranking import best_accuracy
 from search.analysis.remaining import Remaining, recent_epoch_s, remaining
-from search.experiment.events import Event, History, RunEnded, Trial, TrialEnded
+from search.experiment.events import Event, History, ReplicateEnded, Trial, TrialEnded
 from search.policy import budget
 from search.terminal.live_screen import LiveScreen, can_show_screens
-from search.terminal.screen import STATUS_STYLES, Glyphs, Happening, Scene, screen
+from search.terminal.screen import STATUS_STYLES, Glyphs, LogLine, ScreenState, screen
 from search.terminal.tables import compact
 from spaces.command import discard_output
 from spaces.counted import counted
@@ -81,7 +81,7 @@ class SearchDisplay:
         self._time_left_s = time_left_s
         self._history = history or History()
         self._session_start = time.time() - (time.monotonic() - self._started_s)
-        self._notes: list[Happening] = []
+        self._notes: list[LogLine] = []
         self._to_tell_again: list[tuple[str, str]] = []
         shows_screen = can_show_screens(console) and not quiet and not plain
         self._screen = LiveScreen(console, self._draw, self._take_message) if shows_screen else None
@@ -105,16 +105,16 @@ class SearchDisplay:
                 failed = event.status in ("failed", "diverged")
                 if failed or not self._quiet:
                     self._tell(self._end_line(history.trials[event.trial]), STATUS_STYLES[event.status], failed)
-            case RunEnded():
+            case ReplicateEnded():
                 failed = event.status != "completed"
                 if failed or not self._quiet:
                     self._tell(self._run_line(event), STATUS_STYLES[event.status], failed)
         self.refresh()
 
     def note(self, message: str) -> None:
-        """Tell something that is not a trial's end."""
+        """Warn something that is not a trial's end."""
         if not self._quiet:
-            self._notes.append(Happening(time.time(), message, "yellow"))
+            self._notes.append(LogLine(time.time(), message, "yellow"))
             self._tell(message, "yellow", True)
 
     def refresh(self) -> None:
@@ -149,11 +149,11 @@ class SearchDisplay:
         print_while_read(self._console, Text(printable(line), style=style))
 
     def _take_message(self, line: str) -> None:
-        self._notes.append(Happening(time.time(), line, "yellow"))
+        self._notes.append(LogLine(time.time(), line, "yellow"))
 
     def _draw(self, width: int, height: int, glyphs: Glyphs) -> Sequence[Text]:
         left = remaining(self._history, self._space)
-        scene = Scene(
+        scene = ScreenState(
             name=self._name,
             space=self._space,
             history=self._history,
@@ -177,22 +177,22 @@ class SearchDisplay:
             line += f"  ({trial.end.reason})"
         return line if self._screen else f"{line}  [{self._status()}]"
 
-    def _run_line(self, event: RunEnded) -> str:
-        run = self._history.runs[event.run]
+    def _run_line(self, event: ReplicateEnded) -> str:
+        run = self._history.replicates[event.run]
         accuracy = f"{run.last.validation_accuracy:7.2%}" if run.last and not run.last.diverged else "      -"
-        line = f"fresh run  {event.status:<9} epoch {run.n_epochs:>3}  {accuracy}  of trial {run.trial}"
+        line = f"replicate  {event.status:<9} epoch {run.n_epochs:>3}  {accuracy}  of trial {run.trial}"
         if event.reason:
             line += f"  ({event.reason})"
         return line if self._screen else f"{line}  [{self._status()}]"
 
     def _status(self) -> str:
-        n_runs_ended = len(self._history.runs) - len(self._history.unfinished_runs)
+        n_runs_ended = len(self._history.replicates) - len(self._history.unfinished_replicates)
         parts = [
             f"{self._history.n_ended}{_of(self._space.search.trials)} trials",
             self._epochs_text(),
         ]
-        if self._history.runs:
-            parts.append(counted(n_runs_ended, "fresh run"))
+        if self._history.replicates:
+            parts.append(counted(n_runs_ended, "replicate"))
         best = best_accuracy(self._history.trials.values())
         if best:
             parts.append(f"best {best[1]:.2%} (trial {best[0]})")

@@ -9,13 +9,13 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from search.analysis.estimates import duration_text
-from search.analysis.ranking import Ranked, fresh_text, rank
+from search.analysis.ranking import Ranked, rank, replicate_text
 from search.analysis.remaining import Remaining
 from search.analysis.rung_survival import rung_survival
-from search.experiment.events import History, Run, Trial
+from search.experiment.events import History, Replicate, Trial
 from search.policy.asha import waits_at_rung
 from search.policy.budget import epochs_trained, n_to_start
-from search.policy.fresh_statistics import Fresh, fresh_results
+from search.policy.replicate_statistics import ReplicateSummary, replicate_results
 from search.terminal.tables import compact
 from spaces.parameters import Number
 from spaces.printable import printable
@@ -38,7 +38,7 @@ _MORE_EVENTS_THAN_ROWS = 200
 STATUS_STYLES = {"completed": "green", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}
 
 
-# Columns of the best trials between the rank and what fresh runs say.
+# Columns of the best trials between the rank and what replicates say.
 _COLUMNS = {"trial": "%-14s", "status": "%-9s", "epochs": "%6s", "accuracy": "%8s"}
 
 
@@ -65,7 +65,7 @@ ASCII = Glyphs("_.-~=+*#", "#", ".", "-", "~")
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class LogLine:
     """Something to tell of a search: `text` at `at`, in seconds since 1970 (UTC)."""
 
     at: float
@@ -74,7 +74,7 @@ class Happening:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ScreenState:
     """Everything that a screen is made of.
 
     Attributes:
@@ -100,7 +100,7 @@ class Scene:
     epoch_images: int
     now: float
     elapsed_s: float | None = None
-    notes: Sequence[Happening] = ()
+    notes: Sequence[LogLine] = ()
     hint: str = ""
 
 
@@ -144,7 +144,7 @@ class _Block:
         return max(len(self.lines), self.n_beside)
 
 
-def screen(scene: Scene, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
+def screen(scene: ScreenState, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
     """At most `height` lines of at most `width` cells, whatever the search has done so far."""
     if width < 1 or height < 1:
         return []
@@ -182,13 +182,13 @@ def sparkline(values: Sequence[float], low: float, high: float, width: int, glyp
     return "".join(glyphs.levels[min(n_levels - 1, max(0, int(share * n_levels)))] for share in shares)
 
 
-def happenings(history: History, notes: Iterable[Happening], most: int) -> list[Happening]:
-    """What happened last, the newest first: trials and fresh runs that ended, and notes."""
+def happenings(history: History, notes: Iterable[LogLine], most: int) -> list[LogLine]:
+    """What happened last, the newest first: trials and replicates that ended, and notes."""
     trials = (trial for trial in history.trials.values() if trial.end)
-    runs = (run for run in history.runs.values() if run.end)
-    ended: list[Trial | Run] = nlargest(most, trials, key=_ended_at)
+    runs = (run for run in history.replicates.values() if run.end)
+    ended: list[Trial | Replicate] = nlargest(most, trials, key=_ended_at)
     ended += nlargest(most, runs, key=_ended_at)
-    each = [*map(_told, ended), *notes]
+    each = [*map(_warned, ended), *notes]
     return sorted(each, key=lambda one: one.at, reverse=True)[:most]
 
 
@@ -199,7 +199,7 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
 
 
-def _header(scene: Scene, width: int, glyphs: Glyphs) -> list[Text]:
+def _header(scene: ScreenState, width: int, glyphs: Glyphs) -> list[Text]:
     history, left = scene.history, scene.remaining
     counting = history.counting
     n_ended = sum(trial.end is not None for trial in counting)
@@ -207,16 +207,17 @@ def _header(scene: Scene, width: int, glyphs: Glyphs) -> list[Text]:
     counts = {status: sum(trial.status == status for trial in counting) for status in statuses}
     counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     title = _title(scene, width, glyphs)
-    n_runs_ended = len(history.runs) - len(history.unfinished_runs)
+    n_runs_ended = len(history.replicates) - len(history.unfinished_replicates)
     bars = [_trials_bar(scene, n_ended, counted), _epochs_bar(scene)]
-    if history.runs:
+    if history.replicates:
         # What is left of one that was begun counts as a part of a run.
         n_runs = n_runs_ended + len(left.of_runs)
-        bars.append(_Bar("fresh", n_runs_ended, n_runs, f"{n_runs_ended} of about {n_runs}", "fresh runs of the best"))
+        text = f"{n_runs_ended} of about {n_runs}"
+        bars.append(_Bar("replicates", n_runs_ended, n_runs, text, "replicates of the best"))
     return [title, *(_bar_line(bar, width, glyphs) for bar in bars)]
 
 
-def _title(scene: Scene, width: int, glyphs: Glyphs) -> Text:
+def _title(scene: ScreenState, width: int, glyphs: Glyphs) -> Text:
     """Name, state and times; where there is too little room, the time left stays longest."""
     title = Text(printable(scene.name), style="bold")
     title.append(f"{_GAP}{_state(scene)}", style="cyan")
@@ -233,7 +234,7 @@ def _title(scene: Scene, width: int, glyphs: Glyphs) -> Text:
     return title
 
 
-def _trials_bar(scene: Scene, n_ended: int, counted: str) -> _Bar:
+def _trials_bar(scene: ScreenState, n_ended: int, counted: str) -> _Bar:
     left, trials = scene.remaining, scene.space.search.trials
     if trials is not None:
         return _Bar("trials", n_ended, trials, f"{n_ended} of {trials}", counted)
@@ -242,7 +243,7 @@ def _trials_bar(scene: Scene, n_ended: int, counted: str) -> _Bar:
     return _Bar("trials", n_ended, expected, text, counted)
 
 
-def _epochs_bar(scene: Scene) -> _Bar:
+def _epochs_bar(scene: ScreenState) -> _Bar:
     n_epochs, epoch_budget = epochs_trained(scene.history), scene.space.search.epoch_budget
     if epoch_budget is not None:
         return _Bar("epochs", n_epochs, epoch_budget, f"{n_epochs} of {epoch_budget}")
@@ -263,40 +264,41 @@ def _bar_line(bar: _Bar, width: int, glyphs: Glyphs) -> Text:
     return line
 
 
-def _state(scene: Scene) -> str:
+def _state(scene: ScreenState) -> str:
     history = scene.history
     if _working_runs(scene):
         return "training the best again with fresh seeds"
     if history.unfinished or n_to_start(history, scene.space):
         return "searching" if history.n_epochs else "starting"
-    return "fresh runs" if scene.remaining.of_runs else "finished"
+    return "replicates" if scene.remaining.of_runs else "finished"
 
 
-def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
+def _best(scene: ScreenState, width: int, glyphs: Glyphs) -> _Block:
     history = scene.history
-    fresh = fresh_results(history) if history.runs else {}
-    ranked = [row for row in rank(history) if not row.set_aside]
-    if history.runs:
+    replicates = replicate_results(history) if history.replicates else {}
+    ranked = [row for row in rank(history) if not row.excluded]
+    if history.replicates:
         # Those that are trained again are what there is to see now, the baseline among them.
-        again = {run.trial for run in history.runs.values()}
+        again = {run.trial for run in history.replicates.values()}
         ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
     rows = sorted(ranked[:N_BEST], key=lambda row: row.rank)
-    fresh_texts = [f"{fresh_text(found)} ({found.n_runs})" for row in rows if (found := fresh.get(row.trial))]
-    fresh_width = max(20, *(len(text) + len(_GAP) for text in fresh_texts)) if fresh_texts else 0
-    shown_columns = _columns_that_fit(width - fresh_width)
+    found = [replicates[row.trial] for row in rows if row.trial in replicates]
+    replicate_texts = [f"{replicate_text(summary)} ({summary.n_runs})" for summary in found]
+    replicate_width = max(20, *(len(text) + len(_GAP) for text in replicate_texts)) if replicate_texts else 0
+    shown_columns = _columns_that_fit(width - replicate_width)
     max_epochs = scene.space.training.max_epochs
-    curve_width = _curve_width(max_epochs, width, fresh_width)
+    curve_width = _curve_width(max_epochs, width, replicate_width)
     curves = {row.trial: _curve(history.trials[row.trial]) for row in rows}
     shown = [value for curve in curves.values() for value in curve]
     low, high = min(shown, default=0.0), max(shown, default=1.0)
     heading = " ".join([f"{'':>2}", *(_COLUMNS[name] % name for name in shown_columns)]) + _GAP
-    heading += ("fresh runs".ljust(fresh_width) if fresh_width else "") + (
+    heading += ("replicates".ljust(replicate_width) if replicate_width else "") + (
         "curve" if curve_width >= len("curve") else ""
     )
     lines = [Text(heading, style="dim")]
     for row in rows:
         curve = _sparkline_to_scale(curves[row.trial], low, high, max_epochs, curve_width, glyphs)
-        line = _best_line(row, shown_columns, curve.ljust(curve_width), fresh.get(row.trial), fresh_width)
+        line = _best_line(row, shown_columns, curve.ljust(curve_width), replicates.get(row.trial), replicate_width)
         values = {name: getattr(row.config, name) for name in scene.space.searched}
         if fitting := _those_that_fit(values, width - line.cell_len - len(_GAP)):
             line.append(_GAP + fitting, style="dim")
@@ -306,11 +308,11 @@ def _best(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     return _Block("best", lines, least=2)
 
 
-def _curve_width(max_epochs: int, width: int, fresh_width: int) -> int:
+def _curve_width(max_epochs: int, width: int, replicate_width: int) -> int:
     """Characters for a curve of `max_epochs`."""
-    # A narrow terminal has no room for fresh runs, curves and hyperparameters together.
-    parameter_columns = 0 if fresh_width and width < WIDE_COLUMNS else PARAMETER_COLUMNS
-    most = min(MOST_CURVE_COLUMNS, max(0, width - 45 - fresh_width - parameter_columns))
+    # A narrow terminal has no room for replicates, curves and hyperparameters together.
+    parameter_columns = 0 if replicate_width and width < WIDE_COLUMNS else PARAMETER_COLUMNS
+    most = min(MOST_CURVE_COLUMNS, max(0, width - 45 - replicate_width - parameter_columns))
     # An epoch takes as many as there is room for; where each has not even one, some epochs are left out.
     return min(max_epochs * max(1, most // max_epochs), most)
 
@@ -338,17 +340,19 @@ def _columns_that_fit(width: int) -> list[str]:
     return shown
 
 
-def _best_line(row: Ranked, columns: Sequence[str], curve: str, fresh: Fresh | None, fresh_width: int) -> Text:
+def _best_line(
+    row: Ranked, columns: Sequence[str], curve: str, replicates: ReplicateSummary | None, replicate_width: int
+) -> Text:
     accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
-    exempt = " baseline" if row.baseline else " explored" if row.explored else ""
+    exempt = " baseline" if row.baseline else " audit" if row.audit else ""
     cells = {"trial": f"{row.trial}{exempt}", "status": row.status, "epochs": str(row.epochs), "accuracy": accuracy}
     line = Text(f"{row.rank:>2}")
     for name in columns:
         line.append(" ")
         line.append(_COLUMNS[name] % cells[name], style=STATUS_STYLES[row.status] if name == "status" else "")
     line.append(_GAP)
-    again = f"{fresh_text(fresh)} ({fresh.n_runs})" if fresh else ""
-    line.append(f"{again:<{fresh_width}}" if fresh_width else "", style="bold")
+    again = f"{replicate_text(replicates)} ({replicates.n_runs})" if replicates else ""
+    line.append(f"{again:<{replicate_width}}" if replicate_width else "", style="bold")
     line.append(curve, style="green" if row.status == "completed" else "cyan")
     return line
 
@@ -357,10 +361,10 @@ def _curve(trial: Trial) -> list[float]:
     return [epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged]
 
 
-def _workers(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
+def _workers(scene: ScreenState, width: int, glyphs: Glyphs) -> _Block:
     history = scene.history
     # Trials are dispatched in their order: where an earlier session had more slots, the last ones wait.
-    working: list[Trial | Run] = [*_working_trials(scene)[: scene.trials_at_once], *_working_runs(scene)]
+    working: list[Trial | Replicate] = [*_working_trials(scene)[: scene.trials_at_once], *_working_runs(scene)]
     lines = [_worker_line(one, scene, width, glyphs) for one in working]
     n_empty = max(0, scene.trials_at_once - len(working))
     if n_empty and not working and not history.n_epochs:
@@ -372,27 +376,27 @@ def _workers(scene: Scene, width: int, glyphs: Glyphs) -> _Block:
     return _Block(f"workers{together}", lines, least=2)
 
 
-def _working_trials(scene: Scene) -> list[Trial]:
+def _working_trials(scene: ScreenState) -> list[Trial]:
     return [trial for trial in scene.history.unfinished if not waits_at_rung(trial, scene.space)]
 
 
-def _working_runs(scene: Scene) -> list[Run]:
-    """Fresh runs that are trained now: none that an earlier session left, until all trials have ended."""
+def _working_runs(scene: ScreenState) -> list[Replicate]:
+    """Replicates that are trained now: none that an earlier session left, until all trials have ended."""
     history = scene.history
     if _working_trials(scene):
         return []
     if not n_to_start(history, scene.space):
-        return history.unfinished_runs
-    # Trials are to be started yet, unless the rest of a time budget is kept for fresh runs.
-    return [run for run in history.unfinished_runs if _is_of_this_session(run, scene)]
+        return history.unfinished_replicates
+    # Trials are to be started yet, unless the rest of a time budget is kept for replicates.
+    return [run for run in history.unfinished_replicates if _is_of_this_session(run, scene)]
 
 
-def _is_of_this_session(one: Trial | Run, scene: Scene) -> bool:
+def _is_of_this_session(one: Trial | Replicate, scene: ScreenState) -> bool:
     began_at = scene.now - scene.elapsed_s if scene.elapsed_s is not None else 0.0
     return (one.last.at if one.last else one.started_at) >= began_at
 
 
-def _worker_line(one: Trial | Run, scene: Scene, width: int, glyphs: Glyphs) -> Text:
+def _worker_line(one: Trial | Replicate, scene: ScreenState, width: int, glyphs: Glyphs) -> Text:
     max_epochs = scene.space.training.max_epochs
     name = f"trial {one.number}" if isinstance(one, Trial) else f"run {one.number}, trial {one.trial}"
     rate = _images_per_s(one, scene.epoch_images)
@@ -407,11 +411,11 @@ def _worker_line(one: Trial | Run, scene: Scene, width: int, glyphs: Glyphs) -> 
     return line
 
 
-def _images_per_s(one: Trial | Run, epoch_images: int) -> float | None:
+def _images_per_s(one: Trial | Replicate, epoch_images: int) -> float | None:
     return epoch_images / one.last.train_s if one.last and one.last.train_s > 0 else None
 
 
-def _rungs(scene: Scene, glyphs: Glyphs) -> _Block:
+def _rungs(scene: ScreenState, glyphs: Glyphs) -> _Block:
     lines = []
     *rungs, end = rung_survival(scene.history.counting, scene.space)
     for rung in rungs:
@@ -425,7 +429,7 @@ def _rungs(scene: Scene, glyphs: Glyphs) -> _Block:
     return _Block("rungs", lines, least=min(len(lines), MOST_RUNGS))
 
 
-def _events(scene: Scene, room: int) -> _Block:
+def _events(scene: ScreenState, room: int) -> _Block:
     lines = []
     for one in happenings(scene.history, scene.notes, min(max(room, 0), _MORE_EVENTS_THAN_ROWS)):
         line = Text()
@@ -437,19 +441,19 @@ def _events(scene: Scene, room: int) -> _Block:
     return _Block(f"events{_GAP}{scene.hint}" if scene.hint else "events", lines, least=1)
 
 
-def _ended_at(one: Trial | Run) -> float:
+def _ended_at(one: Trial | Replicate) -> float:
     return one.end.at if one.end else 0.0
 
 
-def _told(one: Trial | Run) -> Happening:
+def _warned(one: Trial | Replicate) -> LogLine:
     assert one.end is not None
     accuracy = f"{one.last.validation_accuracy:.2%}" if one.last and not one.last.diverged else ""
     if isinstance(one, Trial):
-        name = f"trial {one.number}" + (" (baseline)" if one.baseline else " (explored)" if one.explored else "")
+        name = f"trial {one.number}" + (" (baseline)" if one.baseline else " (audit)" if one.audit else "")
     else:
-        name = f"fresh run {one.number} of trial {one.trial}"
+        name = f"replicate {one.number} of trial {one.trial}"
     said = one.end.reason or accuracy
-    return Happening(one.end.at, f"{name} {one.end.status}: {said}", STATUS_STYLES[one.end.status])
+    return LogLine(one.end.at, f"{name} {one.end.status}: {said}", STATUS_STYLES[one.end.status])
 
 
 def _bar(share: float, width: int, glyphs: Glyphs) -> Text:

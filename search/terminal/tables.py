@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.analysis.ranking import METRIC, SORT_KEYS, Ranked, fresh_text, n_by_fresh_runs
+from search.analysis.ranking import METRIC, SORT_KEYS, Ranked, n_by_replicates, replicate_text
 from search.experiment.folder import trials_csv
-from search.experiment.manifest import Opening
+from search.experiment.manifest import TestSetUse
 from spaces.parameters import HYPERPARAMETER_NAMES, Number
 from spaces.printable import printable
 
@@ -19,7 +19,7 @@ from spaces.printable import printable
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
 
 _HEADER = ("rank", "trial", "status", "epochs", "accuracy", "loss", "seconds")
-_FRESH_HEADER = ("fresh runs", "tied")
+_REPLICATE_HEADER = ("replicates", "tied")
 # Columns that go where a terminal is too narrow for all.
 _MISSED_FIRST = ("seconds", "loss", "epochs", "tied", "status", "accuracy")
 # Between columns.
@@ -31,7 +31,7 @@ MOST_REASONS = 20
 _BOX = box.Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 
 
-_SORT_KEYS = {"accuracy": "validation_accuracy", "loss": "validation_loss", "fresh runs": "fresh_accuracy"}
+_SORT_KEYS = {"accuracy": "validation_accuracy", "loss": "validation_loss", "replicates": "replicate_accuracy"}
 
 
 def sort_keys() -> dict[str, str]:
@@ -40,7 +40,7 @@ def sort_keys() -> dict[str, str]:
     return {**full, **_SORT_KEYS, **{head: name for name, head in SHORT_NAMES.items()}}
 
 
-def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[Opening] = ()) -> str:
+def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[TestSetUse] = ()) -> str:
     """One object: `experiment`, `metric`, `trials`, `test_openings`."""
     content = {
         "experiment": experiment,
@@ -78,7 +78,7 @@ def as_table(
 ) -> str:
     """Aligned columns; styled and fitted to `width` if it is given, plain and as wide as it needs otherwise.
 
-    A line parts the ranks that rest on fresh runs from the others.
+    A line parts the ranks that rest on replicates from the others.
 
     Args:
         ranked: rows.
@@ -87,7 +87,7 @@ def as_table(
         live: whether the search runs now; if not, running trials are shown as unfinished.
         most_rows: that are shown; None shows all.
     """
-    n_confirmed, in_table = n_by_fresh_runs(ranked), ranked[:most_rows]
+    n_confirmed, in_table = n_by_replicates(ranked), ranked[:most_rows]
     rows = [_cells(row, parameters, live) for row in in_table]
     # A narrow terminal keeps the results, and as many hyperparameters as fit.
     shown = list(_header(ranked))
@@ -109,8 +109,8 @@ def as_table(
     console.print(table)
     lines = [line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines()]
     if 0 < n_confirmed < len(rows):
-        baseline = ", the baseline by its fresh runs" if any(row.fresh for row in in_table[n_confirmed:]) else ""
-        lines.append(f"(above the line: ranked by fresh runs; below it: by the accuracy in the search{baseline})")
+        baseline = ", the baseline by its replicates" if any(row.replicates for row in in_table[n_confirmed:]) else ""
+        lines.append(f"(above the line: ranked by replicates; below it: by the accuracy in the search{baseline})")
     if len(rows) < len(ranked):
         lines.append(f"(the first {len(rows):,} of {len(ranked):,} trials: --top N shows more, --format csv all)")
     if left_out:
@@ -120,7 +120,7 @@ def as_table(
 
 def _reasons(ranked: Sequence[Ranked]) -> list[str]:
     """Why trials failed or do not count."""
-    bad = [row for row in ranked if row.status == "failed" or row.set_aside]
+    bad = [row for row in ranked if row.status == "failed" or row.excluded]
     lines = [f"trial {row.trial}: {printable(row.reason)}" for row in bad[:MOST_REASONS]]
     if len(bad) > MOST_REASONS:
         lines.append(f"(and {len(bad) - MOST_REASONS:,} more that failed or do not count: --format csv says why)")
@@ -128,13 +128,13 @@ def _reasons(ranked: Sequence[Ranked]) -> list[str]:
 
 
 def _header(ranked: Sequence[Ranked]) -> tuple[str, ...]:
-    return _HEADER + _FRESH_HEADER if any(row.fresh for row in ranked) else _HEADER
+    return _HEADER + _REPLICATE_HEADER if any(row.replicates for row in ranked) else _HEADER
 
 
 def _cells(row: Ranked, parameters: Sequence[str], live: bool) -> dict[str, str]:
     """By column."""
     values = row.config.as_dict()
-    exempt = " (baseline)" if row.baseline else " (explored)" if row.explored else ""
+    exempt = " (baseline)" if row.baseline else " (audit)" if row.audit else ""
     return {
         "rank": str(row.rank),
         "trial": f"{row.trial}{exempt}",
@@ -143,7 +143,7 @@ def _cells(row: Ranked, parameters: Sequence[str], live: bool) -> dict[str, str]
         "accuracy": "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}",
         "loss": "-" if row.validation_loss is None else f"{row.validation_loss:.4f}",
         "seconds": f"{row.seconds:.1f}",
-        "fresh runs": f"{fresh_text(row.fresh)} ({row.fresh.n_runs})" if row.fresh else "-",
+        "replicates": f"{replicate_text(row.replicates)} ({row.replicates.n_runs})" if row.replicates else "-",
         "tied": "=" if row.tied else "",
         **{name: short(values[name]) for name in parameters},
     }

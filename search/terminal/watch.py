@@ -19,7 +19,7 @@ from search.experiment.events import History
 from search.experiment.folder import Experiment
 from search.experiment.manifest import Manifest, seconds_used
 from search.terminal.live_screen import LiveScreen
-from search.terminal.screen import Glyphs, Happening, Scene, screen
+from search.terminal.screen import Glyphs, LogLine, ScreenState, screen
 from spaces.schema import Space
 
 POLL_S = 1.0
@@ -60,7 +60,7 @@ class _Watched:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._follower = experiment.follower()
-        self._notes: list[Happening] = []
+        self._notes: list[LogLine] = []
         self._fetched_s = time.monotonic()
         self._space: Space = experiment.space
         self._manifest: Manifest = experiment.manifest
@@ -78,14 +78,14 @@ class _Watched:
             self._space = self._experiment.space
 
     def take_message(self, line: str) -> None:
-        self._notes.append(Happening(time.time(), line, "yellow"))
+        self._notes.append(LogLine(time.time(), line, "yellow"))
 
     def draw(self, width: int, height: int, glyphs: Glyphs) -> Sequence[Text]:
         left = remaining(self._history, self._space)
         epoch_s = recent_epoch_s(self._history, _session_start(self._manifest))
         device, now = self._manifest.device, time.time()
         budget_left_s = self._budget_left_s(now)
-        scene = Scene(
+        scene = ScreenState(
             name=self._experiment.name,
             space=self._space,
             history=self._history,

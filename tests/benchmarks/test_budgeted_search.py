@@ -37,7 +37,9 @@ def test_stock_ray_trains_as_many_epochs_as_ours_took(
     monkeypatch.setattr(budgeted_search, "_ours", lambda arguments, epochs: found(0.8, epochs + 5))
     monkeypatch.setattr(budgeted_search, "_stock", stock)
     monkeypatch.setattr(
-        budgeted_search, "_fresh_accuracies", lambda space, configs, n, seed: {title: [0.5, 0.6] for title in configs}
+        budgeted_search,
+        "_replicate_accuracies",
+        lambda space, configs, n, seed: {title: [0.5, 0.6] for title in configs},
     )
     assert budgeted_search.main(["--epochs", "60", "--rounds", "2"]) == 0
     assert asked == [65, 65]
@@ -45,7 +47,7 @@ def test_stock_ray_trains_as_many_epochs_as_ours_took(
 
 
 def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert budgeted_search.main(["--fresh", "1"]) == 2
+    assert budgeted_search.main(["--replicates", "1"]) == 2
     assert "--fresh at least 2" in capsys.readouterr().err
 
 

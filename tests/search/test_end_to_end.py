@@ -22,7 +22,7 @@ import optuna
 import pytest
 from PIL import Image
 
-from search.experiment.events import EpochDone, Event, History, RunEpochDone
+from search.experiment.events import EpochDone, Event, History, ReplicateEpochDone
 from search.experiment.journal import event_from_line, read_history
 from search.policy.state import is_done
 from search.policy.study import Proposer
@@ -210,7 +210,7 @@ def assert_trained_by(
     config: Hyperparameters,
     purpose: str,
     seed_number: int,
-    epochs: Sequence[EpochDone] | Sequence[RunEpochDone],
+    epochs: Sequence[EpochDone] | Sequence[ReplicateEpochDone],
 ) -> None:
     import torch
 
@@ -352,7 +352,7 @@ def test_a_search_goes_on_in_a_changed_space_with_the_trials_that_lie_in_it(
     assert changed.returncode == 0, changed.stderr
     after = read_history(folder / "journal.jsonl")
     outside = [trial for trial in history.trials.values() if not 0.5 <= trial.config.momentum <= 0.9]
-    assert [trial.number for trial in after.trials.values() if trial.set_aside] == [t.number for t in outside]
+    assert [trial.number for trial in after.trials.values() if trial.excluded] == [t.number for t in outside]
     assert len(after.counting) == 8
     assert all(0.5 <= trial.config.momentum <= 0.9 for trial in after.counting)
     assert load_space(str(folder)).as_dict() == after.space
@@ -682,7 +682,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
 
 
 @pytest.mark.long
-def test_fresh_runs_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path) -> None:
+def test_replicates_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path) -> None:
     results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
     confirm = ("search.trials=3", "confirm.top=1", "confirm.seeds=2", "confirm.budget=4")
     process = start(results, "--name", "tiny", *set_options(*TINY, *confirm), temporary=temporary)
@@ -691,7 +691,7 @@ def test_fresh_runs_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     before = read_history(journal)
-    assert before.unfinished_runs
+    assert before.unfinished_replicates
 
     resumed = run("search.run", "--resume", "tiny", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
@@ -699,17 +699,17 @@ def test_fresh_runs_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path)
     assert "hand-picked configuration" in resumed.stdout
     history, space = read_history(journal), load_space(str(results / "tiny"))
     assert is_done(history, space)
-    for number, past in before.runs.items():
-        assert history.runs[number].epochs[: past.n_epochs] == past.epochs
-    for number in {0, before.unfinished_runs[0].number}:
-        fresh = history.runs[number]
+    for number, past in before.replicates.items():
+        assert history.replicates[number].epochs[: past.n_epochs] == past.epochs
+    for number in {0, before.unfinished_replicates[0].number}:
+        fresh = history.replicates[number]
         config = history.trials[fresh.trial].config
         assert_trained_by(space, config, "CONFIRMATION", fresh.block, fresh.epochs)
-    with (results / "tiny" / "fresh_runs.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == sum(fresh.n_epochs for fresh in history.runs.values())
+    with (results / "tiny" / "replicates.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == sum(fresh.n_epochs for fresh in history.replicates.values())
     assert not list((results / "tiny").glob("ray/session_*/*/checkpoint_*"))
     rows = json.loads(run("search.leaderboard", "--format", "json", cwd=tmp_path).stdout)["trials"]
-    assert rows[0]["fresh_runs"] >= 2
+    assert rows[0]["replicates"] >= 2
     shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -739,7 +739,7 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
         "dark",
         "light",
     ]
-    assert "fresh run" in searched.stdout
+    assert "replicate" in searched.stdout
     board = run("search.leaderboard", "folder", cwd=tmp_path)
     assert board.returncode == 0, board.stderr
     assert "Test set opened" not in board.stdout

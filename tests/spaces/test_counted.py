@@ -6,15 +6,15 @@ from spaces.counted import counted
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
-        (0, "0 fresh runs"),
-        (1, "1 fresh run"),
-        (1200, "1,200 fresh runs"),
-        (1.2, "1 fresh run"),
-        ("1.0", "1.0 fresh runs"),
+        (0, "0 replicates"),
+        (1, "1 replicate"),
+        (1200, "1,200 replicates"),
+        (1.2, "1 replicate"),
+        ("1.0", "1.0 replicates"),
     ],
 )
 def test_nouns_are_in_the_plural_unless_one_is_shown(number: float | str, expected: str) -> None:
-    assert counted(number, "fresh run") == expected
+    assert counted(number, "replicate") == expected
 
 
 def test_an_irregular_plural_is_given() -> None:

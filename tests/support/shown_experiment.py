@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from search.experiment.folder import Experiment, create_experiment
-from search.experiment.manifest import Data, Device, Opening, Session, new_manifest
+from search.experiment.manifest import Data, Device, Session, TestSetUse, new_manifest
 from search.policy.state import SearchState
 from search.retraining.answers import PREDICTIONS_FILE, predictions_csv, surest_mistakes, write_mistakes
 from search.retraining.scores import confusion_matrix
@@ -19,7 +19,7 @@ CLASS_NAMES = (HOSTILE, "$\\frac{1}", "三", *map(str, range(3, 10)))
 
 
 def searched(results: Path, name: str, space: Space, data: TrainingData | None = None, seed: int = 3) -> Experiment:
-    """A search that ran to its end, its fresh runs too."""
+    """A search that ran to its end, its replicates too."""
     device = Device(device="cpu", name="CPU <of> a test", trials_at_once=2)
     decoded = data.decoded if data else None
     images = Data(
@@ -67,7 +67,7 @@ def tested(experiment: Experiment, data: TrainingData) -> None:
         "surest_mistakes": [mistake.as_dict() for mistake in mistakes],
     }
     write_json(final / "metrics.json", metrics)
-    opening = Opening(
+    opening = TestSetUse(
         at="2026-01-01T00:00:00+00:00", trial=0, config={}, epochs=3, seeds=3, reason=None, test_accuracy_mean=accuracy
     )
-    experiment.write_manifest(experiment.manifest.with_opening(opening, new=True))
+    experiment.write_manifest(experiment.manifest.with_use_of_test_set(opening, new=True))

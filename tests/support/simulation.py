@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from search.experiment.events import EpochDone, RunEpochDone
+from search.experiment.events import EpochDone, ReplicateEpochDone
 from search.policy.state import Assignment, SearchState
 from spaces import Hyperparameters
 
@@ -26,7 +26,7 @@ def simulate(
     max_results: int | None = None,
     trials_at_once: int = 2,
     curve: Curve = accuracy,
-    fresh_curve: Callable[[int, int, int], float] = lambda trial, block, epoch: 0.5 + trial / 1000 + block / 100,
+    replicate_curve: Callable[[int, int, int], float] = lambda trial, block, epoch: 0.5 + trial / 1000 + block / 100,
 ) -> None:
     """Run until the search ends, or breaks off after `max_results`; workers take turns by `seed`."""
     turns = random.Random(seed)
@@ -43,12 +43,12 @@ def simulate(
         if assignment.kind == "trial":
             goes_on = state.record(result(assignment.number, epoch, curve(assignment.number, assignment.config, epoch)))
         else:
-            value = fresh_curve(assignment.trial, assignment.seed_number, epoch)
+            value = replicate_curve(assignment.trial, assignment.seed_number, epoch)
             goes_on = state.record_run(run_result(assignment.number, epoch, value))
         if not goes_on:
             del running[name]
         n_results += 1
 
 
-def run_result(run: int, epoch: int, value: float, loss: float = 1.0) -> RunEpochDone:
-    return RunEpochDone(run, epoch, loss, loss, value, 0.5, 0.1, 10_000.0 + 100 * run + epoch)
+def run_result(run: int, epoch: int, value: float, loss: float = 1.0) -> ReplicateEpochDone:
+    return ReplicateEpochDone(run, epoch, loss, loss, value, 0.5, 0.1, 10_000.0 + 100 * run + epoch)

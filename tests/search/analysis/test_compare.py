@@ -9,11 +9,11 @@ import pytest
 from search import compare
 from search.analysis.comparison import as_text, best_so_far, compared_rows, read_compared, remarks
 from search.analysis.ranking import lead_sentence, rank
-from search.experiment.events import Event, RunEnded, RunStarted, TrialEnded, TrialStarted
+from search.experiment.events import Event, ReplicateEnded, ReplicateStarted, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment
 from search.experiment.manifest import Session
 from search.pages.headline import headline
-from search.pages.known import read_all
+from search.pages.report_data import read_all
 from spaces import Space, load_space
 from tests.support import foreign, shown_experiment
 from tests.support.simulation import result, run_result
@@ -73,9 +73,9 @@ def test_the_outcome_is_the_leaderboard_s(pair: Pair) -> None:
     rows = {row.name: row for row in compared_rows(compared) if row.section == "outcome"}
     for i, one in enumerate(compared):
         assert one.best is not None
-        assert one.best.fresh is not None
+        assert one.best.replicates is not None
         assert rows["winner"].values[i] == f"trial {one.best.trial}"
-        assert rows["validation accuracy"].values[i].startswith(f"{one.best.fresh.mean:.2%}")
+        assert rows["validation accuracy"].values[i].startswith(f"{one.best.replicates.mean:.2%}")
         assert "points" in rows["lead over its baseline"].values[i]
         assert rows["epochs"].values[i] == str(one.history.n_epochs)
 
@@ -84,12 +84,12 @@ def test_the_outcome_is_the_leaderboard_s(pair: Pair) -> None:
     ("runs", "sentence", "stat", "text"),
     [
         ({}, "20.00 points above the baseline", ("+20.00 points", "one seed each"), "+20.00 points (one seed)"),
-        ({1: [0.8]}, "has no fresh run to compare with", ("–", "the baseline has no fresh run"), "–"),
+        ({1: [0.8]}, "has no replicate to compare with", ("–", "the baseline has no replicate"), "–"),
         (
             {1: [0.8], 0: [0.75]},
             "It is 5.00 points above",
-            ("+5.00 points", "fresh runs: how sure is not known"),
-            "+5.00 points (too few fresh runs)",
+            ("+5.00 points", "replicates: how sure is not known"),
+            "+5.00 points (too few replicates)",
         ),
         ({1: [0.8, 0.82], 0: [0.7, 0.71]}, "10.50 ± ", ("+10.50 ± ", "95 % interval"), "+10.50 ± "),
         # Of three, the second best has none yet: nobody's count.
@@ -113,8 +113,8 @@ def test_one_lead_is_said_everywhere(
         events.append(TrialEnded(number, "completed", "", 5.0))
     blocks = [(trial, block, value) for trial, values in runs.items() for block, value in enumerate(values, 1)]
     for number, (trial, block, value) in enumerate(blocks):
-        ended = RunEnded(number, "completed", "", 7.0)
-        events += [RunStarted(number, trial, block, 6.0), run_result(number, 1, value), ended]
+        ended = ReplicateEnded(number, "completed", "", 7.0)
+        events += [ReplicateStarted(number, trial, block, 6.0), run_result(number, 1, value), ended]
     for event in events:
         journal.append(event)
     assert sentence in lead_sentence(made.history(), rank(made.history()))

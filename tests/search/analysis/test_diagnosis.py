@@ -17,9 +17,9 @@ from search.analysis.rung_correlation import expected_losses, first_refusals, ru
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.diagnose import findings_text
-from search.experiment.events import History, RunEnded, RunStarted, SpaceSet, TrialEnded, TrialStarted
-from search.policy.exploration import is_explored
-from search.policy.fresh_statistics import run_sd
+from search.experiment.audits import is_audit
+from search.experiment.events import History, ReplicateEnded, ReplicateStarted, SpaceSet, TrialEnded, TrialStarted
+from search.policy.replicate_statistics import run_sd
 from search.policy.state import SearchState
 from spaces import Hyperparameters, Space, load_space
 from spaces.parameters import LogUniform, RandInt, Uniform
@@ -81,22 +81,22 @@ def made(space: Space, *trials: tuple[str, Sequence[float], dict[str, float]]) -
 
 
 def test_ranks_that_never_change_give_a_correlation_of_one_and_lose_nothing() -> None:
-    space = space_with("search.explore=0.3")
+    space = space_with("search.audit_fraction=0.3")
     history = searched(space, lambda trial, config, epoch: (trial * 17 % 40) / 40)
     finding = rank_correlation(history, space)
-    assert [found["value"] for found in finding.numbers["explored"]] == pytest.approx([1, 1])
-    assert all(found["low"] > 0.6 for found in finding.numbers["explored"])
+    assert [found["value"] for found in finding.numbers["audit"]] == pytest.approx([1, 1])
+    assert all(found["low"] > 0.6 for found in finding.numbers["audit"])
     lost = would_be_winners(history, space)
     assert lost.verdict == "fine"
     assert lost.numbers["n_winners"] == lost.numbers["chance"] == 0
-    assert lost.numbers["n_explored_refused_winners"] == 0
+    assert lost.numbers["n_audit_refused_winners"] == 0
 
 
 def test_curves_that_cross_give_a_low_correlation_and_a_later_rung_is_advised() -> None:
-    space = space_with("search.explore=0.5")
+    space = space_with("search.audit_fraction=0.5")
     curve, _ = normal_curves(seed=3, at_1=0.0, at_3=0.99)
     history = searched(space, curve)
-    first, third = rank_correlation(history, space).numbers["explored"]
+    first, third = rank_correlation(history, space).numbers["audit"]
     assert first["low"] < 0 < first["high"]
     assert third["value"] > 0.9
     lost = would_be_winners(history, space)
@@ -106,17 +106,17 @@ def test_curves_that_cross_give_a_low_correlation_and_a_later_rung_is_advised() 
 
 
 def test_explored_trials_give_the_truth_where_survivors_are_biased() -> None:
-    space = space_with("search.explore=0.5", "search.trials=60")
+    space = space_with("search.audit_fraction=0.5", "search.trials=60")
     truths = []
-    values: dict[str, list[float]] = {"explored": [], "survivors": []}
+    values: dict[str, list[float]] = {"audit": [], "survivors": []}
     for seed in range(24):
         curve, ends = normal_curves(seed, at_1=0.6, at_3=0.9, n_trials=60)
         truths.append(spearman(np.array([curve(trial, space.baseline, 1) for trial in range(60)]), ends))
         numbers = rank_correlation(searched(space, curve, seed), space).numbers
         for group, found in values.items():
             found += [correlation["value"] for correlation in numbers[group] if correlation["epoch"] == 1]
-    # So many searches of 30 explored trials leave a standard error of 0.03.
-    assert fmean(values["explored"]) == pytest.approx(fmean(truths), abs=0.08)
+    # So many searches of 30 audit trials leave a standard error of 0.03.
+    assert fmean(values["audit"]) == pytest.approx(fmean(truths), abs=0.08)
     assert fmean(values["survivors"]) < fmean(truths) - 0.1
 
 
@@ -173,8 +173,8 @@ def test_expected_losses_are_those_of_real_searches() -> None:
 
 
 def test_a_refused_explored_trial_that_ends_above_the_rest_is_seen() -> None:
-    space = space_with("search.explore=0.5", "search.trials=12", "confirm.top=0")
-    late = next(number for number in range(2, 12) if is_explored(number, space.search.seed, 0.5))
+    space = space_with("search.audit_fraction=0.5", "search.trials=12", "confirm.top=0")
+    late = next(number for number in range(2, 12) if is_audit(number, space.search.seed, 0.5))
 
     def curve(trial: int, config: Hyperparameters, epoch: int) -> float:
         if trial == late:
@@ -184,28 +184,28 @@ def test_a_refused_explored_trial_that_ends_above_the_rest_is_seen() -> None:
     history = searched(space, curve)
     assert first_refusals(history, RUNGS, 3)[late] == 1
     lost = would_be_winners(history, space)
-    assert lost.numbers["n_explored_refused_winners"] == 1
-    assert lost.numbers["n_explored_refused"] == 1
+    assert lost.numbers["n_audit_refused_winners"] == 1
+    assert lost.numbers["n_audit_refused"] == 1
 
 
-def test_a_refused_explored_trial_whose_fresh_runs_are_worse_is_no_winner() -> None:
-    space = space_with("search.explore=0.5", "search.trials=12", "confirm.top=0")
-    late = next(number for number in range(2, 12) if is_explored(number, space.search.seed, 0.5))
+def test_a_refused_explored_trial_whose_replicates_are_worse_is_no_winner() -> None:
+    space = space_with("search.audit_fraction=0.5", "search.trials=12", "confirm.top=0")
+    late = next(number for number in range(2, 12) if is_audit(number, space.search.seed, 0.5))
     history = searched(
         space, lambda trial, config, epoch: (0.95 if epoch == 9 else 0.1) if trial == late else 0.5 + trial / 1000
     )
-    with_fresh_runs(history, {late: [0.4, 0.42], 11: [0.5, 0.52]})
-    assert would_be_winners(history, space).numbers["n_explored_refused_winners"] == 0
+    with_replicates(history, {late: [0.4, 0.42], 11: [0.5, 0.52]})
+    assert would_be_winners(history, space).numbers["n_audit_refused_winners"] == 0
 
 
-def with_fresh_runs(history: History, accuracies: dict[int, list[float]]) -> History:
-    """Fresh runs of trials, with their accuracies in blocks 1, 2 …"""
+def with_replicates(history: History, accuracies: dict[int, list[float]]) -> History:
+    """Replicates of trials, with their accuracies in blocks 1, 2 …"""
     for trial, values in accuracies.items():
         for block, value in enumerate(values, 1):
-            number = len(history.runs)
-            history.apply(RunStarted(number, trial, block, 1.0))
+            number = len(history.replicates)
+            history.apply(ReplicateStarted(number, trial, block, 1.0))
             history.apply(run_result(number, 1, value))
-            history.apply(RunEnded(number, "completed", "", 2.0))
+            history.apply(ReplicateEnded(number, "completed", "", 2.0))
     return history
 
 
@@ -216,20 +216,20 @@ def test_without_exploration_survivors_stand_in_and_it_is_said() -> None:
     correlation, lost = rank_correlation(history, space), would_be_winners(history, space)
     assert correlation.verdict == "unknown"
     assert "others that got there (biased: stopping leaves trials alike" in correlation.sentence
-    assert correlation.advice.startswith("To measure it without bias: search.explore: 0.1, about ")
+    assert correlation.advice.startswith("To measure it without bias: search.audit_fraction: 0.1, about ")
     assert lost.numbers["from"] == "survivors"
     assert "rather too many, for the correlation is that of survivors" in lost.sentence
 
 
 def test_savings_are_what_stopped_trials_did_not_train_and_exploring_gave_back() -> None:
-    space = space_with("search.explore=0.3")
+    space = space_with("search.audit_fraction=0.3")
     history = searched(space, lambda trial, config, epoch: 0.9 - trial / 50)
     numbers = savings(history, space).numbers
-    explored = [trial for trial in history.trials.values() if trial.explored]
-    n_stopped = 39 - len(explored)
-    assert numbers["trained"] == history.n_epochs == 9 * (1 + len(explored)) + n_stopped
+    audits = [trial for trial in history.trials.values() if trial.audit]
+    n_stopped = 39 - len(audits)
+    assert numbers["trained"] == history.n_epochs == 9 * (1 + len(audits)) + n_stopped
     assert numbers["saved"] == 8 * n_stopped
-    assert numbers["spent_on_exploring"] == 8 * len(explored)
+    assert numbers["spent_on_audits"] == 8 * len(audits)
 
 
 # The space
@@ -438,26 +438,26 @@ def test_a_gain_within_the_noise_of_a_run_is_none() -> None:
     history = with_ends(*[0.8] * 11, 0.81)
     assert "it still improves" in flatness(history, None).sentence
     assert "standard error of 288 images: 2.31 points): it has flattened" in flatness(history, 288).sentence
-    again = with_fresh_runs(history, {11: [0.816, 0.824, 0.816, 0.824]})
-    assert "over fresh runs: 0.46 points): it still improves" in flatness(again, 288).sentence
+    again = with_replicates(history, {11: [0.816, 0.824, 0.816, 0.824]})
+    assert "over replicates: 0.46 points): it still improves" in flatness(again, 288).sentence
 
 
-def test_a_best_run_that_fresh_runs_do_not_bear_out_is_no_reason_for_more_trials() -> None:
+def test_a_best_run_that_replicates_do_not_bear_out_is_no_reason_for_more_trials() -> None:
     history = with_ends(*[0.3] * 7, 0.40, *[0.3] * 2, 0.5444, 0.3)
     assert flatness(history, 288).verdict == "change"
-    flat = flatness(with_fresh_runs(history, {10: [0.33, 0.36, 0.39], 7: [0.34, 0.37, 0.38], 0: [0.3, 0.3, 0.3]}), 288)
+    flat = flatness(with_replicates(history, {10: [0.33, 0.36, 0.39], 7: [0.34, 0.37, 0.38], 0: [0.3, 0.3, 0.3]}), 288)
     assert flat.verdict == "fine"
-    assert "from 36.00% ± " not in flat.sentence, "trial 7, the best by its fresh runs, was there before"
+    assert "from 36.00% ± " not in flat.sentence, "trial 7, the best by its replicates, was there before"
     assert flat.numbers["gained"] == 0
     assert "More trials may bring more" not in flat.advice
 
 
-def test_a_gain_in_fresh_runs_must_be_clear_of_its_interval() -> None:
+def test_a_gain_in_replicates_must_be_clear_of_its_interval() -> None:
     ends = [*[0.3] * 7, 0.40, *[0.3] * 2, 0.5444, 0.3]
-    noisy = flatness(with_fresh_runs(with_ends(*ends), {10: [0.33, 0.45, 0.42], 7: [0.34, 0.37, 0.38]}), 288)
+    noisy = flatness(with_replicates(with_ends(*ends), {10: [0.33, 0.45, 0.42], 7: [0.34, 0.37, 0.38]}), 288)
     assert noisy.verdict == "fine"
     assert "half of the difference's 95 % interval" in noisy.sentence
-    clear = flatness(with_fresh_runs(with_ends(*ends), {10: [0.53, 0.54, 0.55], 7: [0.34, 0.37, 0.38]}), 288)
+    clear = flatness(with_replicates(with_ends(*ends), {10: [0.53, 0.54, 0.55], 7: [0.34, 0.37, 0.38]}), 288)
     assert clear.verdict == "change"
     assert clear.numbers["gained"] == pytest.approx(0.54 - 1.09 / 3)
 
@@ -467,13 +467,13 @@ def test_a_gain_in_fresh_runs_must_be_clear_of_its_interval() -> None:
     [
         ({10: [0.35, 0.36]}, "best before the last third of the epochs, 40.00%, but was not trained again"),
         ({7: [0.35, 0.36]}, "trial 10, the best of the search with 54.44%, was not trained again"),
-        ({10: [0.5], 7: [0.4]}, "trials 10 and 7 have too few fresh runs"),
+        ({10: [0.5], 7: [0.4]}, "trials 10 and 7 have too few replicates"),
     ],
 )
-def test_whether_a_search_improves_is_open_where_fresh_runs_leave_it_open(
+def test_whether_a_search_improves_is_open_where_replicates_leave_it_open(
     runs: dict[int, list[float]], why: str
 ) -> None:
-    flat = flatness(with_fresh_runs(with_ends(*[0.3] * 7, 0.40, *[0.3] * 2, 0.5444, 0.3), runs), 288)
+    flat = flatness(with_replicates(with_ends(*[0.3] * 7, 0.40, *[0.3] * 2, 0.5444, 0.3), runs), 288)
     assert flat.verdict == "unknown"
     assert why in flat.sentence
     assert flat.advice == ""
@@ -495,24 +495,24 @@ def test_where_the_best_is_at_chance_nothing_was_learned_and_nothing_else_is_com
     assert "edges" in learned
 
 
-def test_fresh_runs_that_diverged_are_said() -> None:
-    history = with_fresh_runs(with_ends(*[0.5, 0.7]), {1: [0.7]})
-    history.apply(RunStarted(1, 1, 2, 1.0))
+def test_replicates_that_diverged_are_said() -> None:
+    history = with_replicates(with_ends(*[0.5, 0.7]), {1: [0.7]})
+    history.apply(ReplicateStarted(1, 1, 2, 1.0))
     history.apply(run_result(1, 1, 0.1, loss=math.nan))
-    history.apply(RunEnded(1, "diverged", "", 2.0))
-    assert divergences(history, space_with()).sentence == "Of 2 trials, none diverged; of 2 fresh runs, 1 diverged."
+    history.apply(ReplicateEnded(1, "diverged", "", 2.0))
+    assert divergences(history, space_with()).sentence == "Of 2 trials, none diverged; of 2 replicates, 1 diverged."
 
 
-def test_the_noise_is_that_of_fresh_runs_where_there_are_any() -> None:
+def test_the_noise_is_that_of_replicates_where_there_are_any() -> None:
     space = space_with("search.trials=14")
     state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
-    simulate(state, 0, curve=_rising, fresh_curve=lambda trial, block, epoch: 0.5 + trial / 1000 + block / 100)
-    n_blocks = max(run.block for run in state.history.runs.values())
+    simulate(state, 0, curve=_rising, replicate_curve=lambda trial, block, epoch: 0.5 + trial / 1000 + block / 100)
+    n_blocks = max(run.block for run in state.history.replicates.values())
     assert n_blocks > 1
     assert run_sd(state.history, 0.5) == pytest.approx(0.01 * np.std(range(n_blocks), ddof=1), rel=0.3)
-    flat = flatness(with_fresh_runs(with_ends(*[0.8] * 11, 0.81), {11: [0.82, 0.84]}), 288)
+    flat = flatness(with_replicates(with_ends(*[0.8] * 11, 0.81), {11: [0.82, 0.84]}), 288)
     assert flat.numbers["noise"] == pytest.approx(np.std([0.82, 0.84], ddof=1))
-    assert flat.numbers["noise_is"] == "a configuration's standard deviation over fresh runs"
+    assert flat.numbers["noise_is"] == "a configuration's standard deviation over replicates"
     assert run_sd(with_ends(0.5, 0.6), 0.6) is None
 
 
@@ -533,7 +533,7 @@ def test_a_search_that_has_hardly_begun_says_what_cannot_be_told(n_results: int)
 
 
 def test_trials_that_are_set_aside_do_not_count() -> None:
-    space = space_with("search.explore=0.3")
+    space = space_with("search.audit_fraction=0.3")
     curve, _ = normal_curves(5, at_1=0.5, at_3=0.8)
     history = searched(space, curve)
     history.apply(SpaceSet(space.as_dict(), list(history.trials), 1.0))

@@ -60,4 +60,4 @@ def test_an_overrun_is_what_those_that_run_still_train() -> None:
     assert most_epochs_over(stop, 4) == 4 * 9 - 1
     # The baseline to its end, the others from rung 3 to rung 9.
     assert most_epochs_over(promote, 4) == 9 + 3 * 6 - 1
-    assert most_epochs_over(space_with("search.asha=promote", "search.explore=0.1"), 4) == 4 * 9 - 1
+    assert most_epochs_over(space_with("search.asha=promote", "search.audit_fraction=0.1"), 4) == 4 * 9 - 1

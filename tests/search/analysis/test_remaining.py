@@ -10,7 +10,7 @@ import pytest
 from search.analysis.expectation import expected_search
 from search.analysis.remaining import recent_epoch_s, remaining
 from search.execution.plan import epochs_text
-from search.experiment.events import EpochDone, Event, History, RunEpochDone, SpaceSet
+from search.experiment.events import EpochDone, Event, History, ReplicateEpochDone, SpaceSet
 from search.policy.confirmation import expected_epochs
 from search.policy.state import Assignment, SearchState
 from spaces import Space, load_space
@@ -55,7 +55,7 @@ def record_epoch(state: SearchState, given: Assignment, epoch: int, at: float) -
         return state.record(EpochDone(given.number, epoch, 0.01, 1.0, value, 1.0, value, *times))
     # Blocks differ, trials are tied: all take part to the end.
     value = 0.8 + math.sin(7 * given.number) / 20
-    return state.record_run(RunEpochDone(given.number, epoch, 1.0, 1.0, value, *times))
+    return state.record_run(ReplicateEpochDone(given.number, epoch, 1.0, 1.0, value, *times))
 
 
 @cache
@@ -84,7 +84,7 @@ def test_the_time_that_is_said_to_be_left_is_about_the_time_that_it_takes(share:
     assert max(ratios) < 2.5
 
 
-def test_fresh_runs_of_trials_that_have_not_begun_are_expected() -> None:
+def test_replicates_of_trials_that_have_not_begun_are_expected() -> None:
     space = load_space("quickstart", ["search.sampler=random"])
     events = timed_events(space)
     early = History(events[:8])
@@ -102,13 +102,13 @@ def test_an_epoch_takes_its_slot_longer_than_it_trains_but_no_longer_because_of_
     assert recent_epoch_s(History(), START) is None
 
 
-def test_the_epochs_that_are_announced_hold_those_of_fresh_runs() -> None:
+def test_the_epochs_that_are_announced_hold_those_of_replicates() -> None:
     space = load_space("quickstart")
     expected = expected_search(space)
     assert expected is not None
     assert round(expected.epochs) == 55
     assert epochs_text(space, expected) == (
-        "about 154 epochs in all (99 of them in 11 fresh runs of the best and the baseline)"
+        "about 154 epochs in all (99 of them in 11 replicates of the best and the baseline)"
     )
     alone = load_space("quickstart", ["confirm.top=0"])
     assert epochs_text(alone, expected) == "about 55 epochs in all"

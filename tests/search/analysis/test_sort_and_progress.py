@@ -15,7 +15,7 @@ HEADS = {
     "loss": "validation_loss",
     "ssr_p": "shift_scale_rotate_p",
     "hole_p": "coarse_dropout_p",
-    "fresh runs": "fresh_accuracy",
+    "replicates": "replicate_accuracy",
     "lr": "lr",
     "rank": "rank",
 }

@@ -21,7 +21,7 @@ from search.experiment import remote_results
 from search.experiment.events import History
 from search.experiment.folder import Experiment, create_experiment, open_experiment
 from search.pages import next_commands as report_commands
-from search.pages.known import read_all
+from search.pages.report_data import read_all
 from spaces import InputError, Space
 from spaces.errors import RunError
 from tests.support import foreign, shown_experiment

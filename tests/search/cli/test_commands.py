@@ -11,11 +11,11 @@ import pytest
 
 from search import compare, diagnose, leaderboard, predict, report, retrain
 from search import run as run_command
-from search.execution.plan import Placement
+from search.execution.plan import ResourcePlan
 from search.experiment import folder as experiment_module
 from search.experiment.events import TrialEnded, TrialStarted
 from search.experiment.folder import Experiment, create_experiment, open_experiment
-from search.experiment.manifest import Data, Device, Opening, Session, new_manifest, seconds_used, timestamp
+from search.experiment.manifest import Data, Device, Session, TestSetUse, new_manifest, seconds_used, timestamp
 from spaces import InputError, Space
 from spaces.plain_files import Mode
 from tests.support.simulation import result
@@ -409,21 +409,21 @@ def test_a_search_without_a_session_has_used_no_time(experiment: Experiment) -> 
 
 
 def test_an_opening_of_the_test_set_is_replaced_by_its_result(experiment: Experiment) -> None:
-    opening = Opening(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None)
-    manifest = experiment.manifest.with_opening(opening, new=True)
+    opening = TestSetUse(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None)
+    manifest = experiment.manifest.with_use_of_test_set(opening, new=True)
     finished = opening.model_copy(update={"test_accuracy_mean": 0.5})
-    manifest = manifest.with_opening(finished, new=False).with_opening(opening, new=True)
+    manifest = manifest.with_use_of_test_set(finished, new=False).with_use_of_test_set(opening, new=True)
     assert [o.test_accuracy_mean for o in manifest.test_openings] == [0.5, None]
 
 
 @pytest.mark.parametrize(("n_gpus", "at_once", "share"), [(1, 4, 0.25), (2, 3, 0.5), (2, 5, 1 / 3), (4, 3, 1.0)])
 def test_a_trial_s_share_of_a_gpu_lets_all_run_at_once(n_gpus: int, at_once: int, share: float) -> None:
-    placement = Placement(Compute("cuda"), "", "GPU", 16, n_gpus, at_once)
-    assert placement.resources_per_trial["gpu"] == pytest.approx(share, abs=1e-4)
+    resource_plan = ResourcePlan(Compute("cuda"), "", "GPU", 16, n_gpus, at_once)
+    assert resource_plan.resources_per_trial["gpu"] == pytest.approx(share, abs=1e-4)
 
 
 def test_every_share_fits_as_often_as_it_must_after_ray_has_rounded_it() -> None:
     for at_once in range(1, 65):
-        shares = Placement(Compute("cuda"), "", "GPU", 16, 1, at_once).resources_per_trial
+        shares = ResourcePlan(Compute("cuda"), "", "GPU", 16, 1, at_once).resources_per_trial
         assert round(shares["gpu"] * 10_000) * at_once <= 10_000
         assert round(shares["cpu"] * 10_000) >= 1

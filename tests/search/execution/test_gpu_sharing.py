@@ -218,19 +218,19 @@ def test_auto_places_as_many_trials_on_each_gpu_as_paid_off(
     data = prepare_training_data(tiny_digits)
     space = replace(tiny_space, search=tiny_space.search.model_copy(update={"trials": 40}))
 
-    placement = plan.place(space, data)
-    assert placement.trials_at_once == 2 * 4
-    assert placement.resources_per_trial["gpu"] == 0.25
-    assert plan.seconds_per_epoch(space, data, placement) == pytest.approx(
+    resource_plan = plan.plan_resources(space, data)
+    assert resource_plan.trials_at_once == 2 * 4
+    assert resource_plan.resources_per_trial["gpu"] == 0.25
+    assert plan.seconds_per_epoch(space, data, resource_plan) == pytest.approx(
         4 * (len(data.train) + len(data.validation) / 4) / 2500
     )
-    text = plan.plan_text(space, data, placement, 1.0)
+    text = plan.plan_text(space, data, resource_plan, 1.0)
     assert "8 trials at once" in text
     assert "4 trials on one GPU: 2,500 images/s together" in text
     assert "on 2 GPUs" in text
 
     fixed = replace(space, resources=space.resources.model_copy(update={"trials_per_gpu": 3}))
-    assert plan.place(fixed, data).trials_at_once == 6
+    assert plan.plan_resources(fixed, data).trials_at_once == 6
 
 
 def test_the_baseline_trains_a_number_of_steps_and_counts_their_images(
@@ -253,8 +253,8 @@ def test_the_time_of_an_epoch_is_its_share_of_the_timed_steps(
     monkeypatch.setattr(plan, "_evaluation_s", lambda run, sample: 0.0)
     monkeypatch.setattr(plan, "time", clock)
     data = prepare_training_data(tiny_digits)
-    placement = plan.Placement(Compute(), "made up", "CPU", 2, 0, 2)
+    resource_plan = plan.ResourcePlan(Compute(), "made up", "CPU", 2, 0, 2)
     # A step of the median takes two seconds, whatever the first one took.
     expected_s = 2.0 * len(data.train) / tiny_space.baseline.batch_size
-    assert plan.seconds_per_epoch(tiny_space, data, placement) == pytest.approx(expected_s)
+    assert plan.seconds_per_epoch(tiny_space, data, resource_plan) == pytest.approx(expected_s)
     assert not list(ends_s)

@@ -11,9 +11,9 @@ import pytest
 
 from search import run
 from search.execution.cluster import LocalCluster
-from search.execution.interruption import Interruption
-from search.execution.launching import LONGEST_SHARE, Launch, _Rhythm, damaged_images
+from search.execution.launching import LONGEST_SHARE, Launch, _Throttle, damaged_images
 from search.execution.ray_adapters import Housekeeping, Shared
+from search.execution.stop_signal import StopSignal
 from search.experiment.events import History
 from search.experiment.folder import Experiment
 from search.policy.state import SearchState
@@ -38,7 +38,7 @@ class Clock:
 def times_acted(takes_s: float, every_s: float = 5.0, for_s: int = 2000) -> tuple[int, float]:
     """How often something was done in `for_s` seconds of asking once a second, and for which share of the time."""
     clock, n = Clock(), 0
-    rhythm = _Rhythm(every_s, clock)
+    throttle = _Throttle(every_s, clock)
 
     def act() -> None:
         nonlocal n
@@ -47,7 +47,7 @@ def times_acted(takes_s: float, every_s: float = 5.0, for_s: int = 2000) -> tupl
 
     while clock.now_s < 1000 + for_s:
         clock.now_s += 1
-        rhythm.act_if_due(act)
+        throttle.act_if_due(act)
     return n, n * takes_s / for_s
 
 
@@ -91,7 +91,7 @@ def test_a_search_shows_the_time_that_its_budget_leaves(
 ) -> None:
     space = load_space("quickstart", ["search.trials=1000", "search.time_budget=4m"])
     options = argparse.Namespace(started_s=time.monotonic() - 160, quiet=False, plain=True)
-    placement: Any = SimpleNamespace(
+    resource_plan: Any = SimpleNamespace(
         trials_at_once=2, description="2 cores", compute=SimpleNamespace(precision="fp32"), precision_reason="given"
     )
     data: Any = SimpleNamespace(train=SimpleNamespace(epoch_images=1150))
@@ -101,8 +101,8 @@ def test_a_search_shows_the_time_that_its_budget_leaves(
         return "finished"
 
     monkeypatch.setattr("search.execution.launching.run_session", pretend)
-    with Interruption() as interruption:
-        run._search(options, make_experiment(tmp_path, "mine", space), space, data, placement, None, interruption)
+    with StopSignal() as stop_signal:
+        run._search(options, make_experiment(tmp_path, "mine", space), space, data, resource_plan, None, stop_signal)
     left = [int(seconds) for seconds in re.findall(r"about (\d+) seconds left", capsys.readouterr().out)]
     assert left
     assert all(seconds <= 80 for seconds in left)
@@ -120,9 +120,9 @@ def test_images_that_are_damaged_while_a_search_runs_end_it_and_fail_no_trial(
     elif damage == "removed":
         shutil.rmtree(data.decoded.folder)
     experiment = make_experiment(tmp_path, "mine", tiny_space)
-    with Interruption() as interruption:
-        cluster, placement = LocalCluster(1, 0), cast(Any, None)
-        launch = Launch(experiment, tiny_space, data, placement, cluster, interruption, 0.0, None)
+    with StopSignal() as stop_signal:
+        cluster, resource_plan = LocalCluster(1, 0), cast(Any, None)
+        launch = Launch(experiment, tiny_space, data, resource_plan, cluster, stop_signal, 0.0, None)
         state = SearchState(tiny_space, History())
         assignment = state.next_assignment()
         assert assignment is not None

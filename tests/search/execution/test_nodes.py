@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search.execution.joined_cluster import must_be_joinable, why_not_joined
-from search.execution.nodes import NodeFacts, facts_of_this_node, must_be_usable, place_on
+from search.execution.nodes import NodeFacts, facts_of_this_node, must_be_usable, plan_resources_on
 from search.experiment.manifest import Device
 from spaces import InputError, Space
 
@@ -26,43 +26,43 @@ def with_trials(space: Space, n_trials: int) -> Space:
 
 
 def test_a_trial_runs_on_each_cpu_of_all_nodes(tiny_space: Space) -> None:
-    placement = place_on([NODE, OLD], with_trials(tiny_space, 40))
-    assert placement.trials_at_once == 6
-    assert placement.resources_per_trial == {"cpu": 1}
-    assert placement.description == "2 nodes, 6 cores (CPU (AVX2) and CPU (AVX512))"
-    assert placement.places == "6 cores"
+    resource_plan = plan_resources_on([NODE, OLD], with_trials(tiny_space, 40))
+    assert resource_plan.trials_at_once == 6
+    assert resource_plan.resources_per_trial == {"cpu": 1}
+    assert resource_plan.description == "2 nodes, 6 cores (CPU (AVX2) and CPU (AVX512))"
+    assert resource_plan.places == "6 cores"
 
 
 def test_no_more_places_than_trials_and_as_many_as_the_space_asks_for(tiny_space: Space) -> None:
-    assert place_on([NODE, NODE], with_trials(tiny_space, 3)).trials_at_once == 3
+    assert plan_resources_on([NODE, NODE], with_trials(tiny_space, 3)).trials_at_once == 3
     asked = with_resources(with_trials(tiny_space, 40), trials_at_once=12)
-    assert place_on([NODE, NODE], asked).trials_at_once == 12, "an autoscaler adds nodes for what waits"
+    assert plan_resources_on([NODE, NODE], asked).trials_at_once == 12, "an autoscaler adds nodes for what waits"
 
 
 def test_bf16_only_where_every_node_has_it(tiny_space: Space) -> None:
-    assert place_on([NODE, NODE], tiny_space).compute.precision == "bf16"
-    mixed = place_on([NODE, OLD], tiny_space)
+    assert plan_resources_on([NODE, NODE], tiny_space).compute.precision == "bf16"
+    mixed = plan_resources_on([NODE, OLD], tiny_space)
     assert mixed.compute.precision == "fp32"
     assert mixed.precision_reason == "node b (4567cdef): no bf16 instructions"
 
 
 def test_a_precision_that_is_asked_for_or_was_begun_with_is_kept(tiny_space: Space) -> None:
     wanted = replace(tiny_space, training=tiny_space.training.model_copy(update={"precision": "bf16"}))
-    assert place_on([OLD], wanted).compute.precision == "bf16"
+    assert plan_resources_on([OLD], wanted).compute.precision == "bf16"
     began = Device(device="cpu", name="CPU", trials_at_once=2, precision="fp32")
-    assert place_on([NODE], tiny_space, began).compute.precision == "fp32"
+    assert plan_resources_on([NODE], tiny_space, began).compute.precision == "fp32"
 
 
 def test_gpus_are_used_where_there_are_some_unless_the_space_says_cpu(tiny_space: Space) -> None:
     space = with_trials(with_resources(tiny_space, trials_per_gpu=3), 40)
-    placement = place_on([NODE, GPU], space)
-    assert placement.compute.device_type == "cuda"
-    assert placement.trials_at_once == 6
-    assert placement.resources_per_trial["gpu"] == pytest.approx(1 / 3, abs=1e-4)
-    assert placement.description == "1 node, 2 GPUs (NVIDIA H200)"
-    assert place_on([NODE, GPU], with_resources(space, device="cpu")).n_gpus == 0
+    resource_plan = plan_resources_on([NODE, GPU], space)
+    assert resource_plan.compute.device_type == "cuda"
+    assert resource_plan.trials_at_once == 6
+    assert resource_plan.resources_per_trial["gpu"] == pytest.approx(1 / 3, abs=1e-4)
+    assert resource_plan.description == "1 node, 2 GPUs (NVIDIA H200)"
+    assert plan_resources_on([NODE, GPU], with_resources(space, device="cpu")).n_gpus == 0
     with pytest.raises(InputError, match="no node of the cluster has a GPU"):
-        place_on([NODE], with_resources(space, device="cuda"))
+        plan_resources_on([NODE], with_resources(space, device="cuda"))
 
 
 def test_nodes_that_cannot_train_or_see_no_results_are_named_all_at_once() -> None:

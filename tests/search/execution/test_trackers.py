@@ -245,7 +245,7 @@ def test_a_search_is_told_to_tensorboard_and_mlflow(
     experiment = Experiment(tmp_path / "results" / "mine")
     history = experiment.history()
     runs = runs_at(mlflow_uri)
-    names = [f"run_{n:04d}" for n in history.runs] + [f"trial_{n:04d}" for n in history.trials]
+    names = [f"run_{n:04d}" for n in history.replicates] + [f"trial_{n:04d}" for n in history.trials]
     assert [each.info.run_name for each in runs] == names
     by_name = {each.info.run_name: each for each in runs}
     for number, trial in history.trials.items():

@@ -15,7 +15,7 @@ from rich.console import Console
 from search.analysis.ranking import rank
 from search.experiment.events import History, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment, csv_text
-from search.experiment.manifest import Opening, Session
+from search.experiment.manifest import Session, TestSetUse
 from search.retraining.answers import predictions_csv
 from search.retraining.model_card import model_card
 from search.terminal.display import SearchDisplay
@@ -36,8 +36,8 @@ def hostile(tiny_space: Space, tmp_path: Path, foreign: Experiment) -> Experimen
     journal = foreign.journal()
     journal.append(TrialEnded(1, "failed", f"why {HOSTILE}\nnot", 2.0))
     session = Session(started_at="2026-01-01T00:00:00+00:00", end="x")
-    opening = Opening(at=HOSTILE.replace("\udcff", ""), trial=0, config={}, epochs=1, seeds=1, reason=None)
-    foreign.write_manifest(foreign.manifest.with_session(session, new=True).with_opening(opening, new=True))
+    opening = TestSetUse(at=HOSTILE.replace("\udcff", ""), trial=0, config={}, epochs=1, seeds=1, reason=None)
+    foreign.write_manifest(foreign.manifest.with_session(session, new=True).with_use_of_test_set(opening, new=True))
     (foreign.final_folder / "model.onnx").write_bytes(model([f"cat {HOSTILE}", "dog\n\x1b"]))
     folder = tmp_path / "results" / HOSTILE
     foreign.folder.rename(folder)
@@ -173,7 +173,7 @@ def test_a_model_card_shows_names_as_names(tiny_space: Space) -> None:
         "schedule": None,
         "precision": "fp32",
         "search_validation_accuracy": 0.5,
-        "fresh_runs": None,
+        "replicates": None,
         "test_accuracy_mean": 0.5,
         "test_accuracy_interval_95": None,
         "test_accuracy_per_seed": [{"accuracy": 0.5}],
@@ -181,7 +181,7 @@ def test_a_model_card_shows_names_as_names(tiny_space: Space) -> None:
         "class_names": names,
         "exports": {},
     }
-    opening = Opening(at="now", trial=0, config={}, epochs=1, seeds=1, reason=HOSTILE)
+    opening = TestSetUse(at="now", trial=0, config={}, epochs=1, seeds=1, reason=HOSTILE)
     text = model_card(tiny_space, metrics, [opening])
     assert_printable(text)
     text.encode()

@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks.faults.files import read_or_empty
 from search import diagnose, leaderboard
-from search.execution.interruption import Interruption
+from search.execution.stop_signal import StopSignal
 from search.experiment import remote_results
 from search.experiment.events import TrialStarted
 from search.experiment.folder import Experiment, create_experiment
-from search.experiment.manifest import Data, Device, Opening, new_manifest
+from search.experiment.manifest import Data, Device, TestSetUse, new_manifest
 from search.experiment.remote_results import RemoteExperiment, RemoteResults, open_remote_experiment, working_folder
 from spaces import InputError, Space
 from spaces.errors import RunError
@@ -292,11 +292,11 @@ def test_what_nobody_expected_ends_the_session_and_is_told_in_a_line(
         raise KeyError("etag")
 
     def search() -> None:
-        with Interruption() as interruption, pytest.MonkeyPatch.context() as patch, experiment.exclusive():
+        with StopSignal() as stop_signal, pytest.MonkeyPatch.context() as patch, experiment.exclusive():
             until(lambda: (bucket / "mine" / "manifest.json").exists())
             patch.setattr(RemoteResults, "write", write)
             train(experiment, tiny_space, (0, 1))
-            until(lambda: interruption.wished)
+            until(lambda: stop_signal.requested)
             experiment.write_manifest(experiment.manifest)
 
     with pytest.raises(RunError, match=r"could not be copied there \(KeyError: 'etag'\)\. They are complete in"):
@@ -343,8 +343,8 @@ def test_what_others_must_read_first_is_an_error_where_it_cannot_be_copied(
     with experiment.exclusive():
         until(lambda: (bucket / "mine" / "manifest.json").exists())
         before = experiment.manifest
-        about_to_open = before.with_opening(
-            Opening(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None), new=True
+        about_to_open = before.with_use_of_test_set(
+            TestSetUse(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None), new=True
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RemoteResults, "write", refuse)

@@ -13,8 +13,8 @@ from search.experiment.manifest import Session
 from search.experiment.remote_results import RemoteExperiment, RemoteResults, working_folder
 from search.pages import testing as report_testing
 from search.pages.headline import remarks
-from search.pages.known import read_all
 from search.pages.next_commands import commands, go_on_line
+from search.pages.report_data import read_all
 from spaces import Space, load_space
 from tests.conftest import TINY
 from tests.support import foreign, shown_experiment

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search import Experiment
-from search.experiment.events import RunStarted, TrialEnded, TrialStarted
+from search.experiment.events import ReplicateStarted, TrialEnded, TrialStarted
 from spaces import InputError, Space
 from tests.support.foreign import make_experiment
 from tests.support.simulation import run_result
@@ -27,8 +27,8 @@ def test_trials_and_curves_are_frames(experiment: Experiment) -> None:
     assert trials.loc[1, "lr"] == experiment.space.baseline.lr
     curves = given.curves
     assert curves.groupby("trial")["epoch"].max().to_dict() == {0: 3, 1: 1}
-    assert given.fresh_runs.empty
-    assert "validation_accuracy" in given.fresh_runs.columns
+    assert given.replicates.empty
+    assert "validation_accuracy" in given.replicates.columns
     assert given.best == experiment.space.baseline.as_dict()
 
 
@@ -36,10 +36,10 @@ def test_frames_say_what_the_csv_files_say(experiment: Experiment) -> None:
     import pandas as pd
 
     journal = experiment.journal()
-    journal.append(RunStarted(0, 0, 1, 5.0))
+    journal.append(ReplicateStarted(0, 0, 1, 5.0))
     journal.append(run_result(0, 1, 0.6))
     experiment.write_tables(experiment.history())
-    for name, frame in (("curves", experiment.curves), ("fresh_runs", experiment.fresh_runs)):
+    for name, frame in (("curves", experiment.curves), ("replicates", experiment.replicates)):
         pd.testing.assert_frame_equal(pd.read_csv(experiment.folder / f"{name}.csv"), frame)
     written = pd.read_csv(experiment.folder / "trials.csv").set_index("trial")
     assert list(written.columns) == list(experiment.trials.columns)
@@ -81,11 +81,11 @@ def test_trials_without_an_epoch_have_empty_cells(tiny_space: Space, experiment:
     for number in range(2):
         suggested = tiny_space.baseline_suggestion()
         begun.journal().append(TrialStarted(number, suggested, tiny_space.baseline, number == 0, 0.0))
-    begun.journal().append(RunStarted(0, 0, 1, 5.0))
+    begun.journal().append(ReplicateStarted(0, 0, 1, 5.0))
     shown = begun._repr_html_()
     assert "None" not in shown
     assert "nan" not in shown.lower()
-    results = ["validation_accuracy", "validation_loss", "fresh_accuracy", "fresh_half_width"]
+    results = ["validation_accuracy", "validation_loss", "replicate_accuracy", "replicate_half_width"]
     assert {str(kind) for kind in begun.trials[results].dtypes} == {"float64"}
 
 

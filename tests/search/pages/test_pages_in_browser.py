@@ -81,12 +81,12 @@ def test_headings_sort_by_mouse_and_keyboard_and_say_so(driver: Any, report: Pat
     assert button.find_element("xpath", "..").get_attribute("aria-sort") == "ascending"
     said = driver.execute_script("return document.getElementById('said').textContent")
     assert said == "Sorted by accuracy, ascending"
-    _heading(driver, "fresh runs").click()
-    fresh = _column(driver, "fresh runs")
+    _heading(driver, "replicates").click()
+    fresh = _column(driver, "replicates")
     known = [value for value in fresh if value != "–"]
     assert fresh == [*known, *["–"] * (N_SHOWN - len(known))], "what has no value comes last"
-    _heading(driver, "fresh runs").click()
-    assert _column(driver, "fresh runs")[-1] == "–"
+    _heading(driver, "replicates").click()
+    assert _column(driver, "replicates")[-1] == "–"
     _heading(driver, "rank").click()
     assert _column(driver, "rank") == [str(i) for i in range(1, N_SHOWN + 1)]
 

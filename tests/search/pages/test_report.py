@@ -99,7 +99,7 @@ def data(space: Space) -> TrainingData:
 
 @pytest.fixture(scope="module")
 def shown(space: Space, data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """A search with fresh runs, retrained and tested; not to be changed."""
+    """A search with replicates, retrained and tested; not to be changed."""
     experiment = shown_experiment.searched(tmp_path_factory.mktemp("results"), "shown", space, data)
     shown_experiment.tested(experiment, data)
     return experiment

@@ -118,9 +118,9 @@ def test_ties_go_to_the_lower_loss_then_to_the_earlier_trial() -> None:
 
 
 def test_the_baseline_and_explored_trials_do_not_wait() -> None:
-    space = promoting("search.explore=0.3")
+    space = promoting("search.audit_fraction=0.3")
     history, events = recorded(space, 0, 2)
-    exempt = [trial for trial in history.trials.values() if trial.baseline or trial.explored]
+    exempt = [trial for trial in history.trials.values() if trial.baseline or trial.audit]
     assert len(exempt) > 5
     assert {trial.status for trial in exempt} == {"completed"}
     assert not {event.trial for event in events if isinstance(event, TrialPromoted)} & {t.number for t in exempt}
@@ -176,7 +176,7 @@ def without_times(events: list[Event]) -> list[dict[str, Any]]:
         ("search.asha=promote",),
         ("search.asha=promote", "search.trials=null", "search.epoch_budget=35"),
         ("search.asha=stop", "search.trials=null", "search.epoch_budget=35"),
-        ("search.asha=stop", "search.explore=0.2"),
+        ("search.asha=stop", "search.audit_fraction=0.2"),
     ],
 )
 def test_after_a_break_at_any_event_the_search_decides_as_if_there_had_been_none(overrides: tuple[str, ...]) -> None:
@@ -230,12 +230,12 @@ def test_trials_and_epochs_limit_together() -> None:
     assert len(state.history.trials) < 30
 
 
-def test_more_epochs_start_more_trials_and_fresh_runs_do_not_count() -> None:
+def test_more_epochs_start_more_trials_and_replicates_do_not_count() -> None:
     space = load_space("quickstart", ["search.trials=null", "search.epoch_budget=60", "search.sampler=random"])
     state = SearchState(space, History())
     simulate(state, seed=1)
     assert is_done(state.history, space)
-    assert sum(run.n_epochs for run in state.history.runs.values()) > 0
+    assert sum(run.n_epochs for run in state.history.replicates.values()) > 0
     n_trials, n_epochs = len(state.history.trials), epochs_trained(state.history)
     assert n_epochs == state.history.n_epochs
     more = load_space("quickstart", ["search.trials=null", "search.epoch_budget=90", "search.sampler=random"])

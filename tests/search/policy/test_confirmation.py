@@ -1,4 +1,4 @@
-"""Fresh runs: who gets them, when it is enough, and what they say. Compared with scipy where it has the same test."""
+"""Replicates: who gets them, when it is enough, and what they say. Compared with scipy where it has the same test."""
 
 import json
 import random
@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from search.analysis.ranking import fresh_text, lead_sentence, rank, sort_by, winner
+from search.analysis.ranking import lead_sentence, rank, replicate_text, sort_by, winner
 from search.analysis.remaining import remaining
-from search.experiment.events import Event, History, RunEnded, RunEpochDone, RunStarted, TrialEnded, TrialStarted
+from search.experiment.events import (
+    Event,
+    History,
+    ReplicateEnded,
+    ReplicateEpochDone,
+    ReplicateStarted,
+    TrialEnded,
+    TrialStarted,
+)
 from search.experiment.journal import Journal, read_history
 from search.policy.confirmation import budget_epochs, candidates, next_run, seconds_to_confirm
-from search.policy.fresh_statistics import fresh_results, lead
+from search.policy.replicate_statistics import lead, replicate_results
 from search.policy.state import SearchState, is_done
 from search.terminal.tables import as_table
 from spaces import Space, load_space
@@ -38,15 +46,15 @@ def searched(space: Space, *accuracies: float) -> History:
 
 
 def with_run(history: History, trial: int, block: int, value: float) -> None:
-    number = len(history.runs)
-    history.apply(RunStarted(number, trial, block, 1.0))
+    number = len(history.replicates)
+    history.apply(ReplicateStarted(number, trial, block, 1.0))
     for epoch in range(1, EPOCHS + 1):
         history.apply(run_result(number, epoch, value))
-    history.apply(RunEnded(number, "completed", "", 2.0))
+    history.apply(ReplicateEnded(number, "completed", "", 2.0))
 
 
 def with_table(history: History, table: dict[int, list[float]]) -> History:
-    """Fresh runs: for each trial its accuracies in blocks 1, 2 …"""
+    """Replicates: for each trial its accuracies in blocks 1, 2 …"""
     for block in range(max(len(values) for values in table.values())):
         for trial, values in table.items():
             if block < len(values):
@@ -79,16 +87,16 @@ def test_a_small_budget_goes_to_fewer_trials_rather_than_to_fewer_seeds() -> Non
     assert budget_epochs(history, space) == 40, "0.9 of 45: four runs of nine epochs"
     assert [trial.number for trial in candidates(history, space)] == [2, 0]
     assert race(history, space, {2: [0.9], 0: [0.9, 0.8]}) == [(2, 1), (0, 1), (2, 2), (0, 2)]
-    assert sum(run.n_epochs for run in history.runs.values()) == 36
+    assert sum(run.n_epochs for run in history.replicates.values()) == 36
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.33, 0.5, 1.0, 1.7, 3.0])
-def test_fresh_runs_never_take_more_epochs_than_their_share(share: float) -> None:
+def test_replicates_never_take_more_epochs_than_their_share(share: float) -> None:
     space = quickstart(f"confirm.budget={share}")
     history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
     noise = random.Random(0)
     race(history, space, {n: [0.9 + noise.gauss(0, 0.02) for _ in range(9)] for n in range(5)})
-    assert sum(run.n_epochs for run in history.runs.values()) <= share * history.n_epochs
+    assert sum(run.n_epochs for run in history.replicates.values()) <= share * history.n_epochs
 
 
 def test_each_gets_its_seeds_block_by_block_and_ties_get_more() -> None:
@@ -130,11 +138,11 @@ def test_a_lead_is_the_paired_t_interval_of_two_trials_that_chance_moves_alike()
 
 def test_a_mean_has_the_t_interval_of_the_spread_within_trials() -> None:
     values = [0.90, 0.93, 0.88]
-    fresh = fresh_results(with_table(searched(quickstart(), 0.5, 0.9), {1: values}))[1]
+    fresh = replicate_results(with_table(searched(quickstart(), 0.5, 0.9), {1: values}))[1]
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert fresh.mean == pytest.approx(np.mean(values))
     assert (fresh.mean - fresh.half_width, fresh.mean + fresh.half_width) == pytest.approx((low, high))  # type: ignore[operator]
-    pooled = fresh_results(with_table(searched(quickstart(), 0.5, 0.9), {1: values, 0: [0.5, 0.51, 0.5]}))
+    pooled = replicate_results(with_table(searched(quickstart(), 0.5, 0.9), {1: values, 0: [0.5, 0.51, 0.5]}))
     widths = {number: fresh.half_width or 0.0 for number, fresh in pooled.items()}
     scales = {number: fresh.mean * (1 - fresh.mean) for number, fresh in pooled.items()}
     assert widths[1] / widths[0] == pytest.approx(scales[1] / scales[0])
@@ -143,7 +151,7 @@ def test_a_mean_has_the_t_interval_of_the_spread_within_trials() -> None:
 
 def test_one_run_each_has_no_interval_and_nobody_is_beaten() -> None:
     history = with_table(searched(quickstart(), 0.5, 0.9), {1: [0.9], 0: [0.5]})
-    fresh = fresh_results(history)
+    fresh = replicate_results(history)
     assert [f.half_width for f in fresh.values()] == [None, None]
     assert all(f.is_tied for f in fresh.values())
     assert "in too few runs to say how surely" in lead_sentence(history, rank(history))
@@ -152,7 +160,7 @@ def test_one_run_each_has_no_interval_and_nobody_is_beaten() -> None:
 def test_a_trial_that_left_early_is_not_ahead_for_having_missed_the_hard_blocks() -> None:
     # Blocks 3 and 4 cost everybody 10 points; trial 0 was in the easy ones only, and behind in both.
     table = {1: [0.90, 0.92, 0.80, 0.82], 2: [0.91, 0.91, 0.81, 0.81], 0: [0.88, 0.89]}
-    fresh = fresh_results(with_table(searched(quickstart(), 0.5, 0.9, 0.8), table))
+    fresh = replicate_results(with_table(searched(quickstart(), 0.5, 0.9, 0.8), table))
     assert list(fresh)[-1] == 0
     assert fresh[1].mean == pytest.approx(0.86), "the plain mean of a trial that was in all blocks"
     assert fresh[0].mean < 0.85, "not 88.5 %"
@@ -161,32 +169,32 @@ def test_a_trial_that_left_early_is_not_ahead_for_having_missed_the_hard_blocks(
 def test_more_runs_than_any_search_makes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {1: [0.90, 0.92, 0.80, 0.82], 0: [0.88, 0.89]}
     history = with_table(searched(quickstart(), 0.5, 0.9), table)
-    assert fresh_results(history)[0].mean < 0.85
-    monkeypatch.setattr("search.policy.fresh_statistics.MOST_CELLS", 10)
-    assert fresh_results(history)[0].mean == pytest.approx(0.885), "the plain mean"
+    assert replicate_results(history)[0].mean < 0.85
+    monkeypatch.setattr("search.policy.replicate_statistics.MOST_CELLS", 10)
+    assert replicate_results(history)[0].mean == pytest.approx(0.885), "the plain mean"
 
 
 def test_a_run_that_diverged_counts_as_nothing_and_one_that_failed_does_not_count() -> None:
     history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), {1: [0.9, 0.9], 2: [0.8]})
-    history.apply(RunStarted(3, 2, 2, 1.0))
+    history.apply(ReplicateStarted(3, 2, 2, 1.0))
     history.apply(run_result(3, 1, 0.1, loss=float("nan")))
-    history.apply(RunEnded(3, "diverged", "", 2.0))
-    history.apply(RunStarted(4, 1, 3, 1.0))
-    history.apply(RunEnded(4, "failed", "no memory", 2.0))
-    fresh = fresh_results(history)
+    history.apply(ReplicateEnded(3, "diverged", "", 2.0))
+    history.apply(ReplicateStarted(4, 1, 3, 1.0))
+    history.apply(ReplicateEnded(4, "failed", "no memory", 2.0))
+    fresh = replicate_results(history)
     assert (fresh[2].mean, fresh[2].n_runs) == (pytest.approx(0.4), 2)
     assert fresh[1].n_runs == 2
     assert (fresh[1].n_diverged, fresh[2].n_diverged) == (0, 1)
     assert [fresh[1].is_tied, fresh[2].is_tied] == [True, False]
     assert fresh[2].half_width is None
-    assert "40.00%, 1 of 2 diverged" in fresh_text(fresh[2])
+    assert "40.00%, 1 of 2 diverged" in replicate_text(fresh[2])
 
 
 def with_divergence(history: History, trial: int, block: int) -> History:
-    number = len(history.runs)
-    history.apply(RunStarted(number, trial, block, 1.0))
+    number = len(history.replicates)
+    history.apply(ReplicateStarted(number, trial, block, 1.0))
     history.apply(run_result(number, 1, 0.1, loss=float("nan")))
-    history.apply(RunEnded(number, "diverged", "", 2.0))
+    history.apply(ReplicateEnded(number, "diverged", "", 2.0))
     return history
 
 
@@ -195,7 +203,7 @@ def test_a_run_that_diverged_widens_nobody_else_s_interval() -> None:
     table = {1: [0.93, 0.94, 0.93], 2: [0.93, 0.92, 0.92], 0: [0.85, 0.86, 0.85], 3: [0.94]}
     calm = with_table(searched(space, 0.5, 0.9, 0.8, 0.9), {number: table[number] for number in (1, 2, 0)})
     shaken = with_divergence(with_table(searched(space, 0.5, 0.9, 0.8, 0.9), table), 3, 2)
-    before, after = fresh_results(calm), fresh_results(shaken)
+    before, after = replicate_results(calm), replicate_results(shaken)
     for number in (0, 1, 2):
         assert after[number].mean == pytest.approx(before[number].mean)
         assert after[number].half_width == pytest.approx(before[number].half_width)
@@ -207,13 +215,13 @@ def test_a_run_that_diverged_widens_nobody_else_s_interval() -> None:
 def test_where_the_hand_picked_configuration_diverged_it_is_said() -> None:
     history = with_divergence(with_table(searched(quickstart(), 0.5, 0.9), {1: [0.9, 0.91], 0: [0.5]}), 0, 2)
     sentence = lead_sentence(history, rank(history))
-    assert "The hand-picked configuration (trial 0) diverged in 1 of 2 fresh runs." in sentence
+    assert "The hand-picked configuration (trial 0) diverged in 1 of 2 replicates." in sentence
 
 
 def test_the_lead_is_the_difference_of_the_means_that_are_shown() -> None:
     table = {1: [0.95, 0.97, 0.96, 0.98], 2: [0.96, 0.96, 0.97, 0.97], 0: [0.85, 0.91]}
     history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), table)
-    fresh = fresh_results(history)
+    fresh = replicate_results(history)
     assert lead(history, 1, 0).mean == pytest.approx(fresh[1].mean - fresh[0].mean)
 
 
@@ -228,7 +236,7 @@ def test_intervals_hold_what_they_promise_where_chance_moves_weak_trials_more() 
             for number, mean in truth.items()
         }
         history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), table)
-        fresh, ahead = fresh_results(history), lead(history, 1, 0)
+        fresh, ahead = replicate_results(history), lead(history, 1, 0)
         for number, mean in truth.items():
             n_covered[number] += abs(fresh[number].mean - mean) <= (fresh[number].half_width or 0.0)
         n_leads += abs(ahead.mean - 0.12) <= (ahead.half_width or 0.0)
@@ -236,7 +244,7 @@ def test_intervals_hold_what_they_promise_where_chance_moves_weak_trials_more() 
     assert 0.91 <= n_leads / 400 <= 0.99
 
 
-def test_the_winner_is_the_best_mean_of_fresh_runs_and_its_luck_is_said() -> None:
+def test_the_winner_is_the_best_mean_of_replicates_and_its_luck_is_said() -> None:
     space = quickstart()
     history = searched(space, 0.50, 0.95, 0.90)
     with_table(history, {1: [0.88, 0.89, 0.87], 2: [0.91, 0.92, 0.90], 0: [0.50, 0.51, 0.49]})
@@ -244,12 +252,12 @@ def test_the_winner_is_the_best_mean_of_fresh_runs_and_its_luck_is_said() -> Non
     assert [row.trial for row in ranked] == [2, 1, 0]
     assert winner(ranked).validation_accuracy == 0.90  # type: ignore[union-attr]
     sentence = lead_sentence(history, rank(history))
-    assert sentence.startswith("Trial 2 wins: the search said 90.00%, 3 fresh runs say 91.00% ± ")
+    assert sentence.startswith("Trial 2 wins: the search said 90.00%, 3 replicates say 91.00% ± ")
     assert "The winner is 41.00 ± 2.83 points above the hand-picked configuration (trial 0, 50.00% ± " in sentence
     assert not any(row.tied for row in ranked[1:])
 
 
-def test_a_narrow_leaderboard_has_the_fresh_runs_whole() -> None:
+def test_a_narrow_leaderboard_has_the_replicates_whole() -> None:
     history = with_table(searched(quickstart(), 0.5, 0.95), {1: [0.88, 0.89, 0.87], 0: [0.50, 0.51, 0.49]})
     text = as_table(rank(history), ("lr",), 80)
     assert "…" not in text
@@ -274,17 +282,17 @@ def test_the_hand_picked_configuration_may_win() -> None:
     assert "It is the hand-picked configuration: no searched configuration beat it." in sentence
 
 
-def test_while_fresh_runs_are_under_way_the_search_s_order_stands() -> None:
+def test_while_replicates_are_under_way_the_search_s_order_stands() -> None:
     history = searched(quickstart(), 0.80, 0.90, 0.85)
     with_run(history, 2, 1, 0.99)
-    assert [row.trial for row in rank(history)] == [1, 2, 0], "the best of the search has no fresh run yet"
+    assert [row.trial for row in rank(history)] == [1, 2, 0], "the best of the search has no replicate yet"
     with_run(history, 0, 1, 0.99)
     with_run(history, 1, 1, 0.89)
     assert [row.trial for row in rank(history)][2] == 1
 
 
 def test_the_baseline_that_nobody_chose_stands_where_its_mean_is() -> None:
-    # Chosen for fresh runs: trials 1 and 2. Trials 3 and 4 were not.
+    # Chosen for replicates: trials 1 and 2. Trials 3 and 4 were not.
     space, accuracies = quickstart("confirm.top=2"), (0.97, 0.96, 0.95, 0.94, 0.80)
 
     def order(baseline: float) -> list[int]:
@@ -297,7 +305,7 @@ def test_the_baseline_that_nobody_chose_stands_where_its_mean_is() -> None:
     assert order(0.795) == [1, 2, 3, 0, 4], "80.5 %, less than the 81 % of trial 2"
 
 
-def test_the_table_parts_ranks_by_fresh_runs_from_the_others() -> None:
+def test_the_table_parts_ranks_by_replicates_from_the_others() -> None:
     history = searched(quickstart(), 0.97, 0.96, 0.95, 0.94)
     assert "above the line" not in as_table(rank(history), ())
     with_table(history, {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [0.5, 0.52]})
@@ -308,8 +316,8 @@ def test_the_table_parts_ranks_by_fresh_runs_from_the_others() -> None:
     assert lines[line - 1].split()[:2] == ["2", "2"]
     assert lines[line + 1].split()[:2] == ["3", "3"]
     assert lines[-1] == (
-        "(above the line: ranked by fresh runs; below it: by the accuracy in the search, "
-        "the baseline by its fresh runs)"
+        "(above the line: ranked by replicates; below it: by the accuracy in the search, "
+        "the baseline by its replicates)"
     )
     assert "above the line" not in as_table(sort_by(ranked, "lr")[::-1], ()), "not in the order of ranks"
 
@@ -322,7 +330,7 @@ def test_a_narrow_table_leaves_out_columns_and_cuts_no_figure(width: int) -> Non
     text = as_table(ranked, ("lr",), width)
     assert "…" not in text
     for row in ranked:
-        assert row.fresh is None or f"{fresh_text(row.fresh)} ({row.fresh_runs})" in text
+        assert row.replicates is None or f"{replicate_text(row.replicates)} ({row.n_replicates})" in text
 
 
 def test_a_baseline_is_unbeaten_only_if_all_that_looked_better_were_trained_again() -> None:
@@ -339,10 +347,10 @@ def test_a_baseline_is_unbeaten_only_if_all_that_looked_better_were_trained_agai
 
 def test_one_run_has_no_interval_whatever_others_spread() -> None:
     history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), {1: [0.74], 2: [0.74, 0.73, 0.72], 0: [0.5, 0.52]})
-    fresh = fresh_results(history)
+    fresh = replicate_results(history)
     assert fresh[1].half_width is None
     assert fresh[2].half_width is not None
-    assert "±" not in fresh_text(fresh[1])
+    assert "±" not in replicate_text(fresh[1])
     assert lead(history, 1, 0).half_width is None
     assert lead(history, 2, 0).half_width is not None
     assert fresh[2].is_tied, "one run does not tell them apart"
@@ -350,28 +358,28 @@ def test_one_run_has_no_interval_whatever_others_spread() -> None:
 
 def test_runs_that_are_all_equal_have_no_interval() -> None:
     history = with_table(searched(quickstart(), 0.74, 0.74), {1: [0.74] * 3, 0: [0.74] * 3})
-    assert [fresh_text(fresh) for fresh in fresh_results(history).values()] == ["74.00%", "74.00%"]
+    assert [replicate_text(fresh) for fresh in replicate_results(history).values()] == ["74.00%", "74.00%"]
 
 
 def noisy(trial: int, block: int, epoch: int) -> float:
     return 0.8 + random.Random(trial * 100 + block).gauss(0, 0.02)
 
 
-def test_a_search_goes_on_to_fresh_runs_and_ends() -> None:
+def test_a_search_goes_on_to_replicates_and_ends() -> None:
     space = load_space("quickstart", ["search.trials=12"])
     state = SearchState(space, History())
-    simulate(state, seed=0, fresh_curve=noisy)
+    simulate(state, seed=0, replicate_curve=noisy)
     history = state.history
     assert is_done(history, space)
-    assert not history.unfinished_runs
-    n_epochs = sum(run.n_epochs for run in history.runs.values())
+    assert not history.unfinished_replicates
+    n_epochs = sum(run.n_epochs for run in history.replicates.values())
     assert 0 < n_epochs <= 1.8 * history.n_epochs
-    assert all(run.n_epochs == 9 for run in history.runs.values())
-    assert {run.trial for run in history.runs.values()} == {trial.number for trial in candidates(history, space)}
-    starts = [(run.trial, run.block) for run in history.runs.values()]
+    assert all(run.n_epochs == 9 for run in history.replicates.values())
+    assert {run.trial for run in history.replicates.values()} == {trial.number for trial in candidates(history, space)}
+    starts = [(run.trial, run.block) for run in history.replicates.values()]
     assert len(starts) == len(set(starts))
     last_trial_end = max(trial.end.at for trial in history.trials.values() if trial.end)
-    assert all(run.started_at >= last_trial_end for run in history.runs.values()), "the best are known only then"
+    assert all(run.started_at >= last_trial_end for run in history.replicates.values()), "the best are known only then"
 
 
 def test_with_many_places_the_race_waits_for_the_blocks_before() -> None:
@@ -379,14 +387,14 @@ def test_with_many_places_the_race_waits_for_the_blocks_before() -> None:
     began: list[tuple[int, int]] = []
 
     def observe(event: Event, history: History) -> None:
-        if isinstance(event, RunStarted):
+        if isinstance(event, ReplicateStarted):
             began.append((event.trial, event.block))
             if event.block > 2:
-                assert all(run.end for run in history.runs.values() if run.block < event.block)
+                assert all(run.end for run in history.replicates.values() if run.block < event.block)
 
     # Trial 0, the baseline, is clearly behind after two blocks.
     state = SearchState(space, History(), observe=observe)
-    simulate(state, seed=0, trials_at_once=16, fresh_curve=lambda *at: noisy(*at) if at[0] else 0.2)
+    simulate(state, seed=0, trials_at_once=16, replicate_curve=lambda *at: noisy(*at) if at[0] else 0.2)
     assert is_done(state.history, space)
     assert (0, 2) in began
     assert max(block for _, block in began) > 2
@@ -396,12 +404,12 @@ def test_with_many_places_the_race_waits_for_the_blocks_before() -> None:
 def test_blocks_that_wait_count_in_the_time_left() -> None:
     space = quickstart("confirm.top=2", "confirm.seeds=3")
     history = with_table(searched(space, 0.5, 0.7, 0.9), {2: [0.8, 0.9], 1: [0.9, 0.7], 0: [0.7, 0.8]})
-    history.apply(RunStarted(len(history.runs), 2, 3, 1.0))
-    history.apply(RunStarted(len(history.runs), 1, 3, 1.0))
+    history.apply(ReplicateStarted(len(history.replicates), 2, 3, 1.0))
+    history.apply(ReplicateStarted(len(history.replicates), 1, 3, 1.0))
     assert sum(remaining(history, space).of_runs) == 3 * EPOCHS, "two that run, and one that was not given out"
-    history.runs.pop(7)
-    history.runs.pop(6)
-    history.apply(RunStarted(len(history.runs), 2, 2, 1.0))
+    history.replicates.pop(7)
+    history.replicates.pop(6)
+    history.apply(ReplicateStarted(len(history.replicates), 2, 2, 1.0))
     assert next_run(history, space) is None, "block 3 waits for block 2"
     assert sum(remaining(history, space).of_runs) == 3 * EPOCHS
 
@@ -412,58 +420,58 @@ def test_when_the_time_for_trials_is_over_the_best_are_trained_again(asha: str) 
     assert seconds_to_confirm(space) == pytest.approx(3600 * 1.8 / 2.8), "the quickstart's share is 1.8"
     history = History()
     state = SearchState(space, history, is_late=lambda: history.n_epochs >= 60)
-    simulate(state, seed=0, fresh_curve=noisy)
+    simulate(state, seed=0, replicate_curve=noisy)
     assert history.n_epochs < 60 + 2 * EPOCHS, "no more than what ran then"
-    assert history.runs
-    assert not history.unfinished_runs
+    assert history.replicates
+    assert not history.unfinished_replicates
     assert not is_done(history, space), "a longer time goes on"
-    n_trials, runs = len(history.trials), dict(history.runs)
+    n_trials, runs = len(history.trials), dict(history.replicates)
     if asha == "promote":
         assert history.unfinished, "who waits at a rung may yet be promoted"
         assert all(trial.end.status == "completed" for trial in history.trials.values() if trial.end)
-    simulate(SearchState(space, history, is_late=lambda: history.n_epochs >= 120), seed=1, fresh_curve=noisy)
+    simulate(SearchState(space, history, is_late=lambda: history.n_epochs >= 120), seed=1, replicate_curve=noisy)
     assert len(history.trials) > n_trials
-    starts = [(run.trial, run.block) for run in history.runs.values()]
+    starts = [(run.trial, run.block) for run in history.replicates.values()]
     assert len(starts) == len(set(starts)) > len(runs)
 
 
 def test_a_search_that_has_nobody_to_train_again_uses_its_time_for_trials() -> None:
     space = load_space("quickstart", ["search.trials=4", "search.time_budget=1h"])
     state = SearchState(space, History(), is_late=lambda: True)
-    simulate(state, seed=0, fresh_curve=noisy)
+    simulate(state, seed=0, replicate_curve=noisy)
     assert len(state.history.trials) > 1
     assert seconds_to_confirm(load_space("quickstart", ["search.time_budget=1h", "confirm.top=0"])) == 0
     assert seconds_to_confirm(load_space("quickstart")) == 0
 
 
 @pytest.mark.parametrize("broke_off_after", [40, 50, 55, 61, 70])
-def test_fresh_runs_are_resumed_and_none_is_repeated(tmp_path: Path, broke_off_after: int) -> None:
+def test_replicates_are_resumed_and_none_is_repeated(tmp_path: Path, broke_off_after: int) -> None:
     space = load_space("quickstart", ["search.trials=8"])
     path = tmp_path / "journal.jsonl"
-    simulate(SearchState(space, History(), Journal(path)), seed=1, max_results=broke_off_after, fresh_curve=noisy)
+    simulate(SearchState(space, History(), Journal(path)), seed=1, max_results=broke_off_after, replicate_curve=noisy)
     before = read_history(path)
-    simulate(SearchState(space, read_history(path), Journal(path)), seed=2, fresh_curve=noisy)
+    simulate(SearchState(space, read_history(path), Journal(path)), seed=2, replicate_curve=noisy)
     after = read_history(path)
     assert is_done(after, space)
-    for number, run in before.runs.items():
-        assert after.runs[number].epochs[: run.n_epochs] == run.epochs
-    starts = [(run.trial, run.block) for run in after.runs.values()]
+    for number, run in before.replicates.items():
+        assert after.replicates[number].epochs[: run.n_epochs] == run.epochs
+    starts = [(run.trial, run.block) for run in after.replicates.values()]
     assert len(starts) == len(set(starts))
 
 
 def test_more_trials_are_confirmed_too() -> None:
     space = load_space("quickstart", ["search.trials=6"])
     state = SearchState(space, History())
-    simulate(state, seed=0, fresh_curve=noisy)
+    simulate(state, seed=0, replicate_curve=noisy)
     more = load_space("quickstart", ["search.trials=14"])
     assert not is_done(state.history, more)
-    simulate(SearchState(more, state.history), seed=3, fresh_curve=noisy)
+    simulate(SearchState(more, state.history), seed=3, replicate_curve=noisy)
     assert is_done(state.history, more)
-    confirmed = {run.trial for run in state.history.runs.values()}
+    confirmed = {run.trial for run in state.history.replicates.values()}
     assert {trial.number for trial in candidates(state.history, more)} <= confirmed
 
 
-def test_fresh_runs_of_one_block_differ_from_the_trial_s_and_share_their_streams() -> None:
+def test_replicates_of_one_block_differ_from_the_trial_s_and_share_their_streams() -> None:
     state = SearchState(load_space("quickstart", ["search.trials=4"]), History())
     given = []
     original = state.next_assignment
@@ -475,18 +483,18 @@ def test_fresh_runs_of_one_block_differ_from_the_trial_s_and_share_their_streams
         return assignment
 
     state.next_assignment = watched  # type: ignore[method-assign, assignment]
-    simulate(state, seed=0, fresh_curve=noisy)
+    simulate(state, seed=0, replicate_curve=noisy)
     assert len({a.seed_number for a in given if a.trial == given[0].trial}) >= 2
     assert len({a.trial for a in given if a.seed_number == 1}) >= 2
     assert all(a.config == state.history.trials[a.trial].config for a in given)
 
 
-def test_events_of_fresh_runs_survive_json() -> None:
+def test_events_of_replicates_survive_json() -> None:
     from search.experiment.events import event_as_dict, event_from_dict
 
     for event in (
-        RunStarted(0, 3, 1, 1.0),
-        RunEpochDone(0, 1, 0.5, 0.6, 0.7, 1.0, 0.1, 2.0),
-        RunEnded(0, "diverged", "the loss was not finite in epoch 1", 3.0),
+        ReplicateStarted(0, 3, 1, 1.0),
+        ReplicateEpochDone(0, 1, 0.5, 0.6, 0.7, 1.0, 0.1, 2.0),
+        ReplicateEnded(0, "diverged", "the loss was not finite in epoch 1", 3.0),
     ):
         assert event_from_dict(json.loads(json.dumps(event_as_dict(event)))) == event

@@ -8,7 +8,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
 from search.analysis.estimates import duration_text, expected_epochs, expected_epochs_left, passing_shares, seconds_left
-from search.policy.rungs import RungRule, Rungs, chance_level, quantile, refusal_text
+from search.policy.rungs import RungRule, Rungs, chance_accuracy, quantile, refusal_text
 
 
 @given(
@@ -120,12 +120,12 @@ def test_a_diverged_run_is_the_worst_at_the_rung_that_it_would_have_come_to() ->
 
 def test_chance_is_the_commonest_class_and_the_luck_of_one_run_in_twenty() -> None:
     labels = np.repeat(np.arange(10), 1000)
-    assert chance_level(labels) == pytest.approx(0.1 + 1.645 * (0.1 * 0.9 / 10_000) ** 0.5)
+    assert chance_accuracy(labels) == pytest.approx(0.1 + 1.645 * (0.1 * 0.9 / 10_000) ** 0.5)
     uneven = np.array([0] * 30 + [1] * 10)
-    assert chance_level(uneven) == pytest.approx(0.75 + 1.645 * (0.75 * 0.25 / 40) ** 0.5)
-    assert chance_level(np.zeros(5, np.int64)) == 1.0
+    assert chance_accuracy(uneven) == pytest.approx(0.75 + 1.645 * (0.75 * 0.25 / 40) ** 0.5)
+    assert chance_accuracy(np.zeros(5, np.int64)) == 1.0
     guesses = np.random.default_rng(0).binomial(10_000, 0.1, 4000) / 10_000
-    assert (guesses > chance_level(labels)).mean() == pytest.approx(0.05, abs=0.01)
+    assert (guesses > chance_accuracy(labels)).mean() == pytest.approx(0.05, abs=0.01)
 
 
 def test_only_the_first_arrival_of_a_trial_counts_and_only_at_a_rung() -> None:

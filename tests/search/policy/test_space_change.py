@@ -1,4 +1,4 @@
-"""A search whose space was changed: what is refused, what is set aside, and what counts on."""
+"""A search whose space was changed: what is refused, what is excluded, and what counts on."""
 
 import argparse
 from dataclasses import replace
@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from search.analysis.ranking import lead_sentence, rank, winner
-from search.experiment.events import History, RunStarted, SpaceSet, TrialEnded, TrialStarted
+from search.experiment.events import History, ReplicateStarted, SpaceSet, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment, load_space_or_experiment
 from search.policy.rungs import Rungs, Verdict
-from search.policy.space_change import contains, counting_in, must_be_allowed, set_aside
+from search.policy.space_change import contains, counting_in, excluded, must_be_allowed
 from search.policy.state import SearchState
 from search.policy.study import study_of
 from search.run import _changed, _take_over
@@ -78,15 +78,15 @@ def test_what_every_result_rests_on_cannot_change(space: Space, override: str) -
 
 def test_trials_outside_count_no_more_and_those_inside_do(searched: History) -> None:
     narrowed = changed(*NARROWED)
-    outside = set_aside(narrowed, searched)
+    outside = excluded(narrowed, searched)
     assert outside == [n for n, trial in searched.trials.items() if trial.config.lr > 0.05]
     assert 0 < len(outside) < 20
     searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
 
     ranked = rank(searched)
-    assert [row.set_aside for row in ranked] == sorted(row.set_aside for row in ranked), "last"
+    assert [row.excluded for row in ranked] == sorted(row.excluded for row in ranked), "last"
     assert winner(ranked).trial not in outside  # type: ignore[union-attr]
-    assert {row.reason for row in ranked if row.set_aside} == {"outside the space as it was changed later"}
+    assert {row.reason for row in ranked if row.excluded} == {"outside the space as it was changed later"}
 
     study = study_of(narrowed, searched)
     assert [trial.number for trial in study.trials if not trial.params] == outside
@@ -111,7 +111,7 @@ def test_a_study_of_an_edited_file_learns_nothing_from_trials_outside(
     overrides: tuple[str, ...], name: str, searched: History
 ) -> None:
     edited = changed(*overrides)
-    outside = set_aside(edited, searched)
+    outside = excluded(edited, searched)
     assert outside, name
     assert [trial.number for trial in study_of(edited, searched).trials if not trial.params] == outside
     assert [trial.number for trial in counting_in(edited, searched)] == sorted(set(searched.trials) - set(outside))
@@ -125,7 +125,7 @@ def test_every_proposal_of_a_space_lies_in_it_so_that_a_resumed_study_knows_all(
     state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
     simulate(state, seed=0, max_results=60)
     assert state.history.unfinished
-    assert set_aside(space, state.history) == []
+    assert excluded(space, state.history) == []
     read_back = space_from_text(dump_space(space), "experiment.yaml", "mine", ())
     for trial in study_of(read_back, state.history).trials:
         config = state.history.trials[trial.number].config
@@ -134,7 +134,7 @@ def test_every_proposal_of_a_space_lies_in_it_so_that_a_resumed_study_knows_all(
 
 def test_rungs_hold_no_trial_that_is_set_aside(searched: History, monkeypatch: pytest.MonkeyPatch) -> None:
     narrowed = changed(*NARROWED)
-    outside = set_aside(narrowed, searched)
+    outside = excluded(narrowed, searched)
     searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
     told: list[int] = []
 
@@ -150,7 +150,7 @@ def test_rungs_hold_no_trial_that_is_set_aside(searched: History, monkeypatch: p
 
 def test_a_new_baseline_is_run_and_led_against(searched: History) -> None:
     moved = changed("baseline.lr=0.03")
-    searched.apply(SpaceSet(moved.as_dict(), set_aside(moved, searched), 1.0))
+    searched.apply(SpaceSet(moved.as_dict(), excluded(moved, searched), 1.0))
     state = SearchState(changed("baseline.lr=0.03", "search.trials=22"), searched)
     simulate(state, seed=2)
     baselines = [trial for trial in searched.trials.values() if trial.baseline]
@@ -163,14 +163,14 @@ def test_a_new_baseline_is_run_and_led_against(searched: History) -> None:
 
 def test_a_parameter_that_is_searched_from_now_on_takes_old_trials_at_their_fixed_value(searched: History) -> None:
     widened = changed("space.dropout={uniform: [0.0, 0.5]}")
-    assert set_aside(widened, searched) == []
+    assert excluded(widened, searched) == []
     searched.apply(SpaceSet(widened.as_dict(), [], 1.0))
     assert all(trial.params["dropout"] == 0.1 for trial in study_of(widened, searched).trials)
 
 
 def test_trials_that_are_set_aside_are_not_counted_as_ended(searched: History) -> None:
     narrowed = changed(*NARROWED)
-    outside = set_aside(narrowed, searched)
+    outside = excluded(narrowed, searched)
     assert searched.n_ended == 20
     searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
     assert searched.n_ended == 20 - len(outside), "a leaderboard of 20 trials never says that 25 have ended"
@@ -184,18 +184,18 @@ def test_unfinished_runs_of_trials_that_are_set_aside_end_and_others_go_on(tiny_
     journal.append(result(2, 1, 0.5))
     journal.append(TrialEnded(2, "stopped", "", 4.0))
     for number, trial in enumerate((0, 2)):
-        journal.append(RunStarted(number, trial, 1, 5.0))
+        journal.append(ReplicateStarted(number, trial, 1, 5.0))
     lr = tiny_space.parameters["lr"]
     assert isinstance(lr, LogUniform)
     narrowed = replace(tiny_space, parameters={**tiny_space.parameters, "lr": replace(lr, high=0.05)})
 
     _take_over(experiment, narrowed, experiment.history())
     history = experiment.history()
-    assert [trial.set_aside for trial in history.trials.values()] == [False, False, True]
-    end = history.runs[1].end
+    assert [trial.excluded for trial in history.trials.values()] == [False, False, True]
+    end = history.replicates[1].end
     assert end is not None
     assert (end.status, end.reason) == ("failed", "the space was changed")
-    assert [run.number for run in history.unfinished_runs] == [0]
+    assert [run.number for run in history.unfinished_replicates] == [0]
 
 
 NO_LR = dump_space(load_space("quickstart", ["confirm.top=0"])).replace(
@@ -232,7 +232,7 @@ def test_a_resumed_search_of_an_earlier_version_keeps_the_values_of_its_trials(
     space = _changed(resume_options(), experiment, experiment.history())
     assert space.baseline.lr == float(lr)
     _take_over(experiment, space, experiment.history())
-    assert [trial.set_aside for trial in experiment.history().trials.values()] == [False] * 3
+    assert [trial.excluded for trial in experiment.history().trials.values()] == [False] * 3
     assert load_space(str(experiment.folder)).baseline.lr == float(lr), "the file states it from now on"
     told = capsys.readouterr().err
     assert "experiment.yaml: does not state `baseline.lr`; the value of its trials" in told

@@ -165,7 +165,7 @@ def test_a_look_that_was_cut_short_is_finished_with_the_same_checkpoints(functio
 
 
 def test_what_fails_before_the_opening_costs_no_look(plan: Retraining) -> None:
-    for function in ("draw_learning_curve", "export_all", "_config", "git_commit", "_fresh_runs"):
+    for function in ("draw_learning_curve", "export_all", "_config", "git_commit", "_replicates"):
         killed_in(function, plan)
         assert plan.experiment.manifest.test_openings == []
     retrain(plan, never)
@@ -347,7 +347,7 @@ def ended(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def openings_of(parent: Path) -> list[dict[str, Any]]:
+def uses_of_test_set(parent: Path) -> list[dict[str, Any]]:
     manifest = json.loads((parent / "results" / "mine" / "manifest.json").read_text())
     return list(manifest["test_openings"])
 
@@ -372,7 +372,7 @@ def test_kill_9_in_the_training_and_after_the_opening_costs_neither_epochs_nor_t
     process.communicate(timeout=20)
     wait_until(lambda: not list(temporary.glob("dws-*")), 60)  # until the guardian has cleared up
     assert list((ended / "results" / "mine" / WORK_FOLDER).glob("*/seed_*/checkpoint_*")), "its clean-up took them"
-    assert openings_of(ended) == []
+    assert uses_of_test_set(ended) == []
 
     again = subprocess.run(
         [sys.executable, "-c", KILLED_AFTER_THE_OPENING],
@@ -386,7 +386,7 @@ def test_kill_9_in_the_training_and_after_the_opening_costs_neither_epochs_nor_t
     assert again.returncode == -signal.SIGKILL, again.stderr
     assert "of 6 epochs were trained before." in again.stdout
     assert again.stdout.count("\nseed ") < 6
-    (opening,) = openings_of(ended)
+    (opening,) = uses_of_test_set(ended)
     assert opening["test_accuracy_mean"] is None
     wait_until(lambda: not list(temporary.glob("dws-*")), 60)
     shutil.rmtree(temporary)
@@ -394,7 +394,7 @@ def test_kill_9_in_the_training_and_after_the_opening_costs_neither_epochs_nor_t
     finished = run("search.retrain", *ARGUMENTS, cwd=ended)
     assert finished.returncode == 0, finished.stderr
     assert "Resumes: 6 of 6 epochs were trained before.\nThe test set was opened " in finished.stdout
-    (only,) = openings_of(ended)
+    (only,) = uses_of_test_set(ended)
     assert only["at"] == opening["at"]
     found, expected = (
         json.loads((parent / "results/mine/final/metrics.json").read_text()) for parent in (ended, elsewhere)

@@ -47,7 +47,7 @@ def test_piped_output_is_plain_with_one_line_a_trial_that_ends(space: Space) -> 
     assert all("best " in line for line in ends)
     assert fresh
     assert all(
-        re.match(r"fresh run  completed epoch   9 +[\d.]+%  of trial \d+  \[12/12 trials", line) for line in fresh
+        re.match(r"replicate  completed epoch   9 +[\d.]+%  of trial \d+  \[12/12 trials", line) for line in fresh
     )
 
 
@@ -209,10 +209,10 @@ def test_a_pipe_without_its_reader_costs_no_search(space: Space) -> None:
     assert history.n_ended == 12
 
 
-def test_one_fresh_run_is_in_the_singular(space: Space) -> None:
+def test_one_replicate_is_in_the_singular(space: Space) -> None:
     text = shown(space, terminal=False)
-    assert ", 1 fresh run, " in text
-    assert "1 fresh runs" not in text
+    assert ", 1 replicate, " in text
+    assert "1 replicates" not in text
 
 
 def test_quiet_shows_failures_only(space: Space) -> None:

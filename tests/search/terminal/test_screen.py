@@ -12,10 +12,10 @@ from rich.console import Console
 from search.analysis.ranking import rank
 from search.analysis.remaining import recent_epoch_s, remaining
 from search.analysis.rung_survival import rung_survival
-from search.experiment.events import History, RunEnded, SpaceSet, Trial, TrialEnded
+from search.experiment.events import History, ReplicateEnded, SpaceSet, Trial, TrialEnded
 from search.policy.asha import waits_at_rung
 from search.policy.state import SearchState
-from search.terminal.screen import ASCII, N_BEST, UNICODE, Glyphs, Happening, Scene, screen, sparkline
+from search.terminal.screen import ASCII, N_BEST, UNICODE, Glyphs, LogLine, ScreenState, screen, sparkline
 from spaces import Space, load_space
 from tests.support.simulation import result, simulate
 
@@ -37,15 +37,15 @@ def scene_of(
     space: Space,
     history: History,
     trials_at_once: int = 2,
-    notes: tuple[Happening, ...] = (),
+    notes: tuple[LogLine, ...] = (),
     budget_left_s: float | None = None,
-) -> Scene:
+) -> ScreenState:
     left = remaining(history, space)
     left_s = left.seconds(recent_epoch_s(history, 0.0), trials_at_once, budget_left_s)
-    return Scene("mine", space, history, left, left_s, trials_at_once, 1150, 200.0, 65.0, notes, "q leaves")
+    return ScreenState("mine", space, history, left, left_s, trials_at_once, 1150, 200.0, 65.0, notes, "q leaves")
 
 
-def text_of(scene: Scene, width: int = 80, height: int = 24, glyphs: Glyphs = UNICODE) -> str:
+def text_of(scene: ScreenState, width: int = 80, height: int = 24, glyphs: Glyphs = UNICODE) -> str:
     return "\n".join(line.plain for line in screen(scene, width, height, glyphs))
 
 
@@ -68,15 +68,15 @@ def test_it_fits_every_size_at_every_stage(space: Space, n_results: int | None) 
 
 
 @pytest.mark.parametrize(("max_epochs", "curve_width"), [(9, 9), (27, 15)])
-def test_every_section_is_there_at_80_by_24_with_fresh_runs_too(max_epochs: int, curve_width: int) -> None:
+def test_every_section_is_there_at_80_by_24_with_replicates_too(max_epochs: int, curve_width: int) -> None:
     space = load_space("quickstart", ["search.trials=12", f"training.max_epochs={max_epochs}"])
     history = history_after(space, history_after(space, None).n_epochs + 2 * max_epochs + 2)
-    assert history.unfinished_runs
+    assert history.unfinished_replicates
     text = text_of(scene_of(space, history))
     assert headings_of(text) == ["best", "workers", "rungs", "events"]
-    assert "fresh runs of the best" in text
+    assert "replicates of the best" in text
     heading = text.splitlines()[5]
-    assert heading.endswith("fresh runs          curve")
+    assert heading.endswith("replicates          curve")
     for line in lines_of_the_best(text):
         curve = line[heading.index("curve") :]
         assert len(curve) == curve_width, "all of these trials completed"
@@ -108,14 +108,14 @@ def test_wide_terminals_show_rungs_beside_workers_and_more_hyperparameters(space
     assert "momentum=" not in text_of(scene, 80, 24)
 
 
-def test_fresh_runs_have_a_bar_and_who_has_them_is_shown_in_the_order_of_ranks(space: Space) -> None:
+def test_replicates_have_a_bar_and_who_has_them_is_shown_in_the_order_of_ranks(space: Space) -> None:
     history = history_after(space, None)
-    runs = [run for run in history.runs.values() if run.end]
+    runs = [run for run in history.replicates.values() if run.end]
     text = text_of(scene_of(space, history))
-    assert f"{len(runs)} of about {len(runs)}  fresh runs of the best" in text
-    assert "fresh runs  " in text
+    assert f"{len(runs)} of about {len(runs)}  replicates of the best" in text
+    assert "replicates  " in text
     assert "mine  finished" in text
-    again = {run.trial for run in history.runs.values()}
+    again = {run.trial for run in history.replicates.values()}
     shown = numbers_of_the_best(text)
     assert again <= set(shown)
     assert shown == [row.trial for row in rank(history) if row.trial in shown]
@@ -124,7 +124,7 @@ def test_fresh_runs_have_a_bar_and_who_has_them_is_shown_in_the_order_of_ranks(s
 
 def test_trials_set_aside_take_no_place_among_the_best(space: Space) -> None:
     history = history_after(space, None)
-    outside = list({run.trial for run in history.runs.values() if not history.trials[run.trial].baseline})
+    outside = list({run.trial for run in history.replicates.values() if not history.trials[run.trial].baseline})
     assert len(outside) > 1
     history.apply(SpaceSet(space.as_dict(), outside, 1.0))
     shown = numbers_of_the_best(text_of(scene_of(space, history)))
@@ -132,11 +132,11 @@ def test_trials_set_aside_take_no_place_among_the_best(space: Space) -> None:
     assert not set(shown) & set(outside)
 
 
-def test_a_fresh_run_that_goes_on_is_somebody_s_work(space: Space) -> None:
+def test_a_replicate_that_goes_on_is_somebody_s_work(space: Space) -> None:
     full = history_after(space, None)
     n_before = full.n_epochs + 4
     history = history_after(space, n_before)
-    working = [run for run in history.unfinished_runs]
+    working = [run for run in history.unfinished_replicates]
     text = text_of(scene_of(space, history))
     assert working
     assert all(f"run {run.number}, trial {run.trial}" in text for run in working)
@@ -157,7 +157,7 @@ def test_reasons_are_shown_and_command_nothing(space: Space) -> None:
     history = history_after(space, 3)
     (number, *_) = [trial.number for trial in history.unfinished]
     history.apply(TrialEnded(number, "failed", "no\x1b[2Jmemory [bold red]left[/]", 1e6))
-    note = Happening(2e6, "trial 1 lost\rits worker")
+    note = LogLine(2e6, "trial 1 lost\rits worker")
     scene = scene_of(space, history, notes=(note,))
     text = text_of(scene)
     assert "no\\x1b[2Jmemory [bold red]left[/]" in text
@@ -296,9 +296,9 @@ def test_trials_that_wait_at_a_rung_are_nobody_s_work() -> None:
 
 def test_runs_that_ended_badly_are_told(space: Space) -> None:
     history = history_after(space, None)
-    run = next(iter(history.runs.values()))
-    run.end = RunEnded(run.number, "failed", "its machine went away", 1e10)
-    assert f"fresh run {run.number} of trial {run.trial} failed: its machine went away" in text_of(
+    run = next(iter(history.replicates.values()))
+    run.end = ReplicateEnded(run.number, "failed", "its machine went away", 1e10)
+    assert f"replicate {run.number} of trial {run.trial} failed: its machine went away" in text_of(
         scene_of(space, history)
     )
 
@@ -315,26 +315,26 @@ def test_long_searches_show_only_the_last_events(space: Space) -> None:
     assert "trial 12 stopped: below" not in text
 
 
-def broken_off_in_fresh_runs(space: Space) -> History:
+def broken_off_in_replicates(space: Space) -> History:
     history = history_after(space, history_after(space, None).n_epochs + 4)
-    assert history.unfinished_runs
+    assert history.unfinished_replicates
     return history
 
 
-def in_state_after(space: Space, history: History) -> Scene:
+def in_state_after(space: Space, history: History) -> ScreenState:
     return replace(scene_of(space, history), now=20_000.0, elapsed_s=20_000.0)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_time_left_stays_while_fresh_runs_go_on(space: Space, width: int) -> None:
-    scene = replace(in_state_after(space, broken_off_in_fresh_runs(space)), name="quickstart-20261124-112652")
+def test_the_time_left_stays_while_replicates_go_on(space: Space, width: int) -> None:
+    scene = replace(in_state_after(space, broken_off_in_replicates(space)), name="quickstart-20261124-112652")
     heading = text_of(scene, width, 20).splitlines()[0]
     assert re.search(r"about \d+ (seconds|minutes) left$", heading)
     assert len(heading) <= width
 
 
-def test_fresh_runs_that_broke_off_are_nobody_s_work_while_added_trials_are_searched(space: Space) -> None:
-    history = broken_off_in_fresh_runs(space)
+def test_replicates_that_broke_off_are_nobody_s_work_while_added_trials_are_searched(space: Space) -> None:
+    history = broken_off_in_replicates(space)
     more = load_space("quickstart", ["search.trials=14"])
     resumed = replace(scene_of(more, history), now=99_999.0, elapsed_s=1.0)
     assert text_of(resumed).startswith("mine  searching ")

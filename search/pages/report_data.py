@@ -13,7 +13,7 @@ from spaces.schema import Space
 
 
 @dataclass(frozen=True)
-class Known:
+class ReportData:
     """All that was read of an experiment.
 
     Attributes:
@@ -41,7 +41,7 @@ class Known:
         return self.best.trial if self.best else None
 
 
-def read_all(experiment: Experiment) -> Known:
+def read_all(experiment: Experiment) -> ReportData:
     """Everything that a report is made from.
 
     Raises:
@@ -54,7 +54,7 @@ def read_all(experiment: Experiment) -> Known:
         final = read_final_results(experiment)
     except InputError as error:
         problem = error.lines[0]
-    return Known(
+    return ReportData(
         experiment=experiment,
         space=space,
         manifest=manifest,

@@ -17,11 +17,11 @@ from search.processes.native_errors import native_errors_in
 BEGINNING = """
     import ctypes, sys, threading, time
     from pathlib import Path
-    from search.execution import interruption
-    from search.execution.interruption import Interruption
+    from search.execution import stop_signal
+    from search.execution.stop_signal import StopSignal
     from spaces.errors import RunError
 
-    interruption.POLL_S, interruption.BREAK_OFF_AFTER_S, interruption.END_WITHIN_S = 0.05, 0.2, 0.5
+    stop_signal.POLL_S, stop_signal.BREAK_OFF_AFTER_S, stop_signal.END_WITHIN_S = 0.05, 0.2, 0.5
 
     def never_return():
         # Like C++ code that waits for an answer: the interpreter runs on, but not this thread, whatever signals come.
@@ -58,7 +58,7 @@ def ended(program: str, written: Path, signals: tuple[int, ...] = ()) -> tuple[i
 @pytest.mark.parametrize("block", ["never_return()", "threading.Lock().acquire() and time.sleep(100)"])
 def test_a_signal_ends_a_command_whose_main_thread_does_not_return(tmp_path: Path, block: str, number: int) -> None:
     program = f"""
-        with Interruption() as stop:
+        with StopSignal() as stop:
             stop.leave_last_words(last_words)
             tell()
             {block}
@@ -72,7 +72,7 @@ def test_a_signal_ends_a_command_whose_main_thread_does_not_return(tmp_path: Pat
 
 def test_a_lost_cluster_ends_a_command_that_is_inside_a_call_that_does_not_return(tmp_path: Path) -> None:
     program = """
-        with Interruption(lambda: "The cluster is gone") as stop:
+        with StopSignal(lambda: "The cluster is gone") as stop:
             stop.leave_last_words(last_words)
             tell()
             with stop.inside_ray():
@@ -85,7 +85,7 @@ def test_a_lost_cluster_ends_a_command_that_is_inside_a_call_that_does_not_retur
 
 def test_a_lost_cluster_breaks_off_a_wait_inside_ray_and_not_what_is_written_after_it(tmp_path: Path) -> None:
     program = """
-        with Interruption(lambda: "The cluster is gone") as stop:
+        with StopSignal(lambda: "The cluster is gone") as stop:
             stop.leave_last_words(last_words)
             tell()
             try:
@@ -108,8 +108,8 @@ def test_a_lost_cluster_breaks_off_a_wait_inside_ray_and_not_what_is_written_aft
 def test_a_command_that_has_left_ray_gets_no_signal_while_ray_has_taken_its_handler_away(tmp_path: Path) -> None:
     program = """
         import signal
-        interruption.END_WITHIN_S = 5.0
-        with Interruption(lambda: "The cluster is gone") as stop:
+        stop_signal.END_WITHIN_S = 5.0
+        with StopSignal(lambda: "The cluster is gone") as stop:
             stop.leave_last_words(last_words)
             tell()
             try:
@@ -128,10 +128,10 @@ def test_a_command_that_has_left_ray_gets_no_signal_while_ray_has_taken_its_hand
 def test_a_signal_after_the_cluster_has_ended_is_still_a_wish_to_end(tmp_path: Path) -> None:
     program = """
         from search.execution.cluster import LocalCluster
-        with Interruption() as stop, LocalCluster(1, 0) as cluster:
+        with StopSignal() as stop, LocalCluster(1, 0) as cluster:
             cluster.end()
             tell()
-            while not stop.wished:
+            while not stop.requested:
                 time.sleep(0.01)
         print("ended by itself", file=sys.stderr)
     """
@@ -141,7 +141,7 @@ def test_a_signal_after_the_cluster_has_ended_is_still_a_wish_to_end(tmp_path: P
 def test_the_error_that_ray_raises_for_a_lost_cluster_is_the_loss_and_another_one_is_itself(tmp_path: Path) -> None:
     program = """
         lost = []
-        with Interruption(lambda: "The cluster is gone" if lost else None) as stop:
+        with StopSignal(lambda: "The cluster is gone" if lost else None) as stop:
             tell()
             for what in (None, "gone"):
                 try:
@@ -156,10 +156,10 @@ def test_the_error_that_ray_raises_for_a_lost_cluster_is_the_loss_and_another_on
 
 def test_a_stopped_process_is_not_ended_for_the_time_that_it_stood_still(tmp_path: Path) -> None:
     program = """
-        interruption.END_WITHIN_S = 1.0
-        with Interruption() as stop:
+        stop_signal.END_WITHIN_S = 1.0
+        with StopSignal() as stop:
             tell()
-            while not stop.wished:
+            while not stop.requested:
                 time.sleep(0.01)
             time.sleep(0.3)
         print("ended by itself", file=sys.stderr)

@@ -29,7 +29,7 @@ class ClusterLostError(BaseException):
     """Raised in the main thread while it is inside Ray, whose loops catch every `Exception`."""
 
 
-class Interruption:
+class StopSignal:
     """Takes Ctrl-C and `kill` as a wish to end cleanly; a second one ends at once. A context manager.
 
     Within it, a thread watches the command, because the main thread may be in a call to Ray's C++ code that never
@@ -41,12 +41,12 @@ class Interruption:
         what_is_gone: asked every `POLL_S` in the thread: why the cluster is gone, as one line, or None. Must not block.
 
     Attributes:
-        wished: a signal came.
+        requested: a signal came.
         lost: why the cluster is gone, as one line; None while it is there.
     """
 
     def __init__(self, what_is_gone: Callable[[], str | None] = lambda: None) -> None:
-        self.wished = False
+        self.requested = False
         self.lost: str | None = None
         self._before = {number: signal.getsignal(number) for number in _REQUESTS}
         self._what_is_gone = what_is_gone
@@ -108,11 +108,11 @@ class Interruption:
                 self._is_inside_ray = False
                 raise ClusterLostError
             return
-        if self.wished:
+        if self.requested:
             raise KeyboardInterrupt
-        self.wished = True
+        self.requested = True
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "StopSignal":
         self.listen()
         reader, self._wakeup = os.pipe()
         os.set_blocking(self._wakeup, False)

@@ -7,9 +7,9 @@ import pytest
 
 from search.analysis.estimates import expected_epochs, passing_shares
 from search.analysis.ranking import rank
+from search.experiment.audits import is_audit, n_audits
 from search.experiment.events import History, SpaceSet
 from search.experiment.journal import Journal, read_history
-from search.policy.exploration import is_explored, n_explored
 from search.policy.space_change import must_be_allowed
 from search.policy.state import SearchState
 from search.terminal import tables
@@ -17,8 +17,8 @@ from spaces import Space, load_space
 from tests.support.simulation import simulate
 
 
-def exploring(explore: float, *overrides: str) -> Space:
-    return load_space("quickstart", ["search.trials=30", f"search.explore={explore}", *overrides])
+def exploring(audit_fraction: float, *overrides: str) -> Space:
+    return load_space("quickstart", ["search.trials=30", f"search.audit_fraction={audit_fraction}", *overrides])
 
 
 def history_of(space: Space, path: Path | None = None) -> History:
@@ -31,26 +31,26 @@ def history_of(space: Space, path: Path | None = None) -> History:
 
 
 def test_who_is_exempt_is_a_function_of_seed_and_number_alone() -> None:
-    assert not any(is_explored(trial, 0, 0.0) for trial in range(100))
-    assert all(is_explored(trial, 0, 1.0) for trial in range(100))
-    drawn = [[is_explored(trial, seed, 0.1) for trial in range(100)] for seed in (0, 1)]
-    assert drawn[0] == [is_explored(trial, 0, 0.1) for trial in range(100)]
+    assert not any(is_audit(trial, 0, 0.0) for trial in range(100))
+    assert all(is_audit(trial, 0, 1.0) for trial in range(100))
+    drawn = [[is_audit(trial, seed, 0.1) for trial in range(100)] for seed in (0, 1)]
+    assert drawn[0] == [is_audit(trial, 0, 0.1) for trial in range(100)]
     assert drawn[0] != drawn[1]
 
 
-@pytest.mark.parametrize("explore", [0.05, 0.1, 0.3, 0.7])
-def test_every_trial_is_as_likely_and_no_stretch_of_a_search_goes_without(explore: float) -> None:
-    drawn = [[is_explored(trial, seed, explore) for trial in range(60)] for seed in range(2000)]
+@pytest.mark.parametrize("audit_fraction", [0.05, 0.1, 0.3, 0.7])
+def test_every_trial_is_as_likely_and_no_stretch_of_a_search_goes_without(audit_fraction: float) -> None:
+    drawn = [[is_audit(trial, seed, audit_fraction) for trial in range(60)] for seed in range(2000)]
     shares = [sum(trials) / 2000 for trials in zip(*drawn, strict=True)]
-    assert all(share == pytest.approx(explore, abs=0.05) for share in shares)
+    assert all(share == pytest.approx(audit_fraction, abs=0.05) for share in shares)
     stretches = [sum(trials[first : first + 20]) for trials in drawn for first in (0, 13, 40)]
-    assert all(abs(n - 20 * explore) < 1 + 1e-9 for n in stretches)
+    assert all(abs(n - 20 * audit_fraction) < 1 + 1e-9 for n in stretches)
 
 
 def test_their_number_is_known_beforehand() -> None:
     for seed in range(20):
         space = exploring(0.3, f"search.seed={seed}")
-        assert n_explored(space, 30) == sum(is_explored(trial, seed, 0.3) for trial in range(1, 30))
+        assert n_audits(space, 30) == sum(is_audit(trial, seed, 0.3) for trial in range(1, 30))
 
 
 def test_exempt_trials_go_to_the_end_and_nobody_else_notices_at_the_first_rung() -> None:
@@ -61,12 +61,12 @@ def test_exempt_trials_go_to_the_end_and_nobody_else_notices_at_the_first_rung()
         # Each trial is worse than those before it: all but the baseline would be stopped at once.
         simulate(state, seed=0, trials_at_once=1, curve=lambda trial, config, epoch: 0.9 - trial / 50)
         searched.append(state.history.trials)
-    explored = [number for number, trial in searched[1].items() if trial.explored]
-    assert explored == [number for number in range(1, 30) if is_explored(number, 0, 0.3)]
-    assert len(explored) == n_explored(space, 30) > 3
+    audits = [number for number, trial in searched[1].items() if trial.audit]
+    assert audits == [number for number in range(1, 30) if is_audit(number, 0, 0.3)]
+    assert len(audits) == n_audits(space, 30) > 3
     assert [n for n, trial in searched[0].items() if trial.status == "completed"] == [0]
-    assert [n for n, trial in searched[1].items() if trial.status == "completed"] == [0, *explored]
-    first_rung = [{n: t.end.reason for n, t in trials.items() if n not in explored} for trials in searched]  # type: ignore[union-attr]
+    assert [n for n, trial in searched[1].items() if trial.status == "completed"] == [0, *audits]
+    first_rung = [{n: t.end.reason for n, t in trials.items() if n not in audits} for trials in searched]  # type: ignore[union-attr]
     assert first_rung[0] == first_rung[1], "they arrive there as they would have"
 
 
@@ -76,8 +76,8 @@ def test_they_are_the_same_after_a_resume(tmp_path: Path, broke_off_after: int) 
     simulate(SearchState(space, history_of(space, path), Journal(path)), seed=4, max_results=broke_off_after)
     simulate(SearchState(space, read_history(path), Journal(path)), seed=5)
     trials = read_history(path).trials
-    assert {n for n, t in trials.items() if t.explored} == {n for n in range(1, 30) if is_explored(n, 0, 0.3)}
-    assert all(trial.status == "completed" for trial in trials.values() if trial.explored)
+    assert {n for n, t in trials.items() if t.audit} == {n for n in range(1, 30) if is_audit(n, 0, 0.3)}
+    assert all(trial.status == "completed" for trial in trials.values() if trial.audit)
 
 
 def test_a_change_of_it_needs_no_flag_and_holds_for_later_trials_only() -> None:
@@ -89,18 +89,18 @@ def test_a_change_of_it_needs_no_flag_and_holds_for_later_trials_only() -> None:
     history.apply(SpaceSet(after.as_dict(), [], 1.0))
     simulate(SearchState(after, history), seed=0)
     assert {number: history.trials[number].status for number in ended} == ended
-    assert [trial.explored for trial in history.trials.values()] == [False] * 15 + [True] * 15
+    assert [trial.audit for trial in history.trials.values()] == [False] * 15 + [True] * 15
     assert all(trial.status == "completed" for number, trial in history.trials.items() if number >= 15)
 
 
 def test_a_journal_from_before_there_was_such_a_thing_can_be_gone_on_with() -> None:
     space = exploring(0.0)
     content = space.as_dict()
-    del content["search"]["explore"]
+    del content["search"]["audit_fraction"]
     assert must_be_allowed(content, space, allowed=False, folder=Path("results/mine"))
     state = SearchState(space, History([SpaceSet(content, [], 0.0)]))
     simulate(state, seed=0)
-    assert not any(trial.explored for trial in state.history.trials.values())
+    assert not any(trial.audit for trial in state.history.trials.values())
 
 
 def test_the_leaderboard_s_json_and_csv_say_who_was() -> None:
@@ -108,16 +108,16 @@ def test_the_leaderboard_s_json_and_csv_say_who_was() -> None:
     state = SearchState(space, history_of(space))
     simulate(state, seed=0)
     rows = json.loads(tables.as_json("mine", rank(state.history)))["trials"]
-    assert {row["trial"] for row in rows if row["explored"]} == {n for n in range(1, 30) if is_explored(n, 0, 0.3)}
-    assert "explored" in tables.as_csv(rank(state.history), []).splitlines()[0]
-    assert tables.as_table(rank(state.history), []).count("(explored)") == n_explored(space, 30)
+    assert {row["trial"] for row in rows if row["audit"]} == {n for n in range(1, 30) if is_audit(n, 0, 0.3)}
+    assert "audit" in tables.as_csv(rank(state.history), []).splitlines()[0]
+    assert tables.as_table(rank(state.history), []).count("(audit)") == n_audits(space, 30)
 
 
 def test_what_it_costs_is_in_the_expected_epochs() -> None:
     rungs = (1, 3, 9)
-    assert expected_epochs(30, rungs, 3, n_explored=0) == expected_epochs(30, rungs, 3)
-    assert expected_epochs(30, rungs, 3, n_explored=29) == 30 * 9
-    each = expected_epochs(30, rungs, 3, n_explored=3) - expected_epochs(30, rungs, 3)
+    assert expected_epochs(30, rungs, 3, n_audits=0) == expected_epochs(30, rungs, 3)
+    assert expected_epochs(30, rungs, 3, n_audits=29) == 30 * 9
+    each = expected_epochs(30, rungs, 3, n_audits=3) - expected_epochs(30, rungs, 3)
     assert 3 * 4 < each < 3 * 9
     assert passing_shares(30, rungs, 3, 0.3)[1] > passing_shares(30, rungs, 3)[1], "weak ones lower the second cutoff"
 
@@ -130,33 +130,33 @@ def test_the_expected_epochs_are_those_of_simulated_searches() -> None:
         order = [(7919 * (trial + 1) * (seed + 1)) % 1009 / 1009 for trial in range(30)]
         simulate(state, seed, trials_at_once=1, curve=lambda trial, config, epoch, order=order: order[trial])
         n_epochs.append(state.history.n_epochs)
-    expected = expected_epochs(30, space.rung_epochs, 3, n_explored(space, 30))
+    expected = expected_epochs(30, space.rung_epochs, 3, n_audits(space, 30))
     assert sum(n_epochs) / len(n_epochs) == pytest.approx(expected, rel=0.12)
 
 
 def test_the_plan_does_not_price_what_would_change_nothing() -> None:
     from search.analysis.expectation import of_trials
-    from search.execution.plan import _explore_lines
+    from search.execution.plan import _audit_lines
 
     unstopped = exploring(0.0, "search.asha=off")
-    assert _explore_lines(unstopped, of_trials(unstopped, 30)) == []
+    assert _audit_lines(unstopped, of_trials(unstopped, 30)) == []
 
 
 def test_the_plan_says_what_it_costs() -> None:
     from search.analysis.expectation import of_trials
-    from search.execution.plan import _explore_lines
+    from search.execution.plan import _audit_lines
 
-    def lines(explore: float) -> list[str]:
-        space = exploring(explore)
-        return _explore_lines(space, of_trials(space, 30))
+    def lines(audit_fraction: float) -> list[str]:
+        space = exploring(audit_fraction)
+        return _audit_lines(space, of_trials(space, 30))
 
     (off,), (on,) = lines(0.0), lines(0.1)
     n_epochs = on.partition(": about ")[2]
-    assert off == f"explore     off; search.explore=0.1 would take about {n_epochs}"
+    assert off == f"audits      off; search.audit_fraction=0.1 would take about {n_epochs}"
     assert int(n_epochs.removesuffix(" epochs more")) > 0
     (line,) = lines(0.3)
-    n = n_explored(exploring(0.3), 30)
-    assert line.startswith(f"explore     0.3: {n} of 29 trials are trained to the end whatever a rung says: about ")
+    n = n_audits(exploring(0.3), 30)
+    assert line.startswith(f"audits      0.3: {n} of 29 trials are trained to the end whatever a rung says: about ")
     assert line.endswith(" epochs more")
     (line,) = lines(0.0001)
-    assert line == "explore     0.0001: no trial of 29, as the seed has it: raise it, or search.trials"
+    assert line == "audits      0.0001: no trial of 29, as the seed has it: raise it, or search.trials"

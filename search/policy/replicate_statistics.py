@@ -1,6 +1,6 @@
-"""What fresh runs say of trials: means, intervals and leads. Pure functions.
+"""What replicates say of trials: means, intervals and leads. Pure functions.
 
-Fresh runs come in blocks. The runs of a block share their random streams (weights, order of the images, dropout,
+Replicates come in blocks. The runs of a block share their random streams (weights, order of the images, dropout,
 augmentation), so that trials are compared within blocks, where what luck gives one it gives the others too.
 
 The model is `accuracy = mean + scale × (block + chance)` with `scale = mean × (1 - mean)`: chance moves a trial at 50 %
@@ -29,8 +29,8 @@ MOST_CELLS = 3_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Fresh:
-    """What fresh runs say of one trial.
+class ReplicateSummary:
+    """What replicates say of one trial.
 
     Attributes:
         trial: its number.
@@ -69,8 +69,8 @@ class Lead:
         return self.half_width is not None and abs(self.mean) > self.half_width
 
 
-def fresh_results(history: History) -> dict[int, Fresh]:
-    """What fresh runs say, for every trial that has any; the best mean first, ties in mean by number.
+def replicate_results(history: History) -> dict[int, ReplicateSummary]:
+    """What replicates say, for every trial that has any; the best mean first, ties in mean by number.
 
     Intervals use the spread within trials, pooled over all of them on the scale of the model, by Student's t.
     """
@@ -79,7 +79,7 @@ def fresh_results(history: History) -> dict[int, Fresh]:
     means = {number: runs.mean(number, model) for number in runs.numbers}
     order = sorted(means, key=lambda number: (-means[number], number))
     return {
-        number: Fresh(
+        number: ReplicateSummary(
             trial=number,
             n_runs=runs.n_runs(number),
             n_diverged=runs.n_diverged.get(number, 0),
@@ -93,19 +93,19 @@ def fresh_results(history: History) -> dict[int, Fresh]:
 
 
 def lead(history: History, first: int, second: int) -> Lead:
-    """How far `first` is ahead of `second`, both trials' numbers; 0 without an interval where one has no fresh run."""
+    """How far `first` is ahead of `second`, both trials' numbers; 0 without an interval where one has no replicate."""
     runs = _Runs.of(history)
     return _lead(runs, _Model.of(runs.values), first, second)
 
 
 def run_sd(history: History, accuracy: float) -> float | None:
-    """The standard deviation of a fresh run's accuracy for a trial whose mean is this; None if unknown."""
+    """The standard deviation of a replicate's accuracy for a trial whose mean is this; None if unknown."""
     spread = _Model.of(_Runs.of(history).values).within
     return None if spread.freedom == 0 else spread.sd * _scale(accuracy)
 
 
 def diverged(history: History) -> set[int]:
-    """Trials of which a fresh run diverged."""
+    """Trials of which a replicate diverged."""
     return set(_Runs.of(history).n_diverged)
 
 
@@ -114,7 +114,7 @@ def leaders(history: History, numbers: Collection[int], level: float) -> set[int
 
     Args:
         history: of the search.
-        numbers: of the trials, none of which has a fresh run that diverged.
+        numbers: of the trials, none of which has a replicate that diverged.
         level: probability of error, in (0, 1), when the last is behind the best.
     """
     left = set(numbers)
@@ -143,7 +143,7 @@ def _lead(runs: "_Runs", model: "_Model", first: int, second: int) -> Lead:
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """Finished fresh runs of trials that count.
+    """Finished replicates of trials that count.
 
     Attributes:
         values: accuracies by trial and block, without runs that diverged.
@@ -157,8 +157,8 @@ class _Runs:
     def of(cls, history: History) -> "_Runs":
         values: dict[int, dict[int, float]] = {}
         n_diverged: dict[int, int] = {}
-        for run in history.runs.values():
-            if run.end is None or run.end.status == "failed" or run.last is None or history.trials[run.trial].set_aside:
+        for run in history.replicates.values():
+            if run.end is None or run.end.status == "failed" or run.last is None or history.trials[run.trial].excluded:
                 continue
             if run.end.status == "diverged":
                 n_diverged[run.trial] = n_diverged.get(run.trial, 0) + 1
