@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from trainable import must_be_ours
+
 if TYPE_CHECKING:
     from search.experiment.folder import Experiment
 
 __all__ = ["Experiment"]
+
+must_be_ours("trainable", "fit_evaluate.py")
 
 
 def __getattr__(name: str) -> Any:
