@@ -1,72 +1,200 @@
-"""The direction in which data flows: spaces → trainable ← search."""
+"""Who may import whom: spaces → trainable ← search, and the folders of each package. `docs/design.md` draws it."""
 
 import ast
+import importlib.util
+import subprocess
+import sys
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("spaces", "trainable", "search")
+MOST_FILES = 13
+MOST_BODY_LINES = 50
+
+# Folder of search/: the folders whose modules it may import. The commands at the top may import all.
+MAY_IMPORT = {
+    "experiment": set(),
+    "cli": {"experiment"},
+    "policy": {"experiment"},
+    "processes": set(),
+    "analysis": {"experiment", "policy"},
+    "terminal": {"experiment", "policy", "analysis"},
+    "pages": {"experiment", "policy", "analysis"},
+    "execution": {"experiment", "policy", "analysis", "processes"},
+    "retraining": {"experiment", "policy", "analysis", "processes"},
+    "session": {"experiment", "policy", "analysis", "processes", "execution", "terminal"},
+}
+# Folder of trainable/: likewise. The files at its top may import all, and only some files of its top are below them.
+TRAINABLE_MAY_IMPORT = {
+    "augmentation": {"data"},
+    "network": set(),
+    "data": {"augmentation"},
+}
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-def imported_packages(path: Path) -> set[str]:
-    packages = set()
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it; `from a import b` counts as `a.b` where that is a module."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            packages |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            packages.add(node.module.split(".")[0])
-    return packages
+            found |= {
+                f"{node.module}.{alias.name}" if is_module(node.module, alias.name) else node.module
+                for alias in node.names
+            }
+    return found
 
 
-def imported_modules(path: Path) -> set[str]:
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return modules
+def is_module(package: str, name: str) -> bool:
+    where = ROOT / Path(*package.split("."))
+    return (where / f"{name}.py").is_file() or (where / name).is_dir()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "spaces").glob("*.py")), ids=lambda path: path.name)
-def test_spaces_know_nothing_of_torch_ray_or_the_rest(path: Path) -> None:
-    assert not imported_packages(path) & {"torch", "ray", "trainable", "search"}
+def packages(path: Path) -> set[str]:
+    return {module.split(".")[0] for module in imports(path)}
 
 
-@pytest.mark.parametrize("folder", ["spaces", "trainable", "search"])
-def test_nothing_that_is_installed_imports_benchmarks_or_tests(folder: str) -> None:
-    for path in (ROOT / folder).glob("*.py"):
-        assert not imported_packages(path) & {"benchmarks", "tests"}
+def folder_of(module: str) -> str | None:
+    """`policy` for `search.policy.asha`; None for a module at the top."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (ROOT / parts[0] / parts[1]).is_dir() else None
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "trainable").glob("*.py")), ids=lambda path: path.name)
-def test_trainable_never_imports_search_and_one_file_imports_ray(path: Path) -> None:
-    packages = imported_packages(path)
-    assert "search" not in packages
-    assert ("ray" in packages) == (path.name == "ray_trainable.py")
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_packages_import_in_one_direction(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    forbidden = {
+        "spaces": {"torch", "ray", "trainable", "search"},
+        "trainable": {"search"},
+        "search": set(),
+    }
+    assert not packages(path) & (forbidden[package] | {"benchmarks", "tests"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_ray_is_imported_where_trials_run_and_nowhere_else(path: Path) -> None:
+    within = path.relative_to(ROOT)
+    if "ray" in packages(path):
+        assert within.parts[:2] == ("search", "execution") or within.as_posix() == "trainable/ray_trainable.py"
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_of_search_imports_those_that_the_table_allows(folder: str) -> None:
+    problems = []
+    for path in (ROOT / "search" / folder).glob("*.py"):
+        for module in imports(path):
+            imported = folder_of(module) if module.startswith("search.") else None
+            if module.startswith("search.") and imported != folder and imported not in MAY_IMPORT[folder]:
+                problems.append(f"{named(path)} imports {module}")
+    assert not problems
+
+
+def test_the_table_names_every_folder_and_has_no_circle() -> None:
+    folders = {path.name for path in (ROOT / "search").iterdir() if (path / "__init__.py").is_file()}
+    assert set(MAY_IMPORT) == folders
+    levels: dict[str, int] = {}
+    while len(levels) < len(MAY_IMPORT):
+        free = [name for name, below in MAY_IMPORT.items() if name not in levels and below <= set(levels)]
+        assert free, f"a circle among {set(MAY_IMPORT) - set(levels)}"
+        levels |= dict.fromkeys(free, len(set(levels.values())))
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = defaultdict(set)
+    for path in FILES:
+        module = named(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        graph[module] = {name for name in imports_at_import_time(path) if name.split(".")[0] in PACKAGES}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " → ".join([*way[way.index(module) :], module])
+        if module not in done:
+            for name in graph.get(module, ()):
+                visit(name, (*way, module))
+            done.add(module)
+
+    for module in list(graph):
+        visit(module, ())
+
+
+def imports_at_import_time(path: Path) -> set[str]:
+    """Imports at the top level of a file, those for type checkers only left out."""
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {
+                f"{node.module}.{alias.name}" if is_module(node.module, alias.name) else node.module
+                for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
 
 
 def test_only_retraining_imports_the_test_set() -> None:
-    importers = [
-        path.name
-        for folder in ("spaces", "trainable", "search")
-        for path in (ROOT / folder).glob("*.py")
-        if "trainable.data.test_set" in imported_modules(path)
-    ]
-    assert importers == ["retraining.py"]
+    importers = [named(path) for path in FILES if "trainable.data.test_set" in imports(path)]
+    assert importers == ["search/retraining/retraining.py"]
 
 
-def test_every_file_is_in_the_installed_packages() -> None:
-    for folder in ("spaces", "trainable", "search"):
-        assert (ROOT / folder / "__init__.py").is_file()
-    folders = {
-        path.relative_to(ROOT).as_posix(): path
-        for folder in ("spaces", "trainable", "search")
-        for path in (ROOT / folder).iterdir()
-        if path.is_dir() and path.name != "__pycache__"
-    }
-    assert set(folders) == {"search/report_assets"}, "folders hold what pyproject.toml's package-data names"
-    assert not list(folders["search/report_assets"].glob("*.py"))
-    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert "report_assets/*" in data["search"]
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=named)
+def test_no_folder_has_more_files_than_a_reader_can_keep_in_mind(folder: Path) -> None:
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MOST_FILES
+    assert (folder / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_no_function_is_longer_than_a_screen(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            inner = [each for each in node.body if isinstance(each, ast.FunctionDef)]  # counted on their own
+            n_lines = (node.end_lineno or 0) - first.lineno + 1
+            n_lines -= sum((each.end_lineno or 0) - each.lineno + 1 for each in inner)
+            assert n_lines <= MOST_BODY_LINES, f"{named(path)}: {node.name} has {n_lines} lines"
+
+
+def test_every_folder_is_installed_and_typed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["packages"]["find"]["include"] == [f"{package}*" for package in PACKAGES]
+    data = settings["package-data"]
+    assert "assets/*" in data["search.pages"]
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").is_file()
+        assert "py.typed" in data[package]
+
+
+@pytest.mark.parametrize("package, command", [("spaces", "search.run"), ("spaces", "trainable.train")])
+def test_another_project_s_package_of_our_name_is_one_line(package: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    finder = "import sys, runpy; sys.path[:0] = sys.argv[1:3]; runpy.run_module(sys.argv[3], run_name='__main__')"
+    words = [sys.executable, "-S", "-c", finder, str(tmp_path), str(ROOT), command]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert f"`{package}` is another project's package ({tmp_path / package})" in result.stderr
+
+
+def test_the_program_runs_the_commands_but_nothing_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise AssertionError('imported from the current folder')\n")
+    program = Path(sys.executable).with_name("depthwise-search")
+    if not program.is_file() or importlib.util.find_spec("search") is None:
+        pytest.skip("the project is not installed, but run from its files")
+    good = subprocess.run([program, "run", "--version"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stdout.split()[0]) == (0, "depthwise-search")
+    bad = subprocess.run([program, "runs"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert bad.returncode == 2
+    assert "Did you mean `run`?" in bad.stderr

@@ -43,18 +43,7 @@ A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparame
 by seed: {seeds}. The files here are the first seed's. The interval says how much another training run would differ,
 not how much another set of test images would.
 {_on_validation(metrics)}
-## Use
-
-`model.onnx` and `model.pt2` take uint8 images (N, {size}, {size}, 3), RGB, N free, and give log-probabilities
-(N, {len(metrics["class_names"])}); normalisation is inside. `model.safetensors` holds the network's weights alone.
-
-```python
-import numpy as np, onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx")
-log_probabilities = session.run(None, {{"images": images}})[0]
-```
-
+{_usage(size, len(metrics["class_names"]))}
 | file | largest difference from the network (log-probability) |
 |---|---|
 {exports}
@@ -73,6 +62,21 @@ log_probabilities = session.run(None, {{"images": images}})[0]
 
 It names one of its classes for any image, also for one that shows none of them. It was tested on images of the same
 origin as those it was trained on; elsewhere it will do worse. `metrics.json` has the confusion matrix.
+"""
+
+
+def _usage(size: int, n_classes: int) -> str:
+    return f"""## Use
+
+`model.onnx` and `model.pt2` take uint8 images (N, {size}, {size}, 3), RGB, N free, and give log-probabilities
+(N, {n_classes}); normalisation is inside. `model.safetensors` holds the network's weights alone.
+
+```python
+import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+log_probabilities = session.run(None, {{"images": images}})[0]
+```
 """
 
 
