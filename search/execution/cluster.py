@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -224,6 +225,26 @@ def cluster_for(space: Space, keeps_credentials: bool = False) -> LocalCluster:
     n_workers = count_cores() if wanted == "auto" or space.resources.device == "cuda" else wanted
     n_gpus = 0 if space.resources.device == "cpu" else None
     return LocalCluster(min(n_workers, space.search.most_trials), n_gpus, keeps_credentials)
+
+
+@contextlib.contextmanager
+def torch_imported_beside() -> Iterator[None]:
+    """Import torch in a thread while the block waits for Ray's processes.
+
+    The thread must not import Ray: two threads that import it would wait for each other.
+    """
+    thread = threading.Thread(target=_import_torch)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _import_torch() -> None:
+    # An error repeats in the main thread, which reports it.
+    with contextlib.suppress(ImportError):
+        import torch  # noqa: F401
 
 
 def count_cores() -> int:

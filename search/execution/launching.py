@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ray import tune
 from ray.tune.execution import class_cache
@@ -30,15 +30,12 @@ from search.execution.ray_adapters import (
 )
 from search.execution.retries import MAX_RETRIES, RetryCount
 from search.execution.stop_signal import StopSignal
-from search.execution.trackers import trackers
-from search.experiment.events import Event, History, TrialEnded
+from search.experiment.events import Event, History
 from search.experiment.folder import Experiment
 from search.experiment.manifest import Session, timestamp
 from search.experiment.wall_clock import wall_clock
 from search.policy.confirmation import seconds_to_confirm
 from search.policy.state import Assignment, SearchState, ended_names, is_done
-from search.policy.study import write_study
-from search.terminal.display import SearchDisplay
 from spaces.errors import InputError, RunError
 from spaces.printable import shell_word
 from spaces.schema import Space
@@ -49,11 +46,24 @@ from trainable.seeding import Purpose
 
 SearchEnd = Literal["finished", "interrupted", "time budget used"]
 
-# Files derived from the journal are brought up to date this often while a search runs, or more seldom where they
-# have become so long that writing them would take more than this share of the time.
-TABLES_EVERY_S = 5.0
-STUDY_EVERY_S = 60.0
-LONGEST_SHARE = 0.02
+
+class SearchObserver(Protocol):
+    """Follows a session."""
+
+    def on_event(self, event: Event, history: History) -> None:
+        """Called after each event; `history` includes it."""
+
+    def on_idle(self) -> None:
+        """Called at each turn of Ray's loop."""
+
+    def on_end(self, history: History) -> None:
+        """Called after the last event, before Ray's processes are ended."""
+
+    def note(self, text: str) -> None:
+        """Called with one line about something that is not an event, such as a lost worker."""
+
+    def close(self) -> None:
+        """Called, possibly in another thread, before the process is ended: releases the terminal."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +96,12 @@ class Launch:
         return time.time() - (time.monotonic() - self.started_s)
 
 
-def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
+def run_session(launch: Launch, observer: SearchObserver) -> SearchEnd:
     """Search until all trials have ended, the time is up, or somebody presses Ctrl-C.
 
     Args:
         launch: what to run.
-        display: shows it; entered by the caller.
+        observer: follows the session.
 
     Returns:
         Why it ended. The folder's files are up to date whatever happened.
@@ -101,25 +111,22 @@ def run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
             can go on.
     """
     with _disk_in_one_line(launch.experiment):
-        return _run_session(launch, display)
+        return _run_session(launch, observer)
 
 
-def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
+def _run_session(launch: Launch, observer: SearchObserver) -> SearchEnd:
     experiment = launch.experiment
-    keeper = _FileKeeper(launch)
-
     deadline_s = math.inf if launch.time_left_s is None else launch.started_s + launch.time_left_s
     trials_until_s = deadline_s - seconds_to_confirm(launch.space)
 
     def state_so_far(fails_alone: bool) -> SearchState:
-        observe = _both(keeper.observe, display.observe)
         journal = experiment.journal()
         chance = experiment.manifest.data.chance
         return SearchState(
             launch.space,
             experiment.history(),
             journal,
-            observe,
+            observer.on_event,
             fails_alone=fails_alone,
             chance=chance,
             is_late=lambda: time.monotonic() >= trials_until_s,
@@ -128,7 +135,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     state = state_so_far(fails_alone=False)
     retries = RetryCount()
     session = _open_session(experiment, launch)
-    launch.stop_signal.leave_last_words(lambda: _last_words(launch, display))
+    launch.stop_signal.leave_last_words(lambda: _last_words(launch, observer))
     if launch.cluster:
         launch.cluster.log_to(experiment.ray_folder / f"driver_{session}.err")
 
@@ -143,7 +150,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
                 if reached():
                     break
                 with launch.stop_signal.inside_ray():
-                    all_done = _tune(launch, state, display, reached, name, retries)
+                    all_done = _tune(launch, state, observer, reached, name, retries)
                 state.close()
                 if all_done:
                     break
@@ -160,7 +167,7 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
         for name in ended_names(state.history):
             experiment.drop_checkpoints(name)
         experiment.drop_ray_snapshots()
-        keeper.write(state.history)
+        observer.on_end(state.history)
         _close_session(launch, state.history, end)
         # Last: it may not return where Ray's processes are gone.
         if launch.cluster:
@@ -169,12 +176,12 @@ def _run_session(launch: Launch, display: SearchDisplay) -> SearchEnd:
     return end
 
 
-def _last_words(launch: Launch, display: SearchDisplay) -> str:
+def _last_words(launch: Launch, observer: SearchObserver) -> str:
     """Close the session in the manifest, give the terminal back, and say how to go on."""
     experiment = launch.experiment
     history = experiment.history()
     _close_session(launch, history, "finished" if is_done(history, launch.space) else "interrupted")
-    display.close()
+    observer.close()
     address = launch.cluster.address if launch.cluster else None
     more = f" --address {shell_word(address)}" if address else ""
     return f"nothing is lost. Go on with: {resume_line(experiment, more)}"
@@ -203,7 +210,7 @@ def _disk_in_one_line(experiment: Experiment) -> Iterator[None]:
 def _tune(
     launch: Launch,
     state: SearchState,
-    display: SearchDisplay,
+    observer: SearchObserver,
     reached: Callable[[], bool],
     name: str,
     retries: RetryCount,
@@ -212,7 +219,7 @@ def _tune(
     shared = Shared(state, lambda assignment: _ray_config(launch, assignment), retries, lambda: damaged_images(launch))
 
     def on_retry(what: str, reason: str) -> None:
-        display.note(f"{what} lost its worker and is tried again ({reason})")
+        observer.note(f"{what} lost its worker and is tried again ({reason})")
 
     # Tune asks for workers in a runtime environment of its own (a variable for Lightning), which the workers
     # that stand ready are not in: it would start others.
@@ -232,9 +239,8 @@ def _tune(
             stop=EndWhen(lambda: reached() or shared.failure is not None),
             verbose=0,
             callbacks=[
-                Housekeeping(shared, on_retry, display.refresh, launch.experiment.drop_checkpoints),
+                Housekeeping(shared, on_retry, observer.on_idle, launch.experiment.drop_checkpoints),
                 JsonLoggerCallback(),  # type: ignore[no-untyped-call]
-                *trackers(launch.space.track, launch.experiment, display.note),
             ],
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=False),
@@ -281,54 +287,6 @@ def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
         compute=launch.resource_plan.compute,
         resume_from=resume_from,
     ).as_ray_config()
-
-
-class _FileKeeper:
-    """Keeps the derived files of an experiment near its journal."""
-
-    def __init__(self, launch: Launch) -> None:
-        self._experiment = launch.experiment
-        self._space = launch.space
-        self._tables = _Throttle(TABLES_EVERY_S)
-        self._study = _Throttle(STUDY_EVERY_S)
-
-    def observe(self, event: Event, history: History) -> None:
-        if isinstance(event, TrialEnded):
-            self._tables.act_if_due(lambda: self._experiment.write_tables(history))
-            self._study.act_if_due(lambda: self._write_study(history))
-
-    def write(self, history: History) -> None:
-        self._experiment.write_tables(history)
-        self._write_study(history)
-
-    def _write_study(self, history: History) -> None:
-        write_study(self._experiment.folder / "study.db", self._space, history)
-
-
-class _Throttle:
-    """Does something again and again: not more often than every `every_s`, nor for more than `LONGEST_SHARE`."""
-
-    def __init__(self, every_s: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._every_s = every_s
-        self._now = now
-        self._due_s = now() + every_s
-
-    def act_if_due(self, action: Callable[[], None]) -> None:
-        started_s = self._now()
-        if started_s >= self._due_s:
-            action()
-            ended_s = self._now()
-            self._due_s = max(started_s + self._every_s, ended_s + (ended_s - started_s) / LONGEST_SHARE)
-
-
-def _both(
-    first: Callable[[Event, History], None], second: Callable[[Event, History], None]
-) -> Callable[[Event, History], None]:
-    def observe(event: Event, history: History) -> None:
-        first(event, history)
-        second(event, history)
-
-    return observe
 
 
 def _open_session(experiment: Experiment, launch: Launch) -> int:

@@ -1,250 +1,237 @@
-"""TensorBoard, MLflow and Weights & Biases, through Ray's own callbacks: what each is told of a search.
+"""Reports trials and replicates to TensorBoard, MLflow and Weights & Biases through their own clients.
 
-Ray's callbacks would log all that a worker is told (paths of this machine, seeds of streams), begin anew where a search
-was resumed, and end the search when their server is gone. `Tracker` stands between.
+A tracker gets hyperparameters and results, and nothing of this machine. A resumed search continues its runs.
 """
 
-from __future__ import annotations
-
-import contextlib
+import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ray import tune
-from ray.tune.experiment import Trial as RayTrial
-from ray.tune.logger import LoggerCallback, TBXLoggerCallback
-
+from search.experiment import events
 from search.experiment.folder import Experiment
-from spaces.errors import RunError
+from spaces.errors import InputError, RunError
+from spaces.parameters import Number
 from spaces.printable import printable
 from spaces.schema import MLflow, Track, Wandb
 
-# The epoch is the step.
-_SHOWN = (
-    "lr",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "train_s",
-    "validation_s",
-)
-EXPERIMENT_TAG = "experiment"
-_NAME_TAG_OF_RAY = "trial_name"
+EXPERIMENT_TAG, NAME_TAG = "experiment", "trial_name"
+# Prefix of TensorBoard's tags since version 0.1, in which Ray wrote the files.
+_TENSORBOARD_PREFIX = "ray/tune/"
+_NOT_RESULTS = ("trial", "run", "epoch", "at")
+# Events are reported in the loop that serves all trials: a server that is gone must not block it for minutes.
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-_WANDB_UPLOAD_S = 120
+_WANDB_TIMEOUT_S = 30.0
 
 
-@dataclass(eq=False)
-class TrackedTrial:
-    """What a tracker sees of a trial or replicate: as much of Ray's `Trial` as Ray's callbacks use.
-
-    Attributes:
-        name: `trial_0007`, `run_0003`.
-        experiment: its name.
-        config: its hyperparameters.
-        ray: Ray's own, which may be another after a failure.
-    """
-
-    name: str
-    experiment: str
-    config: dict[str, Any]
-    ray: RayTrial
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def trial_id(self) -> str:
-        return f"{self.experiment}-{self.name}"
-
-    @property
-    def evaluated_params(self) -> dict[str, Any]:
-        return self.config
-
-    @property
-    def local_path(self) -> str | None:
-        return self.ray.local_path
-
-    @property
-    def experiment_dir_name(self) -> str:
-        return str(self.ray.experiment_dir_name)
-
-    @property
-    def for_ray(self) -> RayTrial:
-        """Itself, which has all that Ray's callbacks read of a trial."""
-        return cast(RayTrial, self)
-
-    def init_local_path(self) -> None:
-        self.ray.init_local_path()  # type: ignore[no-untyped-call]
-
-
-class Tracker(tune.Callback):
-    """Tells one tracker of a search, for as long as it listens.
+class Tracker:
+    """Reports the events of a search to one tracker until the tracker fails; a subclass knows the client.
 
     Args:
-        title: of the tracker, for people.
-        told: Ray's callback.
-        experiment: the experiment's name.
-        on_trouble: called with a line when it failed; it is told nothing more then.
-        find_earlier: called with a trial or run before the tracker hears of it in this session.
+        warn: called with one line when the tracker failed.
     """
 
-    def __init__(
-        self,
-        title: str,
-        told: LoggerCallback,
-        experiment: str,
-        on_trouble: Callable[[str], None],
-        find_earlier: Callable[[TrackedTrial], None] = lambda trial: None,
-    ) -> None:
-        self._title = title
-        self._warned: LoggerCallback | None = told
-        self._on_trouble = on_trouble
-        self._experiment = experiment
-        self._find_earlier = find_earlier
-        self._trials: dict[str, TrackedTrial] = {}
+    title = ""
 
-    def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        name = _name(trial)
-        seen = self._trials.get(name)
-        if seen is None:
-            config = dict(trial.config["hyperparameters"])
-            seen = self._trials[name] = TrackedTrial(name, self._experiment, config, trial)
-            self._tell(lambda told: self._find_earlier(seen))
-        seen.ray = trial
-        self._tell(lambda told: told.log_trial_start(seen.for_ray))
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn: Callable[[str], None] | None = warn
+        self._runs: dict[str, Any] = {}
 
-    def on_trial_result(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
-    ) -> None:
-        shown = {name: result[name] for name in _SHOWN if name in result}
-        shown["training_iteration"] = result["epoch"]
-        self._tell_of(trial, lambda told, seen: told.log_trial_result(iteration, seen.for_ray, shown))
+    def open_run(self, name: str, config: dict[str, Number]) -> Any:
+        """Start or resume the run `trial_0007` or `run_0003` (a replicate); returns the client's handle of it."""
+        raise NotImplementedError
 
-    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._tell_of_end(trial, failed=False)
+    def log(self, run: Any, epoch: int, results: Mapping[str, float]) -> None:
+        raise NotImplementedError
 
-    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._tell_of_end(trial, failed=True)
+    def close_run(self, run: Any, failed: bool | None) -> None:
+        """End a run; `failed` is None where a later session can resume it."""
+        raise NotImplementedError
 
-    def on_experiment_end(self, trials: list[RayTrial], **info: Any) -> None:
-        self._tell(lambda told: told.on_experiment_end(trials, **info))
+    def on_event(self, event: events.Event, history: events.History) -> None:
+        self._attempt(lambda: self._report(event, history))
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return (tune.Callback, ())
+    def close(self) -> None:
+        """Close the runs that have not ended."""
+        while self._runs:
+            _, run = self._runs.popitem()
+            self._attempt(lambda: self.close_run(run, None))  # noqa: B023 (called at once)
 
-    def _tell_of_end(self, trial: RayTrial, failed: bool) -> None:
-        self._tell_of(trial, lambda told, seen: told.log_trial_end(seen.for_ray, failed=failed))
-        # One that goes on later is begun anew, as in another session.
-        self._trials.pop(_name(trial), None)
+    def _report(self, event: events.Event, history: events.History) -> None:
+        match event:
+            case events.TrialStarted() | events.EpochDone() | events.TrialEnded():
+                name, trial = f"trial_{event.trial:04d}", event.trial
+            case events.ReplicateStarted() | events.ReplicateEpochDone() | events.ReplicateEnded():
+                name, trial = f"run_{event.run:04d}", history.replicates[event.run].trial
+            case _:
+                return
+        if name not in self._runs:
+            self._runs[name] = self.open_run(name, history.trials[trial].config.as_dict())
+        if isinstance(event, events.EpochDone | events.ReplicateEpochDone):
+            fields = [field for field in event.__dataclass_fields__ if field not in _NOT_RESULTS]
+            self.log(self._runs[name], event.epoch, {field: getattr(event, field) for field in fields})
+        elif isinstance(event, events.TrialEnded | events.ReplicateEnded):
+            self.close_run(self._runs.pop(name), event.status == "failed")
 
-    def _tell_of(self, trial: RayTrial, action: Callable[[LoggerCallback, TrackedTrial], None]) -> None:
-        seen = self._trials.get(_name(trial))
-        if seen:  # else it failed before it was started
-            self._tell(lambda told: action(told, seen))
-
-    def _tell(self, action: Callable[[LoggerCallback], None]) -> None:
-        if self._warned is None:
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self._warn is None:
             return
         try:
-            action(self._warned)
-        except Exception as error:  # whatever a server or its client may raise: a search must not end for it
-            self._warned = None
-            self._on_trouble(f"{self._title} is told nothing more ({_first_line(error)}); the search goes on")
+            action()
+        except Exception as error:  # of any type of a client: a search must not end because of a tracker
+            warn, self._warn = self._warn, None
+            warn(f"{self.title} is told nothing more ({_first_line(error)}); the search goes on")
 
 
-def trackers(track: Track, experiment: Experiment, on_trouble: Callable[[str], None]) -> list[tune.Callback]:
-    """Callbacks for what is to be told.
+class TensorBoard(Tracker):
+    """Writes event files at once; `SummaryWriter` blocks for ever once its thread has died of a full disk."""
 
-    Args:
-        track: what that is; all of it is installed.
-        experiment: names what is told.
-        on_trouble: called with a line when a tracker failed on the way.
+    title = "TensorBoard"
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        super().__init__(warn)
+        self._folder = folder
+
+    def open_run(self, name: str, config: dict[str, Number]) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        (self._folder / name).mkdir(parents=True, exist_ok=True)
+        # The default name holds seconds: a second file within the same second would overwrite the first.
+        return EventsWriter(str(self._folder / name / "events"), f".{time.time_ns()}"), config, {}
+
+    def log(self, run: Any, epoch: int, results: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        writer, _, last = run
+        last.update({_TENSORBOARD_PREFIX + name: value for name, value in results.items()})
+        _write(writer, epoch, *(scalar(name, value) for name, value in last.items()))
+
+    def close_run(self, run: Any, failed: bool | None) -> None:
+        from tensorboardX.summary import hparams
+
+        writer, config, last = run
+        if failed is not None:
+            _write(writer, 0, *hparams(config, last))
+        writer.close()
+
+
+def _write(writer: Any, epoch: int, *summaries: Any) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    for summary in summaries:
+        writer.write_event(Event(summary=summary, wall_time=time.time(), step=epoch))
+    writer.flush()
+
+
+class MLflowTracker(Tracker):
+    title = "MLflow"
+
+    def __init__(self, settings: MLflow, experiment: str, warn: Callable[[str], None]) -> None:
+        super().__init__(warn)
+        for variable, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(variable, value)
+        from mlflow.tracking import MlflowClient
+
+        self._client, self._experiment = MlflowClient(settings.tracking_uri), experiment
+        name = settings.experiment_name or experiment
+        found = self._client.get_experiment_by_name(name)
+        self._id = found.experiment_id if found else self._client.create_experiment(name)
+
+    def open_run(self, name: str, config: dict[str, Number]) -> Any:
+        from mlflow.entities import Param
+
+        for run in self._client.search_runs([self._id], f"tags.{NAME_TAG} = '{name}'"):
+            if run.data.tags.get(EXPERIMENT_TAG) == self._experiment:
+                return run.info.run_id
+        tags = {NAME_TAG: name, EXPERIMENT_TAG: self._experiment}
+        run_id = self._client.create_run(self._id, tags=tags, run_name=name).info.run_id
+        self._client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.items()])
+        return run_id
+
+    def log(self, run: Any, epoch: int, results: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        at_ms = int(time.time() * 1000)
+        self._client.log_batch(run, [Metric(name, value, at_ms, epoch) for name, value in results.items()])
+
+    def close_run(self, run: Any, failed: bool | None) -> None:
+        if failed is not None:
+            self._client.set_terminated(run, "FAILED" if failed else "FINISHED")
+
+
+class WandbTracker(Tracker):
+    title = "wandb"
+
+    def __init__(self, settings: Wandb, experiment: str, warn: Callable[[str], None]) -> None:
+        super().__init__(warn)
+        import wandb
+
+        if settings.mode == "online" and not wandb.api.api_key:
+            raise ValueError("no API key: type `wandb login`, or set WANDB_API_KEY")
+        self._settings, self._experiment = settings, experiment
+
+    def open_run(self, name: str, config: dict[str, Number]) -> Any:
+        import wandb
+
+        return wandb.init(
+            **self._settings.model_dump(include={"project", "entity", "mode"}),
+            group=self._experiment,
+            name=name,
+            id=f"{self._experiment}-{name}",
+            config=config,
+            resume="allow",
+            reinit="create_new",  # runs of several trials are open at once
+            dir=str(Path.cwd()),  # its files hold links, which an experiment's folder must not
+            settings=wandb.Settings(
+                console="off", silent=True, init_timeout=_WANDB_TIMEOUT_S, finish_timeout=_WANDB_TIMEOUT_S
+            ),
+        )
+
+    def log(self, run: Any, epoch: int, results: Mapping[str, float]) -> None:
+        run.log(dict(results), step=epoch)
+
+    def close_run(self, run: Any, failed: bool | None) -> None:
+        run.finish(exit_code=int(bool(failed)))
+
+
+def trackers(track: Track, experiment: Experiment, warn: Callable[[str], None]) -> list[Tracker]:
+    """The trackers that a space names; all of them are installed.
 
     Raises:
         RunError: a tracker does not answer.
     """
-    made: list[tune.Callback] = []
-    if track.tensorboard:
-        from search.execution.event_file import EventFile
-
-        told = TBXLoggerCallback()  # type: ignore[no-untyped-call]
-        told._summary_writer_cls = EventFile
-        made.append(Tracker("TensorBoard", told, experiment.name, on_trouble))
-    if track.mlflow:
-        made.append(_mlflow_tracker(track.mlflow, experiment, on_trouble))
-    if track.wandb:
-        made.append(_wandb_tracker(track.wandb, experiment, on_trouble))
-    return made
-
-
-def _mlflow_tracker(settings: MLflow, experiment: Experiment, on_trouble: Callable[[str], None]) -> Tracker:
-    from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-    # Ray tells it from the loop that serves all trials: a server that is gone must not hold that for minutes.
-    for name, value in _MLFLOW_PATIENCE.items():
-        os.environ.setdefault(name, value)
-    told = MLflowLoggerCallback(
-        tracking_uri=settings.tracking_uri,
-        experiment_name=settings.experiment_name or experiment.name,
-        tags={EXPERIMENT_TAG: experiment.name},
-    )
-    with _refusal_in_one_line("MLflow", settings.tracking_uri):
-        told.setup()  # type: ignore[no-untyped-call]
-
-    def find_earlier(trial: TrackedTrial) -> None:
-        """Go on with the run that an earlier session began for it."""
-        import mlflow
-
-        named = mlflow.MlflowClient(settings.tracking_uri).search_runs(
-            [str(told.mlflow_util.experiment_id)], f"tags.{_NAME_TAG_OF_RAY} = '{trial.name}'"
-        )
-        earlier = next((run for run in named if run.data.tags.get(EXPERIMENT_TAG) == experiment.name), None)
-        if earlier:
-            told._trial_runs[trial] = earlier.info.run_id
-
-    return Tracker("MLflow", told, experiment.name, on_trouble, find_earlier)
-
-
-def _wandb_tracker(settings: Wandb, experiment: Experiment, on_trouble: Callable[[str], None]) -> Tracker:
-    from ray.air.integrations.wandb import WandbLoggerCallback
-
-    if settings.mode == "offline":
-        # Ray asks for a key unless this says that none is needed.
-        os.environ["WANDB_MODE"] = "offline"
-    told = WandbLoggerCallback(
-        project=settings.project,
-        group=experiment.name,
-        upload_timeout=_WANDB_UPLOAD_S,
-        entity=settings.entity,
-        mode=settings.mode,
-        resume="allow",
-        # Its files hold links, which an experiment's folder must not.
-        dir=str(Path.cwd()),
-    )
-    with _refusal_in_one_line("wandb", settings.project):
-        told.setup()  # type: ignore[no-untyped-call]
-    return Tracker("wandb", told, experiment.name, on_trouble)
-
-
-def _name(trial: RayTrial) -> str:
-    """`trial_0007`, also where it was promoted and its folder is `trial_0007_2`."""
-    return "_".join(str(trial.config["name"]).split("_")[:2])
-
-
-@contextlib.contextmanager
-def _refusal_in_one_line(title: str, where: str) -> Iterator[None]:
+    made: list[Tracker] = [TensorBoard(experiment.ray_folder / "tensorboard", warn)] if track.tensorboard else []
+    title = where = ""
     try:
-        yield
+        if track.mlflow:
+            title, where = MLflowTracker.title, track.mlflow.tracking_uri
+            made.append(MLflowTracker(track.mlflow, experiment.name, warn))
+        if track.wandb:
+            title, where = WandbTracker.title, track.wandb.project
+            made.append(WandbTracker(track.wandb, experiment.name, warn))
     except Exception as error:  # each client has types of its own
         raise RunError(
             f"{title} cannot be told of the search at {where} ({_first_line(error)}). Mend that, or remove it from "
             f"`track`."
         ) from error
+    return made
+
+
+def must_be_installed(track: Track) -> None:
+    """Check that the trackers of a space are installed.
+
+    Raises:
+        InputError: a tracker is missing; names the package to install.
+    """
+    # mlflow-skinny is MLflow without its server and pages; a full MLflow includes it.
+    for package, installed_as, settings in (("mlflow", "mlflow-skinny", track.mlflow), ("wandb", "wandb", track.wandb)):
+        if settings is not None and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"`track.{package}` is set, but {package} is not installed. Install it: "
+                f"python -m pip install {installed_as}"
+            )
 
 
 def _first_line(error: Exception) -> str:

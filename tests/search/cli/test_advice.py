@@ -22,6 +22,8 @@ from search.experiment.events import History
 from search.experiment.folder import Experiment, create_experiment, open_experiment
 from search.pages import next_commands as report_commands
 from search.pages.report_data import read_all
+from search.session import conduct, resume, start
+from search.session.request import ResumeRequest
 from spaces import InputError, Space
 from spaces.errors import RunError
 from tests.support import foreign, shown_experiment
@@ -58,7 +60,7 @@ class Advised:
 @pytest.fixture
 def advised(monkeypatch: pytest.MonkeyPatch) -> Advised:
     recorder = Advised()
-    for module in (options, run_module, experiment_module, remote_results, report_commands):
+    for module in (options, start, resume, experiment_module, remote_results, report_commands):
         monkeypatch.setattr(module, "command_line", recorder)
     return recorder
 
@@ -108,13 +110,13 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="go on with it"):
         create_experiment(results, "mine", space, made.manifest)
     with pytest.raises(InputError, match="go on with it"):
-        run_module._must_be_new(given, "mine")
+        start.must_be_new("mine", results, None)
     with pytest.raises(InputError, match="does not say what was searched"):
-        run_module._changed(Namespace(set=[], add_trials=None, add_epochs=None, space=None), made, History())
+        resume.changed_space(ResumeRequest(started_s=0.0, results=results, experiment=made), History())
     with pytest.raises(InputError, match="other images"):
-        run_module._must_be_the_same_images(made, SimpleNamespace(decoded=SimpleNamespace(content_sha256="1")))  # type: ignore[arg-type]
-    run_module._print_result(given, winner, "interrupted")
-    run_module._print_result(given, winner, "time budget used")
+        resume.must_be_the_same_images(made, SimpleNamespace(decoded=SimpleNamespace(content_sha256="1")))  # type: ignore[arg-type]
+    conduct.print_result(winner, "interrupted", given.address)
+    conduct.print_result(winner, "time budget used", given.address)
     begun = create_experiment(results, "begun", space, made.manifest)
     with pytest.raises(InputError, match="no trial has completed"):
         retrain._chosen_trial(begun, given)

@@ -1,63 +1,77 @@
 """What MLflow, wandb and TensorBoard are told of a search, and what becomes of it when they do not answer."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import cloudpickle
-from ray.tune.logger import LoggerCallback
 
 from search import run as run_command
 from search.execution.trackers import Tracker, trackers
+from search.experiment.events import (
+    EndStatus,
+    EpochDone,
+    EpochRedone,
+    Event,
+    History,
+    ReplicateEnded,
+    ReplicateEpochDone,
+    ReplicateStarted,
+    TrialEnded,
+    TrialPromoted,
+    TrialStarted,
+)
 from search.experiment.folder import Experiment
+from search.session.conduct import with_absolute_paths
 from spaces import InputError, Space, load_space
 from spaces.errors import RunError
+from spaces.parameters import Hyperparameters
 from spaces.schema import MLflow, Track
 from tests.conftest import TINY, set_options
 from tests.support.foreign import make_experiment
 
-
-def ray_trial(name: str, tmp_path: Path, lr: float = 0.1) -> Any:
-    """As much of Ray's trial as is looked at."""
-    config = {
-        "name": name,
-        "hyperparameters": {"lr": lr, "momentum": 0.9},
-        "resume_from": None,
-        "decoded_folder": "/home/somebody/cache",
-    }
-    folder = tmp_path / name
-    return SimpleNamespace(
-        config=config,
-        local_path=str(folder),
-        experiment_dir_name="session_1",
-        init_local_path=lambda: folder.mkdir(exist_ok=True),
-    )
+CONFIG = Hyperparameters(lr=0.1, momentum=0.9)
+VALUES = CONFIG.as_dict()
 
 
-def epoch_result(epoch: int, accuracy: float) -> dict[str, Any]:
-    ray_s = {"trial_id": "ab12", "node_ip": "10.0.0.1", "config": {"decoded_folder": "/home/somebody/cache"}}
-    losses = {"train_loss": 0.5, "train_accuracy": accuracy, "validation_loss": 0.6, "validation_accuracy": accuracy}
-    return {"epoch": epoch, "lr": 0.1, "train_s": 1.0, "validation_s": 0.1, **losses, **ray_s}
+def started(number: int = 1) -> list[Event]:
+    return [TrialStarted(n, {}, CONFIG, n == 0, 0.0) for n in range(number + 1)]
 
 
-class Listener(LoggerCallback):
-    """Writes down what it is told, and fails when it is asked to."""
+def epoch_done(epoch: int, accuracy: float, number: int = 1) -> EpochDone:
+    return EpochDone(number, epoch, 0.1, 0.5, accuracy, 0.6, accuracy, 1.0, 0.1, 0.0)
 
-    def __init__(self) -> None:
+
+def ended(status: EndStatus = "completed", number: int = 1) -> TrialEnded:
+    return TrialEnded(number, status, "", 0.0)
+
+
+def report(tracker: Tracker, history: History, *events: Event) -> None:
+    for event in events:
+        history.apply(event)
+        tracker.on_event(event, history)
+
+
+class Listener(Tracker):
+    """Records its calls, and fails on demand."""
+
+    title = "X"
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        super().__init__(warn)
         self.heard: list[tuple[Any, ...]] = []
         self.is_broken = False
 
-    def log_trial_start(self, trial: Any) -> None:
-        self.hear("start", str(trial), trial.config)
+    def open_run(self, name: str, config: Any) -> str:
+        self.hear("open", name, config)
+        return name
 
-    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-        self.hear("result", str(trial), result)
+    def log(self, run: str, epoch: int, results: Mapping[str, float]) -> None:
+        self.hear("log", run, epoch, results)
 
-    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-        self.hear("end", str(trial), failed)
+    def close_run(self, run: str, failed: bool | None) -> None:
+        self.hear("close", run, failed)
 
     def hear(self, *told: Any) -> None:
         if self.is_broken:
@@ -65,75 +79,67 @@ class Listener(LoggerCallback):
         self.heard.append(told)
 
 
-def test_a_tracker_is_told_hyperparameters_and_results_and_nothing_of_this_machine(tmp_path: Path) -> None:
-    listener, trouble = Listener(), []
-    tracker = Tracker("X", listener, "mine", trouble.append)
-    trial = ray_trial("trial_0007", tmp_path)
-    tracker.on_trial_start(0, [], trial)
-    tracker.on_trial_result(0, [], trial, epoch_result(4, 0.5))
-    tracker.on_trial_complete(0, [], trial)
-    start, told, end = listener.heard
-    assert start == ("start", "trial_0007", {"lr": 0.1, "momentum": 0.9})
-    assert told[2]["training_iteration"] == 4
-    assert told[2]["validation_accuracy"] == 0.5
-    assert "somebody" not in str(listener.heard)
-    assert "10.0.0.1" not in str(listener.heard)
-    assert end == ("end", "trial_0007", False)
-    assert trouble == []
+def test_a_tracker_is_told_hyperparameters_and_results_of_trials_and_replicates() -> None:
+    listener = Listener(pytest.fail)
+    results = {
+        "train_loss": 0.5,
+        "validation_loss": 0.6,
+        "validation_accuracy": 0.5,
+        "train_s": 1.0,
+        "validation_s": 0.1,
+    }
+    replicate = [
+        ReplicateStarted(0, 1, 1, 0.0),
+        ReplicateEpochDone(0, 1, 0.5, 0.6, 0.5, 1.0, 0.1, 0.0),
+        ReplicateEnded(0, "completed", "", 0.0),
+    ]
+    report(listener, History(started(0)), *started()[1:], epoch_done(1, 0.5), ended("failed"), *replicate)
+    assert listener.heard == [
+        ("open", "trial_0001", VALUES),
+        ("log", "trial_0001", 1, {"lr": 0.1, "train_accuracy": 0.5, **results}),
+        ("close", "trial_0001", True),
+        ("open", "run_0000", VALUES),
+        ("log", "run_0000", 1, results),
+        ("close", "run_0000", False),
+    ]
 
 
-def test_a_trial_that_is_tried_again_is_the_same_to_a_tracker(tmp_path: Path) -> None:
-    starts = []
-    tracker = Tracker("X", Listener(), "mine", print, starts.append)
-    tracker.on_trial_start(0, [], ray_trial("trial_0001", tmp_path))
-    tracker.on_trial_start(0, [], ray_trial("trial_0001", tmp_path))
-    assert len(starts) == 1
+def test_a_trial_that_is_tried_again_or_promoted_is_one_run() -> None:
+    listener = Listener(pytest.fail)
+    history = History()
+    report(listener, history, *started(0), epoch_done(1, 0.5, 0), EpochRedone(0, 1, 0.0), TrialPromoted(0, 1, 0.0))
+    report(listener, history, epoch_done(2, 0.6, 0), ended("stopped", 0))
+    assert [told[0] for told in listener.heard] == ["open", "log", "log", "close"]
 
 
-def test_a_trial_that_was_promoted_is_looked_up_again_by_its_name(tmp_path: Path) -> None:
-    listener, starts = Listener(), []
-    tracker = Tracker("X", listener, "mine", print, lambda trial: starts.append(trial.name))
-    for folder in ("trial_0001", "trial_0001_2"):
-        trial = ray_trial(folder, tmp_path)
-        tracker.on_trial_start(0, [], trial)
-        tracker.on_trial_complete(0, [], trial)
-    assert starts == ["trial_0001"] * 2
-    assert [told[1] for told in listener.heard] == ["trial_0001"] * 4
+def test_a_run_is_opened_again_by_its_name_in_another_session() -> None:
+    history = History(started(0))
+    for epoch in (1, 2):
+        listener = Listener(pytest.fail)
+        report(listener, history, epoch_done(epoch, 0.5, 0))
+        listener.close()
+        assert [told[:2] for told in listener.heard] == [(what, "trial_0000") for what in ("open", "log", "close")]
+        assert listener.heard[-1][-1] is None, "it can be resumed"
 
 
-def test_a_tracker_that_fails_is_told_nothing_more_and_ends_nothing(tmp_path: Path) -> None:
-    listener, trouble = Listener(), []
-    tracker = Tracker("X", listener, "mine", trouble.append)
-    trial = ray_trial("trial_0001", tmp_path)
-    tracker.on_trial_start(0, [], trial)
+def test_a_tracker_that_fails_is_told_nothing_more_and_ends_nothing() -> None:
+    trouble: list[str] = []
+    listener, history = Listener(trouble.append), History(started(0))
+    report(listener, history, *started()[1:])
     listener.is_broken = True
-    tracker.on_trial_result(0, [], trial, epoch_result(1, 0.5))
+    report(listener, history, epoch_done(1, 0.5))
     listener.is_broken = False
-    tracker.on_trial_result(0, [], trial, epoch_result(2, 0.5))
+    report(listener, history, epoch_done(2, 0.5))
+    listener.close()
     assert len(listener.heard) == 1
     assert trouble == ["X is told nothing more (no route to host); the search goes on"]
-
-
-def test_what_fails_before_it_starts_is_no_trouble(tmp_path: Path) -> None:
-    listener, trouble = Listener(), []
-    Tracker("X", listener, "mine", trouble.append).on_trial_error(0, [], ray_trial("trial_0001", tmp_path))
-    assert listener.heard == trouble == []
-
-
-def test_ray_may_pickle_a_tracker(tmp_path: Path) -> None:
-    tracker = Tracker("X", Listener(), "mine", lambda line: None)
-    cloudpickle.loads(cloudpickle.dumps(tracker))
 
 
 def test_tensorboard_gets_an_event_file_a_trial(tiny_space: Space, tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path / "results", "mine", tiny_space)
     (tracker,) = trackers(Track(), experiment, pytest.fail)
-    trial = ray_trial("trial_0001", tmp_path)
-    tracker.on_trial_start(0, [], trial)
-    for epoch in (1, 2):
-        tracker.on_trial_result(0, [], trial, epoch_result(epoch, 0.5))
-    tracker.on_trial_complete(0, [], trial)
-    (file,) = (tmp_path / "trial_0001").glob("events.out.tfevents.*")
+    report(tracker, History(started(0)), *started()[1:], epoch_done(1, 0.5), epoch_done(2, 0.5), ended())
+    (file,) = (experiment.ray_folder / "tensorboard" / "trial_0001").glob("events.out.tfevents.*")
     content = file.read_bytes()
     assert content.count(b"ray/tune/validation_accuracy") >= 2
     assert b"momentum" in content, "hyperparameters, for the page that compares them"
@@ -163,20 +169,21 @@ def test_mlflow_gets_a_run_a_trial_which_a_resumed_search_goes_on_with(
     experiment = make_experiment(tmp_path / "results", "mine", tiny_space)
     other = make_experiment(tmp_path / "results", "other", tiny_space)
     track = Track(tensorboard=False, mlflow=MLflow(tracking_uri=mlflow_uri, experiment_name="all"))
-    for session, (folder, epochs) in enumerate([(experiment, (1, 2)), (other, (1,)), (experiment, (3,))]):
+    history = History()
+    for folder, events in [
+        (experiment, [*started(), epoch_done(1, 0.1), epoch_done(2, 0.2)]),
+        (other, [*started(), epoch_done(1, 0.1)]),
+        (experiment, [epoch_done(3, 0.3), ended()]),
+    ]:
         (tracker,) = trackers(track, folder, pytest.fail)
-        trial = ray_trial("trial_0001", tmp_path)
-        trial.config["resume_from"] = "checkpoint" if session == 2 else None
-        tracker.on_trial_start(0, [], trial)
-        for epoch in epochs:
-            tracker.on_trial_result(0, [], trial, epoch_result(epoch, epoch / 10))
-        if session == 2:
-            tracker.on_trial_complete(0, [], trial)
-    first, second = sorted(runs_at(mlflow_uri, "all"), key=lambda run: run.data.tags["experiment"])
+        report(tracker, History() if folder is other else history, *events)
+        tracker.close()
+    named = [run for run in runs_at(mlflow_uri, "all") if run.info.run_name == "trial_0001"]
+    first, second = sorted(named, key=lambda run: run.data.tags["experiment"])
     assert (first.data.tags["experiment"], second.data.tags["experiment"]) == ("mine", "other")
     assert first.info.run_name == second.info.run_name == "trial_0001"
     assert first.info.status == "FINISHED"
-    assert first.data.params == {"lr": "0.1", "momentum": "0.9"}
+    assert first.data.params == {name: str(value) for name, value in VALUES.items()}
     client = mlflow.MlflowClient(mlflow_uri)
     curve = client.get_metric_history(first.info.run_id, "validation_accuracy")
     assert [(point.step, point.value) for point in curve] == [(1, 0.1), (2, 0.2), (3, 0.3)]
@@ -226,11 +233,11 @@ def test_bad_settings_are_named_with_their_rule(value: str, expected: str) -> No
 def test_a_relative_sqlite_file_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     space = load_space("quickstart", ["track.mlflow={tracking_uri: sqlite:///mlflow.db}"])
-    once = run_command._with_absolute_paths(space)
+    once = with_absolute_paths(space)
     monkeypatch.chdir("/")
     assert once.track.mlflow is not None
     assert once.track.mlflow.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
-    assert run_command._with_absolute_paths(once) == once
+    assert with_absolute_paths(once) == once
 
 
 @pytest.mark.long
@@ -254,5 +261,5 @@ def test_a_search_is_told_to_tensorboard_and_mlflow(
         assert trial.last is not None
         assert told.data.metrics["validation_accuracy"] == pytest.approx(trial.last.validation_accuracy)
         assert float(told.data.params["lr"]) == pytest.approx(trial.config.lr)
-        assert list(experiment.ray_folder.glob(f"session_1/trial_{number:04d}/events.out.tfevents.*"))
+        assert list(experiment.ray_folder.glob(f"tensorboard/trial_{number:04d}/events.out.tfevents.*"))
     experiment.must_be_plain()

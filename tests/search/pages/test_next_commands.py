@@ -2,7 +2,6 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,8 @@ from search.pages import testing as report_testing
 from search.pages.headline import remarks
 from search.pages.next_commands import commands, go_on_line
 from search.pages.report_data import read_all
+from search.session import conduct, resume
+from search.session.request import ResumeRequest
 from spaces import Space, load_space
 from tests.conftest import TINY
 from tests.support import foreign, shown_experiment
@@ -27,14 +28,14 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Space, float | None]]
     """Spaces that `search.run --resume` would go on with, and the seconds it would have; nothing is trained."""
     found: list[tuple[Space, float | None]] = []
 
-    def check(options: Any, experiment: Experiment) -> str:
-        space = run_command._changed(options, experiment, experiment.history())
-        timed = run_command._with_time_budget(space, options.time_budget)
-        found.append((space, run_command._time_left_s(experiment, timed)))
+    def check(request: ResumeRequest) -> str:
+        space = resume.changed_space(request, request.experiment.history())
+        timed = resume.with_time_budget(space, request.time_budget)
+        found.append((space, conduct.time_left_s(request.experiment, timed)))
         return FINISHED
 
-    monkeypatch.setattr(run_command, "_go_on", check)
-    monkeypatch.setattr(run_command, "_finish", lambda options, experiment, end: 0)
+    monkeypatch.setattr(resume, "_resume", check)
+    monkeypatch.setattr(conduct, "print_result", lambda *_: None)
     return found
 
 

@@ -1,6 +1,5 @@
 """A search whose space was changed: what is refused, what is excluded, and what counts on."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from search.policy.rungs import Rungs, Verdict
 from search.policy.space_change import contains, counting_in, excluded, must_be_allowed
 from search.policy.state import SearchState
 from search.policy.study import study_of
-from search.run import _changed, _take_over
+from search.session.request import ResumeRequest
+from search.session.resume import adopt_space, changed_space
 from spaces import InputError, Space, load_space
 from spaces.loader import dump_space, space_from_text
 from spaces.parameters import LogUniform
@@ -189,7 +189,7 @@ def test_unfinished_runs_of_trials_that_are_set_aside_end_and_others_go_on(tiny_
     assert isinstance(lr, LogUniform)
     narrowed = replace(tiny_space, parameters={**tiny_space.parameters, "lr": replace(lr, high=0.05)})
 
-    _take_over(experiment, narrowed, experiment.history())
+    adopt_space(experiment, narrowed, experiment.history())
     history = experiment.history()
     assert [trial.excluded for trial in history.trials.values()] == [False, False, True]
     end = history.replicates[1].end
@@ -219,9 +219,8 @@ def old_experiment(results: Path, lr: str, n_trials: int) -> Experiment:
     return Experiment(made.folder)
 
 
-def resume_options(*words: str) -> argparse.Namespace:
-    """The attributes of a parsed `--resume` command that `_changed` reads."""
-    return argparse.Namespace(set=list(words), add_trials=2, add_epochs=None, space=None, allow_changed_space=False)
+def two_more(experiment: Experiment) -> ResumeRequest:
+    return ResumeRequest(started_s=0.0, results=experiment.folder.parent, experiment=experiment, add_trials=2)
 
 
 @pytest.mark.parametrize("lr", ["0.01", "0.00001"])
@@ -229,9 +228,9 @@ def test_a_resumed_search_of_an_earlier_version_keeps_the_values_of_its_trials(
     lr: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = old_experiment(tmp_path, lr, 3)
-    space = _changed(resume_options(), experiment, experiment.history())
+    space = changed_space(two_more(experiment), experiment.history())
     assert space.baseline.lr == float(lr)
-    _take_over(experiment, space, experiment.history())
+    adopt_space(experiment, space, experiment.history())
     assert [trial.excluded for trial in experiment.history().trials.values()] == [False] * 3
     assert load_space(str(experiment.folder)).baseline.lr == float(lr), "the file states it from now on"
     told = capsys.readouterr().err
@@ -248,7 +247,7 @@ def test_repeating_a_search_of_an_earlier_version_repeats_its_values(tmp_path: P
 
 def test_an_old_search_without_trials_can_be_resumed(tmp_path: Path) -> None:
     experiment = old_experiment(tmp_path, "0.05", 0)
-    assert _changed(resume_options(), experiment, experiment.history()).search.trials == 18
+    assert changed_space(two_more(experiment), experiment.history()).search.trials == 18
 
 
 def test_an_old_search_that_loses_its_space_file_keeps_the_values_of_its_trials(tmp_path: Path) -> None:
@@ -262,7 +261,7 @@ def test_trials_are_never_set_aside_without_a_word(
 ) -> None:
     experiment = make_experiment(tmp_path, "mine", tiny_space)
     moved = replace(tiny_space, parameters={**tiny_space.parameters, "lr": LogUniform(0.1, 0.5)})
-    _take_over(experiment, moved, experiment.history())
+    adopt_space(experiment, moved, experiment.history())
     assert "2 of 2 trials lie outside the space as it is now and count no more (0, 1)." in capsys.readouterr().err
-    _take_over(experiment, replace(moved, confirm=moved.confirm.model_copy(update={"seeds": 5})), experiment.history())
+    adopt_space(experiment, replace(moved, confirm=moved.confirm.model_copy(update={"seeds": 5})), experiment.history())
     assert "count no more" not in capsys.readouterr().err, "they did not count before"

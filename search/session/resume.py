@@ -1,0 +1,149 @@
+"""Resumes a search, also with more trials, another time budget or a changed space."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from search.cli.options import command_line
+from search.execution.stop_signal import StopSignal
+from search.execution.trackers import must_be_installed
+from search.experiment.events import History, ReplicateEnded, SpaceSet, TrialEnded
+from search.experiment.folder import Experiment, load_space_or_experiment
+from search.policy.space_change import (
+    excluded,
+    excluded_text,
+    journaled_space,
+    must_be_allowed,
+    unfinished_outside,
+    unfinished_replicates_outside,
+)
+from search.policy.state import is_done
+from search.session import conduct
+from search.session.request import ResumeRequest
+from spaces import Space
+from spaces.errors import InputError
+from spaces.schema import Search
+from trainable.data.datasets import TrainingData
+
+if TYPE_CHECKING:
+    from search.execution.launching import SearchEnd
+
+
+def resume_search(request: ResumeRequest) -> SearchEnd:
+    """Search from where the experiment's journal ends, until the session ends, and print the result.
+
+    Returns:
+        Why the session ended.
+
+    Raises:
+        InputError: the request cannot be met; the experiment is unchanged.
+        RunError: the search broke off; it can be resumed.
+    """
+    experiment = request.experiment
+    experiment.must_be_plain()
+    with experiment.exclusive():
+        experiment.mend_space()
+        end = _resume(request)
+    conduct.print_result(experiment, end, request.address)
+    return end
+
+
+def _resume(request: ResumeRequest) -> SearchEnd:
+    experiment = request.experiment
+    history = experiment.history()
+    changed = changed_space(request, history)
+    # A longer time budget holds for this session and does not change the experiment.
+    space = with_time_budget(changed, request.time_budget)
+    must_be_installed(space.track)
+    data = conduct.prepare_data(space)
+    must_be_the_same_images(experiment, data)
+    adopt_space(experiment, changed, history)
+    conduct.time_left_s(experiment, space)  # raises before Ray is started
+    began = experiment.manifest.device
+    if is_done(experiment.history(), space):
+        with StopSignal() as stop_signal:
+            resource_plan = conduct.resource_plan_on(None, space, data, began)
+            return conduct.conduct(request, experiment, space, data, resource_plan, None, stop_signal)
+    with conduct.running_cluster(request, space) as (cluster, stop_signal):
+        resource_plan = conduct.resource_plan_on(cluster, space, data, began)
+        return conduct.conduct(request, experiment, space, data, resource_plan, cluster, stop_signal)
+
+
+def changed_space(request: ResumeRequest, history: History) -> Space:
+    """The experiment's space with the changes of the request; checked, not written.
+
+    Raises:
+        InputError: the change is wrong or not allowed, or the journal does not hold the space.
+    """
+    experiment, overrides = request.experiment, list(request.overrides)
+    for key, option in (("trials", "add_trials"), ("epoch_budget", "add_epochs")):
+        if (more := getattr(request, option)) is not None:
+            overrides.append(f"search.{key}={_present_limit(experiment, key, option) + more}")
+    if request.space is None:
+        space = experiment.space_with(overrides)
+    else:
+        space = load_space_or_experiment(request.space, overrides)
+    space = conduct.with_absolute_paths(space)
+    before = journaled_space(history)
+    if before is None:
+        raise InputError(
+            f"{experiment.folder}: its journal does not say what was searched. Start a new search: "
+            f"{command_line('run', experiment.folder, results=experiment.results)}"
+        )
+    must_be_allowed(before, space, request.allow_changed_space, experiment.folder)
+    return space
+
+
+def _present_limit(experiment: Experiment, key: str, option: str) -> int:
+    limit: int | None = getattr(experiment.space.search, key)
+    if limit is None:
+        flag = f"--{option.replace('_', '-')}"
+        raise InputError(f"{experiment.folder}: has no `search.{key}` that {flag} could raise. Leave the option out.")
+    return limit
+
+
+def adopt_space(experiment: Experiment, space: Space, history: History) -> None:
+    """Write `space` into the experiment, unless it is the journaled one, and end the trials outside it."""
+    if history.space == space.as_dict():
+        return
+    outside = excluded(space, history)
+    if text := excluded_text(outside, history):
+        experiment.warn_once(f"{experiment.folder}: {text}")
+    experiment.write_space(space)
+    journal = experiment.journal()
+    for trial in unfinished_outside(space, history):
+        journal.append(TrialEnded(trial.number, "stopped", "the space was changed", time.time()))
+    for replicate in unfinished_replicates_outside(space, history):
+        journal.append(ReplicateEnded(replicate.number, "failed", "the space was changed", time.time()))
+    journal.append(SpaceSet(space.as_dict(), outside, time.time()))
+
+
+def with_time_budget(space: Space, time_budget: str | None) -> Space:
+    """The space with another time budget; None leaves it.
+
+    Raises:
+        InputError: the time budget is no duration.
+    """
+    if time_budget is None:
+        return space
+    try:
+        search = Search.model_validate({**space.search.model_dump(), "time_budget": time_budget})
+    except ValueError:
+        raise InputError(f"--time-budget is {time_budget}, but must be a duration such as 30m, 1h30m or 90s.") from None
+    return replace(space, search=search)
+
+
+def must_be_the_same_images(experiment: Experiment, data: TrainingData) -> None:
+    """Check that the images are those of the first session.
+
+    Raises:
+        InputError: they have changed.
+    """
+    if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
+        raise InputError(
+            f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
+            f"not compare. Restore the images, or start a new search: "
+            f"{command_line('run', experiment.folder, results=experiment.results)}"
+        )

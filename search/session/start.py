@@ -1,0 +1,115 @@
+"""Starts a new search, or prints its plan."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.cli.options import command_line
+from search.execution.trackers import must_be_installed
+from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name
+from search.experiment.manifest import Data, new_manifest
+from search.experiment.remote_results import RemoteExperiment, RemoteResults
+from search.policy.rungs import chance_accuracy
+from search.processes.guarded_folder import guarded_folder
+from search.session import conduct
+from search.session.request import SearchRequest
+from spaces import Space
+from spaces.command import DEFAULT_SPACE
+from spaces.errors import InputError
+from trainable.data.datasets import TrainingData
+from trainable.locations import below
+
+if TYPE_CHECKING:
+    from search.execution.launching import SearchEnd
+
+
+def start_search(request: SearchRequest) -> SearchEnd:
+    """Create an experiment, run a session of it, and print the result.
+
+    Returns:
+        Why the session ended.
+
+    Raises:
+        InputError: the request cannot be met; nothing was created.
+        RunError: the search broke off; it can be resumed.
+    """
+    space, name = _checked(request)
+    data = conduct.prepare_data(space)
+    with conduct.running_cluster(request, space) as (cluster, stop_signal):
+        resource_plan = conduct.resource_plan_on(cluster, space, data)
+        manifest = new_manifest(space, name, resource_plan.for_manifest, _data_facts(data))
+        experiment = create_experiment(request.results, name, space, manifest)
+        if request.results_url:
+            experiment = RemoteExperiment(RemoteResults(request.results_url), name)
+        with experiment.exclusive():
+            end = conduct.conduct(request, experiment, space, data, resource_plan, cluster, stop_signal)
+    conduct.print_result(experiment, end, request.address)
+    return end
+
+
+def print_plan(request: SearchRequest) -> None:
+    """Print what a search would do and cost (`--dry-run`).
+
+    Raises:
+        InputError: the request cannot be met.
+    """
+    space, _ = _checked(request)
+    with guarded_folder():  # before torch is imported, because torch creates a folder for its compiler
+        from search.execution.plan import plan_text, seconds_per_epoch
+
+        data = conduct.prepare_data(space)
+        if joined := conduct.joined_cluster(request):
+            with joined as cluster:
+                resource_plan = conduct.resource_plan_on(cluster, space, data)
+                epoch_s = cluster.seconds_per_epoch(space, data, resource_plan)
+        else:
+            resource_plan = conduct.resource_plan_on(None, space, data)
+            epoch_s = seconds_per_epoch(space, data, resource_plan)
+        print(plan_text(space, data, resource_plan, epoch_s))
+
+
+def _checked(request: SearchRequest) -> tuple[Space, str]:
+    """The space of a new search and the name of its experiment."""
+    space = load_space_or_experiment(request.space or DEFAULT_SPACE, request.overrides)
+    space = conduct.with_absolute_paths(space)
+    name = request.name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
+    must_be_a_name(name)
+    must_be_new(name, request.results, request.results_url)
+    must_be_installed(space.track)
+    return space, name
+
+
+def must_be_new(name: str, results: Path, results_url: str | None) -> None:
+    """Check that no experiment has this name, in the folder or at the URL.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    where: Path | str = results / name
+    taken = (results / name).exists()
+    if results_url and not taken:
+        taken, where = RemoteResults(results_url).has(name), below(results_url, name)
+    if taken:
+        raise InputError(
+            f"--name is {name}, but {where} exists. Choose another name, or go on with it: "
+            f"{command_line('run', '--resume', name, results=results_url or results)}"
+        )
+
+
+def _data_facts(data: TrainingData) -> Data:
+    return Data(
+        n_train=len(data.train),
+        n_validation=len(data.validation),
+        class_names=list(data.decoded.class_names),
+        mean=list(data.decoded.mean),
+        std=list(data.decoded.std),
+        content_sha256=data.decoded.content_sha256,
+        chance=chance_accuracy(data.validation.labels),
+    )
+
+
+def _name_part(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "search"
