@@ -370,7 +370,7 @@ def _search(
     cluster: LocalCluster | JoinedCluster | None,
     stop_signal: StopSignal,
 ) -> SearchEnd:
-    from search.analysis.expectation import expected_search
+    from search.analysis.cost import expected_search
     from search.execution.launching import Launch, run_session
     from search.execution.plan import epochs_text, limits_text
     from search.terminal.display import SearchConsole, SearchDisplay, print_while_read

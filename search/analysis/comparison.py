@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.analysis.estimates import duration_text
 from search.analysis.ranking import (
     Ranked,
     best_completed,
@@ -31,6 +30,7 @@ from search.experiment.final_results import read_final_results
 from search.experiment.folder import Experiment
 from search.experiment.manifest import Manifest, seconds_used
 from search.terminal.tables import short
+from spaces.counted import duration_text
 from spaces.errors import InputError
 from spaces.parameters import HYPERPARAMETER_NAMES, Fixed, Parameter
 from spaces.printable import printable

@@ -6,8 +6,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from search.analysis.estimates import expected_epochs
-from search.analysis.expectation import expected_search
+from search.analysis.cost import expected_epochs, expected_search
 from search.analysis.findings import Finding, trials_text
 from search.analysis.ranking import rank
 from search.analysis.rung_correlation import (

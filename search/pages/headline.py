@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from search.analysis.estimates import duration_text
 from search.analysis.ranking import best_completed, over_baseline, points_text, replicate_text
 from search.analysis.stopping_findings import savings
 from search.experiment.manifest import seconds_used
 from search.pages.next_commands import go_on_line, is_unfinished
 from search.pages.report_data import ReportData
-from spaces.counted import counted
+from spaces.counted import counted, duration_text
 
 _WHY_NO_LEAD = {
     "is baseline": "the hand-picked configuration is the winner",

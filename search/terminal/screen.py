@@ -8,15 +8,15 @@ from heapq import nlargest
 from rich.cells import cell_len
 from rich.text import Text
 
-from search.analysis.estimates import duration_text
+from search.analysis.cost import Remaining
 from search.analysis.ranking import Ranked, rank, replicate_text
-from search.analysis.remaining import Remaining
 from search.analysis.rung_survival import rung_survival
 from search.experiment.events import History, Replicate, Trial
 from search.policy.asha import waits_at_rung
 from search.policy.budget import epochs_trained, n_to_start
 from search.policy.replicate_statistics import ReplicateSummary, replicate_results
 from search.terminal.tables import compact
+from spaces.counted import duration_text
 from spaces.parameters import Number
 from spaces.printable import printable
 from spaces.schema import Space
