@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _compare(options: argparse.Namespace) -> int:
     import json
 
-    from search.analysis.comparison import as_dict, as_text, compared_rows, read_compared
+    from search.analysis.comparison import as_dict, compared_rows, read_compared
+    from search.terminal.tables import comparison_text
     from spaces.errors import InputError
 
     if len(options.experiments) < 2:
@@ -45,7 +46,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(json.dumps(as_dict(compared, rows), indent=2, allow_nan=False))
     else:
-        print(as_text(compared, rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+        print(comparison_text(compared, rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     return 0
 
 

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complete_sort(prefix: str, **_: Any) -> Iterable[str]:
-    from search.terminal.tables import sort_keys
+    from search.analysis.columns import sort_keys
 
     return [key for key in sort_keys() if key.startswith(prefix.lower())]
 
@@ -77,6 +77,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _print(options: argparse.Namespace, experiment: Experiment) -> int:
+    from search.analysis.columns import sort_keys
     from search.analysis.ranking import lead_sentence, rank, sort_by
     from search.experiment.manifest import use_of_test_set_text
     from search.policy.budget import progress_text
@@ -86,7 +87,7 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
 
     if options.top is not None and options.top < 1:
         raise InputError(f"--top is {options.top}, but must be at least 1.")
-    keys = tables.sort_keys()
+    keys = sort_keys()
     if options.sort.lower() not in keys:
         raise InputError(f"--sort is {options.sort}, but must be one of {', '.join(keys)}.")
     history = experiment.history()

@@ -1,13 +1,35 @@
-"""Numbers with their nouns, in the singular or the plural."""
+"""Numbers with their nouns and units, as texts."""
+
+import math
 
 
 def counted(number: float | str, noun: str, plural: str = "") -> str:
     """`1 replicate`, `2 replicates`, `1,200 trials`.
 
     Args:
-        number: shown rounded, with commas; or its text as it is to be shown, such as `2.5`.
-        noun: in the singular.
-        plural: of a noun that does not form it with an `s`.
+        number: a number, which is shown rounded and with commas; or its text, such as `2.5`.
+        noun: singular.
+        plural: needed where it is not `noun` plus `s`.
     """
     text = number if isinstance(number, str) else f"{number:,.0f}"
     return f"{text} {noun if text == '1' else plural or f'{noun}s'}"
+
+
+def duration_text(seconds: float) -> str:
+    """`45 seconds`, `12 minutes` or `3.5 hours`."""
+    if seconds < 90:
+        return counted(f"{seconds:.0f}", "second")
+    if seconds < 90 * 60:
+        return counted(f"{seconds / 60:.0f}", "minute")
+    return counted(f"{seconds / 3600:.1f}", "hour")
+
+
+def size_text(n_bytes: float) -> str:
+    """`13 MB`, in powers of ten; at least `1 MB`."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{max(1, math.ceil(n_bytes / 1e6))} MB"
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """First line of an exception's message, at most `most` characters; its type's name where the message is empty."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:most]

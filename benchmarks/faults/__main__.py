@@ -20,9 +20,9 @@ from benchmarks.faults.files import asked_of
 from benchmarks.faults.injection import OVERRIDES, SPACE, SearchUnderFaults
 from benchmarks.faults.tally import ALL_KINDS, Tally, tallies, total
 from benchmarks.speed.report import machine, print_json, progress, table_text
-from search.analysis.estimates import duration_text
 from spaces import InputError
 from spaces.command import CommandParser, run_command
+from spaces.counted import duration_text
 
 FIRST_ROUND_S = 20.0
 

@@ -22,9 +22,9 @@ from benchmarks.faults.files import read_or_empty
 from benchmarks.faults.invariants import Event, events_of
 from benchmarks.faults.search_processes import SearchProcess, short_temporary_folder
 from benchmarks.speed.report import cores_busy, machine, number_text, print_json, progress, table_text
-from search.analysis.estimates import duration_text
 from spaces import InputError
 from spaces.command import CommandParser, run_command
+from spaces.counted import duration_text
 from spaces.errors import RunError
 
 SPACE = "quickstart"

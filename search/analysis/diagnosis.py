@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from search.analysis.columns import replicate_text
 from search.analysis.findings import Finding, Verdict, trials_text
-from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, rank, replicate_text, winner
+from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, rank, winner
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.experiment.events import History

@@ -5,29 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from search.analysis.columns import LEADERBOARD, replicate_text
 from search.experiment.events import History, Status, Trial
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
 
 METRIC = "validation_accuracy"
-# A trial's results, as JSON and CSV name them.
-RESULT_COLUMNS = (
-    "rank",
-    "trial",
-    "status",
-    "epochs",
-    "validation_accuracy",
-    "validation_loss",
-    "seconds",
-    "replicate_accuracy",
-    "replicate_half_width",
-    "n_replicates",
-    "tied",
-    "baseline",
-    "audit",
-    "reason",
-)
+RESULT_COLUMNS = tuple(column.name for column in LEADERBOARD)  # keys of a trial's results in CSV and JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +74,7 @@ class Ranked:
         return self.replicates is not None and self.replicates.is_tied
 
     def as_dict(self) -> dict[str, Any]:
-        results = {name: getattr(self, name) for name in RESULT_COLUMNS}
-        return {**results, "seconds": round(self.seconds, 3), "config": self.config.as_dict()}
+        return {**{column.name: column.value_of(self) for column in LEADERBOARD}, "config": self.config.as_dict()}
 
 
 _OUTSIDE = "outside the space as it was changed later"
@@ -311,14 +295,6 @@ def points_text(lead: Lead) -> str:
     return f"{100 * lead.mean:+.2f}{spread} points"
 
 
-def replicate_text(replicates: ReplicateSummary) -> str:
-    """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points; or `60.40%, 1 of 3 diverged`."""
-    if replicates.n_diverged:
-        return f"{replicates.mean:.2%}, {replicates.n_diverged} of {replicates.n_runs} diverged"
-    spread = "" if replicates.half_width is None else f" ± {100 * replicates.half_width:.2f}"
-    return f"{replicates.mean:.2%}{spread}"
-
-
 def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
     """Rows ordered by a column or a hyperparameter: best first for results, ascending for the rest.
 
@@ -332,15 +308,10 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
         found = columns[key] if key in columns else config[key]
         return (found is None, found if found is not None else 0)
 
-    if key in ("validation_accuracy", "epochs", "replicate_accuracy", "replicates"):
+    if any(column.name == key and column.more_is_better for column in LEADERBOARD):
         known = [row for row in ranked if not value(row)[0]]
         return sorted(known, key=lambda row: value(row)[1], reverse=True) + [row for row in ranked if value(row)[0]]
     return sorted(ranked, key=value)
-
-
-SORT_KEYS = tuple(
-    name for name in RESULT_COLUMNS if name not in ("baseline", "audit", "reason", "tied", "replicate_half_width")
-)
 
 
 def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dict[int, ReplicateSummary]:

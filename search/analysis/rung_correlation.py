@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from search.analysis.cost import MAX_SIMULATED_TRIALS, rungs_reached
 from search.experiment.events import History, Trial
 from search.policy.asha import is_exempt
 from search.policy.rungs import Rungs
@@ -17,7 +18,6 @@ MIN_TRIALS = 5
 # Each costs one look at a rung; more trials are simulated in fewer searches.
 N_SIMULATED_TRIALS = 10_000
 MIN_SIMULATED_SEARCHES = 20
-MAX_SIMULATED_TRIALS = 500
 
 Floats = NDArray[np.float64]
 
@@ -121,7 +121,8 @@ def expected_losses(
         exempt = generator.random(n_trials) < audit_fraction
         exempt[0] = True
         ends = noise[-1]
-        stopped = _stopped(_backwards(ends, noise[:-1], normal), exempt, rung_epochs, reduction_factor)
+        values = _backwards(ends, noise[:-1], normal)
+        stopped = rungs_reached(values, exempt, rung_epochs, reduction_factor) < len(rung_epochs)
         n_winners += int((ends[stopped] > ends[~stopped].max()).sum())
         n_best_stopped += bool(stopped[ends.argmax()])
     return Losses(n_winners / n_searches, n_best_stopped / n_searches)
@@ -172,18 +173,3 @@ def _backwards(ends: Floats, noise: Floats, correlations: Floats) -> Floats:
         values[i] = share * later + math.sqrt(1 - share**2) * noise[i]
         later, later_correlation = values[i], correlations[i]
     return values
-
-
-def _stopped(
-    values: Floats, exempt: NDArray[np.bool_], rung_epochs: tuple[int, ...], reduction_factor: int
-) -> NDArray[np.bool_]:
-    """Which of the trials with these (rungs, trials) values are stopped, when they come one after the other."""
-    rungs = Rungs(rung_epochs, reduction_factor)
-    stopped = np.zeros(len(exempt), bool)
-    for trial in range(len(exempt)):
-        for epoch, value in zip(rung_epochs, values[:, trial], strict=False):
-            verdict = rungs.arrive(trial, epoch, float(value))
-            if verdict and not verdict.passed and not exempt[trial]:
-                stopped[trial] = True
-                break
-    return stopped

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scipy.stats import binomtest
 
-from search.analysis.estimates import expected_epochs
-from search.analysis.expectation import expected_search
+from search.analysis.cost import expected_epochs, expected_search
 from search.analysis.findings import Finding, trials_text
 from search.analysis.ranking import rank
 from search.analysis.rung_correlation import (
@@ -120,19 +120,45 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
     return Finding("would_be_winners", "change", sentence, advice, numbers)
 
 
-def savings(history: History, space: Space, chance: float | None = None) -> Finding:
-    """Epochs that stopping saved, against training those trials to the end."""
+@dataclass(frozen=True, slots=True)
+class SavedEpochs:
+    """Epochs that stopping saved.
+
+    Attributes:
+        trained: epochs of all trials.
+        saved: epochs that stopped trials would have trained until the end.
+        on_audits: epochs of audit trials after a rung refused them.
+    """
+
+    trained: int
+    saved: int
+    on_audits: int
+
+    @property
+    def without_stopping(self) -> int:
+        return self.trained + self.saved
+
+
+def saved_epochs(history: History, space: Space, chance: float | None = None) -> SavedEpochs:
+    """Epochs that stopping saved. `chance` is the accuracy of guessing, as the rungs had it."""
     trials, max_epochs = history.counting, space.training.max_epochs
-    trained = sum(trial.n_epochs for trial in trials)
-    saved = sum(max(0, max_epochs - trial.n_epochs) for trial in trials if trial.status == "stopped")
     refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor, chance)
-    audits = sum(max(0, t.n_epochs - refused[t.number]) for t in trials if t.audit and t.number in refused)
-    numbers: dict[str, Any] = {"trained": trained, "saved": saved, "spent_on_audits": audits}
-    if not trained:
+    return SavedEpochs(
+        trained=sum(trial.n_epochs for trial in trials),
+        saved=sum(max(0, max_epochs - trial.n_epochs) for trial in trials if trial.status == "stopped"),
+        on_audits=sum(max(0, t.n_epochs - refused[t.number]) for t in trials if t.audit and t.number in refused),
+    )
+
+
+def savings(history: History, space: Space, chance: float | None = None) -> Finding:
+    """The finding of `saved_epochs`."""
+    epochs = saved_epochs(history, space, chance)
+    numbers: dict[str, Any] = {"trained": epochs.trained, "saved": epochs.saved, "spent_on_audits": epochs.on_audits}
+    if not epochs.trained:
         return Finding("savings", "unknown", "No epoch has been trained yet.", "", numbers)
-    share = numbers["share"] = saved / (trained + saved)
-    exploring = f"; {audits:,} of the {trained:,} trained went into exploring" if audits else ""
-    sentence = f"Stopping saved {saved:,} epochs of {trained + saved:,} ({share:.0%}){exploring}."
+    share = numbers["share"] = epochs.saved / epochs.without_stopping
+    audits = f"; {epochs.on_audits:,} of the {epochs.trained:,} trained went into audits" if epochs.on_audits else ""
+    sentence = f"Stopping saved {epochs.saved:,} epochs of {epochs.without_stopping:,} ({share:.0%}){audits}."
     return Finding("savings", "fine", sentence, "", numbers)
 
 

@@ -11,18 +11,12 @@ from pathlib import Path
 
 import torch
 
-from search.analysis.estimates import (
-    disk_bytes,
-    duration_text,
-    seconds_left,
-    size_text,
-)
-from search.analysis.expectation import Expected, expected_search, of_trials
+from search.analysis.cost import Expected, disk_bytes, expected_search, of_trials, seconds_left
 from search.execution.cluster import count_cores
 from search.execution.gpu_sharing import Sharing, choose_share, measure_sharing, wait_for
 from search.experiment.manifest import Device
 from search.policy import budget, confirmation
-from spaces.counted import counted
+from spaces.counted import counted, duration_text, size_text
 from spaces.parameters import Fixed, Hyperparameters
 from spaces.printable import printable
 from spaces.schema import Dataset, Space

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from search.analysis.estimates import duration_text
-from search.analysis.ranking import best_completed, over_baseline, points_text, replicate_text
-from search.analysis.stopping_findings import savings
+from search.analysis.columns import replicate_text
+from search.analysis.ranking import best_completed, over_baseline, points_text
+from search.analysis.stopping_findings import saved_epochs
 from search.experiment.manifest import seconds_used
 from search.pages.next_commands import go_on_line, is_unfinished
 from search.pages.report_data import ReportData
-from spaces.counted import counted
+from spaces.counted import counted, duration_text
 
 _WHY_NO_LEAD = {
     "is baseline": "the hand-picked configuration is the winner",
@@ -80,9 +80,8 @@ def _cost_stat(known: ReportData) -> Stat:
 
 
 def _savings_stat(known: ReportData) -> Stat:
-    numbers = savings(known.history, known.space).numbers
-    saved, trained = int(numbers["saved"]), int(numbers["trained"])
-    return Stat("Saved by ASHA", f"{saved:,} epochs", f"of {saved + trained:,} without stopping")
+    epochs = saved_epochs(known.history, known.space)
+    return Stat("Saved by ASHA", f"{epochs.saved:,} epochs", f"of {epochs.without_stopping:,} without stopping")
 
 
 def remarks(known: ReportData) -> list[str]:

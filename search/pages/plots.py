@@ -14,12 +14,12 @@ import plotly.graph_objects as go
 from optuna.study import Study
 from optuna.visualization import plot_optimization_history
 
+from search.analysis.columns import short, short_name
 from search.analysis.importance import Importance
 from search.analysis.rung_survival import RungSurvival
 from search.experiment.events import Trial
 from search.experiment.final_results import FinalResults
 from search.pages.palette import BLUE, GREY, LINE, MUTED, ORANGE, PAPER, PURPLE, TEXT, Shade
-from search.terminal.tables import SHORT_NAMES, short
 from spaces.parameters import Choice, LogUniform, Number, Searched
 from spaces.printable import printable
 from spaces.schema import Space
@@ -379,9 +379,9 @@ def _parameter_axis(name: str, parameter: Searched) -> _Axis:
         return float(getattr(trial.config, name))
 
     if isinstance(parameter, Choice):
-        return _Axis(SHORT_NAMES.get(name, name), min(parameter.options), max(parameter.options), value)
+        return _Axis(short_name(name), min(parameter.options), max(parameter.options), value)
     is_log = isinstance(parameter, LogUniform)
-    return _Axis(SHORT_NAMES.get(name, name), parameter.low, parameter.high, value, is_log=is_log)
+    return _Axis(short_name(name), parameter.low, parameter.high, value, is_log=is_log)
 
 
 def _result_axes(trials: Sequence[Trial]) -> list[_Axis]:

@@ -78,7 +78,6 @@ def make_report(known: ReportData) -> Report:
     augmentation, augmentation_caption = augmented_pictures(
         known.manifest.data, space.dataset.image_size, _winner_config(known)
     )
-    columns = trial_columns(known)
     return Report(
         kind=f"Search of {known.manifest.space} on {space.dataset.name}, begun {_utc(known.manifest.created_at)}",
         name=known.experiment.name,
@@ -86,8 +85,8 @@ def make_report(known: ReportData) -> Report:
         remarks=remarks(known),
         stats=headline(known),
         leaderboard_caption=_leaderboard_caption(known, n_trials),
-        columns=columns,
-        rows=trial_rows(known, columns),
+        columns=trial_columns(known),
+        rows=trial_rows(known),
         winner_rows=winner_rows(known),
         curves_caption=_curves_caption(known),
         rungs=rungs,

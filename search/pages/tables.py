@@ -1,13 +1,12 @@
 """The tables of a report: all trials, the winner's configuration, and what everything was made with."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from search.analysis.columns import LeaderboardColumn, short, short_name, shown_columns
 from search.analysis.comparison import range_text
-from search.analysis.ranking import Ranked, replicate_text
+from search.analysis.ranking import Ranked
 from search.pages.page import Cell, Column, Row
 from search.pages.report_data import ReportData
-from search.terminal.tables import SHORT_NAMES, short
 from spaces.counted import counted
 
 # A longer table is for `search.leaderboard --format csv`.
@@ -25,53 +24,43 @@ class WinnerRow:
 
 
 def trial_columns(known: ReportData) -> list[Column]:
-    """Of the leaderboard."""
-    columns = [
-        Column("rank"),
-        Column("trial"),
-        Column("status", number=False),
-        Column("epochs", first="descending"),
-        Column("accuracy", first="descending", help="of the validation images, after its last epoch"),
-        Column("loss", help="on the validation images, after its last epoch"),
-        Column("seconds", help="of training and validation"),
-    ]
-    if any(row.replicates for row in known.ranked):
-        help_text = "mean accuracy over runs with fresh seeds, half of its 95 % interval in points, and how many"
-        columns.append(Column("replicates", first="descending", help=help_text))
-        columns.append(Column("tied", number=False, help="cannot be told from the first"))
-    columns += [Column(SHORT_NAMES.get(name, name), help=name) for name in known.space.searched]
-    return [*columns, Column("why it ended", number=False)]
+    """The leaderboard's columns: results, searched hyperparameters, and the reason of each end."""
+    results, last = _leaderboard_columns(known)
+    parameters = [Column(short_name(name), help=name) for name in known.space.searched]
+    return [*map(_page_column, results), *parameters, *map(_page_column, last)]
 
 
-def trial_rows(known: ReportData, columns: Sequence[Column]) -> list[Row]:
+def trial_rows(known: ReportData) -> list[Row]:
     """The leaderboard's rows, best first."""
-    return [_row(known, row, columns) for row in known.ranked[:MOST_ROWS]]
+    return [_row(known, row) for row in known.ranked[:MOST_ROWS]]
 
 
-def _row(known: ReportData, row: Ranked, columns: Sequence[Column]) -> Row:
-    marks = [text for text, holds in (("baseline", row.baseline), ("audit", row.audit)) if holds]
-    status = "unfinished" if row.status == "running" and not known.is_live else row.status
-    accuracy, loss = row.validation_accuracy, row.validation_loss
-    cells = [
-        Cell(str(row.rank), row.rank),
-        Cell(" ".join([str(row.trial), *(f"({mark})" for mark in marks)]), row.trial),
-        Cell(status, status),
-        Cell(str(row.epochs), row.epochs),
-        Cell("–" if accuracy is None else f"{accuracy:.2%}", accuracy),
-        Cell("–" if loss is None else f"{loss:.4f}", loss),
-        Cell(f"{row.seconds:.1f}", round(row.seconds, 3)),
-    ]
-    if any(column.name == "replicates" for column in columns):
-        replicates = row.replicates
-        text = f"{replicate_text(replicates)} ({replicates.n_runs})" if replicates else "–"
-        cells.append(Cell(text, replicates.mean if replicates else None))
-        cells.append(Cell("=" if row.tied else "", "=" if row.tied else None))
+def _leaderboard_columns(known: ReportData) -> tuple[list[LeaderboardColumn], list[LeaderboardColumn]]:
+    """Columns before and after the hyperparameters."""
+    shown = shown_columns(has_replicates=any(row.replicates for row in known.ranked))
+    return [column for column in shown if not column.after_parameters], [c for c in shown if c.after_parameters]
+
+
+def _page_column(column: LeaderboardColumn) -> Column:
+    first = "descending" if column.more_is_better else "ascending"
+    return Column(column.heading, column.is_number, first, column.help)
+
+
+def _cell(column: LeaderboardColumn, row: Ranked, is_live: bool) -> Cell:
+    text = column.text_of(row, is_live, absent="–")
+    return Cell(text, column.value_of(row) if column.is_number else text or None)
+
+
+def _row(known: ReportData, row: Ranked) -> Row:
+    results, last = _leaderboard_columns(known)
     values = row.config.as_dict()
-    cells += [Cell(short(values[name]), values[name]) for name in known.space.searched]
-    cells.append(Cell(row.reason, row.reason or None))
-    is_best = row.trial == known.winner_number
+    cells = [
+        *(_cell(column, row, known.is_live) for column in results),
+        *(Cell(short(values[name]), values[name]) for name in known.space.searched),
+        *(_cell(column, row, known.is_live) for column in last),
+    ]
     dimmed = {"stopped": "stopped", "failed": "failed", "diverged": "failed"}.get(row.status, "")
-    return Row(cells, "winner" if is_best else dimmed)
+    return Row(cells, "winner" if row.trial == known.winner_number else dimmed)
 
 
 def winner_rows(known: ReportData) -> list[WinnerRow]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from search.analysis.expectation import expected_search
+from search.analysis.cost import expected_search
 from search.analysis.ranking import best_completed, lead_sentence, rank, winner
 from search.cli.options import command_on, resume_line
 from search.execution.cluster import LocalCluster, cluster_for, torch_imported_beside

@@ -9,16 +9,16 @@ from types import TracebackType
 from rich.console import Console
 from rich.text import Text
 
-from search.analysis.estimates import duration_text
+from search.analysis.columns import compact
+from search.analysis.cost import Remaining, recent_epoch_s, remaining
 from search.analysis.ranking import best_accuracy
-from search.analysis.remaining import Remaining, recent_epoch_s, remaining
 from search.experiment.events import Event, History, ReplicateEnded, Trial, TrialEnded
 from search.policy import budget
 from search.terminal.live_screen import LiveScreen, can_show_screens
-from search.terminal.screen import STATUS_STYLES, Glyphs, LogLine, ScreenState, screen
-from search.terminal.tables import compact
+from search.terminal.screen import Glyphs, LogLine, ScreenState, screen
+from search.terminal.tables import STATUS_STYLES
 from spaces.command import discard_output
-from spaces.counted import counted
+from spaces.counted import counted, duration_text
 from spaces.printable import printable
 from spaces.schema import Space
 

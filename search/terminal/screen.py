@@ -8,15 +8,16 @@ from heapq import nlargest
 from rich.cells import cell_len
 from rich.text import Text
 
-from search.analysis.estimates import duration_text
-from search.analysis.ranking import Ranked, rank, replicate_text
-from search.analysis.remaining import Remaining
+from search.analysis.columns import compact, counted_replicate_text, exemption
+from search.analysis.cost import Remaining
+from search.analysis.ranking import Ranked, rank
 from search.analysis.rung_survival import rung_survival
 from search.experiment.events import History, Replicate, Trial
 from search.policy.asha import waits_at_rung
 from search.policy.budget import epochs_trained, n_to_start
 from search.policy.replicate_statistics import ReplicateSummary, replicate_results
-from search.terminal.tables import compact
+from search.terminal.tables import STATUS_STYLES
+from spaces.counted import duration_text
 from spaces.parameters import Number
 from spaces.printable import printable
 from spaces.schema import Space
@@ -34,8 +35,6 @@ _LONGEST_FIGURE = 12
 # Columns that go where a terminal is too narrow for all, the first first.
 _MISSED_FIRST = ("epochs", "status", "accuracy")
 _MORE_EVENTS_THAN_ROWS = 200
-
-STATUS_STYLES = {"completed": "green", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}
 
 
 # Columns of the best trials between the rank and what replicates say.
@@ -283,7 +282,7 @@ def _best(scene: ScreenState, width: int, glyphs: Glyphs) -> _Block:
         ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
     rows = sorted(ranked[:N_BEST], key=lambda row: row.rank)
     found = [replicates[row.trial] for row in rows if row.trial in replicates]
-    replicate_texts = [f"{replicate_text(summary)} ({summary.n_runs})" for summary in found]
+    replicate_texts = [counted_replicate_text(summary) for summary in found]
     replicate_width = max(20, *(len(text) + len(_GAP) for text in replicate_texts)) if replicate_texts else 0
     shown_columns = _columns_that_fit(width - replicate_width)
     max_epochs = scene.space.training.max_epochs
@@ -344,14 +343,18 @@ def _best_line(
     row: Ranked, columns: Sequence[str], curve: str, replicates: ReplicateSummary | None, replicate_width: int
 ) -> Text:
     accuracy = "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}"
-    exempt = " baseline" if row.baseline else " audit" if row.audit else ""
-    cells = {"trial": f"{row.trial}{exempt}", "status": row.status, "epochs": str(row.epochs), "accuracy": accuracy}
+    cells = {
+        "trial": f"{row.trial} {exemption(row)}".rstrip(),
+        "status": row.status,
+        "epochs": str(row.epochs),
+        "accuracy": accuracy,
+    }
     line = Text(f"{row.rank:>2}")
     for name in columns:
         line.append(" ")
         line.append(_COLUMNS[name] % cells[name], style=STATUS_STYLES[row.status] if name == "status" else "")
     line.append(_GAP)
-    again = f"{replicate_text(replicates)} ({replicates.n_runs})" if replicates else ""
+    again = counted_replicate_text(replicates) if replicates else ""
     line.append(f"{again:<{replicate_width}}" if replicate_width else "", style="bold")
     line.append(curve, style="green" if row.status == "completed" else "cyan")
     return line
@@ -449,7 +452,7 @@ def _warned(one: Trial | Replicate) -> LogLine:
     assert one.end is not None
     accuracy = f"{one.last.validation_accuracy:.2%}" if one.last and not one.last.diverged else ""
     if isinstance(one, Trial):
-        name = f"trial {one.number}" + (" (baseline)" if one.baseline else " (audit)" if one.audit else "")
+        name = f"trial {one.number}" + (f" ({exempt})" if (exempt := exemption(one)) else "")
     else:
         name = f"replicate {one.number} of trial {one.trial}"
     said = one.end.reason or accuracy

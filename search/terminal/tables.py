@@ -1,4 +1,4 @@
-"""The leaderboard as a table, CSV, JSON or Markdown."""
+"""The leaderboard as a table, CSV, JSON or Markdown, and experiments side by side as a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,39 +9,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.analysis.ranking import METRIC, SORT_KEYS, Ranked, n_by_replicates, replicate_text
+from search.analysis.columns import LeaderboardColumn, short, short_name, shown_columns
+from search.analysis.comparison import ExperimentSummary, SummaryRow, lead_of, remarks
+from search.analysis.ranking import METRIC, Ranked, n_by_replicates
 from search.experiment.folder import trials_csv
 from search.experiment.manifest import TestSetUse
-from spaces.parameters import HYPERPARAMETER_NAMES, Number
 from spaces.printable import printable
 
-# For screens; CSV, JSON and Markdown keep the full names.
-SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
-
-_HEADER = ("rank", "trial", "status", "epochs", "accuracy", "loss", "seconds")
-_REPLICATE_HEADER = ("replicates", "tied")
-# Columns that go where a terminal is too narrow for all.
-_MISSED_FIRST = ("seconds", "loss", "epochs", "tied", "status", "accuracy")
-# Between columns.
-GAP = 3
-# The head of a longer table scrolls away, and laying it out takes seconds; CSV, JSON and Markdown have all rows.
+STATUS_STYLES = {"completed": "green", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}
+# A longer table scrolls its heading away, and takes seconds to lay out; CSV, JSON and Markdown have all rows.
 MOST_ROWS = 100
 MOST_REASONS = 20
-# `SIMPLE_HEAD` with a line, not a gap, at the end of a section.
+GAP = 3  # characters between columns
+N_ALWAYS_SHOWN = 3  # result columns, however narrow the terminal: rank, trial and an accuracy
+WIDE = 400  # characters of a table that is not for a terminal
+# `SIMPLE_HEAD` with a line instead of a gap at the end of a section.
 _BOX = box.Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 
 
-_SORT_KEYS = {"accuracy": "validation_accuracy", "loss": "validation_loss", "replicates": "replicate_accuracy"}
-
-
-def sort_keys() -> dict[str, str]:
-    """What `--sort` takes, and the column that it means: full names, and the heads that the table shows."""
-    full = {name: name for name in (*SORT_KEYS, *HYPERPARAMETER_NAMES)}
-    return {**full, **_SORT_KEYS, **{head: name for name, head in SHORT_NAMES.items()}}
-
-
 def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[TestSetUse] = ()) -> str:
-    """One object: `experiment`, `metric`, `trials`, `test_openings`."""
+    """An object with `experiment`, `metric`, `trials` and `test_openings`."""
     content = {
         "experiment": experiment,
         "metric": METRIC,
@@ -52,21 +39,15 @@ def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[TestSe
 
 
 def as_csv(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
-    """A row a trial; full precision."""
+    """A row for each trial, in full precision."""
     return trials_csv(ranked, parameters).rstrip("\n")
 
 
 def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     """A table for a README or an issue."""
-    header = _header(ranked)
-    lines = [
-        _markdown_row([*header, *parameters]),
-        _markdown_row(["---:"] * (len(header) + len(parameters))),
-    ]
-    for row in ranked:
-        cells = _cells(row, parameters, live=True)
-        lines.append(_markdown_row([cells[name] for name in (*header, *parameters)]))
-    return "\n".join(lines)
+    headings = [*(column.heading for column in _result_columns(ranked)), *parameters]
+    rows = [list(_cells(row, parameters, _result_columns(ranked)).values()) for row in ranked]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [headings, ["---:"] * len(headings), *rows])
 
 
 def as_table(
@@ -76,38 +57,29 @@ def as_table(
     live: bool = True,
     most_rows: int | None = None,
 ) -> str:
-    """Aligned columns; styled and fitted to `width` if it is given, plain and as wide as it needs otherwise.
-
-    A line parts the ranks that rest on replicates from the others.
+    """Aligned columns, with a line between the ranks by replicates and the ranks by the search.
 
     Args:
         ranked: rows.
         parameters: hyperparameters that get a column.
-        width: of the terminal, in characters.
+        width: of the terminal, in characters: the table is styled, and has the columns that fit. None gives a plain
+            table with all columns.
         live: whether the search runs now; if not, running trials are shown as unfinished.
-        most_rows: that are shown; None shows all.
+        most_rows: number of rows to show; None shows all.
     """
     n_confirmed, in_table = n_by_replicates(ranked), ranked[:most_rows]
-    rows = [_cells(row, parameters, live) for row in in_table]
-    # A narrow terminal keeps the results, and as many hyperparameters as fit.
-    shown = list(_header(ranked))
-    for name in _MISSED_FIRST:
-        # Rank, trial and one accuracy stay, however narrow it is.
-        if name in shown and len(shown) > 3 and not _fits(shown, rows, width):
-            shown.remove(name)
-    left_out = list(parameters)
-    while left_out and _fits([*shown, left_out[0]], rows, width):
-        shown.append(left_out.pop(0))
+    columns = _result_columns(ranked)
+    rows = [_cells(row, parameters, columns, live) for row in in_table]
+    shown = _columns_that_fit(columns, parameters, rows, width)
+    left_out = [name for name in parameters if name not in shown]
     table = Table(box=_BOX, pad_edge=False, show_edge=False)
+    texts = {column.heading for column in columns if not column.is_number}
     for name in shown:
-        table.add_column(_title(name), justify="left" if name == "status" else "right", no_wrap=True)
+        table.add_column(short_name(name), justify="left" if name in texts else "right", no_wrap=True)
     for i, (row, cells) in enumerate(zip(in_table, rows, strict=True), 1):
-        style = {"completed": "", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}[row.status]
+        style = "" if row.status == "completed" else STATUS_STYLES[row.status]
         table.add_row(*(Text(cells[name]) for name in shown), style=style, end_section=i == n_confirmed < len(rows))
-    buffer = StringIO()
-    console = Console(file=buffer, width=width or 400, force_terminal=width is not None)
-    console.print(table)
-    lines = [line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines()]
+    lines = _printed(table, width)
     if 0 < n_confirmed < len(rows):
         baseline = ", the baseline by its replicates" if any(row.replicates for row in in_table[n_confirmed:]) else ""
         lines.append(f"(above the line: ranked by replicates; below it: by the accuracy in the search{baseline})")
@@ -118,8 +90,37 @@ def as_table(
     return "\n".join([*lines, *_reasons(ranked)])
 
 
+def comparison_text(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow], width: int | None = None) -> str:
+    """Experiments side by side, and a sentence about each.
+
+    Args:
+        compared: experiments, a column each.
+        rows: as `compared_rows` gives them. Rows that differ are marked with `≠`, and bold in a terminal.
+        width: of the terminal, in characters; None gives plain text.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for one in compared:
+        table.add_column(Text(printable(one.name)), overflow="fold")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        texts = [Text(printable(text)) for text in (row.name, *row.values)]
+        style = "bold" if row.differs else "dim"
+        is_last = following is not None and following.section != row.section
+        table.add_row(Text("≠" if row.differs else ""), *texts, style=style, end_section=is_last)
+    sentences = [f"{printable(one.name)}: {lead_of(one)}" for one in compared]
+    return "\n".join([*_printed(table, width), "", *sentences, *remarks(compared)])
+
+
+def _printed(table: Table, width: int | None) -> list[str]:
+    """Lines of a table; with colours where it is for a terminal of `width` characters."""
+    buffer = StringIO()
+    Console(file=buffer, width=width or WIDE, force_terminal=width is not None).print(table)
+    return [line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines()]
+
+
 def _reasons(ranked: Sequence[Ranked]) -> list[str]:
-    """Why trials failed or do not count."""
+    """Reasons of trials that failed or are excluded."""
     bad = [row for row in ranked if row.status == "failed" or row.excluded]
     lines = [f"trial {row.trial}: {printable(row.reason)}" for row in bad[:MOST_REASONS]]
     if len(bad) > MOST_REASONS:
@@ -127,46 +128,38 @@ def _reasons(ranked: Sequence[Ranked]) -> list[str]:
     return lines
 
 
-def _header(ranked: Sequence[Ranked]) -> tuple[str, ...]:
-    return _HEADER + _REPLICATE_HEADER if any(row.replicates for row in ranked) else _HEADER
+def _result_columns(ranked: Sequence[Ranked]) -> list[LeaderboardColumn]:
+    shown = shown_columns(has_replicates=any(row.replicates for row in ranked))
+    return [column for column in shown if not column.after_parameters]
 
 
-def _cells(row: Ranked, parameters: Sequence[str], live: bool) -> dict[str, str]:
-    """By column."""
+def _cells(
+    row: Ranked, parameters: Sequence[str], columns: Sequence[LeaderboardColumn], live: bool = True
+) -> dict[str, str]:
+    """Cells by heading; hyperparameters by their full name."""
     values = row.config.as_dict()
-    exempt = " (baseline)" if row.baseline else " (audit)" if row.audit else ""
-    return {
-        "rank": str(row.rank),
-        "trial": f"{row.trial}{exempt}",
-        "status": "unfinished" if row.status == "running" and not live else row.status,
-        "epochs": str(row.epochs),
-        "accuracy": "-" if row.validation_accuracy is None else f"{row.validation_accuracy:.2%}",
-        "loss": "-" if row.validation_loss is None else f"{row.validation_loss:.4f}",
-        "seconds": f"{row.seconds:.1f}",
-        "replicates": f"{replicate_text(row.replicates)} ({row.replicates.n_runs})" if row.replicates else "-",
-        "tied": "=" if row.tied else "",
-        **{name: short(values[name]) for name in parameters},
-    }
+    results = {column.heading: column.text_of(row, live) for column in columns}
+    return {**results, **{name: short(values[name]) for name in parameters}}
 
 
-def _title(name: str) -> str:
-    return SHORT_NAMES.get(name, name)
+def _columns_that_fit(
+    columns: Sequence[LeaderboardColumn],
+    parameters: Sequence[str],
+    rows: Sequence[Mapping[str, str]],
+    width: int | None,
+) -> list[str]:
+    """Headings of the result columns that fit, then as many hyperparameters as fit."""
+    shown = [column.heading for column in columns]
+    for column in sorted((column for column in columns if column.drop_order), key=lambda column: column.drop_order):
+        if len(shown) > N_ALWAYS_SHOWN and not _fits(shown, rows, width):
+            shown.remove(column.heading)
+    for name in parameters:
+        if not _fits([*shown, name], rows, width):
+            break
+        shown.append(name)
+    return shown
 
 
 def _fits(shown: Sequence[str], rows: Sequence[Mapping[str, str]], width: int | None) -> bool:
-    widths = [max(map(len, [_title(name), *(row[name] for row in rows)])) for name in shown]
+    widths = [max(map(len, [short_name(name), *(row[name] for row in rows)])) for name in shown]
     return width is None or sum(widths) + GAP * (len(shown) - 1) <= width
-
-
-def short(value: Number) -> str:
-    """Three significant digits."""
-    return f"{value:.3g}"
-
-
-def compact(values: Mapping[str, Number]) -> str:
-    """Hyperparameters on one line, three significant digits each."""
-    return " ".join(f"{SHORT_NAMES.get(name, name)}={short(value)}" for name, value in values.items())
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -14,7 +14,7 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
-from search.analysis.remaining import recent_epoch_s, remaining
+from search.analysis.cost import recent_epoch_s, remaining
 from search.experiment.events import History
 from search.experiment.folder import Experiment
 from search.experiment.manifest import Manifest, seconds_used

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from search import compare
-from search.analysis.comparison import as_text, best_so_far, compared_rows, read_compared, remarks
+from search.analysis.best_so_far import best_so_far
+from search.analysis.comparison import compared_rows, read_compared, remarks
 from search.analysis.ranking import lead_sentence, rank
 from search.experiment.events import Event, ReplicateEnded, ReplicateStarted, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment
 from search.experiment.manifest import Session
 from search.pages.headline import headline
 from search.pages.report_data import read_all
+from search.terminal.tables import comparison_text
 from spaces import Space, load_space
 from tests.support import foreign, shown_experiment
 from tests.support.simulation import result, run_result
@@ -166,13 +168,13 @@ def test_what_does_not_compare_is_said(pair: Pair, tmp_path: Path) -> None:
 def test_the_text_fits_a_terminal_or_is_plain(pair: Pair) -> None:
     compared = read_compared(pair)
     rows = compared_rows(compared)
-    plain = as_text(compared, rows)
+    plain = comparison_text(compared, rows)
     assert "\x1b" not in plain
     marked = [line for line in plain.splitlines() if line.startswith("≠")]
     assert len(marked) == sum(row.differs for row in rows)
     from rich.text import Text
 
-    narrow = as_text(compared, rows, width=80).partition("\ns0: ")[0]
+    narrow = comparison_text(compared, rows, width=80).partition("\ns0: ")[0]
     assert all(len(Text.from_ansi(line).plain) <= 80 for line in narrow.splitlines())
 
 
@@ -206,7 +208,7 @@ def test_names_from_elsewhere_stay_names(pair: Pair, tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>\x1b[2J"
     hostile = Experiment(Path(shutil.copytree(pair[0].folder, tmp_path / name)))
     compared = read_compared([pair[0], hostile])
-    text = as_text(compared, compared_rows(compared), width=100)
+    text = comparison_text(compared, compared_rows(compared), width=100)
     assert "\x1b[2J" not in text
 
 

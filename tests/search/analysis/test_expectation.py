@@ -1,6 +1,6 @@
 import pytest
 
-from search.analysis.expectation import expected_search, passing_of
+from search.analysis.cost import expected_search, passing_of
 from search.experiment.events import History
 from search.policy.budget import most_epochs_over
 from search.policy.state import SearchState

@@ -7,8 +7,7 @@ from functools import cache
 
 import pytest
 
-from search.analysis.expectation import expected_search
-from search.analysis.remaining import recent_epoch_s, remaining
+from search.analysis.cost import expected_search, recent_epoch_s, remaining
 from search.execution.plan import epochs_text
 from search.experiment.events import EpochDone, Event, History, ReplicateEpochDone, SpaceSet
 from search.policy.confirmation import expected_epochs

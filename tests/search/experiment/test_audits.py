@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from search.analysis.estimates import expected_epochs, passing_shares
+from search.analysis.cost import expected_epochs, passing_shares
 from search.analysis.ranking import rank
 from search.experiment.audits import is_audit, n_audits
 from search.experiment.events import History, SpaceSet
@@ -135,7 +135,7 @@ def test_the_expected_epochs_are_those_of_simulated_searches() -> None:
 
 
 def test_the_plan_does_not_price_what_would_change_nothing() -> None:
-    from search.analysis.expectation import of_trials
+    from search.analysis.cost import of_trials
     from search.execution.plan import _audit_lines
 
     unstopped = exploring(0.0, "search.asha=off")
@@ -143,7 +143,7 @@ def test_the_plan_does_not_price_what_would_change_nothing() -> None:
 
 
 def test_the_plan_says_what_it_costs() -> None:
-    from search.analysis.expectation import of_trials
+    from search.analysis.cost import of_trials
     from search.execution.plan import _audit_lines
 
     def lines(audit_fraction: float) -> list[str]:

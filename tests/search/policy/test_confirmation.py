@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from search.analysis.ranking import lead_sentence, rank, replicate_text, sort_by, winner
-from search.analysis.remaining import remaining
+from search.analysis.columns import replicate_text
+from search.analysis.cost import remaining
+from search.analysis.ranking import lead_sentence, rank, sort_by, winner
 from search.experiment.events import (
     Event,
     History,

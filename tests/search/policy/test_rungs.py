@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from search.analysis.estimates import duration_text, expected_epochs, expected_epochs_left, passing_shares, seconds_left
+from search.analysis.cost import expected_epochs, expected_epochs_left, passing_shares, seconds_left
 from search.policy.rungs import RungRule, Rungs, chance_accuracy, quantile, refusal_text
+from spaces.counted import duration_text
 
 
 @given(

@@ -9,8 +9,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from search.analysis.cost import recent_epoch_s, remaining
 from search.analysis.ranking import rank
-from search.analysis.remaining import recent_epoch_s, remaining
 from search.analysis.rung_survival import rung_survival
 from search.experiment.events import History, ReplicateEnded, SpaceSet, Trial, TrialEnded
 from search.policy.asha import waits_at_rung

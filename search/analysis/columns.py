@@ -1,0 +1,176 @@
+"""The leaderboard's columns: the only description of what its table, page, CSV and JSON show.
+
+A new column is added to `LEADERBOARD`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from search.policy.replicate_statistics import ReplicateSummary
+from spaces.parameters import HYPERPARAMETER_NAMES, Number
+
+if TYPE_CHECKING:
+    from search.analysis.ranking import Ranked
+    from search.experiment.events import Trial
+
+# Headings of tables; CSV, JSON and Markdown keep the full names.
+SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
+
+
+def short(value: Number) -> str:
+    """A hyperparameter's value with three significant digits."""
+    return f"{value:.3g}"
+
+
+def short_name(parameter: str) -> str:
+    """A hyperparameter's name in headings."""
+    return SHORT_NAMES.get(parameter, parameter)
+
+
+def compact(values: Mapping[str, Number]) -> str:
+    """Hyperparameters on one line, three significant digits each."""
+    return " ".join(f"{short_name(name)}={short(value)}" for name, value in values.items())
+
+
+def replicate_text(replicates: ReplicateSummary) -> str:
+    """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points; or `60.40%, 1 of 3 diverged`."""
+    if replicates.n_diverged:
+        return f"{replicates.mean:.2%}, {replicates.n_diverged} of {replicates.n_runs} diverged"
+    spread = "" if replicates.half_width is None else f" ± {100 * replicates.half_width:.2f}"
+    return f"{replicates.mean:.2%}{spread}"
+
+
+def counted_replicate_text(replicates: ReplicateSummary) -> str:
+    """`replicate_text` with the number of replicates: `90.60% ± 0.40 (3)`."""
+    return f"{replicate_text(replicates)} ({replicates.n_runs})"
+
+
+def exemption(trial: Ranked | Trial) -> str:
+    """Why no rung stops a trial: `baseline` or `audit`; empty where rungs may stop it."""
+    return "baseline" if trial.baseline else "audit" if trial.audit else ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderboardColumn:
+    """A column of the leaderboard.
+
+    Attributes:
+        name: key in CSV and JSON.
+        heading: in tables and on pages; empty where only CSV and JSON have the column.
+        text: cell of a table, None for an empty cell; without it, `value` as it prints.
+        value: what CSV and JSON hold and pages sort by; without it, the attribute `name` of the row.
+        is_number: whether cells are aligned as numbers.
+        more_is_better: whether sorting starts with the largest value.
+        is_sort_key: whether `search.leaderboard --sort` takes it.
+        only_with_replicates: whether tables show it only where a row has replicates.
+        after_parameters: whether a page shows it as its last column; tables in a terminal do not have it.
+        drop_order: a narrow terminal leaves out columns in this order, 1 first; 0 is never left out.
+        help: meaning, for pages.
+    """
+
+    name: str
+    heading: str = ""
+    text: Callable[[Ranked], str | None] | None = None
+    value: Callable[[Ranked], Any] | None = None
+    is_number: bool = True
+    more_is_better: bool = False
+    is_sort_key: bool = True
+    only_with_replicates: bool = False
+    after_parameters: bool = False
+    drop_order: int = 0
+    help: str = ""
+
+    def value_of(self, row: Ranked) -> Any:
+        """The value in CSV and JSON."""
+        return self.value(row) if self.value else attrgetter(self.name)(row)
+
+    def text_of(self, row: Ranked, is_live: bool = True, absent: str = "-") -> str:
+        """The cell of a table.
+
+        Args:
+            row: of the leaderboard.
+            is_live: whether the search runs now; if not, running trials are shown as unfinished.
+            absent: text of an empty cell.
+        """
+        if self.name == "status" and row.status == "running" and not is_live:
+            return "unfinished"
+        text = self.text(row) if self.text else str(self.value_of(row))
+        return absent if text is None else text
+
+
+def _percentage(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2%}"
+
+
+LEADERBOARD = (
+    LeaderboardColumn("rank", "rank"),
+    LeaderboardColumn(
+        "trial", "trial", text=lambda row: f"{row.trial} ({exempt})" if (exempt := exemption(row)) else str(row.trial)
+    ),
+    LeaderboardColumn("status", "status", is_number=False, drop_order=5),
+    LeaderboardColumn("epochs", "epochs", more_is_better=True, drop_order=3),
+    LeaderboardColumn(
+        "validation_accuracy",
+        "accuracy",
+        text=lambda row: _percentage(row.validation_accuracy),
+        more_is_better=True,
+        drop_order=6,
+        help="of the validation images, after its last epoch",
+    ),
+    LeaderboardColumn(
+        "validation_loss",
+        "loss",
+        text=lambda row: None if row.validation_loss is None else f"{row.validation_loss:.4f}",
+        drop_order=2,
+        help="on the validation images, after its last epoch",
+    ),
+    LeaderboardColumn(
+        "seconds",
+        "seconds",
+        text=lambda row: f"{row.seconds:.1f}",
+        value=lambda row: round(row.seconds, 3),
+        drop_order=1,
+        help="of training and validation",
+    ),
+    LeaderboardColumn(
+        "replicate_accuracy",
+        "replicates",
+        text=lambda row: counted_replicate_text(row.replicates) if row.replicates else None,
+        more_is_better=True,
+        only_with_replicates=True,
+        help="mean accuracy of runs with fresh seeds, half of its 95 % interval in points, number of runs",
+    ),
+    LeaderboardColumn("replicate_half_width", is_sort_key=False),
+    LeaderboardColumn("n_replicates"),
+    LeaderboardColumn(
+        "tied",
+        "tied",
+        text=lambda row: "=" if row.tied else "",
+        is_number=False,
+        is_sort_key=False,
+        only_with_replicates=True,
+        drop_order=4,
+        help="cannot be distinguished from the first",
+    ),
+    LeaderboardColumn("baseline", is_sort_key=False),
+    LeaderboardColumn("audit", is_sort_key=False),
+    LeaderboardColumn("reason", "why it ended", is_number=False, is_sort_key=False, after_parameters=True),
+)
+
+
+def shown_columns(has_replicates: bool) -> list[LeaderboardColumn]:
+    """Columns of tables and pages, in order; those with `after_parameters` are last."""
+    shown = [column for column in LEADERBOARD if column.heading and (has_replicates or not column.only_with_replicates)]
+    return sorted(shown, key=attrgetter("after_parameters"))
+
+
+def sort_keys() -> dict[str, str]:
+    """Names that `--sort` takes and the column or hyperparameter of each: full names, and headings of tables."""
+    sortable = [column for column in LEADERBOARD if column.is_sort_key]
+    full = {name: name for name in (*(column.name for column in sortable), *HYPERPARAMETER_NAMES)}
+    headings = {column.heading: column.name for column in sortable if column.heading}
+    return {**full, **headings, **{heading: name for name, heading in SHORT_NAMES.items()}}

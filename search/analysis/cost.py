@@ -1,0 +1,341 @@
+"""What a search costs: epochs, seconds and bytes, before it starts and while it runs. Pure functions."""
+
+import heapq
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.experiment.audits import n_audits
+from search.experiment.events import EpochDone, History, Replicate, ReplicateEpochDone, Trial
+from search.policy import budget, confirmation
+from search.policy.asha import waits_at_rung
+from search.policy.rungs import Rungs
+from spaces.schema import Space
+
+N_SIMULATED = 200  # searches whose rungs are simulated; fewer of long ones
+MAX_SIMULATED_TRIALS = 500  # the share that passes a rung no longer changes with more trials
+_ROUNDS = 3  # iterations until the number of trials and the share that passes agree
+N_RECENT = 20  # latest epochs that the time of an epoch is measured from; a worker's first epochs are slow
+# Measured sizes of journal, tables, study.db and Ray's logs and snapshots, plus 50 %.
+FOLDER_BYTES = 4_000_000
+TRIAL_BYTES = 60_000
+EPOCH_BYTES = 6_000
+# Retraining keeps a checkpoint for each seed until its export; the exports are about as large as two more.
+RETRAINED_CHECKPOINTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Expected size of a whole search without its replicates.
+
+    Attributes:
+        trials: number of trials, the baseline included.
+        n_audits: number of audit trials; the baseline is not one of them.
+        passing: share of the other trials that passes each rung but the last, 0 to 1.
+        each: expected epochs of each of the other trials.
+        epochs: expected epochs of all trials.
+    """
+
+    trials: int
+    n_audits: int
+    passing: tuple[float, ...]
+    each: float
+    epochs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """Expected epochs that a running search still has to train.
+
+    Attributes:
+        of_begun: for each unfinished trial.
+        of_unstarted: for each trial that is not started yet; None where only a time budget limits the search.
+        of_runs: for each replicate that is unfinished or not started yet, if no trials are tied.
+    """
+
+    of_begun: tuple[float, ...]
+    of_unstarted: tuple[float, ...] | None
+    of_runs: tuple[float, ...]
+
+    @property
+    def trial_epochs(self) -> float | None:
+        """Epochs of all trials; None where only a time budget limits the search."""
+        return None if self.of_unstarted is None else sum(self.of_begun) + sum(self.of_unstarted)
+
+    def seconds(self, epoch_s: float | None, trials_at_once: int, budget_left_s: float | None = None) -> float | None:
+        """Seconds until the search ends.
+
+        Args:
+            epoch_s: seconds of an epoch in its slot; None before the first epoch.
+            trials_at_once: number of slots.
+            budget_left_s: rest of the time budget; None without a time budget.
+
+        Returns:
+            None where it is not known.
+        """
+        if self.of_unstarted is None:
+            return None if budget_left_s is None else max(0.0, budget_left_s)
+        if epoch_s is None:
+            return None
+        left_s = seconds_left([*self.of_begun, *self.of_unstarted], self.of_runs, epoch_s, trials_at_once)
+        return left_s if budget_left_s is None else min(left_s, max(0.0, budget_left_s))
+
+
+def expected_search(space: Space, time_epochs: float | None = None) -> Expected | None:
+    """Expected size of the whole search.
+
+    Args:
+        space: the space, with its limits and rungs.
+        time_epochs: number of epochs that fit into the time budget; None where it is not known.
+
+    Returns:
+        None where only a time budget limits the search and `time_epochs` is None.
+    """
+    budgets = [float(limit) for limit in (space.search.epoch_budget, time_epochs) if limit is not None]
+    most = space.search.trials
+    if not budgets:
+        return None if most is None else of_trials(space, most)
+    trials = 2
+    for _ in range(_ROUNDS):
+        # The baseline is trained to the end as well.
+        others = (min(budgets) - space.training.max_epochs) / _epochs_each(space, of_trials(space, trials).each)
+        trials = 1 + max(0, math.ceil(others))
+    return of_trials(space, trials if most is None else min(trials, most))
+
+
+def of_trials(space: Space, trials: int) -> Expected:
+    """Expected size of a search of `trials` trials."""
+    n_audit = n_audits(space, trials)
+    passing = passing_of(space, trials, n_audit / max(trials - 1, 1))
+    each = expected_epochs_left(0, space.rung_epochs, passing)
+    n_exempt = 1 + n_audit
+    epochs = n_exempt * space.training.max_epochs + (trials - n_exempt) * each
+    return Expected(trials, n_audit, passing, each, epochs)
+
+
+def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, n_audits: int = 0) -> float:
+    """Expected epochs of all trials where ASHA stops trials. The first trial is the baseline, which is never stopped.
+
+    Args:
+        trials: number of trials.
+        rung_epochs: ascending; the last is the end of training.
+        reduction_factor: of the rungs.
+        n_audits: number of audit trials.
+    """
+    passing = passing_shares(trials, rung_epochs, reduction_factor, n_audits / max(trials - 1, 1))
+    n_exempt = 1 + n_audits
+    return n_exempt * rung_epochs[-1] + (trials - n_exempt) * expected_epochs_left(0, rung_epochs, passing)
+
+
+def expected_epochs_left(done: int, rung_epochs: Sequence[int], passing: Sequence[float]) -> float:
+    """Expected epochs that a trial still has to train.
+
+    Args:
+        done: epochs that the trial has trained; where that is a rung, the trial has passed it.
+        rung_epochs: ascending; the last is the end of training.
+        passing: share of trials that passes each rung but the last.
+    """
+    left, reaches, at = 0.0, 1.0, done
+    for rung, share in zip(rung_epochs, [*passing, 0.0], strict=True):
+        if rung > done:
+            left += reaches * (rung - at)
+            at = rung
+            reaches *= share
+    return left
+
+
+def passing_of(space: Space, trials: int, audit_fraction: float) -> tuple[float, ...]:
+    """Share of trials that passes each rung but the last, by the rule of `search.asha`; see `passing_shares`."""
+    search = space.search
+    if search.asha != "promote":
+        return passing_shares(trials, space.rung_epochs, search.reduction_factor, audit_fraction)
+    shares, n_arrived = [], trials
+    for _ in space.rung_epochs[:-1]:
+        n_promoted = n_arrived // search.reduction_factor
+        shares.append(n_promoted / n_arrived if n_arrived else 0.0)
+        n_arrived = n_promoted
+    return tuple(shares)
+
+
+@lru_cache(maxsize=64)
+def passing_shares(
+    trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, audit_fraction: float = 0.0
+) -> tuple[float, ...]:
+    """Share of the trials that ASHA may stop that passes each rung but the last.
+
+    Simulates searches whose trials keep their random rank from rung to rung. The baseline and the audit trials count
+    in the cutoffs, but not in the shares. In a real search, learning curves cross and proposals improve, so that more
+    trials may pass.
+
+    Args:
+        trials: number of trials.
+        rung_epochs: ascending; the last is the end of training.
+        reduction_factor: of the rungs.
+        audit_fraction: probability that a trial is an audit trial, 0 to 1.
+    """
+    generator = np.random.default_rng(0)
+    n_trials = min(max(trials, 2), MAX_SIMULATED_TRIALS)
+    n_rungs = len(rung_epochs)
+    n_arrived = np.zeros(n_rungs)
+    for _ in range(max(1, min(N_SIMULATED, 10_000 // n_trials))):
+        values = generator.random(n_trials)
+        exempt = generator.random(n_trials) < audit_fraction if audit_fraction else np.zeros(n_trials, bool)
+        exempt[0] = True
+        reached = rungs_reached(np.tile(values, (n_rungs - 1, 1)), exempt, rung_epochs, reduction_factor)
+        n_arrived += (reached[~exempt, None] > np.arange(n_rungs)).sum(axis=0)
+    return tuple(float(share) for share in n_arrived[1:] / np.maximum(n_arrived[:-1], 1))
+
+
+def rungs_reached(
+    values: NDArray[np.float64], exempt: NDArray[np.bool_], rung_epochs: tuple[int, ...], reduction_factor: int
+) -> NDArray[np.int_]:
+    """Send trials through ASHA's rungs, one trial after the other.
+
+    Args:
+        values: (n_rungs - 1, n_trials) accuracies at each rung but the last.
+        exempt: (n_trials,) whether no rung stops the trial.
+        rung_epochs: ascending; the last is the end of training.
+        reduction_factor: of the rungs.
+
+    Returns:
+        (n_trials,) number of rungs that each trial reached; `len(rung_epochs)` where it was not stopped.
+    """
+    rungs = Rungs(rung_epochs, reduction_factor)
+    reached = np.full(len(exempt), len(rung_epochs))
+    for trial in range(len(exempt)):
+        for i, epoch in enumerate(rung_epochs[:-1]):
+            verdict = rungs.arrive(trial, epoch, float(values[i, trial]))
+            if verdict and not verdict.passed and not exempt[trial]:
+                reached[trial] = i + 1
+                break
+    return reached
+
+
+def seconds_left(
+    trial_epochs: Iterable[float], run_epochs: Iterable[float], epoch_s: float, trials_at_once: int
+) -> float:
+    """Seconds until all trials, and after them all replicates, are trained.
+
+    Args:
+        trial_epochs: epochs that each trial still has to train. Trials of different length fill all slots to the
+            end, but the longest trial needs its own time.
+        run_epochs: the same for each replicate. Replicates are few and of equal length, and start when the last
+            trial has ended, so that slots stay empty at their end.
+        epoch_s: seconds of an epoch in its slot.
+        trials_at_once: number of slots.
+    """
+    trials = list(trial_epochs)
+    epochs_of_trials = max(sum(trials) / trials_at_once, max(trials, default=0.0))
+    slots = [0.0] * trials_at_once
+    for epochs in sorted(run_epochs, reverse=True):
+        heapq.heapreplace(slots, slots[0] + epochs)
+    return (epochs_of_trials + max(slots)) * epoch_s
+
+
+def disk_bytes(trials: int, epochs: int, n_checkpoints: int, checkpoint_bytes: int) -> int:
+    """Upper limit of the size of an experiment's folder, its retraining included.
+
+    Args:
+        trials: number of trials.
+        epochs: number of epochs of all trials.
+        n_checkpoints: number of checkpoints that are kept at the same time.
+        checkpoint_bytes: size of a checkpoint.
+    """
+    checkpoints = checkpoint_bytes * max(n_checkpoints, RETRAINED_CHECKPOINTS)
+    return FOLDER_BYTES + checkpoints + trials * TRIAL_BYTES + epochs * EPOCH_BYTES
+
+
+def remaining(history: History, space: Space) -> Remaining:
+    """Expected epochs that a running search still has to train."""
+    expected = expected_search(space)
+    trials = expected.trials if expected else MAX_SIMULATED_TRIALS
+    passing = passing_of(space, trials, space.search.audit_fraction)
+    begun = tuple(_epochs_left_of(trial, space, passing) for trial in history.unfinished)
+    unstarted = _epochs_left_of_unstarted(history, space, passing, sum(begun)) if expected else None
+    return Remaining(begun, unstarted, _epochs_left_of_runs(history, space, sum(begun) + sum(unstarted or ())))
+
+
+def recent_epoch_s(history: History, session_start: float) -> float | None:
+    """Mean seconds for which each of the latest epochs occupied its slot; None before the first epoch.
+
+    These include checkpoints and the start of trials. Epochs that began before the session's first result count with
+    training and validation alone, because workers were starting.
+
+    Args:
+        history: of the search so far.
+        session_start: start of the latest session, in seconds since 1970 (UTC).
+    """
+    of_trials = [(_trial_epoch_start(history, epoch), epoch) for epoch in history.results_in_order[-N_RECENT:]]
+    latest_runs = list(history.replicates.values())[-N_RECENT:]
+    of_runs = [timed for run in latest_runs for timed in _timed_epochs(run)]
+    latest = sorted([*of_trials, *of_runs], key=lambda timed: timed[1].at)[-N_RECENT:]
+    workers_started = _first_result_at(history, session_start)
+    each_s = [
+        max(epoch.seconds, epoch.at - start) if start >= workers_started else epoch.seconds for start, epoch in latest
+    ]
+    return sum(each_s) / len(each_s) if each_s else None
+
+
+def _trial_epoch_start(history: History, epoch: EpochDone) -> float:
+    """When a trial's slot became busy with `epoch`, in seconds since 1970 (UTC)."""
+    trial = history.trials[epoch.trial]
+    before = trial.epochs[epoch.epoch - 2].at if epoch.epoch > 1 else trial.started_at
+    return max([before, *(promotion.at for promotion in trial.promotions if promotion.epoch == epoch.epoch - 1)])
+
+
+def _timed_epochs(run: Replicate) -> list[tuple[float, ReplicateEpochDone]]:
+    """Epochs of a replicate, each with its start."""
+    return list(zip([run.started_at, *(epoch.at for epoch in run.epochs)], run.epochs, strict=False))
+
+
+def _first_result_at(history: History, session_start: float) -> float:
+    """When the first epoch of a session ended; infinity before that."""
+    results = history.results_in_order
+    i = bisect_left(results, session_start, key=lambda epoch: epoch.at)
+    of_runs = (epoch.at for run in history.replicates.values() for epoch in run.epochs if epoch.at >= session_start)
+    return min([*(epoch.at for epoch in results[i : i + 1]), *of_runs], default=math.inf)
+
+
+def _epochs_each(space: Space, each: float) -> float:
+    """Expected epochs of a trial that is an audit trial by chance and takes `each` epochs otherwise."""
+    audit_fraction = space.search.audit_fraction
+    return audit_fraction * space.training.max_epochs + (1 - audit_fraction) * each
+
+
+def _epochs_left_of(trial: Trial, space: Space, passing: Sequence[float]) -> float:
+    if trial.baseline or trial.audit:
+        return space.training.max_epochs - trial.n_epochs
+    rungs = space.rung_epochs
+    left = expected_epochs_left(trial.n_epochs, rungs, passing)
+    return left * passing[rungs.index(trial.n_epochs)] if waits_at_rung(trial, space) else left
+
+
+def _epochs_left_of_unstarted(
+    history: History, space: Space, passing: Sequence[float], epochs_to_come: float
+) -> tuple[float, ...]:
+    """Expected epochs of each trial that is not started; unfinished trials still take `epochs_to_come` epochs."""
+    search = space.search
+    each = _epochs_each(space, expected_epochs_left(0, space.rung_epochs, passing))
+    n = search.most_trials - len(history.counting)
+    if search.epoch_budget is not None:
+        unspent = search.epoch_budget - budget.epochs_trained(history) - epochs_to_come
+        n = min(n, math.ceil(unspent / each))
+    return (each,) * max(0, n)
+
+
+def _epochs_left_of_runs(history: History, space: Space, epochs_to_come: float) -> tuple[float, ...]:
+    max_epochs = space.training.max_epochs
+    begun = [float(max_epochs - run.n_epochs) for run in history.unfinished_replicates]
+    total = confirmation.expected_epochs(history.n_epochs + epochs_to_come, space)
+    n_to_come = round(total / max_epochs) - len(history.replicates)
+    if history.replicates and n_to_come <= 0:
+        n_to_come = confirmation.n_replicates_of_tied(history, space)
+    # While replicates run, the next block may be waiting for them.
+    if history.replicates and not begun and not confirmation.next_run(history, space):
+        n_to_come = 0  # the order was clear early
+    return (*begun, *[float(max_epochs)] * max(0, n_to_come))
