@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.experiment.folder import Experiment
+    from search.notebook import Experiment
 
 __all__ = ["Experiment"]
 
@@ -11,7 +11,7 @@ __all__ = ["Experiment"]
 def __getattr__(name: str) -> Any:
     # Every command imports this package, and must answer `--help` at once.
     if name == "Experiment":
-        from search.experiment.folder import Experiment
+        from search.notebook import Experiment
 
         return Experiment
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

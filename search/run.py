@@ -16,15 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.cli.options import (
-    add_results_argument,
-    chosen_experiment,
-    command_line,
-    command_on,
-    complete_experiments,
-    resume_line,
-)
+from search.cli.options import add_results_argument, chosen_experiment, complete_experiments
 from search.execution.stop_signal import StopSignal
+from search.experiment.command_lines import command_line, command_on, resume_line
 from spaces.command import (
     DEFAULT_SPACE,
     EXIT_INTERRUPTED,
@@ -41,8 +35,8 @@ if TYPE_CHECKING:
     from search.execution.joined_cluster import JoinedCluster
     from search.execution.launching import SearchEnd
     from search.execution.plan import ResourcePlan
-    from search.experiment.events import History
     from search.experiment.folder import Experiment
+    from search.experiment.history import History
     from search.experiment.manifest import Data, Device
     from spaces import Space
     from trainable.data.datasets import TrainingData
@@ -247,7 +241,8 @@ def _go_on(options: argparse.Namespace, experiment: Experiment) -> SearchEnd:
 def _changed(options: argparse.Namespace, experiment: Experiment, history: History) -> Space:
     """The experiment's space with what the command changes in it; checked, but not written yet."""
     from search.experiment.folder import load_space_or_experiment
-    from search.policy.space_change import journaled_space, must_be_allowed
+    from search.experiment.journaled_space import journaled_space
+    from search.policy.space_change import must_be_allowed
 
     overrides = list(options.set)
     for key, more in (("trials", options.add_trials), ("epoch_budget", options.add_epochs)):

@@ -26,9 +26,9 @@ from search.analysis.ranking import (
     winner,
 )
 from search.analysis.stopping_findings import savings
-from search.experiment.events import History
 from search.experiment.final_results import read_final_results
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.manifest import Manifest, seconds_used
 from search.terminal.tables import short
 from spaces.errors import InputError

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from search.experiment.events import History, Status, Trial
+from search.experiment.history import History, Status, Trial
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from search.analysis.estimates import MAX_SIMULATED_TRIALS, expected_epochs_left, seconds_left
 from search.analysis.expectation import expected_search, passing_of
-from search.experiment.events import EpochDone, History, Replicate, ReplicateEpochDone, Trial
+from search.experiment.events import EpochDone, ReplicateEpochDone
+from search.experiment.history import History, Replicate, Trial
 from search.policy import budget, confirmation
 from search.policy.asha import waits_at_rung
 from spaces.schema import Space

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from search.experiment.events import History, Trial
+from search.experiment.history import History, Trial
 from search.policy.asha import is_exempt
 from search.policy.rungs import Rungs
 

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.logger import JsonLoggerCallback
 
-from search.cli.options import resume_line
+from search.analysis.csv_files import write_tables
 from search.execution.cluster import LocalCluster
 from search.execution.failures import first_full, is_full_disk
 from search.execution.joined_cluster import JoinedCluster
@@ -31,8 +31,10 @@ from search.execution.ray_adapters import (
 from search.execution.retries import MAX_RETRIES, RetryCount
 from search.execution.stop_signal import StopSignal
 from search.execution.trackers import trackers
-from search.experiment.events import Event, History, TrialEnded
+from search.experiment.command_lines import resume_line
+from search.experiment.events import Event, TrialEnded
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.manifest import Session, timestamp
 from search.experiment.wall_clock import wall_clock
 from search.policy.confirmation import seconds_to_confirm
@@ -294,11 +296,11 @@ class _FileKeeper:
 
     def observe(self, event: Event, history: History) -> None:
         if isinstance(event, TrialEnded):
-            self._tables.act_if_due(lambda: self._experiment.write_tables(history))
+            self._tables.act_if_due(lambda: write_tables(self._experiment, history))
             self._study.act_if_due(lambda: self._write_study(history))
 
     def write(self, history: History) -> None:
-        self._experiment.write_tables(history)
+        write_tables(self._experiment, history)
         self._write_study(history)
 
     def _write_study(self, history: History) -> None:

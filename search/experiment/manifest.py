@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from search.experiment.checksums import json_must_match, json_with_checksum
-from search.experiment.events import History
+from search.experiment.history import History
 from search.experiment.journal import BACKUP_FOLDER, Warn, backup_of
 from spaces.counted import counted
 from spaces.errors import InputError
@@ -117,6 +118,8 @@ class TestSetUse(Part):
         checkpoints_sha256: hash of each seed's tensors, by which the look may be finished; empty where the look is of
             a version that did not record it.
     """
+
+    __test__: ClassVar[bool] = False  # pytest: not a test class
 
     at: str
     trial: int
@@ -274,7 +277,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit that this code is at, with `+changes` where files differ; None outside a checkout."""
-    here = Path(__file__).parents[1]
+    here = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str | None:
         try:

@@ -24,7 +24,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.cli.options import command_line, resume_line
+from search.experiment.command_lines import command_line, resume_line
 from search.experiment.folder import RAY_SNAPSHOTS, Experiment, checkpoint_order, is_a_name, list_experiments, owner_of
 from search.experiment.journal import backup_of
 from spaces.errors import InputError, RunError

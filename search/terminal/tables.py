@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search.analysis.csv_files import trials_csv
 from search.analysis.ranking import METRIC, SORT_KEYS, Ranked, n_by_replicates, replicate_text
-from search.experiment.folder import trials_csv
 from search.experiment.manifest import TestSetUse
 from spaces.parameters import HYPERPARAMETER_NAMES, Number
 from spaces.printable import printable

@@ -14,8 +14,8 @@ from search.execution.cluster import LocalCluster
 from search.execution.launching import LONGEST_SHARE, Launch, _Throttle, damaged_images
 from search.execution.ray_adapters import Housekeeping, Shared
 from search.execution.stop_signal import StopSignal
-from search.experiment.events import History
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.policy.state import SearchState
 from search.terminal.display import SearchDisplay
 from spaces import Space, load_space
