@@ -123,7 +123,8 @@ def _launch(options: argparse.Namespace) -> int:
         manifest = new_manifest(space, name, resource_plan.for_manifest, _data_facts(data))
         experiment = create_experiment(options.results, name, space, manifest)
         if options.results_url:
-            from search.experiment.remote_results import RemoteExperiment, RemoteResults
+            from search.experiment.remote_files import RemoteResults
+            from search.experiment.remote_results import RemoteExperiment
 
             experiment = RemoteExperiment(RemoteResults(options.results_url), name)
         with experiment.exclusive():
@@ -135,7 +136,7 @@ def _must_be_new(options: argparse.Namespace, name: str) -> None:
     where: Path | str = options.results / name
     taken = (options.results / name).exists()
     if options.results_url and not taken:
-        from search.experiment.remote_results import RemoteResults
+        from search.experiment.remote_files import RemoteResults
         from trainable.locations import below
 
         taken = RemoteResults(options.results_url).has(name)

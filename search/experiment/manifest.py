@@ -147,6 +147,7 @@ class Manifest(Part):
         state: `running`, or how the last session ended.
         versions: of Python and the packages that results depend on.
         git_commit: of this code, with `+changes` where files differ; None outside a checkout.
+        written_by: host name of the machine that wrote the file last; None unless the experiment is at a URL.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Manifest(Part):
     seeds: Seeds
     sessions: list[Session] = []
     test_openings: list[TestSetUse] = []
+    written_by: str | None = None
 
     def with_session(self, session: Session, new: bool) -> "Manifest":
         """A copy whose last session is `session`, after the others or in place of the last."""

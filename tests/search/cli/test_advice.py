@@ -137,7 +137,7 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="Start one with"):
         remote_results.open_remote_experiment(url, None)
     remote = remote_results.RemoteExperiment(remote_results.RemoteResults(url), "mine")
-    remote_results._Copier(remote, remote_results._Lease(remote.remote, "mine"))
+    remote_results._Copier(remote)
 
 
 def test_each_command_that_is_advised_is_one(
