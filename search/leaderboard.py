@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from search.cli.options import add_experiment_arguments, chosen_experiment, resume_line
+from search.cli.options import add_experiment_arguments, chosen_experiment
+from search.experiment.command_lines import resume_line
 from spaces.command import EXIT_INTERRUPTED, CommandParser, completed, run_command
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.cli.options import add_results_argument, chosen_experiment, command_on, complete_experiments
+from search.cli.options import add_results_argument, chosen_experiment, complete_experiments
+from search.experiment.command_lines import command_on
 from spaces.command import CommandParser, completed, run_command
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain

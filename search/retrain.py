@@ -9,7 +9,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from search.cli.options import add_experiment_arguments, chosen_experiment, command_on, resume_line
+from search.cli.options import add_experiment_arguments, chosen_experiment
+from search.experiment.command_lines import command_on, resume_line
 from spaces.command import CommandParser, run_command
 from spaces.counted import counted
 from spaces.errors import InputError
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    from search.experiment.events import History, Trial
     from search.experiment.folder import Experiment
+    from search.experiment.history import History, Trial
     from search.retraining.retraining import Retraining
     from search.retraining.training_runs import Progress as EpochProgress
 

@@ -96,7 +96,8 @@ def newest_checkpoints(folder: Path) -> dict[int, int]:
 
 def proposal_problems(folder: Path) -> list[str]:
     """Each trial is what the sampler proposes from the lines before its own: the study came back as it was."""
-    from search.experiment.events import History, TrialStarted, event_from_dict
+    from search.experiment.events import TrialStarted, event_from_dict
+    from search.experiment.history import History
     from search.policy.study import Proposer
     from spaces import load_space
 

@@ -13,7 +13,8 @@ from optuna.samplers import RandomSampler
 from benchmarks.replay.arms import Arm, OwnArm, space_of
 from benchmarks.replay.surrogate import Surrogate
 from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube
-from search.experiment.events import EpochDone, History
+from search.experiment.events import EpochDone
+from search.experiment.history import History
 from search.policy.rungs import RungRule, chance_accuracy
 from search.policy.state import SearchState
 from search.policy.study import distributions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
 
-from search.experiment.events import History
+from search.experiment.history import History
 from search.experiment.manifest import Manifest
 
 MOST_CURVE_POINTS = 2000  # a curve of more points is thinned; its last point stays

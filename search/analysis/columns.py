@@ -15,7 +15,7 @@ from spaces.parameters import HYPERPARAMETER_NAMES, Number
 
 if TYPE_CHECKING:
     from search.analysis.ranking import Ranked
-    from search.experiment.events import Trial
+    from search.experiment.history import Trial
 
 # Headings of tables; CSV, JSON and Markdown keep the full names.
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}

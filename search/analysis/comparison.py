@@ -8,9 +8,9 @@ from search.analysis.best_so_far import CurvePoint, best_so_far
 from search.analysis.columns import replicate_text, short
 from search.analysis.ranking import Ranked, best_completed, lead_sentence, over_baseline, points_text, rank, winner
 from search.analysis.stopping_findings import saved_epochs
-from search.experiment.events import History
 from search.experiment.final_results import read_final_results
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.manifest import Manifest, seconds_used
 from search.policy.replicate_statistics import ReplicateSummary
 from spaces.counted import counted, duration_text

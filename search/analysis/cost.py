@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.experiment.audits import n_audits
-from search.experiment.events import EpochDone, History, Replicate, ReplicateEpochDone, Trial
+from search.experiment.events import EpochDone, ReplicateEpochDone
+from search.experiment.history import History, Replicate, Trial
 from search.policy import budget, confirmation
 from search.policy.asha import waits_at_rung
 from search.policy.rungs import Rungs

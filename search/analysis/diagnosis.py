@@ -9,7 +9,7 @@ from search.analysis.findings import Finding, Verdict, trials_text
 from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, rank, winner
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
-from search.experiment.events import History
+from search.experiment.history import History
 from search.policy.replicate_statistics import lead, run_sd
 from spaces.schema import Space
 

@@ -1,20 +1,16 @@
 """A search as pandas frames, plotly figures and an HTML table, for notebooks. Pure functions of the history."""
 
 import html
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from search.analysis.ranking import RESULT_COLUMNS, lead_sentence, rank, winner
-from search.experiment.events import History
-from search.experiment.folder import CURVE_COLUMNS, REPLICATE_COLUMNS, curve_rows, replicate_rows
+from search.analysis.csv_files import CURVE_COLUMNS, REPLICATE_COLUMNS, curve_rows, replicate_rows
+from search.analysis.ranking import RESULT_COLUMNS, lead_sentence, rank
+from search.experiment.history import History
 from search.policy.budget import progress_text
 from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.printable import printable
 from spaces.schema import Space
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 # A notebook's table of a search of thousands of trials is read by nobody, and slows its page down.
 MOST_ROWS = 20
@@ -42,23 +38,6 @@ def curves_frame(history: History) -> pd.DataFrame:
 def replicates_frame(history: History) -> pd.DataFrame:
     """A row a replicate and epoch."""
     return pd.DataFrame(replicate_rows(history), columns=list(REPLICATE_COLUMNS))
-
-
-def figures(space: Space, history: History, is_live: bool, chance: float | None = None) -> "dict[str, Figure]":
-    """The report's figures of the search, by name; those that can be drawn of what there is."""
-    from search.pages.plots import learning_curves, optimisation_history, parallel_coordinates, slices
-    from search.policy.space_change import counting_in
-    from search.policy.study import study_of
-
-    trials, best = counting_in(space, history), winner(rank(history, chance))
-    number = best.trial if best else None
-    made = {
-        "learning_curves": learning_curves(trials, number, space.rung_epochs, is_live),
-        "optimisation_history": optimisation_history(trials, number, study_of(space, history), is_live),
-        "parallel_coordinates": parallel_coordinates(space, trials, number),
-        **{f"slice_{name}": figure for name, figure in slices(space, trials, number, is_live).items()},
-    }
-    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def as_html(name: str, space: Space, history: History, chance: float | None = None) -> str:

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 
-from search.experiment.events import Trial
+from search.experiment.history import Trial
 from search.policy.space_change import contains
 from search.policy.study import distributions
 from spaces.parameters import Hyperparameters, LogUniform, Number

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from search.analysis.columns import LEADERBOARD, replicate_text
-from search.experiment.events import History, Status, Trial
+from search.experiment.history import History, Status, Trial
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters

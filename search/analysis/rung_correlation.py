@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from search.analysis.cost import MAX_SIMULATED_TRIALS, rungs_reached
-from search.experiment.events import History, Trial
+from search.experiment.history import History, Trial
 from search.policy.asha import is_exempt
 from search.policy.rungs import Rungs
 

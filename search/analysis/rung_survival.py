@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from search.experiment.events import Trial
+from search.experiment.history import Trial
 from search.policy.asha import waits_at_rung
 from spaces.schema import Space
 

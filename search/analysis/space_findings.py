@@ -9,7 +9,7 @@ from search.analysis.edges import EDGE, Edge, crowded_edges
 from search.analysis.findings import Finding, Verdict, trials_text
 from search.analysis.importance import MIN_TRIALS, Importance, importance_at
 from search.analysis.ranking import rank
-from search.experiment.events import History
+from search.experiment.history import History
 from search.policy.space_change import contains
 from spaces.parameters import Searched
 from spaces.schema import Space

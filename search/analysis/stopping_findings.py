@@ -19,7 +19,7 @@ from search.analysis.rung_correlation import (
     rung_correlations,
 )
 from search.experiment.audits import n_audits
-from search.experiment.events import History, Trial
+from search.experiment.history import History, Trial
 from spaces.schema import Space
 
 # A search that loses its best trial more often than this should stop later.

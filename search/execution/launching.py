@@ -15,7 +15,6 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.logger import JsonLoggerCallback
 
-from search.cli.options import resume_line
 from search.execution.cluster import LocalCluster
 from search.execution.failures import first_full, is_full_disk
 from search.execution.joined_cluster import JoinedCluster
@@ -30,8 +29,10 @@ from search.execution.ray_adapters import (
 )
 from search.execution.retries import MAX_RETRIES, RetryCount
 from search.execution.stop_signal import StopSignal
-from search.experiment.events import Event, History
+from search.experiment.command_lines import resume_line
+from search.experiment.events import Event
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.manifest import Session, timestamp
 from search.experiment.wall_clock import wall_clock
 from search.policy.confirmation import seconds_to_confirm

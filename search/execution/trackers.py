@@ -12,6 +12,7 @@ from typing import Any
 
 from search.experiment import events
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from spaces.errors import InputError, RunError
 from spaces.parameters import Number
 from spaces.printable import printable
@@ -50,7 +51,7 @@ class Tracker:
         """End a run; `failed` is None where a later session can resume it."""
         raise NotImplementedError
 
-    def on_event(self, event: events.Event, history: events.History) -> None:
+    def on_event(self, event: events.Event, history: History) -> None:
         self._attempt(lambda: self._report(event, history))
 
     def close(self) -> None:
@@ -59,7 +60,7 @@ class Tracker:
             _, run = self._runs.popitem()
             self._attempt(lambda: self.close_run(run, None))  # noqa: B023 (called at once)
 
-    def _report(self, event: events.Event, history: events.History) -> None:
+    def _report(self, event: events.Event, history: History) -> None:
         match event:
             case events.TrialStarted() | events.EpochDone() | events.TrialEnded():
                 name, trial = f"trial_{event.trial:04d}", event.trial

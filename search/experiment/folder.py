@@ -1,9 +1,7 @@
 """An experiment's folder: where its files are, who may write to it, and what its manifest says."""
 
-import csv
 import errno
 import fcntl
-import io
 import json
 import os
 import re
@@ -15,26 +13,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from search.analysis.ranking import RESULT_COLUMNS, Ranked, rank, winner
-from search.cli.options import command_line, resume_line
 from search.experiment.checksums import yaml_matches, yaml_with_checksum
-from search.experiment.events import History, SpaceSet
+from search.experiment.command_lines import command_line, resume_line
+from search.experiment.events import SpaceSet
+from search.experiment.history import History
 from search.experiment.journal import Journal, JournalFollower, read_history, set_damaged_aside
-from search.experiment.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
-from search.policy.space_change import (
+from search.experiment.journaled_space import (
     differences,
     journaled_space,
     stated_hyperparameters,
     unwritten_baseline,
     value_text,
 )
+from search.experiment.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
 from spaces.errors import InputError, expanded
 from spaces.loader import dump_space, find_space, load_space, space_from_text
-from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters, Number
+from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters
 from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
 from spaces.printable import printable
 from spaces.removed import with_current_keys
@@ -42,40 +39,17 @@ from spaces.schema import Space
 from spaces.yaml_lines import MAX_BYTES, parse
 from trainable.files import sync, write_text
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-    from plotly.graph_objects import Figure
-
 MAX_LOCK_BYTES = 64
 # C's `struct flock`: kind, whence, start, length, process id; length 0 is the whole file.
 _FLOCK = "hhqqi4x"
-# As OWASP lists them under "CSV injection".
-_FORMULA_STARTS = ("=", "+", "-", "@")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Never read back; the last of them hold pickles.
 RAY_SNAPSHOTS = ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl")
 
-CURVE_COLUMNS = (
-    "trial",
-    "epoch",
-    "lr",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "train_s",
-    "validation_s",
-)
-_REPLICATE_EPOCH_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
-REPLICATE_COLUMNS = ("run", "trial", "block", *_REPLICATE_EPOCH_COLUMNS)
-
 
 class Experiment:
     """One folder under `results/`. Reading needs neither Ray nor torch, and executes nothing from it.
-
-    In a notebook, `from search import Experiment; Experiment("results/NAME")` shows its leaderboard, and `trials`,
-    `curves`, `replicates`, `best` and `figures` are what one works with. While the search runs, they grow.
 
     A damaged journal, manifest or space is replaced by its copy, and the user is told, once; a folder is mended
     on the disk by whoever holds it for writing.
@@ -230,55 +204,8 @@ class Experiment:
         """All trials so far; safe to call while the search runs."""
         return read_history(self.folder / "journal.jsonl", self.warn_once)
 
-    @property
-    def trials(self) -> "DataFrame":
-        """A row a trial, the best first, with the columns of `trials.csv`; the index is the trial's number."""
-        from search.analysis.frames import trials_frame
-
-        return trials_frame(self._known_history())
-
-    @property
-    def curves(self) -> "DataFrame":
-        """A row a trial and epoch, with the columns of `curves.csv`."""
-        from search.analysis.frames import curves_frame
-
-        return curves_frame(self._known_history())
-
-    @property
-    def replicates(self) -> "DataFrame":
-        """A row a replicate and epoch, with the columns of `replicates.csv`; empty where there are none."""
-        from search.analysis.frames import replicates_frame
-
-        return replicates_frame(self._known_history())
-
-    @property
-    def best(self) -> dict[str, Number] | None:
-        """The winner's hyperparameters; None while no trial has completed, and where the best is at chance."""
-        best = winner(rank(self._known_history(), self.manifest.data.chance))
-        return best.config.as_dict() if best else None
-
-    @property
-    def figures(self) -> "dict[str, Figure]":
-        """The report's figures of the search, by name; each shows itself in a notebook."""
-        from search.analysis.frames import figures
-
-        return figures(self.space, self._known_history(), self.is_live(), self.manifest.data.chance)
-
-    def _repr_html_(self) -> str:
-        from search.analysis.frames import as_html
-
-        return as_html(self.name, self.space, self._known_history(), self.manifest.data.chance)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r})"
-
-    def _known_history(self) -> History:
-        # A folder with a typing error in its name would be a search that has not begun.
-        if not _is_experiment(self.folder):
-            raise InputError(
-                f"{self.folder}: is not an experiment's folder, which holds experiment.yaml and journal.jsonl."
-            )
-        return self.history()
 
     def bring_up_to_date(self) -> None:
         """Fetch what another machine has written; nothing to do where the folder itself is what is written to."""
@@ -317,13 +244,6 @@ class Experiment:
         if line not in self._warned:
             self._warned.add(line)
             self._tell(printable(line))
-
-    def write_tables(self, history: History) -> None:
-        """Write `trials.csv`, `curves.csv` and, where there are replicates, `replicates.csv`, each atomically."""
-        write_text(self.folder / "trials.csv", trials_csv(rank(history)))
-        write_text(self.folder / "curves.csv", curves_csv(history))
-        if history.replicates:
-            write_text(self.folder / "replicates.csv", replicates_csv(history))
 
     def is_live(self) -> bool:
         """Whether a process is searching in this folder now."""
@@ -406,7 +326,7 @@ def open_experiment(given: str | None, results: Path) -> Experiment:
         return _newest(results)
     candidates = [expanded(given)] if os.sep in given else [results / given, Path(given)]
     for folder in candidates:
-        if _is_experiment(folder):
+        if is_experiment(folder):
             return Experiment(folder)
     names = ", ".join(experiment.name for experiment in list_experiments(results)[:10]) or "none yet"
     raise InputError(f"`{given}` is not an experiment: {results}/ has {names}. Give a name or a path to its folder.")
@@ -428,7 +348,7 @@ def list_experiments(results: Path) -> list[Experiment]:
     """All experiments under `results`, the newest first."""
     if not results.is_dir():
         return []
-    folders = [path for path in results.iterdir() if not path.name.startswith(".") and _is_experiment(path)]
+    folders = [path for path in results.iterdir() if not path.name.startswith(".") and is_experiment(path)]
     return [Experiment(folder) for folder in sorted(folders, key=_started, reverse=True)]
 
 
@@ -446,74 +366,12 @@ def must_be_a_name(name: str) -> None:
         )
 
 
-def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAMETER_NAMES) -> str:
-    """One row a trial, in the order given; full precision.
-
-    Args:
-        ranked: rows.
-        parameters: hyperparameters that get a column.
-    """
-    rows = []
-    for row in ranked:
-        content = row.as_dict()
-        rows.append([*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)])
-    return csv_text([*RESULT_COLUMNS, *parameters], rows)
-
-
-def curves_csv(history: History) -> str:
-    """One row a trial and epoch."""
-    return csv_text(CURVE_COLUMNS, curve_rows(history))
-
-
-def curve_rows(history: History) -> list[list[Any]]:
-    """Values of `CURVE_COLUMNS`."""
-    trials = history.trials.values()
-    return [[getattr(epoch, column) for column in CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
-
-
-def replicates_csv(history: History) -> str:
-    """One row a replicate and epoch."""
-    return csv_text(REPLICATE_COLUMNS, replicate_rows(history))
-
-
-def replicate_rows(history: History) -> list[list[Any]]:
-    """Values of `REPLICATE_COLUMNS`."""
-    return [
-        [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _REPLICATE_EPOCH_COLUMNS)]
-        for run in history.replicates.values()
-        for epoch in run.epochs
-    ]
-
-
-def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
-    """CSV with `\\n` line ends; None is an empty field, booleans are true and false.
-
-    Text shows itself (see `printable`), and text that a spreadsheet would run as a formula gets an apostrophe before
-    it; numbers are written as they are.
-    """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([_csv_field(value) for value in row])
-    return buffer.getvalue()
-
-
-def _csv_field(value: Any) -> Any:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str):
-        return value
-    text = printable(value)  # also without the tabs and returns that a formula may begin with
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
-
-
 def _tell_user(line: str) -> None:
     # Standard error as it is then: while a screen is shown, it goes elsewhere.
     print(line, file=sys.stderr)
 
 
-def _is_experiment(folder: Path) -> bool:
+def is_experiment(folder: Path) -> bool:
     # Any of the two: the other may be what was lost.
     return any((folder / name).is_file() for name in ("experiment.yaml", "journal.jsonl"))
 

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from search.experiment.checksums import KEY, json_must_match, json_with_checksum
-from search.experiment.events import Event, History, event_as_dict, event_from_dict
+from search.experiment.events import Event, event_as_dict, event_from_dict
+from search.experiment.history import History
 from spaces.errors import InputError
 from spaces.plain_files import MIB, open_plain
 from trainable.files import replacing, sync

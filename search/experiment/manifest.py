@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from search.experiment.checksums import json_must_match, json_with_checksum
-from search.experiment.events import History
+from search.experiment.history import History
 from search.experiment.journal import BACKUP_FOLDER, Warn, backup_of
 from spaces.counted import counted
 from spaces.errors import InputError
@@ -118,6 +119,8 @@ class TestSetUse(Part):
             a version that did not record it.
     """
 
+    __test__: ClassVar[bool] = False  # pytest: not a test class
+
     at: str
     trial: int
     config: dict[str, float]
@@ -144,6 +147,7 @@ class Manifest(Part):
         state: `running`, or how the last session ended.
         versions: of Python and the packages that results depend on.
         git_commit: of this code, with `+changes` where files differ; None outside a checkout.
+        written_by: host name of the machine that wrote the file last; None unless the experiment is at a URL.
     """
 
     name: str
@@ -157,6 +161,7 @@ class Manifest(Part):
     seeds: Seeds
     sessions: list[Session] = []
     test_openings: list[TestSetUse] = []
+    written_by: str | None = None
 
     def with_session(self, session: Session, new: bool) -> "Manifest":
         """A copy whose last session is `session`, after the others or in place of the last."""
@@ -274,7 +279,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit that this code is at, with `+changes` where files differ; None outside a checkout."""
-    here = Path(__file__).parents[1]
+    here = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str | None:
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.experiment.events import History, Replicate, Trial
+from search.experiment.history import History, Replicate, Trial
 
 
 @dataclass(frozen=True, slots=True)

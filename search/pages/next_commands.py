@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from search.cli.options import command_line, command_on, resume_line
+from search.experiment.command_lines import command_line, command_on, resume_line
 from search.experiment.manifest import seconds_used
 from search.pages.report_data import ReportData
 from search.policy.state import is_done

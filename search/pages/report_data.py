@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from search.analysis.ranking import Ranked, rank, winner
-from search.experiment.events import History, Trial
 from search.experiment.final_results import FinalResults, read_final_results
 from search.experiment.folder import Experiment
+from search.experiment.history import History, Trial
 from search.experiment.manifest import Manifest
 from search.policy.space_change import counting_in
 from spaces.errors import InputError

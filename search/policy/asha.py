@@ -8,7 +8,8 @@ import math
 from collections.abc import Container
 from typing import Protocol
 
-from search.experiment.events import EpochDone, History, Trial
+from search.experiment.events import EpochDone
+from search.experiment.history import History, Trial
 from search.policy.rungs import WORST, RungRule, Rungs, Verdict, refusal_text
 from spaces.schema import Space
 

@@ -1,6 +1,6 @@
 """What a search may spend: how many trials it starts, and when it stops to start any. Pure functions."""
 
-from search.experiment.events import History
+from search.experiment.history import History
 from spaces.schema import Space
 
 

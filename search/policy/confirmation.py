@@ -6,7 +6,7 @@ Pure functions. What the runs say is in `replicate_statistics`.
 import math
 from collections.abc import Sequence
 
-from search.experiment.events import History, Trial
+from search.experiment.history import History, Trial
 from search.policy.replicate_statistics import diverged, leaders
 from spaces.schema import Space
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from search.experiment.events import History
+from search.experiment.history import History
 
 # From 99.5 % on (and down from 0.5 %), chance is taken to be as there: a validation set has only so many images.
 LEAST_SCALE = 0.005

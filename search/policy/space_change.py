@@ -1,15 +1,13 @@
 """What it means for a search that its space was changed after it began. Pure functions."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from search.experiment.events import History, Replicate, Trial
+from search.experiment.history import History, Replicate, Trial
+from search.experiment.journaled_space import differences
 from spaces.errors import InputError
-from spaces.parameters import Hyperparameters, Number
+from spaces.parameters import Hyperparameters
 from spaces.schema import Space
 
 MOST_NUMBERS_TOLD = 10
@@ -27,30 +25,6 @@ _FREE = (
 )
 # What every trial's result depends on: trials on either side of such a change cannot be compared.
 _NEVER = ("dataset", "training.max_epochs", "training.precision", "search.seed")
-
-
-def unwritten_baseline(history: History) -> dict[str, Number]:
-    """Baseline values that the journaled space does not state, by hyperparameter.
-
-    Earlier versions wrote `baseline` only for searched hyperparameters. The others have the same value in all
-    trials of such a search: that of the first trial that counts, or the default value before there is a trial.
-    """
-    config = next((trial.config for trial in history.counting), Hyperparameters())
-    stated = stated_hyperparameters(history.space or {})
-    return {name: value for name, value in config.as_dict().items() if name not in stated}
-
-
-def stated_hyperparameters(content: Mapping[str, Any]) -> set[str]:
-    """Names of the hyperparameters to which a space file or a journaled space gives a value or a range."""
-    sections = (content.get(name) for name in ("training", "space", "baseline"))
-    return {str(name) for section in sections if isinstance(section, dict) for name in section}
-
-
-def journaled_space(history: History) -> dict[str, Any] | None:
-    """The journaled space with all baseline values; None where the journal has no space."""
-    if history.space is None:
-        return None
-    return {**history.space, "baseline": {**(history.space.get("baseline") or {}), **unwritten_baseline(history)}}
 
 
 def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, folder: Path) -> bool:
@@ -88,16 +62,6 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
             ]
         )
     return bool(changes)
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Each key that differs, as `section.key`, with a line that shows both values."""
-    for section in {**before, **after}:
-        old, new = before.get(section) or {}, after.get(section) or {}
-        for name in {**old, **new}:
-            if old.get(name, _MISSING) != new.get(name, _MISSING):
-                key = f"{section}.{name}"
-                yield key, f"`{key}` was {value_text(old, name)} and is {value_text(new, name)}"
 
 
 def excluded(space: Space, history: History) -> list[int]:
@@ -145,18 +109,8 @@ def unfinished_replicates_outside(space: Space, history: History) -> list[Replic
     return [run for run in history.unfinished_replicates if not contains(space, history.trials[run.trial].config)]
 
 
-_MISSING = object()
 # What a search did whose journal is from before these could be chosen.
 _ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup_trials": 10}
-
-
-def value_text(section: Mapping[str, Any], name: str) -> str:
-    """The value of a key on one line, as in YAML; `not given` where the section does not have it."""
-    if name not in section:
-        return "not given"
-    # A scalar alone is followed by YAML's end of a document.
-    text: str = yaml.safe_dump(section[name], default_flow_style=True, width=math.inf)
-    return text.removesuffix("...\n").strip()
 
 
 def _is_of(key: str, keys: Iterable[str]) -> bool:

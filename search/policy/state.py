@@ -17,17 +17,15 @@ from search.experiment.events import (
     EpochDone,
     EpochRedone,
     Event,
-    History,
-    Replicate,
     ReplicateEnded,
     ReplicateEpochDone,
     ReplicateStarted,
     ReplicateStatus,
-    Trial,
     TrialEnded,
     TrialPromoted,
     TrialStarted,
 )
+from search.experiment.history import History, Replicate, Trial
 from search.experiment.journal import Journal
 from search.policy import budget
 from search.policy.asha import asha_of

@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search.experiment.events import History, Trial
+from search.experiment.history import History, Trial
 from search.policy.samplers import sampler_for
 from search.policy.space_change import contains
 from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from search.experiment.folder import csv_text
+from search.analysis.csv_files import csv_text
 from trainable.data.datasets import ImageSet
 from trainable.files import replacing
 

@@ -19,8 +19,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from search.experiment.events import Trial
 from search.experiment.folder import Experiment
+from search.experiment.history import Trial
 from search.experiment.manifest import TestSetUse, git_commit, timestamp, versions
 from search.policy.replicate_statistics import replicate_results
 from search.retraining.answers import PREDICTIONS_FILE, Mistake, predictions_csv, surest_mistakes, write_mistakes

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from search.analysis.cost import expected_search
 from search.analysis.ranking import best_completed, lead_sentence, rank, winner
-from search.cli.options import command_on, resume_line
 from search.execution.cluster import LocalCluster, cluster_for, torch_imported_beside
 from search.execution.joined_cluster import JoinedCluster
 from search.execution.stop_signal import StopSignal
 from search.execution.trackers import trackers
-from search.experiment.events import History
+from search.experiment.command_lines import command_on, resume_line
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.manifest import Device, seconds_used
 from search.session.request import SessionRequest
 from search.terminal.display import SearchConsole, SearchDisplay, print_while_read

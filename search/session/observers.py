@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Sequence
 
+from search.analysis.csv_files import write_tables
 from search.execution.trackers import Tracker
-from search.experiment.events import Event, History, TrialEnded
+from search.experiment.events import Event, TrialEnded
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.policy.study import write_study
 from search.terminal.display import SearchDisplay
 from spaces import Space
@@ -46,11 +48,11 @@ class DerivedFiles:
 
     def on_event(self, event: Event, history: History) -> None:
         if isinstance(event, TrialEnded):
-            self._tables.act_if_due(lambda: self._experiment.write_tables(history))
+            self._tables.act_if_due(lambda: write_tables(self._experiment, history))
             self._study.act_if_due(lambda: self._write_study(history))
 
     def write(self, history: History) -> None:
-        self._experiment.write_tables(history)
+        write_tables(self._experiment, history)
         self._write_study(history)
 
     def _write_study(self, history: History) -> None:

@@ -6,15 +6,16 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from search.cli.options import command_line
 from search.execution.stop_signal import StopSignal
 from search.execution.trackers import must_be_installed
-from search.experiment.events import History, ReplicateEnded, SpaceSet, TrialEnded
+from search.experiment.command_lines import command_line
+from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
 from search.experiment.folder import Experiment, load_space_or_experiment
+from search.experiment.history import History
+from search.experiment.journaled_space import journaled_space
 from search.policy.space_change import (
     excluded,
     excluded_text,
-    journaled_space,
     must_be_allowed,
     unfinished_outside,
     unfinished_replicates_outside,

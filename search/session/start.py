@@ -7,11 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search.cli.options import command_line
 from search.execution.trackers import must_be_installed
+from search.experiment.command_lines import command_line
 from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name
 from search.experiment.manifest import Data, new_manifest
-from search.experiment.remote_results import RemoteExperiment, RemoteResults
+from search.experiment.remote_files import RemoteResults
+from search.experiment.remote_results import RemoteExperiment
 from search.policy.rungs import chance_accuracy
 from search.processes.guarded_folder import guarded_folder
 from search.session import conduct

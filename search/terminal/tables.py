@@ -11,8 +11,8 @@ from rich.text import Text
 
 from search.analysis.columns import LeaderboardColumn, short, short_name, shown_columns
 from search.analysis.comparison import ExperimentSummary, SummaryRow, lead_of, remarks
+from search.analysis.csv_files import trials_csv
 from search.analysis.ranking import METRIC, Ranked, n_by_replicates
-from search.experiment.folder import trials_csv
 from search.experiment.manifest import TestSetUse
 from spaces.printable import printable
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from search.analysis.cost import recent_epoch_s, remaining
-from search.experiment.events import History
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.manifest import Manifest, seconds_used
 from search.terminal.live_screen import LiveScreen
 from search.terminal.screen import Glyphs, LogLine, ScreenState, screen

@@ -34,9 +34,11 @@ from benchmarks.faults.invariants import (
     trials_of,
 )
 from benchmarks.faults.tally import ALL_KINDS, DRIVER_KINDS, Launch, Tally, tallies, total
+from search.analysis.csv_files import write_tables
 from search.analysis.ranking import rank
-from search.experiment.events import History, TrialStarted
+from search.experiment.events import TrialStarted
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.journal import Journal, read_history
 from search.experiment.manifest import Session, seconds_used, timestamp
 from search.policy.asha import asha_of
@@ -298,7 +300,7 @@ def test_a_leaderboard_may_lag_behind_but_not_contradict(journal: bytes, events:
         assert leaderboard_problems([{**rows[0], **change}, *rows[1:]], events, current=True), change
 
     (tmp_path / "earlier.jsonl").write_bytes(b"".join(journal.splitlines(keepends=True)[:31]))
-    Experiment(tmp_path).write_tables(read_history(tmp_path / "earlier.jsonl"))
+    write_tables(Experiment(tmp_path), read_history(tmp_path / "earlier.jsonl"))
     earlier = table_in(tmp_path / "trials.csv")
     assert earlier is not None
     assert leaderboard_problems(earlier, events, current=False) == []

@@ -16,7 +16,8 @@ from benchmarks.replay.stats import Factor, epochs_to, factor_of, geometric_mean
 from benchmarks.replay.surrogate import HeldOut, Surrogate, best_model, fit, held_out_scores, noise_of, ties
 from benchmarks.replay.tables import Table, images_of, in_unit_cube, random_configurations, read_table, table_from_text
 from search.analysis.ranking import rank
-from search.experiment.events import EpochDone, History, TrialPromoted, TrialStarted
+from search.experiment.events import EpochDone, TrialPromoted, TrialStarted
+from search.experiment.history import History
 from search.experiment.journal import Journal, event_from_line, read_history
 from search.policy.state import SearchState
 from spaces import InputError, Space, load_space

@@ -22,7 +22,8 @@ import optuna
 import pytest
 from PIL import Image
 
-from search.experiment.events import EpochDone, Event, History, ReplicateEpochDone
+from search.experiment.events import EpochDone, Event, ReplicateEpochDone
+from search.experiment.history import History
 from search.experiment.journal import event_from_line, read_history
 from search.policy.state import is_done
 from search.policy.study import Proposer

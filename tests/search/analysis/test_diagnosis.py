@@ -18,7 +18,8 @@ from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.diagnose import findings_text
 from search.experiment.audits import is_audit
-from search.experiment.events import History, ReplicateEnded, ReplicateStarted, SpaceSet, TrialEnded, TrialStarted
+from search.experiment.events import ReplicateEnded, ReplicateStarted, SpaceSet, TrialEnded, TrialStarted
+from search.experiment.history import History
 from search.policy.replicate_statistics import run_sd
 from search.policy.state import SearchState
 from spaces import Hyperparameters, Space, load_space

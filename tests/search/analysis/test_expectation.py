@@ -1,7 +1,7 @@
 import pytest
 
 from search.analysis.cost import expected_search, passing_of
-from search.experiment.events import History
+from search.experiment.history import History
 from search.policy.budget import most_epochs_over
 from search.policy.state import SearchState
 from spaces import Space, load_space

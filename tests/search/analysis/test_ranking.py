@@ -9,9 +9,10 @@ import pytest
 from scipy import stats
 
 from search.analysis import ranking
+from search.analysis.csv_files import curves_csv, trials_csv
 from search.analysis.ranking import lead_sentence, rank, sort_by, winner
-from search.experiment.events import History, Trial, TrialEnded, TrialStarted
-from search.experiment.folder import curves_csv, trials_csv
+from search.experiment.events import TrialEnded, TrialStarted
+from search.experiment.history import History, Trial
 from search.retraining.scores import confusion_matrix, interval_95, per_class_accuracy, seed_score
 from search.terminal import tables
 from spaces import Space

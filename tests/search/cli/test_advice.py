@@ -14,12 +14,11 @@ import pytest
 
 from search import diagnose, leaderboard, predict, report, retrain
 from search import run as run_module
-from search.cli import options
 from search.execution import launching
+from search.experiment import command_lines, remote_results
 from search.experiment import folder as experiment_module
-from search.experiment import remote_results
-from search.experiment.events import History
 from search.experiment.folder import Experiment, create_experiment, open_experiment
+from search.experiment.history import History
 from search.pages import next_commands as report_commands
 from search.pages.report_data import read_all
 from search.session import conduct, resume, start
@@ -29,7 +28,7 @@ from spaces.errors import RunError
 from tests.support import foreign, shown_experiment
 
 MAKERS = {"command_line", "command_on", "resume_line"}
-SEARCH = Path(options.__file__).parents[1]
+SEARCH = Path(command_lines.__file__).parents[1]
 COMMANDS = {
     "run": run_module,
     "leaderboard": leaderboard,
@@ -46,11 +45,11 @@ class Advised:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.by: set[tuple[str, str]] = set()
-        self._make = options.command_line
+        self._make = command_lines.command_line
 
     def __call__(self, *arguments: Any, **more: Any) -> str:
         frame = sys._getframe(1)
-        while frame.f_back and frame.f_code.co_filename == options.__file__:
+        while frame.f_back and frame.f_code.co_filename == command_lines.__file__:
             frame = frame.f_back
         self.by.add((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
         self.lines.append(self._make(*arguments, **more))
@@ -60,7 +59,7 @@ class Advised:
 @pytest.fixture
 def advised(monkeypatch: pytest.MonkeyPatch) -> Advised:
     recorder = Advised()
-    for module in (options, start, resume, experiment_module, remote_results, report_commands):
+    for module in (command_lines, start, resume, experiment_module, remote_results, report_commands):
         monkeypatch.setattr(module, "command_line", recorder)
     return recorder
 
@@ -86,7 +85,7 @@ def functions_that_advise() -> set[tuple[str, str]]:
     found = set()
     for path in SEARCH.rglob("*.py"):
         for function in ast.walk(ast.parse(path.read_text())):
-            if isinstance(function, ast.FunctionDef) and path.name != "options.py":
+            if isinstance(function, ast.FunctionDef) and path.name != "command_lines.py":
                 calls = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
                 if any(isinstance(call, ast.Name) and call.id in MAKERS for call in calls):
                     found.add((path.name, function.name))
@@ -140,7 +139,7 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="Start one with"):
         remote_results.open_remote_experiment(url, None)
     remote = remote_results.RemoteExperiment(remote_results.RemoteResults(url), "mine")
-    remote_results._Copier(remote, remote_results._Lease(remote.remote, "mine"))
+    remote_results._Copier(remote)
 
 
 def test_each_command_that_is_advised_is_one(
@@ -172,7 +171,7 @@ def test_no_message_spells_a_command_by_itself() -> None:
         in_footers = {id(part) for node in ast.walk(tree) if id(node) in of_parsers for part in ast.walk(node)}
         docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and path.name != "options.py":
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and path.name != "command_lines.py":
                 spelled = "python -m search." in node.value and id(node) not in docstrings | in_footers
                 assert not spelled, f"{path.name}:{node.lineno}: {node.value}"
 
@@ -182,5 +181,5 @@ def test_without_results_where_they_lie_in_the_default_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     made = foreign.make_experiment(Path("results"), "mine", tiny_space)
-    assert options.resume_line(made) == "python -m search.run --resume mine"
-    assert options.resume_line(Experiment(made.folder.resolve())).endswith(f" --results {tmp_path / 'results'}")
+    assert command_lines.resume_line(made) == "python -m search.run --resume mine"
+    assert command_lines.resume_line(Experiment(made.folder.resolve())).endswith(f" --results {tmp_path / 'results'}")

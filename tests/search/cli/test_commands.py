@@ -9,6 +9,7 @@ from typing import IO
 
 import pytest
 
+from search import Experiment as NotebookExperiment
 from search import compare, diagnose, leaderboard, predict, report, retrain
 from search import run as run_command
 from search.execution.plan import ResourcePlan
@@ -211,7 +212,7 @@ def test_a_search_in_which_nothing_learned_names_no_winner(
     nothing = "No trial wins, for nothing was learned: 3 of 3 trials are at chance (at most 84.20%"
     assert nothing in call("leaderboard", "mine")[1]
     assert nothing in call("diagnose", "mine")[1]
-    assert experiment.best is None
+    assert NotebookExperiment(experiment.folder).best is None
     code, _, errors = call("retrain", "mine")
     assert code == 2
     (line,) = errors.splitlines()

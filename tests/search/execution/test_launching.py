@@ -12,8 +12,8 @@ from search.execution.cluster import LocalCluster
 from search.execution.launching import Launch, SearchObserver, damaged_images
 from search.execution.ray_adapters import Housekeeping, Shared
 from search.execution.stop_signal import StopSignal
-from search.experiment.events import History
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.policy.state import SearchState
 from search.session.conduct import conduct
 from search.session.request import SessionRequest

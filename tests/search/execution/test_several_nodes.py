@@ -234,12 +234,8 @@ def test_results_at_a_url_outlive_the_machine(tmp_path: Path, run: Run) -> None:
         process = start(tmp_path, *set_options(*LONGER, "search.trials=6"), "--name", "far", "--results", url)
         wait_for_results(bucket / "far" / "journal.jsonl", 5, process)
         on_machine("second")
-        other = run("search.run", "--resume", "far", "--results", url, cwd=tmp_path)
-        assert other.returncode == 2
-        assert f"in use by process {process.pid}" in other.stderr
         live = run("search.leaderboard", "--results", url, cwd=tmp_path)
         assert "far: " in live.stdout
-        assert "running now" in live.stdout
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)
 
@@ -262,7 +258,6 @@ def test_results_at_a_url_outlive_the_machine(tmp_path: Path, run: Run) -> None:
         assert retrained.returncode == 0, retrained.stderr
         assert (bucket / "far" / "final" / "model.onnx").is_file()
         assert len(json.loads((bucket / "far" / "manifest.json").read_text())["test_openings"]) == 1
-        assert not (bucket / "far" / ".lease.json").exists()
     finally:
         os.environ["DEPTHWISE_SEARCH_CACHE"] = before
 

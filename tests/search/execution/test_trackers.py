@@ -14,7 +14,6 @@ from search.experiment.events import (
     EpochDone,
     EpochRedone,
     Event,
-    History,
     ReplicateEnded,
     ReplicateEpochDone,
     ReplicateStarted,
@@ -23,6 +22,7 @@ from search.experiment.events import (
     TrialStarted,
 )
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.session.conduct import with_absolute_paths
 from spaces import InputError, Space, load_space
 from spaces.errors import RunError

@@ -8,7 +8,8 @@ import pytest
 from search.analysis.cost import expected_epochs, passing_shares
 from search.analysis.ranking import rank
 from search.experiment.audits import is_audit, n_audits
-from search.experiment.events import History, SpaceSet
+from search.experiment.events import SpaceSet
+from search.experiment.history import History
 from search.experiment.journal import Journal, read_history
 from search.policy.space_change import must_be_allowed
 from search.policy.state import SearchState

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from search.analysis.csv_files import csv_text
 from search.analysis.ranking import rank
-from search.experiment.events import History, TrialEnded, TrialStarted
-from search.experiment.folder import Experiment, csv_text
+from search.experiment.events import TrialEnded, TrialStarted
+from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.manifest import Session, TestSetUse
 from search.retraining.answers import predictions_csv
 from search.retraining.model_card import model_card

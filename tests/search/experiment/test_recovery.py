@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.experiment.events import EpochRedone, History
+from search.experiment.events import EpochRedone
 from search.experiment.folder import Experiment, create_experiment
+from search.experiment.history import History
 from search.experiment.journal import Journal, backup_of, read_history
 from search.experiment.manifest import Data, Device, new_manifest
 from search.policy.state import SearchState

@@ -2,22 +2,21 @@
 
 import contextlib
 import json
-import signal
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.files import read_or_empty
 from search import diagnose, leaderboard
-from search.execution.stop_signal import StopSignal
 from search.experiment import remote_results
 from search.experiment.events import TrialStarted
 from search.experiment.folder import Experiment, create_experiment
 from search.experiment.manifest import Data, Device, TestSetUse, new_manifest
-from search.experiment.remote_results import RemoteExperiment, RemoteResults, open_remote_experiment, working_folder
-from spaces import InputError, Space
+from search.experiment.remote_files import RemoteResults, working_folder
+from search.experiment.remote_results import RemoteExperiment, open_remote_experiment
+from spaces import Space
 from spaces.errors import RunError
 from tests.support.simulation import result
 
@@ -49,8 +48,6 @@ def on_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_results, "COPY_EVERY_S", 0.02)
-    monkeypatch.setattr(remote_results, "RENEW_EVERY_S", 0.05)
-    monkeypatch.setattr(remote_results, "SETTLE_S", 0.0)
     monkeypatch.setattr(remote_results, "LAST_TRIES", 1)
 
 
@@ -71,10 +68,9 @@ def train(experiment: Experiment, space: Space, *epochs: tuple[int, int]) -> Non
 
 @contextlib.contextmanager
 def killed_while_writing(experiment: RemoteExperiment) -> Iterator[None]:
-    """Hold it as a process does that is killed: nothing is copied at the end, and the lease stays."""
+    """Write as a process does that is killed later: nothing is copied at the end."""
     with contextlib.suppress(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote_results._Copier, "stop", lambda self: (self._stopping.set(), self._thread.join()))
-        patch.setattr(remote_results._Lease, "release", lambda self: None)
         with experiment.exclusive():
             yield
             raise KeyboardInterrupt
@@ -87,6 +83,18 @@ def trained_elsewhere(url: str, on_machine: Machine, space: Space) -> Experiment
         train(experiment, space, (0, 1))
     on_machine("second")
     return experiment
+
+
+@contextlib.contextmanager
+def failing_writes(error: Exception) -> Iterator[None]:
+    """Let each write to the URL raise `error`."""
+
+    def write(self: RemoteResults, path: str, content: bytes) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RemoteResults, "write", write)
+        yield
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -144,7 +152,6 @@ def test_what_a_killed_process_had_not_copied_is_not_lost_on_its_machine(
         train(experiment, tiny_space, (0, 1))
         until(lambda: (bucket / "mine" / "journal.jsonl").exists())
     train(experiment, tiny_space, (0, 2))
-    (bucket / "mine" / ".lease.json").unlink()
     again = open_remote_experiment(url, "mine")
     assert again.history().n_epochs == 2
     with again.exclusive():
@@ -166,172 +173,70 @@ def test_where_both_went_on_the_url_is_right(url: str, on_machine: Machine, tiny
     assert (history.trials[0].n_epochs, history.trials[1].n_epochs) == (1, 2)
 
 
-def test_a_second_process_is_refused_by_name_until_the_first_has_been_silent(
-    url: str, bucket: Path, on_machine: Machine, tiny_space: Space
+def test_the_host_that_wrote_last_is_named_unless_its_session_ended(
+    url: str,
+    on_machine: Machine,
+    tiny_space: Space,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("time.time", lambda: 60.0)  # the events are of second 0
     experiment = create(url, tiny_space)
     with killed_while_writing(experiment):
-        until(lambda: (bucket / "mine" / "experiment.yaml").exists())
+        train(experiment, tiny_space, (0, 1))
+        experiment.write_manifest(experiment.manifest)
+    assert not experiment.is_live(), "no process of the machine that wrote last holds the folder"
     on_machine("second")
     other = open_remote_experiment(url, "mine")
     assert other.is_live()
-    for refused in (other.must_be_free, other.exclusive().__enter__):
-        with pytest.raises(InputError, match=r"in use by process \d+ on first"):
-            refused()
-    lease = bucket / "mine" / ".lease.json"
-    content = json.loads(lease.read_text())
-    lease.write_text(json.dumps({**content, "renewed_at": content["renewed_at"] - 61}))
+    monkeypatch.setattr("time.time", lambda: 60.0 + remote_results.SILENT_S)
+    assert not other.is_live(), "the machine that wrote last has been silent for long"
     with other.exclusive():
-        assert json.loads(lease.read_text())["host"] == "second"
-    assert not lease.exists()
+        assert "mine: first wrote last, and did not record the end of its session." in capsys.readouterr().err
+        other.write_manifest(other.manifest.model_copy(update={"state": "completed"}))
+    on_machine("third")
+    with open_remote_experiment(url, "mine").exclusive():
+        assert capsys.readouterr().err == ""
 
 
-def test_a_process_that_was_killed_on_this_machine_is_not_waited_for(
-    url: str, bucket: Path, on_machine: Machine, tiny_space: Space
-) -> None:
-    experiment = create(url, tiny_space)
-    with experiment.exclusive():
-        pass
-    lease = {"id": "0", "host": "first", "pid": 2**22 + 1, "renewed_at": time.time()}
-    (bucket / "mine" / ".lease.json").write_text(json.dumps(lease))
-    assert not experiment.is_live()
-
-
-def test_a_lease_is_renewed_while_it_is_held(url: str, bucket: Path, on_machine: Machine, tiny_space: Space) -> None:
-    lease = bucket / "mine" / ".lease.json"
-    with create(url, tiny_space).exclusive():
-        first = json.loads(lease.read_text())["renewed_at"]
-        until(lambda: json.loads(lease.read_text())["renewed_at"] > first)
-
-
-def take_over(bucket: Path) -> dict[str, object]:
-    """Do as another process that takes the lease; what it wrote."""
-    lease = {"id": "other", "host": "second", "pid": 1, "renewed_at": time.time() + 30}
-    (bucket / "mine" / ".lease.json").write_text(json.dumps(lease))
-    return lease
-
-
-def test_a_process_whose_lease_was_taken_over_ends_and_overwrites_nothing(
-    url: str, bucket: Path, on_machine: Machine, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signals: list[int] = []
-    monkeypatch.setattr("os.kill", lambda pid, number: signals.append(number) if number else None)
-    experiment = create(url, tiny_space)
-    checkpoint = bucket / "mine" / "ray" / "session_1" / "trial_0000" / "checkpoint_000000"
-    snapshot = bucket / "mine" / "ray" / "session_1" / "tuner.pkl"
-    leases = []
-
-    def search() -> None:
-        with experiment.exclusive():
-            train(experiment, tiny_space, (0, 1))
-            until(lambda: b"epoch_done" in read_or_empty(bucket / "mine" / "journal.jsonl"))
-            leases.append(take_over(bucket))
-            until(lambda: bool(signals))
-            checkpoint.mkdir(parents=True)
-            snapshot.write_bytes(b"the other's")
-            (bucket / "mine" / "manifest.json").write_text("the other's")
-            # What a session does at its end.
-            train(experiment, tiny_space, (0, 2))
-            experiment.drop_checkpoints("trial_0000")
-            experiment.drop_ray_snapshots()
-            experiment.write_manifest(experiment.manifest)
-
-    with pytest.raises(RunError, match="another process took mine over"):
-        search()
-    assert (bucket / "mine" / "journal.jsonl").read_bytes().count(b"epoch_done") == 1
-    assert (bucket / "mine" / "manifest.json").read_text() == "the other's"
-    assert checkpoint.exists()
-    assert snapshot.exists()
-    assert json.loads((bucket / "mine" / ".lease.json").read_text()) == leases[0]
-
-
-def test_a_process_that_was_stopped_for_long_looks_at_its_lease_before_it_copies(
-    url: str, bucket: Path, on_machine: Machine, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote_results._Copier, "_run", lambda self: None)
-    experiment = create(url, tiny_space)
-
-    def search() -> None:
-        with experiment.exclusive():
-            experiment.write_manifest(experiment.manifest)
-            take_over(bucket)
-            time.sleep(2 * remote_results.RENEW_EVERY_S)
-            train(experiment, tiny_space, (0, 1))
-            experiment.write_manifest(experiment.manifest)
-
-    with pytest.raises(RunError, match="another process took mine over"):
-        search()
-    assert b"epoch_done" not in (bucket / "mine" / "journal.jsonl").read_bytes()
-
-
-def test_a_command_that_does_not_listen_to_signals_says_too_that_it_was_taken_over(
-    url: str, bucket: Path, on_machine: Machine, tiny_space: Space
-) -> None:
-    experiment = create(url, tiny_space)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def retrain() -> None:
-        with experiment.exclusive():
-            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, "the test itself would be killed"
-            until(lambda: (bucket / "mine" / "manifest.json").exists())
-            take_over(bucket)
-            time.sleep(10)
-            pytest.fail("it was not interrupted")
-
-    with pytest.raises(RunError, match="another process took mine over"):
-        retrain()
-    assert signal.getsignal(signal.SIGTERM) == before == signal.SIG_DFL
-
-
-def test_what_nobody_expected_ends_the_session_and_is_told_in_a_line(
-    url: str, bucket: Path, on_machine: Machine, tiny_space: Space, capfd: pytest.CaptureFixture[str]
-) -> None:
-    experiment = create(url, tiny_space)
-
-    def write(self: RemoteResults, path: str, content: bytes) -> None:
-        raise KeyError("etag")
-
-    def search() -> None:
-        with StopSignal() as stop_signal, pytest.MonkeyPatch.context() as patch, experiment.exclusive():
-            until(lambda: (bucket / "mine" / "manifest.json").exists())
-            patch.setattr(RemoteResults, "write", write)
-            train(experiment, tiny_space, (0, 1))
-            until(lambda: stop_signal.requested)
-            experiment.write_manifest(experiment.manifest)
-
-    with pytest.raises(RunError, match=r"could not be copied there \(KeyError: 'etag'\)\. They are complete in"):
-        search()
-    said = capfd.readouterr().err
-    assert said == f"{url}: results could not be copied there (KeyError: 'etag'); this command ends.\n"
-
-
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError("no route to host"), "no route to host"), (KeyError("etag"), "KeyError: 'etag'")]
+)
 def test_a_url_that_fails_is_said_once_and_tried_again(
-    url: str, bucket: Path, on_machine: Machine, tiny_space: Space, capfd: pytest.CaptureFixture[str]
+    url: str,
+    bucket: Path,
+    on_machine: Machine,
+    tiny_space: Space,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+    reason: str,
 ) -> None:
     experiment = create(url, tiny_space)
     with experiment.exclusive():
         until(lambda: (bucket / "mine" / "manifest.json").exists())
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RemoteResults, "write", refuse)
+        with failing_writes(error):
             train(experiment, tiny_space, (0, 1))
-            until(lambda: experiment._copier is not None and experiment._copier._trouble is not None)
+            until(lambda: experiment._copier is not None and experiment._copier.trouble is not None)
             time.sleep(0.2)
-    assert capfd.readouterr().err.count("results cannot be copied there at the moment (no route to host)") == 1
-    assert (bucket / "mine" / "journal.jsonl").exists()
+    assert capfd.readouterr().err.count(f"results cannot be copied there at the moment ({reason})") == 1
+    assert (bucket / "mine" / "journal.jsonl").read_bytes().count(b"epoch_done") == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError("no route to host"), "no route to host"), (KeyError("etag"), "KeyError: 'etag'")]
+)
 def test_a_url_that_fails_to_the_end_is_an_error_that_says_where_the_results_are(
-    url: str, bucket: Path, on_machine: Machine, tiny_space: Space
+    url: str, bucket: Path, on_machine: Machine, tiny_space: Space, error: Exception, reason: str
 ) -> None:
     experiment = create(url, tiny_space)
 
     def search() -> None:
-        with pytest.MonkeyPatch.context() as patch, experiment.exclusive():
+        with contextlib.ExitStack() as stack, experiment.exclusive():
             until(lambda: (bucket / "mine" / "manifest.json").exists())
-            patch.setattr(RemoteResults, "write", refuse)
+            stack.enter_context(failing_writes(error))
             train(experiment, tiny_space, (0, 1))
 
-    with pytest.raises(RunError, match="They are complete in") as raised:
+    with pytest.raises(RunError, match=f"{re.escape(reason)}.*They are complete in") as raised:
         search()
     assert str(experiment.folder) in str(raised.value)
 
@@ -346,17 +251,12 @@ def test_what_others_must_read_first_is_an_error_where_it_cannot_be_copied(
         about_to_open = before.with_use_of_test_set(
             TestSetUse(at="now", trial=0, config={}, epochs=1, seeds=1, reason=None), new=True
         )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RemoteResults, "write", refuse)
-            with pytest.raises(RunError, match=r"manifest\.json could not be copied there"):
-                experiment.publish_manifest(about_to_open)
+        refused = pytest.raises(RunError, match=r"manifest\.json could not be copied there")
+        with failing_writes(OSError("no route to host")), refused:
+            experiment.publish_manifest(about_to_open)
         assert experiment.manifest == before, "what did not happen needs no reason to happen again"
         experiment.publish_manifest(about_to_open)
         assert len(json.loads((bucket / "mine" / "manifest.json").read_text())["test_openings"]) == 1
-
-
-def refuse(self: RemoteResults, path: str, content: bytes) -> None:
-    raise OSError("no route to host")
 
 
 def test_the_newest_intact_checkpoint_is_found_and_those_of_ended_trials_go(

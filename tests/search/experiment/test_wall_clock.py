@@ -1,6 +1,7 @@
 import pytest
 
-from search.experiment.events import EpochDone, History, TrialEnded, TrialStarted
+from search.experiment.events import EpochDone, TrialEnded, TrialStarted
+from search.experiment.history import History
 from search.experiment.wall_clock import wall_clock
 from spaces import Hyperparameters
 

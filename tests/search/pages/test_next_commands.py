@@ -9,7 +9,8 @@ from search import diagnose
 from search import run as run_command
 from search.experiment.folder import Experiment, create_experiment
 from search.experiment.manifest import Session
-from search.experiment.remote_results import RemoteExperiment, RemoteResults, working_folder
+from search.experiment.remote_files import RemoteResults, working_folder
+from search.experiment.remote_results import RemoteExperiment
 from search.pages import testing as report_testing
 from search.pages.headline import remarks
 from search.pages.next_commands import commands, go_on_line

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from search import Experiment
+from search.analysis.csv_files import write_tables
 from search.experiment.events import ReplicateStarted, TrialEnded, TrialStarted
 from spaces import InputError, Space
 from tests.support.foreign import make_experiment
@@ -15,7 +16,7 @@ from tests.support.simulation import run_result
 
 @pytest.fixture
 def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
-    return make_experiment(tmp_path / "results", "mine", tiny_space)
+    return Experiment(make_experiment(tmp_path / "results", "mine", tiny_space).folder)
 
 
 def test_trials_and_curves_are_frames(experiment: Experiment) -> None:
@@ -38,7 +39,7 @@ def test_frames_say_what_the_csv_files_say(experiment: Experiment) -> None:
     journal = experiment.journal()
     journal.append(ReplicateStarted(0, 0, 1, 5.0))
     journal.append(run_result(0, 1, 0.6))
-    experiment.write_tables(experiment.history())
+    write_tables(experiment, experiment.history())
     for name, frame in (("curves", experiment.curves), ("replicates", experiment.replicates)):
         pd.testing.assert_frame_equal(pd.read_csv(experiment.folder / f"{name}.csv"), frame)
     written = pd.read_csv(experiment.folder / "trials.csv").set_index("trial")
@@ -67,7 +68,7 @@ def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
 def test_a_search_that_has_not_begun_is_empty(tiny_space: Space, experiment: Experiment, tmp_path: Path) -> None:
     from search.experiment.folder import create_experiment
 
-    begun = create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest)
+    begun = Experiment(create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest).folder)
     assert begun.trials.empty
     assert begun.curves.empty
     assert begun.best is None
@@ -77,7 +78,7 @@ def test_a_search_that_has_not_begun_is_empty(tiny_space: Space, experiment: Exp
 def test_trials_without_an_epoch_have_empty_cells(tiny_space: Space, experiment: Experiment, tmp_path: Path) -> None:
     from search.experiment.folder import create_experiment
 
-    begun = create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest)
+    begun = Experiment(create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest).folder)
     for number in range(2):
         suggested = tiny_space.baseline_suggestion()
         begun.journal().append(TrialStarted(number, suggested, tiny_space.baseline, number == 0, 0.0))

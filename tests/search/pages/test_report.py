@@ -385,7 +385,8 @@ def test_the_command_writes_the_page_into_the_experiment(
 
 
 def test_large_searches_are_drawn_in_part_with_winner_and_baseline(space: Space) -> None:
-    from search.experiment.events import History, SpaceSet
+    from search.experiment.events import SpaceSet
+    from search.experiment.history import History
 
     large = _with_trials(space, 400)
     state = SearchState(large, History([SpaceSet(large.as_dict(), [], 0.0)]))

@@ -8,16 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.faults.invariants import Asked, TrialLines, first_to_promote, history_problems, rung_problems
-from search.experiment.events import (
-    Event,
-    History,
-    SpaceSet,
-    Trial,
-    TrialPromoted,
-    TrialStarted,
-    event_as_dict,
-    event_from_dict,
-)
+from search.experiment.events import Event, SpaceSet, TrialPromoted, TrialStarted, event_as_dict, event_from_dict
+from search.experiment.history import History, Trial
 from search.experiment.journal import Journal, read_history
 from search.policy.budget import epochs_trained, most_epochs_over
 from search.policy.state import Assignment, SearchState, is_done

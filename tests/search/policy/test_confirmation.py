@@ -13,13 +13,13 @@ from search.analysis.cost import remaining
 from search.analysis.ranking import lead_sentence, rank, sort_by, winner
 from search.experiment.events import (
     Event,
-    History,
     ReplicateEnded,
     ReplicateEpochDone,
     ReplicateStarted,
     TrialEnded,
     TrialStarted,
 )
+from search.experiment.history import History
 from search.experiment.journal import Journal, read_history
 from search.policy.confirmation import budget_epochs, candidates, next_run, seconds_to_confirm
 from search.policy.replicate_statistics import lead, replicate_results

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from search.experiment.events import History
+from search.experiment.history import History
 from search.policy.state import SearchState
 from search.policy.study import Proposer
 from spaces import InputError, Space, load_space

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from search.analysis.ranking import lead_sentence, rank, winner
-from search.experiment.events import History, ReplicateStarted, SpaceSet, TrialEnded, TrialStarted
+from search.experiment.events import ReplicateStarted, SpaceSet, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment, load_space_or_experiment
+from search.experiment.history import History
 from search.policy.rungs import Rungs, Verdict
 from search.policy.space_change import contains, counting_in, excluded, must_be_allowed
 from search.policy.state import SearchState

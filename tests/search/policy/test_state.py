@@ -9,13 +9,13 @@ from optuna.trial import TrialState
 from search.experiment.events import (
     EpochDone,
     EpochRedone,
-    History,
     SpaceSet,
     TrialEnded,
     TrialStarted,
     event_as_dict,
     event_from_dict,
 )
+from search.experiment.history import History
 from search.experiment.journal import Journal, backup_of, read_history
 from search.policy.state import SearchState
 from search.policy.study import STUDY_NAME, Proposer, write_study

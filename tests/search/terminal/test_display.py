@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from search.experiment.events import History
+from search.experiment.history import History
 from search.policy.state import SearchState
 from search.terminal.display import SearchConsole, SearchDisplay, print_while_read
 from search.terminal.live_screen import REFRESH_S, LiveScreen

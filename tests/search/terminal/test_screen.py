@@ -12,7 +12,8 @@ from rich.console import Console
 from search.analysis.cost import recent_epoch_s, remaining
 from search.analysis.ranking import rank
 from search.analysis.rung_survival import rung_survival
-from search.experiment.events import History, ReplicateEnded, SpaceSet, Trial, TrialEnded
+from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
+from search.experiment.history import History, Trial
 from search.policy.asha import waits_at_rung
 from search.policy.state import SearchState
 from search.terminal.screen import ASCII, N_BEST, UNICODE, Glyphs, LogLine, ScreenState, screen, sparkline

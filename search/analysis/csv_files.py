@@ -1,0 +1,100 @@
+"""The tables of an experiment as CSV: `trials.csv`, `curves.csv` and `replicates.csv`."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from search.analysis.ranking import RESULT_COLUMNS, Ranked, rank
+from search.experiment.folder import Experiment
+from search.experiment.history import History
+from spaces.parameters import HYPERPARAMETER_NAMES
+from spaces.printable import printable
+from trainable.files import write_text
+
+# Text that starts with one of these is a formula for a spreadsheet; OWASP lists them under "CSV injection".
+_FORMULA_STARTS = ("=", "+", "-", "@")
+
+CURVE_COLUMNS = (
+    "trial",
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "train_s",
+    "validation_s",
+)
+_REPLICATE_EPOCH_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
+REPLICATE_COLUMNS = ("run", "trial", "block", *_REPLICATE_EPOCH_COLUMNS)
+
+
+def write_tables(experiment: Experiment, history: History) -> None:
+    """Write `trials.csv`, `curves.csv` and, if there are replicates, `replicates.csv`; each file atomically."""
+    write_text(experiment.folder / "trials.csv", trials_csv(rank(history)))
+    write_text(experiment.folder / "curves.csv", curves_csv(history))
+    if history.replicates:
+        write_text(experiment.folder / "replicates.csv", replicates_csv(history))
+
+
+def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAMETER_NAMES) -> str:
+    """One row a trial, in the order given; full precision.
+
+    Args:
+        ranked: rows.
+        parameters: hyperparameters that get a column.
+    """
+    rows = []
+    for row in ranked:
+        content = row.as_dict()
+        rows.append([*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)])
+    return csv_text([*RESULT_COLUMNS, *parameters], rows)
+
+
+def curves_csv(history: History) -> str:
+    """One row a trial and epoch."""
+    return csv_text(CURVE_COLUMNS, curve_rows(history))
+
+
+def curve_rows(history: History) -> list[list[Any]]:
+    """Values of `CURVE_COLUMNS`."""
+    trials = history.trials.values()
+    return [[getattr(epoch, column) for column in CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
+
+
+def replicates_csv(history: History) -> str:
+    """One row a replicate and epoch."""
+    return csv_text(REPLICATE_COLUMNS, replicate_rows(history))
+
+
+def replicate_rows(history: History) -> list[list[Any]]:
+    """Values of `REPLICATE_COLUMNS`."""
+    return [
+        [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _REPLICATE_EPOCH_COLUMNS)]
+        for run in history.replicates.values()
+        for epoch in run.epochs
+    ]
+
+
+def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
+    """CSV with `\\n` line ends; None is an empty field, booleans are true and false.
+
+    Text shows itself (see `printable`), and text that a spreadsheet would run as a formula gets an apostrophe before
+    it; numbers are written as they are.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([_csv_field(value) for value in row])
+    return buffer.getvalue()
+
+
+def _csv_field(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return value
+    text = printable(value)  # also without the tabs and returns that a formula may begin with
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
