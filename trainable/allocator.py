@@ -1,8 +1,8 @@
-"""How the C library keeps memory between training steps."""
+"""Settings of glibc's memory allocator for training processes."""
 
-# What glibc reads when a process starts: freed memory is kept for the next step instead of being given back
-# to the kernel, which would have to clear every page again. 32 MiB is the largest threshold that it accepts.
-# Elsewhere these do nothing.
+# glibc reads these variables when a process starts. They make it keep freed memory for the next training step;
+# otherwise it returns the memory to the kernel, which clears every page again. 32 MiB is the largest threshold that
+# glibc accepts. Other C libraries ignore the variables.
 ALLOCATOR_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**40),

@@ -1,4 +1,4 @@
-"""A training run on disk: `tensors.safetensors` and `state.json`, nothing that is unpickled."""
+"""Checkpoints of a training run: `tensors.safetensors` and `state.json`, without pickle."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from trainable.seeding import Purpose, RunSeed
 FORMAT_VERSION = 1
 TENSORS_FILE = "tensors.safetensors"
 STATE_FILE = "state.json"
-# The network and its momentum have about one MiB; these only bound what a foreign file may take.
+# Upper bounds on files from elsewhere. The network and its momentum take about 1 MiB.
 MAX_STATE_BYTES = MIB
 MAX_TENSORS_BYTES = 1024 * MIB
 
@@ -29,13 +29,13 @@ StateDict = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint holds beside tensors.
+    """Content of a checkpoint other than tensors.
 
     Attributes:
-        hyperparameters: the configuration that was trained.
-        seed: of its random streams, which with `epoch` are all the generators' state there is.
-        epoch: epochs that are done.
-        scheduler: the learning rate schedule's state.
+        hyperparameters: the trained configuration.
+        seed: names the random streams. Together with `epoch` it replaces any generator state.
+        epoch: number of completed epochs.
+        scheduler: state of the learning rate schedule.
     """
 
     hyperparameters: Hyperparameters
@@ -44,7 +44,7 @@ class TrainingState:
     scheduler: StateDict
 
     def must_belong_to(self, hyperparameters: Hyperparameters, seed: RunSeed, folder: Path) -> None:
-        """Raise InputError unless the checkpoint is of this configuration and seed."""
+        """Raise InputError unless the checkpoint has this configuration and seed."""
         if self.hyperparameters != hyperparameters or self.seed != seed:
             raise InputError(
                 f"{folder}: was saved by {self.hyperparameters} with {self.seed}, "
@@ -53,11 +53,12 @@ class TrainingState:
 
 
 def write_checkpoint(folder: Path, state: TrainingState, network: StateDict, optimizer: StateDict) -> None:
-    """Write both files, each atomically; the JSON names the tensors' hash, so that a mixed pair is noticed.
+    """Write both files, each atomically. The JSON holds the hash of the tensors, which reveals a mismatched pair.
 
     Args:
-        folder: made if it is not there.
-        network, optimizer: as torch's `state_dict()` gives them.
+        folder: folder of the checkpoint; created if it does not exist.
+        state: content of the JSON file.
+        network, optimizer: results of torch's `state_dict()`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": _plain(tensor) for name, tensor in network.items()}
@@ -81,10 +82,10 @@ def write_checkpoint(folder: Path, state: TrainingState, network: StateDict, opt
 
 
 def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
-    """Read what `write_checkpoint` wrote.
+    """Read a checkpoint of `write_checkpoint`.
 
     Returns:
-        The state, and the state dicts of network and optimizer.
+        The state, and the state dicts of the network and of the optimizer.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -116,12 +117,12 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
 
 
 def must_fit(network: nn.Module, network_state: StateDict, optimizer_state: StateDict, folder: Path) -> None:
-    """Raise InputError unless what was read can be restored: kernels do not check the shapes of momentum themselves.
+    """Raise InputError unless shapes, dtypes and values fit `network`. Fused kernels do not check momentum shapes.
 
     Args:
-        network: that is restored into; its parameters are the optimizer's, in this order.
-        network_state, optimizer_state: as `read_checkpoint` gives them.
-        folder: of the checkpoint.
+        network: network to restore into; its parameters, in order, are those of the optimizer.
+        network_state, optimizer_state: results of `read_checkpoint`.
+        folder: folder of the checkpoint, for the message.
     """
     wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in network_state.items()}
@@ -140,17 +141,17 @@ def must_fit(network: nn.Module, network_state: StateDict, optimizer_state: Stat
 
 
 def tensors_sha256(folder: Path) -> str:
-    """Hash of a checkpoint's tensors: names the state that they are.
+    """SHA-256 of a checkpoint's tensor file, which identifies the trained state.
 
     Raises:
-        InputError: the file is not plain, or larger than any of ours.
-        OSError: it cannot be read.
+        InputError: the file is not a regular file, or is larger than `MAX_TENSORS_BYTES`.
+        OSError: the file cannot be read.
     """
     return hashlib.sha256(read_plain(folder / TENSORS_FILE, MAX_TENSORS_BYTES)).hexdigest()
 
 
 def checkpoint_epoch(folder: Path) -> int | None:
-    """How many epochs an intact checkpoint holds; None for a damaged one."""
+    """Number of completed epochs of a checkpoint; None if it is damaged."""
     try:
         state, _, _ = read_checkpoint(folder)
     except InputError:
@@ -159,7 +160,7 @@ def checkpoint_epoch(folder: Path) -> int | None:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    # safetensors stores row-major tensors only; the memory format is restored by load_state_dict's copy.
+    # safetensors stores row-major tensors only; load_state_dict copies them into the parameters' memory format.
     return torch.as_tensor(tensor).detach().cpu().contiguous()
 
 

@@ -1,4 +1,4 @@
-"""How a run's arithmetic is done. What is computed stays the same; how fast, and in which rounding, does not."""
+"""Device, precision and implementation of a run. They change speed and rounding, not the training algorithm."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,17 @@ _CPU_BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """What a run computes with.
+    """Device, precision and implementation choices of a run.
 
     Attributes:
         device: `cpu`, `cuda` or `cuda:N`.
-        precision: of activations and their gradients; weights, sums and batch norm's statistics stay fp32.
-        channels_last: memory order of images and activations.
-        fused: `NormReluDropout` in place of torch's batch norm, ReLU and dropout; on a CPU it is one kernel.
-        folded_evaluation: evaluate with batch norm folded into the convolutions.
-        resident: images lie on the device as a whole and are augmented there, in batches, instead of one by one
-             with albumentations on the host; where the device has too little free memory, the host does it after all.
+        precision: precision of activations and their gradients. Weights, sums and the statistics of batch norm are
+            fp32.
+        channels_last: whether images and activations use the channels_last memory format.
+        fused: whether `NormReluDropout` replaces torch's batch norm, ReLU and dropout; on a CPU it is one kernel.
+        folded_evaluation: whether evaluation uses a copy with batch norm folded into the convolutions.
+        resident: whether all images are kept on the device and augmented there in batches. Otherwise, or if the
+            device has too little free memory, the host augments them one by one with albumentations.
     """
 
     device: str = "cpu"
@@ -43,19 +44,22 @@ class Compute:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations."""
+        """Dtype of activations."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 def choose_compute(device: str, precision: str) -> tuple[Compute, str]:
-    """What to compute with, and why in that precision.
+    """Choose the device and the precision.
 
     Args:
-        device: a space's `resources.device`.
-        precision: its `training.precision`.
+        device: `resources.device` of a space: `auto`, `cuda` or `cpu`.
+        precision: `training.precision` of a space: `auto`, `bf16` or `fp32`.
+
+    Returns:
+        The choice, and the reason for the precision as text.
 
     Raises:
-        InputError: CUDA is asked for and not there.
+        InputError: `device` is `cuda`, but torch finds no CUDA device.
     """
     device = choose_device(device)
     chosen, reason = choose_precision(precision, device)
@@ -63,9 +67,9 @@ def choose_compute(device: str, precision: str) -> tuple[Compute, str]:
 
 
 def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
-    """The precision for `training.precision` on `device`, and why, in words.
+    """Resolve `training.precision` on `device`, with the reason as text.
 
-    `auto` takes bf16 where the processor has instructions for it.
+    `auto` becomes bf16 if the processor has bf16 instructions, otherwise fp32.
     """
     if wanted == "fp32":
         return "fp32", "as the space says"

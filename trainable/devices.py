@@ -1,4 +1,4 @@
-"""Which device a run computes on."""
+"""Choice and description of the device that a run computes on."""
 
 import torch
 
@@ -6,10 +6,13 @@ from spaces import InputError
 
 
 def choose_device(wanted: str) -> str:
-    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`.
+    """Resolve `auto` to `cuda` if torch finds a CUDA device, otherwise to `cpu`.
+
+    Args:
+        wanted: `auto`, `cuda` or `cpu`.
 
     Raises:
-        InputError: CUDA is asked for and not there.
+        InputError: `wanted` is `cuda`, but torch finds no CUDA device.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is cuda, but torch finds no CUDA device here. Use --device cpu or auto.")
@@ -19,7 +22,7 @@ def choose_device(wanted: str) -> str:
 
 
 def free_device_bytes(device: torch.device) -> int | None:
-    """Memory of a GPU that a new tensor of this process could take; None for the host."""
+    """GPU memory that new tensors of this process can use; None for a CPU."""
     if device.type != "cuda":
         return None
     kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -27,7 +30,7 @@ def free_device_bytes(device: torch.device) -> int | None:
 
 
 def describe_device(device: str) -> str:
-    """What the device is called, for manifests and plans."""
+    """Name of the device, for manifests and resource plans."""
     if device == "cuda":
         return str(torch.cuda.get_device_name(0))
     return f"CPU ({torch.backends.cpu.get_cpu_capability()})"

@@ -1,4 +1,4 @@
-"""Variables of this process's environment: the cache folder, and what is set for a block."""
+"""Environment variables: the cache folder, and variables that are set for the length of a block."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ def cache_root() -> Path:
 
 @contextmanager
 def environment_with(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables; after the block they are as they were before it."""
+    """Set environment variables for the block, and restore their previous values after it."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Atomic writing of files: after a crash, a file has its old or its new content, never a part."""
 
 import errno
 import json
@@ -12,9 +12,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not.
+    """Yield a temporary path beside `path`, which replaces `path` at the end of the block.
 
-    After the block, the new file is there even if the power fails.
+    If the block raises, the temporary file is removed and `path` is unchanged. After the block, the new file survives
+    a power failure.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(handle)
@@ -22,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        # mkstemp makes files private; these are meant to be read like any other.
+        # mkstemp creates private files; give them the usual permissions.
         temporary.chmod(0o644)
         temporary.replace(path)
         sync(path.parent)
@@ -40,21 +41,21 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically.
 
     Raises:
-        ValueError: it holds NaN or an infinity, which JSON has not.
+        ValueError: `content` holds NaN or an infinity, which JSON cannot represent.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's names of files, on the disk when this returns.
+    """Flush a file's content, or a folder's list of files, to the disk.
 
-    Renaming a file changes its folder, and after a power cut only what of the folder was on the disk is there.
+    Renaming a file changes its folder, so the folder must be flushed too for the new name to survive a power failure.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network file systems cannot do this for folders; they write names at once.
+        # Some network file systems do not support fsync for folders; they write names immediately.
         if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
             raise
     finally:

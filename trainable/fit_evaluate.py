@@ -1,4 +1,4 @@
-"""`FitEvaluate`: trains and evaluates one configuration, and can be saved and restored between epochs."""
+"""`FitEvaluate`: the training and evaluation loop of one configuration."""
 
 import math
 import time
@@ -30,13 +30,13 @@ from trainable.network.normalisation import Normalise
 from trainable.schedule import StepDecay
 from trainable.seeding import RunSeed, Stream
 
-# Small batches stay in a CPU core's cache; a GPU wants large ones.
+# Images per evaluation batch: small batches stay in a CPU core's cache, a GPU is faster with large batches.
 EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Mean negative log-likelihood and share of right answers (0 to 1) over some images."""
+    """Mean negative log-likelihood and accuracy (0 to 1) over a set of images."""
 
     loss: float
     accuracy: float
@@ -44,14 +44,14 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """One epoch.
+    """Result of one epoch.
 
     Attributes:
-        epoch: counted from 1.
-        lr: learning rate of this epoch.
-        train_loss, train_accuracy: over the epoch's own steps, with augmentation and dropout.
-        validation_loss, validation_accuracy: after the epoch; NaN without a validation set.
-        train_s, validation_s: seconds.
+        epoch: number of the epoch, counted from 1.
+        lr: learning rate in the epoch.
+        train_loss, train_accuracy: averages over the epoch's training steps, with augmentation and dropout.
+        validation_loss, validation_accuracy: evaluation after the epoch; NaN without a validation set.
+        train_s, validation_s: wall-clock time of training and of evaluation, in seconds.
     """
 
     epoch: int
@@ -65,25 +65,25 @@ class EpochResult:
 
     @property
     def diverged(self) -> bool:
-        """Whether training has left the finite numbers, from which it does not come back."""
+        """Whether the training loss is NaN or infinite; training cannot recover from that."""
         return not math.isfinite(self.train_loss)
 
 
 class FitEvaluate:
-    """The training loop of one configuration.
+    """Trains and evaluates one configuration; can be saved and restored between epochs.
 
-    SGD on the negative log-likelihood, StepLR stepped once an epoch. All randomness comes from `seed` and
-    the epoch's number, so a run restored from a checkpoint goes on exactly as one that never stopped
-    (bit for bit on a CPU with the same number of threads).
+    SGD on the negative log-likelihood, with a step decay of the learning rate. All randomness comes from `seed` and
+    the epoch's number, so a restored run continues exactly like an uninterrupted run (bit for bit on a CPU with the
+    same number of threads).
 
     Args:
-        train: images that weights are fitted to.
-        validation: images that `epoch_training` evaluates on after each epoch; None to leave that out.
+        train: images to fit the weights to.
+        validation: images to evaluate on after each epoch; None for no evaluation.
         hyperparameters: the configuration.
         seed: names the run's random streams.
-        compute: device, precision and the like.
-        resident: images that the process keeps on the device from one run to the next; None for the run's own.
-        step_epochs: epochs between two drops of the learning rate; None for the configuration's `step_size`.
+        compute: device, precision and implementation choices.
+        resident: cache of images on the device, shared by the runs of a process; None for a cache of this run.
+        step_epochs: epochs between two decays of the learning rate; None for the configuration's `step_size`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class FitEvaluate:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all weights and batch norm statistics are."""
+        """Whether all weights and batch norm statistics are finite."""
         return all(bool(tensor.isfinite().all()) for tensor in self.network.state_dict().values())
 
     @property
@@ -132,13 +132,13 @@ class FitEvaluate:
         return len(batch_bounds(self._train_set.epoch_images, self.hyperparameters.batch_size))
 
     def train(self, on_step: Callable[[], None] | None = None) -> Evaluation:
-        """Train for one epoch; does not touch the learning rate or the epoch's number.
+        """Train for one epoch, without a change of the learning rate or of the epoch's number.
 
         Args:
             on_step: called after each step.
 
         Returns:
-            Loss and accuracy over the epoch's steps, as they went by.
+            Loss and accuracy averaged over the epoch's images, each computed in its own training step.
         """
         self.network.train()
         totals = _Totals(self.device)
@@ -158,7 +158,7 @@ class FitEvaluate:
 
     @torch.inference_mode()
     def test(self, images: ImageSet) -> Evaluation:
-        """Loss and accuracy over `images`, without augmentation or dropout, in the run's own precision."""
+        """Evaluate `images` without augmentation or dropout, in the precision of the run."""
         totals = _Totals(self.device)
         network = folded(self.network, self.compute.dtype) if self.compute.folded_evaluation else self.network
         for log_probabilities, labels in self._predicted_batches(network, images):
@@ -168,13 +168,17 @@ class FitEvaluate:
 
     @torch.inference_mode()
     def predict(self, images: ImageSet) -> NDArray[np.float32]:
-        """(N, classes) log-probabilities of `images`, in their order; in fp32, as exported models compute them."""
+        """Predict `images`, in fp32 like the exported models.
+
+        Returns:
+            (N, n_classes) float32 log-probabilities, in the order of `images`.
+        """
         predicted = self._predicted_batches(self.network, images, fp32=True)
         with _convolutions_in_fp32():
             return torch.cat([log_probabilities.cpu() for log_probabilities, _ in predicted]).numpy()
 
     def run_epoch(self, on_step: Callable[[], None] | None = None) -> EpochResult:
-        """Train for one epoch, step the learning rate, and evaluate on the validation set."""
+        """Train for one epoch, step the learning rate schedule, and evaluate on the validation set."""
         lr = float(self.scheduler.get_last_lr()[0])
         started_s = time.perf_counter()
         fitted = self.train(on_step)
@@ -199,12 +203,15 @@ class FitEvaluate:
         on_epoch: Callable[[EpochResult], None] | None = None,
         console: Console | None = None,
     ) -> list[EpochResult]:
-        """Train and evaluate for `n_epochs` more epochs; ends early when training diverges.
+        """Train and evaluate for `n_epochs` more epochs; stop early if training diverges.
 
         Args:
-            n_epochs: how many.
-            on_epoch: called after each epoch with its result.
-            console: where a progress bar is drawn; None for none.
+            n_epochs: number of epochs to train, 1 or more.
+            on_epoch: called with the result after each epoch.
+            console: console for a progress bar; None for no progress bar.
+
+        Returns:
+            Results of the epochs, in order.
         """
         results = []
         with _progress_bar(console, n_epochs * self.steps_per_epoch) as advance:
@@ -217,7 +224,7 @@ class FitEvaluate:
         return results
 
     def save(self, folder: Path) -> None:
-        """Write everything that training goes on from into `folder` (safetensors and JSON)."""
+        """Write the state of training, between two epochs, into `folder` (safetensors and JSON)."""
         state = TrainingState(
             hyperparameters=self.hyperparameters,
             seed=self.seed,
@@ -227,7 +234,7 @@ class FitEvaluate:
         write_checkpoint(folder, state, self.network.state_dict(), self.optimizer.state_dict())
 
     def restore(self, folder: Path) -> None:
-        """Go on from what `save` wrote.
+        """Load the state that `save` wrote.
 
         Raises:
             InputError: the checkpoint is damaged, or belongs to another configuration, schedule, seed or network.
@@ -270,7 +277,7 @@ class FitEvaluate:
 
     def _autocast(self, fp32: bool = False) -> torch.autocast:
         in_bf16 = self.compute.precision == "bf16" and not fp32
-        # Each weight is used once, so that a cast weight need not be cached.
+        # Each weight is used once per step, so a cache of cast weights saves nothing.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=in_bf16, cache_enabled=False)
 
     @contextmanager
@@ -278,7 +285,7 @@ class FitEvaluate:
         seed = self.seed.stream(Stream.DROPOUT, self.epoch)
         if self.network.dropout_noise is not None:
             self.network.dropout_noise.reseed(seed)
-        # torch's own dropout draws from the global generator of its device only: borrow that for the epoch.
+        # torch's dropout can only draw from the global generator of its device: fork and seed that for the epoch.
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
@@ -287,8 +294,8 @@ class FitEvaluate:
 
 @contextmanager
 def _convolutions_in_fp32() -> Iterator[None]:
-    """Forbid cuDNN to round their inputs to TF32's 10 bits, as torch lets it by default (but no matrix product)."""
-    # `cudnn.flags` would set the other flags to its own defaults.
+    """Switch off TF32, which rounds to 10 bits and which torch allows by default for convolutions only."""
+    # `torch.backends.cudnn.flags` would also reset the other flags.
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -298,7 +305,7 @@ def _convolutions_in_fp32() -> Iterator[None]:
 
 
 def _lay_as_parameters(optimizer: Optimizer) -> None:
-    """Give restored buffers the memory order of their parameters: fused kernels pair the two as they lie."""
+    """Give restored buffers the strides of their parameters, which fused kernels assume without a check."""
     for parameter, slots in optimizer.state.items():
         for name, buffer in slots.items():
             if isinstance(buffer, Tensor) and buffer.stride() != parameter.stride():
@@ -309,7 +316,7 @@ def _lay_as_parameters(optimizer: Optimizer) -> None:
 
 
 class _Totals:
-    """Sums on the device, so that a GPU is not waited for at each step."""
+    """Sums of loss and accuracy on the device, so that the host does not wait for a GPU in each step."""
 
     def __init__(self, device: torch.device) -> None:
         self._loss = torch.zeros((), dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""Places that are no folder of this machine: URLs of object stores and the like, through pyarrow."""
+"""URLs of object stores and other remote storage, accessed through pyarrow."""
 
 import tempfile
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` names a place by its scheme, such as `s3://`."""
+    """Whether `text` has a scheme, such as `s3://`."""
     return "://" in text
 
 
 def below(url: str, *parts: str) -> str:
-    """The URL of something below `url`; what follows a `?`, such as an endpoint, stays at the end."""
+    """Append path `parts` to `url`. A query after `?`, such as an endpoint, stays at the end."""
     base, mark, query = url.partition("?")
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 
 def opened(url: str) -> tuple["FileSystem", str]:
-    """The filesystem that `url` is on, and the path there.
+    """Filesystem of `url`, and the path on it.
 
     Raises:
-        InputError: no filesystem is known for it, or it cannot be reached.
+        InputError: pyarrow knows no filesystem for the URL, or cannot reach it.
     """
     from pyarrow.fs import FileSystem
 
@@ -44,10 +44,10 @@ def opened(url: str) -> tuple["FileSystem", str]:
 
 @contextmanager
 def fetched(url: str) -> Iterator[Path]:
-    """A copy of the folder `url` on this machine, for as long as the block lasts.
+    """Copy the folder at `url` to a temporary folder of this machine, which exists for the block only.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the folder cannot be read.
     """
     from pyarrow.fs import copy_files
 

@@ -1,6 +1,7 @@
-"""`FitEvaluate` as a Ray Tune trainable: one step an epoch. The only file here that imports Ray.
+"""`FitEvaluate` as a Ray Tune trainable, one step per epoch. The only file of `trainable` that imports Ray.
 
-The driver imports this file too, to name the class: what only training needs is left to the workers.
+The driver imports this file too, for the class. Modules that only training needs are imported inside functions, so
+that the driver does not load them.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrialConfig:
-    """What a worker is told of one trial, or of a replicate of one.
+    """Instructions to a worker for one trial or one replicate.
 
     Attributes:
-        name: of the run's folder.
-        trial: the trial's number.
-        purpose, seed_number: together with `experiment_seed` name the random streams.
+        name: name of the run's folder.
+        trial: number of the trial.
+        purpose, seed_number: purpose and number of the run's `RunSeed`.
         hyperparameters: the configuration.
-        decoded_folder: the cached training images.
-        dataset: how they are cut.
-        experiment_seed: the experiment's.
-        compute: what to compute with.
-        resume_from: a checkpoint's folder, or its URL, to go on from; None to start afresh.
+        decoded_folder: cache folder of the training images.
+        dataset: description of the data set, with its split.
+        experiment_seed: seed of the experiment.
+        compute: device, precision and implementation choices.
+        resume_from: folder or URL of the checkpoint to resume from; None to start from the first epoch.
     """
 
     name: str
@@ -53,7 +54,7 @@ class TrialConfig:
     resume_from: Path | str | None
 
     def as_ray_config(self) -> dict[str, Any]:
-        """Plain values, as Ray ships and logs them."""
+        """Plain values, which Ray can send and log."""
         return {
             "name": self.name,
             "trial": self.trial,
@@ -69,7 +70,11 @@ class TrialConfig:
 
     @classmethod
     def from_ray_config(cls, config: Mapping[str, Any]) -> TrialConfig:
-        """The inverse of `as_ray_config`; unknown keys are an error."""
+        """Inverse of `as_ray_config`.
+
+        Raises:
+            TypeError: `config` has an unknown key.
+        """
         values = dict(config)
         resume_from = values.pop("resume_from")
         return cls(
@@ -85,40 +90,43 @@ class TrialConfig:
 
 @dataclass(frozen=True)
 class ShippedImages:
-    """Training images on their way to other machines, in the object store of the one that ships them.
+    """Training images in the object store of the sending machine, for other machines to fetch.
 
     Attributes:
-        packed: what they are.
-        parts: references to their pixels, in order.
+        packed: description and labels of the images.
+        parts: references to the images' pixels, in order.
     """
 
     packed: PackedImages
     parts: tuple[ray.ObjectRef[Any], ...]
 
     def unpack(self) -> Path:
-        """Put them into this machine's cache, unless they are there; gives the folder.
+        """Put the images into this machine's cache, unless the cache has them already.
+
+        Returns:
+            Folder of the images in the cache.
 
         Raises:
-            InputError: they came damaged, or the cache holds others.
+            InputError: the received images are damaged, or the cache holds other images in the folder.
         """
         return unpack_once(self.packed, (ray.get(part) for part in self.parts))
 
 
 def ship(decoded: DecodedSet) -> ShippedImages:
-    """Put images into Ray's object store, from which every machine of the cluster can take them."""
+    """Put images into Ray's object store, from which every machine of the cluster can fetch them."""
     return ShippedImages(pack(decoded), tuple(ray.put(part) for part in parts_of(decoded)))
 
 
 class TrialTrainable(tune.Trainable):
-    """Trains one configuration after the other; an actor and its mapped images serve many trials.
+    """Trains one configuration after another; an actor and its mapped images are reused for many trials.
 
-    Where machines have no folder in common, `setup` is handed the images; else workers map the driver's cache.
+    If the machines share no folder, `setup` receives the images. Otherwise workers map the driver's cache.
     """
 
     def setup(self, config: dict[str, Any], shipped: ShippedImages | None = None) -> None:
         import torch
 
-        # Also what makes a trial's numbers repeatable: sums depend on how many threads share them.
+        # One thread also makes results reproducible: the rounding of a sum depends on the number of threads.
         torch.set_num_threads(1)
         from trainable.data.batches import DeviceImages
 
@@ -136,7 +144,7 @@ class TrialTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         result = self._current.run_epoch()
-        # The epoch's own number: after a resume Ray's count would start again at 1.
+        # Set explicitly, because Ray's own count restarts at 1 after a resume.
         return {**asdict(result), "trial": self._trial, "training_iteration": result.epoch}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -159,7 +167,7 @@ class TrialTrainable(tune.Trainable):
             self._data = open_training_data(folder, config.dataset)
             self._opened = (config.decoded_folder, config.dataset)
         self._trial = config.trial
-        # Its memory may be needed by the new run.
+        # Free the memory of the previous run before the new run allocates its own.
         self._run = None
         self._run = FitEvaluate(
             self._data.train,
@@ -177,7 +185,7 @@ class TrialTrainable(tune.Trainable):
 
 
 def restore_or_start_over(run: FitEvaluate, folder: Path) -> None:
-    """Go on from a checkpoint; one that does not fit leaves the run at its start, as if no checkpoint was left."""
+    """Resume from a checkpoint. If it is damaged or does not fit, print why and leave the run at its first epoch."""
     try:
         run.restore(folder)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The learning rate over the epochs."""
+"""Learning rate schedule."""
 
 from fractions import Fraction
 from typing import Any
@@ -9,19 +9,19 @@ from torch.optim.lr_scheduler import StepLR
 
 
 class StepDecay(StepLR):
-    """torch's StepLR, whose step may also be a fraction of an epoch.
+    """torch's StepLR, generalised to steps of a fractional number of epochs.
 
-    Before epoch e (counted from 0), the learning rate has been multiplied by `gamma` floor(e / step) times. With a
-    whole step, learning rates and state dict are StepLR's to the last bit.
+    In epoch e (counted from 0), the learning rate is lr · gamma^floor(e / step_epochs). If `step_epochs` is a whole
+    number, learning rates and state dict equal those of StepLR bit for bit.
 
     Args:
-        optimizer: whose learning rate falls.
-        step_epochs: epochs between two multiplications, greater than 0.
-        gamma: the factor.
+        optimizer: optimizer whose learning rate is changed.
+        step_epochs: epochs between two decays, greater than 0.
+        gamma: factor of each decay.
     """
 
     def __init__(self, optimizer: Optimizer, step_epochs: Fraction, gamma: float) -> None:
-        # Exact: in floats, 27 / 1.8 may come out below 15, and the drop would be an epoch late.
+        # Fractions are exact. In floats, 27 / 1.8 may be slightly below 15, which would delay the decay by an epoch.
         self._step_epochs = step_epochs
         super().__init__(optimizer, _as_number(step_epochs), gamma)  # type: ignore[arg-type]
 
@@ -31,14 +31,14 @@ class StepDecay(StepLR):
         return [group["lr"] * self.gamma ** (n_now - n_before) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """As StepLR's: numbers that JSON has."""
+        """State in the format of StepLR: JSON numbers only, without the Fraction."""
         return {name: value for name, value in super().state_dict().items() if name != "_step_epochs"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of a `StepDecay` or StepLR.
+        """Load the state of a `StepDecay` or StepLR.
 
         Raises:
-            ValueError: it is of another step or factor.
+            ValueError: the state has another step or factor.
         """
         for name in ("step_size", "gamma"):
             if state_dict.get(name) != getattr(self, name):

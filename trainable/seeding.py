@@ -1,7 +1,7 @@
 """Random streams: each is a pure function of the experiment's seed, the run and the epoch.
 
-Nothing is ever drawn from a global generator's leftover state, so a run that was stopped and restored
-draws what it would have drawn: there is no generator state to save.
+No draw depends on the state that earlier draws left in a global generator. A restored run therefore makes the same
+draws as an uninterrupted run, and checkpoints hold no generator state.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a run is for; runs of different purposes never share a stream."""
+    """Purpose of a run. Runs with different purposes never share a stream."""
 
     TRIAL = 0
     RETRAINING = 1
@@ -30,10 +30,10 @@ class RunSeed:
     """Names the random streams of one training run.
 
     Attributes:
-        experiment: the experiment's seed.
-        number: the trial's number, or that of the retraining, or that of the confirmation's block, whose runs share
-            their streams so that they compare.
-        purpose: what the run is for.
+        experiment: seed of the experiment.
+        number: number of the trial, of the retraining, or of the block of replicates. Replicates in a block share
+            their streams, so that their results compare pairwise.
+        purpose: purpose of the run.
     """
 
     experiment: int
@@ -41,9 +41,9 @@ class RunSeed:
     purpose: Purpose = Purpose.TRIAL
 
     def stream(self, stream: Stream, epoch: int = 0) -> int:
-        """A seed for one stream in one epoch, in [0, 2^63).
+        """Seed of one stream in one epoch, in [0, 2^63).
 
-        Source: numpy's SeedSequence, whose outputs for different entropies are independent.
+        Computed by numpy's SeedSequence, whose outputs for different entropies are independent.
         """
         entropy = [self.experiment, int(self.purpose), self.number, int(stream), epoch]
         word = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]

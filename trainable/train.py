@@ -42,7 +42,7 @@ def _train(options: argparse.Namespace) -> int:
         return _show_augmentations(space, options.show_augmentations)
     from trainable.environment import cache_root, environment_with
 
-    # torch makes an empty cache for its compiler where it trains: not among the temporary files, where it would stay.
+    # torch creates an empty compiler cache when it trains. By default it would remain among the temporary files.
     with environment_with({"TORCHINDUCTOR_CACHE_DIR": str(cache_root() / "inductor")}):
         return _train_baseline(options, space)
 

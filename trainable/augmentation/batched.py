@@ -1,8 +1,7 @@
-"""Augmentation of whole batches of images on the device where they are, by the policy that drives albumentations.
+"""Augments whole batches on the images' own device, with the same policy as the albumentations version.
 
-For the same draws, `flip` and `cut_hole` give the pixels that albumentations gives, and `shift_scale_rotate` gives
-them but for rounding. Once an augmenter is made, nothing waits for the device: no shape depends on a draw, and no
-value comes back to the host.
+For the same draws, `flip` and `cut_hole` give exactly the pixels of albumentations; `shift_scale_rotate` differs by
+rounding only. No shape depends on a draw and no value is copied to the host, so calls never wait for a GPU.
 """
 
 from dataclasses import dataclass, fields
@@ -13,23 +12,23 @@ from torch.nn import functional as F
 
 from trainable.augmentation.policy import AugmentationPolicy
 
-# Pixels that are augmented at once, which bounds the memory: about 45 bytes each, 190 MB for 4,096 images of 32 × 32.
+# Pixels that are augmented at once. Bounds memory: about 45 bytes per pixel, 190 MB for 4,096 images of 32 × 32.
 CHUNK_PX = 4096 * 32 * 32
-# What fits into a core's caches goes through half as fast again: 35,000 images/s instead of 23,000 on an EPYC core.
+# A chunk that fits into a core's cache is faster: 35,000 images/s instead of 23,000 on an EPYC core.
 CHUNK_PX_ON_CPU = 64 * 32 * 32
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """What happens to each of N images; all tensors are (N,), on one device.
+    """Random parameters of N images. All tensors have the shape (N,) and are on one device.
 
     Attributes:
-        flipped: bool; mirrored left to right.
-        moved: bool; shifted, scaled and turned by the next four, which mean nothing for the other images.
-        shift_x_px, shift_y_px: float32; whole numbers, to the right and down.
+        flipped: bool; whether the image is mirrored left to right.
+        moved: bool; whether the next four attributes are applied to the image.
+        shift_x_px, shift_y_px: float32, whole numbers; shift to the right and down.
         scale: float32; above 1 the content grows.
-        angle_degrees: float32; counter-clockwise as seen, about the image's centre.
-        cut: bool; has a hole, at the next two, which mean nothing for the other images.
+        angle_degrees: float32; counter-clockwise rotation about the image's centre.
+        cut: bool; whether the image gets a hole at the next two attributes.
         hole_left_px, hole_top_px: int64; the hole's first column and row.
     """
 
@@ -44,7 +43,7 @@ class Draws:
     hole_top_px: Tensor
 
     def __getitem__(self, part: slice) -> "Draws":
-        """The draws of some of the images."""
+        """Draws of the images in the slice `part`."""
         return Draws(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
 
@@ -52,12 +51,12 @@ class BatchedAugmenter:
     """Applies a policy to batches of uint8 images on one device; each image has its own draws.
 
     Args:
-        policy: what is done.
+        policy: transforms, their probabilities and limits.
         image_size: side of the images in pixels; at least 2.
-        device: where the images are and the draws are made.
+        device: device of the images and of the draws.
 
     Raises:
-        ValueError: the images are too small for the policy.
+        ValueError: `image_size` is less than 2 or less than `policy.hole_px`.
     """
 
     def __init__(self, policy: AugmentationPolicy, image_size: int, device: torch.device | str) -> None:
@@ -71,14 +70,14 @@ class BatchedAugmenter:
         self._chunk_images = max(1, chunk_px // image_size**2)
 
     def reseed(self, seed: int) -> None:
-        """Start the stream of draws that belongs to `seed`, in [0, 2^63).
+        """Restart the stream of draws from `seed`, in [0, 2^63).
 
-        A CPU and a GPU draw differently from the same seed, and a CPU uses only the lowest 32 bits of it.
+        A CPU and a GPU give different draws for the same seed. A CPU uses only the lowest 32 bits of the seed.
         """
         self._generator.manual_seed(seed)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Augment a batch, or a whole data set: memory beside input and result is bounded.
+        """Augment a batch or a whole data set; memory for intermediate results is bounded by the chunk size.
 
         Args:
             images: (N, H, W, 3) uint8 with H = W = `image_size`, on the augmenter's device; not changed.
@@ -87,7 +86,7 @@ class BatchedAugmenter:
             Same shape, dtype and device.
 
         Raises:
-            ValueError: `images` has another shape or dtype, or is elsewhere.
+            ValueError: `images` has another shape, dtype or device.
         """
         self._check(images)
         draws = draw(self.policy, len(images), self.image_size, self._generator)
@@ -98,7 +97,7 @@ class BatchedAugmenter:
         return augmented
 
     def _apply(self, images: Tensor, draws: Draws) -> Tensor:
-        # What can never happen is not computed; the draws are the same either way.
+        # A transform with probability 0 is skipped. The draws are the same either way.
         if self.policy.flip_p > 0:
             images = flip(images, draws)
         if self.policy.shift_scale_rotate_p > 0:
@@ -116,13 +115,16 @@ class BatchedAugmenter:
 
 
 def draw(policy: AugmentationPolicy, n_images: int, image_size: int, generator: Generator) -> Draws:
-    """What happens to each of `n_images`, distributed as albumentations' draws are, all independent.
+    """Draw independent random parameters for `n_images` images, with albumentations' distributions.
 
     Args:
-        policy: gives probabilities and limits.
-        n_images: 0 or more.
+        policy: probabilities and limits of the transforms.
+        n_images: number of images, 0 or more.
         image_size: side of the images in pixels; at least `policy.hole_px`.
-        generator: source of the draws, and their device.
+        generator: source of the draws; its device is the device of the result.
+
+    Returns:
+        Draws of N = `n_images` images.
     """
     uniform = torch.rand((len(fields(Draws)), n_images), generator=generator, device=generator.device)
     flip_u, move_u, x_u, y_u, scale_u, angle_u, cut_u, left_u, top_u = uniform.unbind()
@@ -131,7 +133,7 @@ def draw(policy: AugmentationPolicy, n_images: int, image_size: int, generator: 
     return Draws(
         flipped=flip_u < policy.flip_p,
         moved=move_u < policy.shift_scale_rotate_p,
-        # albumentations cuts fractions of a pixel off: with a limit of 2 px, half of the shifts are 0 and none is 2.
+        # albumentations truncates shifts to whole pixels: with a limit of 2 px, half of the shifts are 0, none is 2.
         shift_x_px=_spread(x_u, shift_limit_px).trunc(),
         shift_y_px=_spread(y_u, shift_limit_px).trunc(),
         scale=1 + _spread(scale_u, policy.scale_limit),
@@ -143,11 +145,11 @@ def draw(policy: AugmentationPolicy, n_images: int, image_size: int, generator: 
 
 
 def flip(images: Tensor, draws: Draws) -> Tensor:
-    """Mirror left to right the images that are `flipped`.
+    """Mirror the images with `draws.flipped` left to right.
 
     Args:
         images: (N, H, W, 3) uint8.
-        draws: of N images, on the device of `images`.
+        draws: draws of N images, on the device of `images`.
 
     Returns:
         Same shape and dtype.
@@ -156,31 +158,31 @@ def flip(images: Tensor, draws: Draws) -> Tensor:
 
 
 def shift_scale_rotate(images: Tensor, draws: Draws) -> Tensor:
-    """Scale and turn about its centre, then shift, each of the images that are `moved`; the others stay bit for bit.
+    """Scale and rotate the images with `draws.moved` about their centres, then shift them; keep the others unchanged.
 
     Interpolation is bilinear. Beyond its border an image is mirrored about its outermost pixels (`reflect_101`).
 
     Args:
         images: (N, S, S, 3) uint8, S at least 2.
-        draws: of N images, on the device of `images`.
+        draws: draws of N images, on the device of `images`.
 
     Returns:
         Same shape and dtype.
     """
     channels_first = images.permute(0, 3, 1, 2).float()
     grid = _sampling_grid(draws, images.shape[1])
-    # With align_corners, -1 and 1 are the centres of the outermost pixels, about which "reflection" mirrors.
+    # With align_corners, ±1 are the centres of the outermost pixels, and "reflection" mirrors about these centres.
     sampled = F.grid_sample(channels_first, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
     rounded = sampled.round_().to(torch.uint8).permute(0, 2, 3, 1)
     return torch.where(draws.moved[:, None, None, None], rounded, images)
 
 
 def cut_hole(images: Tensor, draws: Draws, hole_px: int, colour: Tensor) -> Tensor:
-    """Fill one square with `colour` in the images that are `cut`.
+    """Fill one square with `colour` in each image with `draws.cut`.
 
     Args:
         images: (N, H, W, 3) uint8.
-        draws: of N images, on the device of `images`.
+        draws: draws of N images, on the device of `images`.
         hole_px: side of the hole, in pixels.
         colour: (3,) uint8, on the device of `images`; see `hole_colour`.
 
@@ -195,16 +197,16 @@ def cut_hole(images: Tensor, draws: Draws, hole_px: int, colour: Tensor) -> Tens
 
 
 def hole_colour(policy: AugmentationPolicy, device: torch.device | str) -> Tensor:
-    """(3,) uint8: the policy's colour, its fractions cut off as albumentations does."""
+    """The policy's hole colour as (3,) uint8, truncated to whole numbers as albumentations does."""
     return torch.tensor(policy.hole_fill, dtype=torch.float64).to(torch.uint8).to(device)
 
 
 def _sampling_grid(draws: Draws, image_size: int) -> Tensor:
-    """(N, S, S, 2) float32: the place (x, y) that each pixel comes from; ±1 are the centres of the outermost pixels.
+    """(N, S, S, 2) float32: source position (x, y) of each pixel; ±1 are the centres of the outermost pixels.
 
-    The inverse of albumentations' matrix: to the centre (S - 1) / 2, scale, turn, shift, and back from the centre.
+    The inverse of albumentations' matrix, which scales, rotates and then shifts about the centre (S - 1) / 2.
     """
-    # No matrix product (F.affine_grid): autocast or TF32 would round it to 8 or 11 bits.
+    # Without a matrix product (F.affine_grid), which autocast or TF32 would round to 8 or 11 bits.
     to_centre_px = (image_size - 1) / 2
     across = torch.linspace(-1, 1, image_size, device=draws.scale.device)
     x = (across - draws.shift_x_px[:, None] / to_centre_px)[:, None, :]
@@ -216,11 +218,11 @@ def _sampling_grid(draws: Draws, image_size: int) -> Tensor:
 
 
 def _spread(uniform: Tensor, limit: float) -> Tensor:
-    """From [0, 1) to [-limit, limit)."""
+    """Map [0, 1) linearly to [-limit, limit)."""
     return (2 * uniform - 1) * limit
 
 
 def _from_start(start: Tensor, length: int, n: int) -> Tensor:
-    """(N, n) bool: which of the positions 0 to n - 1 are among the `length` from `start`, (N,), on."""
+    """(N, n) bool: whether each position 0 to n - 1 is in [start, start + length); `start` is (N,) int64."""
     after_start = torch.arange(n, device=start.device) - start[:, None]
     return (after_start >= 0) & (after_start < length)

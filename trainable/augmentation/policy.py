@@ -1,10 +1,10 @@
-"""Augmentation with albumentations 2.0: the policy, and what applies it to a batch."""
+"""The augmentation policy, and an augmenter that applies it with albumentations 2.0."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# albumentations asks the network for a newer version when it is imported, unless told not to.
+# By default, albumentations looks for a newer version on the network when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 
 from spaces import Hyperparameters
 
-# albumentations runs inside the training process, which already has a thread a core; more only compete.
+# albumentations runs inside the training process, which already uses one thread per core.
 cv2.setNumThreads(0)
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentationPolicy:
-    """What is done to a training image, in the order of the attributes.
+    """Probabilities and limits of the transforms, which are applied in this order: flip, affine, hole.
 
     Attributes:
         flip_p: probability of a horizontal flip.
         shift_scale_rotate_p: probability of one shift, scaling and rotation together.
-        shift_limit: the most that it moves along each axis, as a fraction of the side.
-        scale_limit: the most that it grows or shrinks, as a fraction; the same for both axes.
-        rotate_limit_degrees: the most that it turns either way.
-        coarse_dropout_p: probability that one square hole is cut.
+        shift_limit: largest shift along each axis, as a fraction of the side.
+        scale_limit: largest change of scale, as a fraction; both axes share the scale.
+        rotate_limit_degrees: largest rotation in either direction.
+        coarse_dropout_p: probability of one square hole.
         hole_px: side of the hole, in pixels.
         hole_fill: colour of the hole, RGB, 0 to 255.
     """
@@ -49,11 +49,11 @@ class AugmentationPolicy:
         """The policy of one configuration.
 
         Args:
-            hyperparameters: gives the three probabilities.
-            image_size: side of the images in pixels; the hole is half of it (16 for 32).
+            hyperparameters: source of the three probabilities.
+            image_size: side of the images in pixels; the hole's side is half of it (16 for 32).
             mean: the data set's mean colour, RGB, 0 to 1.
         """
-        # The original code passed the 0-1 means for 0-255 images, which cuts holes that are black.
+        # The original code passed means of 0 to 1 for images of 0 to 255, so that its holes were black.
         red, green, blue = (255.0 * channel for channel in mean)
         return cls(
             flip_p=hyperparameters.flip_p,
@@ -68,7 +68,7 @@ class Augmenter:
     """Applies a policy to batches of uint8 images; each image has its own draws.
 
     Args:
-        policy: what is done.
+        policy: transforms, their probabilities and limits.
         image_size: side of the images in pixels.
     """
 
@@ -77,10 +77,10 @@ class Augmenter:
         self._compose = A.Compose(geometric_transforms(policy, image_size))
 
     def reseed(self, seed: int) -> None:
-        """Start the stream of draws that belongs to `seed`, in [0, 2^63).
+        """Restart the stream of draws from `seed`, in [0, 2^63).
 
-        `Compose.set_random_seed` would hand the same seed to every transform, so that the images that are
-        flipped are the images that are turned; each transform gets a seed of its own here.
+        Each transform gets its own seed. `Compose.set_random_seed` would give all transforms the same seed, and
+        equal draws: with equal probabilities, exactly the flipped images would be rotated.
         """
         seeds = np.random.SeedSequence(seed).generate_state(len(self._compose.transforms), np.uint64)
         for transform, own_seed in zip(self._compose.transforms, seeds, strict=True):
@@ -102,10 +102,10 @@ class Augmenter:
 
 
 def geometric_transforms(policy: AugmentationPolicy, image_size: int) -> list[A.BasicTransform]:
-    """The transforms on 0-255 images; normalisation and tensor follow for the whole batch at once.
+    """The policy's transforms for uint8 images.
 
-    `Affine` is what albumentations 2 names in place of its deprecated `ShiftScaleRotate`; with one scale
-    for both axes and mirrored borders it does what that class did when this policy was written for it.
+    `Affine` replaces `ShiftScaleRotate`, which albumentations 2 deprecates. With one scale for both axes and
+    mirrored borders it does the same.
     """
     shift = (-policy.shift_limit, policy.shift_limit)
     return [

@@ -1,4 +1,4 @@
-"""What augmentation makes of some images, to be looked at: each transform alone, and all as they are trained with."""
+"""Draws a grid of augmented images for visual inspection: each transform alone, and the whole policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from trainable.files import replacing
 
 N_IMAGES = 6
 N_DRAWS = 4
-# Of a grid's cells; smaller images are enlarged by a whole number, without smoothing.
+# Side of a grid's cell; smaller images are enlarged by a whole number, without smoothing.
 CELL_PX = 96
 LABEL_PX = 13
 GAP_PX = 6
@@ -23,10 +23,10 @@ GAP_PX = 6
 
 @dataclass(frozen=True)
 class SampleColumn:
-    """One way to treat all images.
+    """One column of the grid: all images after the same treatment.
 
     Attributes:
-        label: what was done.
+        label: name of the treatment.
         images: (N, H, W, 3) uint8.
     """
 
@@ -43,13 +43,13 @@ def sample_images(decoded: DecodedSet, n_most: int = N_IMAGES) -> NDArray[np.uin
 def augmentation_samples(
     images: NDArray[np.uint8], hyperparameters: Hyperparameters, mean: Sequence[float], seed: int = 0
 ) -> list[SampleColumn]:
-    """The originals, each transform alone and certain, then several draws at the configuration's probabilities.
+    """Columns of a grid: the originals, each transform alone with probability 1, several draws of the whole policy.
 
     Args:
         images: (N, H, W, 3) uint8, square.
-        hyperparameters: give the three probabilities.
+        hyperparameters: source of the three probabilities.
         mean: the data set's mean colour, RGB, 0 to 1.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     size = int(images.shape[1])
     policy = AugmentationPolicy.from_hyperparameters(hyperparameters, size, mean)
@@ -69,7 +69,7 @@ def augmentation_samples(
 
 
 def draw_grid(path: Path, columns: Sequence[SampleColumn]) -> None:
-    """Write a PNG with a row an image and a labelled column a treatment."""
+    """Write a PNG with one row per image and one labelled column per treatment."""
     cells = [[_cell(image) for image in column.images] for column in columns]
     cell_px = cells[0][0].width
     font = ImageFont.load_default(LABEL_PX)

@@ -1,4 +1,4 @@
-"""Where a run's batches come from: the memory map and albumentations, or images that lie on the device."""
+"""Batches of a run: from the memory map with albumentations, or from images that are kept on the device."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -17,7 +17,7 @@ from trainable.devices import free_device_bytes
 Bounds = list[tuple[int, int]]
 Batch = tuple[Tensor, Tensor]
 
-# Memory of a device that is left to a trial's network, its activations and the augmenter's chunks.
+# Device memory that stays free for a trial's network, its activations and the augmenter's chunks.
 RESERVED_BYTES = 2**30
 
 
@@ -25,17 +25,17 @@ class Batches(Protocol):
     """Batches of (B, H, W, 3) uint8 images and (B,) int64 labels on the run's device."""
 
     def augmented(self, order: NDArray[np.int64], bounds: Bounds, seed: int) -> Iterator[Batch]:
-        """An epoch of training.
+        """Augmented batches of one training epoch.
 
         Args:
-            order: positions of the training images, in the order in which they are taken.
-            bounds: where in `order` each batch starts and stops.
-            seed: of the augmentation's draws, in [0, 2^63).
+            order: (n,) int64 positions in the training set, in the order of training.
+            bounds: start and stop of each batch in `order`.
+            seed: seed of the augmentation, in [0, 2^63).
         """
         ...
 
     def plain(self, images: ImageSet, size: int) -> Iterator[Batch]:
-        """`images` in their order, `size` at a time, as they are."""
+        """Batches of `size` images in order, without augmentation; the last batch may be smaller."""
         ...
 
 
@@ -43,9 +43,9 @@ class HostBatches:
     """Reads the memory map and augments with albumentations, in this process.
 
     Args:
-        train: the images that are augmented.
-        policy: how.
-        device: where the batches go.
+        train: training images.
+        policy: augmentation policy.
+        device: device of the batches.
     """
 
     def __init__(self, train: ImageSet, policy: AugmentationPolicy, device: torch.device) -> None:
@@ -68,23 +68,23 @@ class HostBatches:
 
 
 def resident_bytes(train: ImageSet, validation: ImageSet | None) -> int:
-    """Memory that `DeviceBatches` takes: the images, an epoch of them in its order, and that epoch augmented."""
+    """Memory that `DeviceBatches` needs: all images, the images of an epoch in order, and their augmented copies."""
     image_bytes = train.decoded.image_size**2 * 3
     return image_bytes * (len(train) + len(validation or ()) + 2 * train.epoch_images)
 
 
 def fits_on_device(needed_bytes: int, free_bytes: int | None) -> bool:
-    """Whether images may lie on a device as a whole.
+    """Whether the images of a run may be kept on the device.
 
     Args:
-        needed_bytes: see `resident_bytes`.
-        free_bytes: memory of the device that nobody uses; None where it is the host's own.
+        needed_bytes: result of `resident_bytes`.
+        free_bytes: free memory of the device; None for a CPU.
     """
     return free_bytes is None or needed_bytes + RESERVED_BYTES <= free_bytes
 
 
 class DeviceImages:
-    """Image sets that lie on a device as a whole; each is brought there once."""
+    """Cache of whole image sets on a device; each set is copied there once."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -94,7 +94,7 @@ class DeviceImages:
         return any(known is images for known, _ in self._resident)
 
     def of(self, images: ImageSet) -> Batch:
-        """(N, H, W, 3) uint8 images and (N,) int64 labels, all of them."""
+        """All (N, H, W, 3) uint8 images and (N,) int64 labels of a set."""
         for known, resident in self._resident:
             if known is images:
                 return resident
@@ -104,12 +104,12 @@ class DeviceImages:
 
 
 class DeviceBatches:
-    """Takes images that lie on the device and augments a whole epoch of them there, at its start.
+    """Augments the images of a whole epoch on the device at the start of the epoch.
 
     Args:
-        train: the images that are augmented.
-        policy: how; the same that drives albumentations.
-        resident: holds the images.
+        train: training images.
+        policy: augmentation policy, the same as for albumentations.
+        resident: cache of images on the device.
     """
 
     def __init__(self, train: ImageSet, policy: AugmentationPolicy, resident: DeviceImages) -> None:
@@ -133,12 +133,12 @@ class DeviceBatches:
 def resident_batches(
     train: ImageSet, validation: ImageSet | None, policy: AugmentationPolicy, images: DeviceImages
 ) -> Batches:
-    """Batches of images that lie on the device if they fit into its free memory, or else of the host's.
+    """Batches from the device if the images fit into its free memory, otherwise batches from the host.
 
     Args:
         train, validation: images of the run.
-        policy: how the training images are augmented.
-        images: what the process keeps on the device.
+        policy: augmentation policy.
+        images: cache of images on the device, shared by the runs of the process.
     """
     needed_bytes, free_bytes = resident_bytes(train, validation), free_device_bytes(images.device)
     if images.holds(train) or fits_on_device(needed_bytes, free_bytes):

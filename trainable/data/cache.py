@@ -1,4 +1,4 @@
-"""Decoded images on disk: one uint8 array a split, memory-mapped by every process of a machine."""
+"""Cache of decoded images on disk: one uint8 array per split, memory-mapped by all processes of a machine."""
 
 import hashlib
 import io
@@ -26,9 +26,9 @@ from trainable.data.sources import Source, Split, images_per_chunk, open_source
 from trainable.environment import cache_root
 from trainable.files import write_text
 
-# Part of every fingerprint: raise it when decoding changes.
+# Part of every fingerprint. Increase it when decoding changes.
 DECODER_VERSION = 1
-# A million class names.
+# Enough for a million class names.
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 
 _Size = Annotated[int, Field(ge=1)]
@@ -38,15 +38,15 @@ _Deviation = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True)
 class DecodedSet:
-    """One split, decoded.
+    """Decoded images of one split.
 
     Attributes:
         images: (N, H, W, 3) uint8 RGB, memory-mapped and read-only.
         labels: (N,) int64, indices into `class_names`.
-        class_names: in the order of the labels.
-        mean, std: per channel, RGB, for pixels scaled to 0 to 1.
-        content_sha256: of the pixels and labels, in hexadecimal.
-        folder: where it lies; `open_decoded` opens it again in any process of this machine.
+        class_names: names of the classes, in the order of the labels.
+        mean, std: mean and standard deviation per channel, RGB, for pixels scaled to 0 to 1.
+        content_sha256: SHA-256 of the labels and pixels, in hexadecimal.
+        folder: folder in the cache; `open_decoded` opens it in any process of this machine.
     """
 
     images: NDArray[np.uint8]
@@ -63,13 +63,14 @@ class DecodedSet:
 
 
 class Description(BaseModel):
-    """What `meta.json` says of the arrays beside it; the fields are those of `DecodedSet`.
+    """Content of `meta.json`, which describes the arrays in the same folder.
 
     Attributes:
-        shape: (N, H, W, 3) of the images.
+        shape: (N, H, W, 3), shape of the images.
+        class_names, mean, std, content_sha256: see `DecodedSet`.
     """
 
-    # What else the file holds (its checksum) is compared in `read`, with all of its bytes.
+    # The file also holds a checksum. `read` compares the whole file byte by byte, so extra fields are ignored here.
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
     shape: tuple[_Size, _Size, _Size, _Channels]
@@ -80,17 +81,17 @@ class Description(BaseModel):
 
     @property
     def text(self) -> str:
-        """Content of the file: the fields and a checksum of them."""
+        """Content of the file: the fields and their checksum."""
         fields = self.model_dump(mode="json")
         checksum = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
         return json.dumps({**fields, "fields_sha256": checksum}, indent=2) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The description in a cached split's folder.
+        """Read the description in the folder of a cached split.
 
         Raises:
-            DamagedCacheError: it is not, byte by byte, what was written.
+            DamagedCacheError: the file differs from what `write` wrote.
         """
         content = read_plain(folder / "meta.json", MAX_DESCRIPTION_BYTES, follow_links=True)
         try:
@@ -106,14 +107,14 @@ class Description(BaseModel):
 
 
 class DamagedCacheError(ValueError):
-    """A cached split that is not what was written; the message says in what, without the path."""
+    """A cached split differs from what was written. The message says how, without the path."""
 
 
 def decode_once(dataset: Dataset, split: Split, show_progress: bool = False) -> DecodedSet:
-    """Open a split from the cache, decoding it first if it is not there yet or is damaged.
+    """Open a split from the cache; decode it first if it is missing or damaged.
 
     Raises:
-        InputError: the data set is not there or not usable.
+        InputError: the data set is missing or not usable.
     """
     source = open_source(dataset, split)
     for remark in source.remarks:
@@ -128,10 +129,10 @@ def decode_once(dataset: Dataset, split: Split, show_progress: bool = False) -> 
 
 
 def open_intact(folder: Path) -> DecodedSet | None:
-    """Map a cached split into memory once its content has been compared with its checksum.
+    """Compare a cached split with its checksum and map it into memory.
 
     Returns:
-        None where it is not there, or was damaged, which is told: then it has been removed.
+        The split; None if it is missing or damaged. A damaged split is removed with a warning.
     """
     if not folder.is_dir():
         return None
@@ -146,7 +147,7 @@ def open_intact(folder: Path) -> DecodedSet | None:
 
 
 def open_decoded(folder: Path) -> DecodedSet:
-    """Map a cached split into memory: what `decode_once` gave, in another process. The pixels are not looked at.
+    """Map a cached split into memory, in another process than that of `decode_once`; the pixels are not checked.
 
     Raises:
         InputError: the folder is damaged.
@@ -160,11 +161,14 @@ def open_decoded(folder: Path) -> DecodedSet:
 
 
 def find_training_images(content_sha256: str, image_size: int) -> DecodedSet | None:
-    """The training images with these pixels and labels, if this machine has decoded them; nothing else is opened.
+    """Find training images in the cache by their checksum; the original image files are not read.
 
     Args:
-        content_sha256: as `DecodedSet` has it.
-        image_size: side in pixels.
+        content_sha256: checksum, see `DecodedSet`.
+        image_size: side of the images in pixels.
+
+    Returns:
+        The images; None if the cache does not have them.
     """
     for folder in sorted(cache_root().glob(f"*-train-{image_size}px-*")):
         try:
@@ -173,7 +177,7 @@ def find_training_images(content_sha256: str, image_size: int) -> DecodedSet | N
                 _must_fit_checksum(decoded)
                 return decoded
         except DamagedCacheError:
-            continue  # told to whoever trains on it
+            continue  # `decode_once` reports the damage when a command needs these images
     return None
 
 
@@ -200,7 +204,7 @@ def _opened(folder: Path) -> DecodedSet:
 
 
 def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Map an array file; its size and every byte of its header must be what numpy writes for such an array."""
+    """Map an array file whose size and header must equal, byte by byte, what numpy writes for such an array."""
     header = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
@@ -219,7 +223,7 @@ def _must_fit_checksum(decoded: DecodedSet) -> None:
 
 
 def _remove_at_once(folder: Path) -> None:
-    """Remove a folder in one step for every other process; those that have mapped its files keep them."""
+    """Remove a folder, in one step as seen by other processes. Files that they have mapped stay readable."""
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         folder.rename(aside / folder.name)
@@ -235,9 +239,10 @@ def _fingerprint(source: Source, dataset: Dataset, split: Split) -> str:
 
 @contextmanager
 def filled_once(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which becomes it when the block ends well, and is removed when not.
+    """Yield a temporary folder beside `folder`, which is renamed to `folder` at the end of the block.
 
-    Where another process was faster, its folder stays: the content is the same.
+    If the block raises, the temporary folder is removed. If another process has made `folder` meanwhile, that one is
+    kept, because the content is the same.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

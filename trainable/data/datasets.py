@@ -1,6 +1,6 @@
-"""The images that training may see: the training split, cut into a training and a validation part.
+"""The images that a search may use: the training split, divided into a training and a validation part.
 
-The test split is opened by `trainable.data.test_set` alone, which nothing here or in a search imports.
+Only `trainable.data.test_set` opens the test split. Neither this module nor a search imports it.
 """
 
 import sys
@@ -17,12 +17,12 @@ from trainable.data.splits import stratified_pick
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Some rows of a decoded split.
+    """A subset of a decoded split.
 
     Attributes:
         decoded: the whole split.
-        rows: (N,) int64 row numbers that belong to this set.
-        images_per_epoch: how many images make an epoch of training; None for each image once.
+        rows: (N,) int64 row numbers of this set in `decoded`.
+        images_per_epoch: number of images in an epoch of training; None for each image once.
     """
 
     decoded: DecodedSet
@@ -34,7 +34,7 @@ class ImageSet:
 
     @property
     def epoch_images(self) -> int:
-        """Images that an epoch of training on this set takes."""
+        """Number of images in an epoch of training on this set."""
         return self.images_per_epoch or len(self)
 
     @property
@@ -42,10 +42,10 @@ class ImageSet:
         return self.decoded.labels[self.rows]
 
     def gather(self, positions: NDArray[np.int64] | slice) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Copy some images out of the map.
+        """Copy images and labels out of the memory map.
 
         Args:
-            positions: which of this set's images, 0 to N - 1.
+            positions: (n,) int64 positions in this set, 0 to N - 1, or a slice of them.
 
         Returns:
             (n, H, W, 3) uint8 images and (n,) int64 labels.
@@ -56,12 +56,12 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training split as one space cuts it; the same for every trial.
+    """The training split of a space, divided; all trials of a search use the same division.
 
     Attributes:
-        train: images that weights are fitted to.
-        validation: images that configurations are compared on; shares no image with `train`.
-        everything: both together, for retraining.
+        train: images to fit weights to.
+        validation: images to compare configurations on; disjoint from `train`.
+        everything: `train` and `validation` together, for retraining.
     """
 
     train: ImageSet
@@ -74,10 +74,12 @@ class TrainingData:
 
 
 def prepare_training_data(dataset: Dataset, show_progress: bool = False) -> TrainingData:
-    """Decode the training split if need be, and cut it; a line on standard error says if `train_limit` is not reached.
+    """Decode the training split, unless it is in the cache, and divide it.
+
+    If the data set has fewer than `train_limit` images, a line on standard error says so.
 
     Raises:
-        InputError: the data set is not there, not usable or too small for the cut.
+        InputError: the data set is missing, not usable, or too small to divide.
     """
     decoded = decode_once(dataset, "train", show_progress)
     n_images = len(decoded.labels)
@@ -91,12 +93,14 @@ def prepare_training_data(dataset: Dataset, show_progress: bool = False) -> Trai
 
 
 def open_training_data(decoded_folder: Path, dataset: Dataset) -> TrainingData:
-    """What `prepare_training_data` gave, in another process of the same machine."""
+    """Open the result of `prepare_training_data` in another process of the same machine."""
     return cut(open_decoded(decoded_folder), dataset)
 
 
 def cut(decoded: DecodedSet, dataset: Dataset) -> TrainingData:
-    """Take at most `train_limit` images, then hold `validation_fraction` of them out; both stratified, by `split_seed`.
+    """Pick at most `train_limit` images and hold out `validation_fraction` of them, both stratified by class.
+
+    The picks depend on the images' labels and on `split_seed` only.
 
     Raises:
         InputError: a class has too few images.

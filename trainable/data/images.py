@@ -1,4 +1,4 @@
-"""Image files to arrays, the same way for training folders and for prediction. Needs Pillow and numpy only."""
+"""Decodes image files, in the same way for training and for prediction. Needs Pillow and numpy only."""
 
 import struct
 import threading
@@ -15,35 +15,35 @@ from spaces.errors import InputError
 from spaces.plain_files import open_plain
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
-# Names lie: these are often found under the endings above. Of the other formats that Pillow would try, one is a
-# program to be run (EPS, by Ghostscript).
+# Accepted formats. Files with the suffixes above often have another of these formats. The other formats of Pillow
+# include EPS, which would run a program (Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-# Pixels of the largest image that is decoded, and of all images that are decoded at the same time: 4 to 16 bytes each.
-# Pillow's own limit, the same, is switched off: it would also warn of every image of half that size.
+# Most pixels of one image, and of all images that are decoded at the same time; a pixel takes 4 to 16 bytes.
+# Pillow has the same limit, but would also warn about every image of half that size, so its limit is switched off.
 MAX_PIXELS = 178_956_970
 Image.MAX_IMAGE_PIXELS = None
-# Larger than any allocation that glibc keeps for reuse in each thread (32 MiB): large images go back to the system.
+# Blocks above 32 MiB, which glibc returns to the system instead of keeping them in each thread.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
-# What a decoder noticed of damaged metadata is of no use to who trains; what costs the pixels is an error.
+# Ignore warnings about damaged metadata. Damage to the pixels raises an error.
 warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 class UnreadableImageError(ValueError):
-    """An image file that cannot be decoded; the message says why, without the path."""
+    """An image file cannot be decoded. The message says why, without the path."""
 
 
 def read_image(path: Path, image_size: int) -> NDArray[np.uint8]:
     """Decode one image file.
 
     Args:
-        path: PNG or JPEG; grey, palette, CMYK and 16-bit images become RGB, a camera's rotation is applied.
-        image_size: side in pixels.
+        path: image file. Grey, palette, CMYK and 16-bit images become RGB; the EXIF orientation is applied.
+        image_size: side of the result in pixels.
 
     Returns:
         (image_size, image_size, 3) uint8 RGB.
 
     Raises:
-        UnreadableImageError: it is not an image, is truncated, or cannot be opened.
+        UnreadableImageError: the file is not an image, is truncated, or cannot be opened.
     """
     try:
         with (
@@ -74,7 +74,7 @@ def _n_pixels(image: Image.Image) -> int:
 
 
 class _PixelBudget:
-    """Lets threads decode images side by side only while these have at most `n_pixels` together."""
+    """Limits the total number of pixels of the images that threads decode at the same time."""
 
     def __init__(self, n_pixels: int) -> None:
         self._n_free = n_pixels
@@ -82,7 +82,7 @@ class _PixelBudget:
 
     @contextmanager
     def reserved(self, n_pixels: int) -> Iterator[None]:
-        """Wait until `n_pixels` are free, and keep them for the block."""
+        """Wait until `n_pixels` are free, and reserve them for the block."""
         with self._freed:
             self._freed.wait_for(lambda: n_pixels <= self._n_free)
             self._n_free -= n_pixels
@@ -99,7 +99,7 @@ _DECODING = _PixelBudget(MAX_PIXELS)
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    # Pillow writes the whole EXIF block anew when it turns an image; a damaged block must not cost the pixels.
+    # Pillow rewrites the EXIF block when it rotates an image. If the block is damaged, keep the image unrotated.
     try:
         is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         return image if is_upright else ImageOps.exif_transpose(image)
@@ -108,15 +108,15 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
-    """RGB, stretched to `image_size` × `image_size` with antialiased bilinear interpolation.
+    """Convert to RGB and resize to `image_size` × `image_size` with antialiased bilinear interpolation.
 
-    The whole image is kept: one that is not square changes its proportions.
+    The image is not cropped: if it is not square, its proportions change.
     """
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips instead of scaling
+    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's conversion would clip instead of scale
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # else Pillow warns of what it drops: how transparent each pixel is
-    if image.mode != "RGB":  # a conversion to itself is a copy
+        image = image.convert("RGBA")  # without this step, Pillow warns about the dropped transparency
+    if image.mode != "RGB":  # a conversion from RGB to RGB would copy the image
         image = image.convert("RGB")
     if image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Which images an epoch takes, in which order and in which batches."""
+"""Order and batches of the images of an epoch."""
 
 import math
 
@@ -10,19 +10,19 @@ from trainable.seeding import RunSeed, Stream
 
 
 def epoch_order(n_images: int, epoch_images: int, seed: RunSeed, epoch: int) -> NDArray[np.int64]:
-    """Which images an epoch takes, in order.
+    """Positions of the images of one epoch, in order.
 
-    Epochs are cut out of one long sequence of passes; each pass is a permutation of all images, so that none
-    comes again before all have been seen.
+    Epochs are consecutive pieces of one long sequence of permutations of all images, so no image is repeated before
+    all others have been used.
 
     Args:
-        n_images: in the training set.
-        epoch_images: that make an epoch.
-        seed: names the permutations.
-        epoch: counted from 0.
+        n_images: number of images in the training set.
+        epoch_images: number of images in an epoch.
+        seed: names the random streams of the permutations.
+        epoch: number of the epoch, counted from 0.
 
     Returns:
-        (epoch_images,) positions, 0 to n_images - 1.
+        (epoch_images,) int64 positions, 0 to n_images - 1.
     """
     start, stop = epoch * epoch_images, (epoch + 1) * epoch_images
     passes = range(start // n_images, math.ceil(stop / n_images))
@@ -36,9 +36,9 @@ def _permutation(n_images: int, seed: int) -> NDArray[np.int64]:
 
 
 def batch_bounds(n_images: int, batch_size: int) -> list[tuple[int, int]]:
-    """Where each batch starts and stops; a last image alone joins the batch before it.
+    """Start and stop of each batch. A last batch of one image is merged into the batch before it.
 
-    Batch norm has no variance to divide by where one image has shrunk to one pixel.
+    With one image, whose last feature maps may have a single pixel, batch norm would have no variance.
     """
     starts = list(range(0, n_images, batch_size))
     if len(starts) > 1 and n_images - starts[-1] == 1:

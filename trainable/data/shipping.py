@@ -1,4 +1,4 @@
-"""Decoded images for other machines: sent in parts, and put into each machine's cache once."""
+"""Sends decoded images to other machines in parts, and stores them once in each machine's cache."""
 
 import fcntl
 import hashlib
@@ -14,21 +14,21 @@ from spaces import InputError
 from trainable.data.cache import DecodedSet, Description, filled_once, open_intact
 from trainable.environment import cache_root
 
-# A machine that fetches images holds one part in memory, however many images there are.
+# Bytes of one part. A receiving machine holds one part in memory at a time.
 PART_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class PackedImages:
-    """All of a decoded split but its pixels.
+    """A decoded split without its pixels.
 
     Attributes:
-        name: of its folder in a cache, which is fingerprinted: equal names mean equal images.
-        shape: (N, H, W, 3) of the pixels.
+        name: name of its folder in a cache; the name holds a fingerprint, so equal names mean equal images.
+        shape: (N, H, W, 3), shape of the pixels.
         labels: (N,) int64, indices into `class_names`.
-        class_names: in the order of the labels.
-        mean, std: per channel, RGB, for pixels scaled to 0 to 1.
-        content_sha256: of the labels and pixels, in hexadecimal.
+        class_names: names of the classes, in the order of the labels.
+        mean, std: mean and standard deviation per channel, RGB, for pixels scaled to 0 to 1.
+        content_sha256: SHA-256 of the labels and pixels, in hexadecimal.
     """
 
     name: str
@@ -41,7 +41,7 @@ class PackedImages:
 
 
 def pack(decoded: DecodedSet) -> PackedImages:
-    """What goes with the parts of `decoded`."""
+    """Describe `decoded` for a machine that receives its parts."""
     return PackedImages(
         name=decoded.folder.name,
         shape=decoded.images.shape,
@@ -54,24 +54,26 @@ def pack(decoded: DecodedSet) -> PackedImages:
 
 
 def parts_of(decoded: DecodedSet, part_bytes: int = PART_BYTES) -> Iterator[NDArray[np.uint8]]:
-    """The pixels of `decoded` in order, copied out of the map, each part at most `part_bytes` or one image."""
+    """Copy the pixels of `decoded` in order, in parts of at most `part_bytes`, but at least one image each."""
     n_images = max(1, part_bytes // decoded.images[:1].nbytes)
     for start in range(0, len(decoded.images), n_images):
         yield np.array(decoded.images[start : start + n_images])
 
 
 def unpack_once(packed: PackedImages, parts: Iterable[NDArray[np.uint8]]) -> Path:
-    """Put images into this machine's cache, unless they are there already.
+    """Store images in this machine's cache, unless the cache has them already.
+
+    Processes of one machine wait for the first of them.
 
     Args:
-        packed: what they are.
-        parts: their pixels in order; taken only if needed. Processes of one machine wait for the first of them.
+        packed: description and labels of the images.
+        parts: pixels in order; consumed only if the images are not in the cache.
 
     Returns:
-        The folder, for `open_decoded`.
+        Folder of the images, for `open_decoded`.
 
     Raises:
-        InputError: what is there, or what came, is not what `packed` describes.
+        InputError: the received images or those in the cache differ from `packed`.
     """
     folder = cache_root() / packed.name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,7 @@ def _write(folder: Path, packed: PackedImages, parts: Iterable[NDArray[np.uint8]
 
 @contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock of this machine's; it goes with the process, however that ends."""
+    """Hold a file lock for the block. The kernel releases it when the process ends, even after a crash."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,6 +1,6 @@
-"""Where images come from: embedded digits, CIFAR-10, or a folder of image files.
+"""Sources of images: scikit-learn's digits, CIFAR-10, or a folder of image files.
 
-A source lists one split and decodes it on demand; `trainable.data.cache` keeps what it decodes.
+A source lists the images of one split and decodes them on demand. `trainable.data.cache` stores the decoded images.
 """
 
 from collections import Counter
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "test"]
 
-# Images decoded at once; of large ones only so many as have together CHUNK_PX pixels when they are resized.
+# Images that are decoded at once: at most CHUNK_IMAGES, and at most CHUNK_PX resized pixels in total.
 CHUNK_IMAGES = 256
 CHUNK_PX = 256 * 128 * 128
-# Of the digits, every fifth image of each class is the test set; the same ones for everybody.
+# A fifth of each class of the digits is the test set, picked with a fixed seed.
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_TEST_SEED = 0
-# The original's constants, kept so that results compare; other data sets are measured.
+# Constants of the original code, kept so that results stay comparable; for other data sets they are measured.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2463, 0.2428, 0.2607)
 MAX_FILES_NAMED = 10
@@ -42,15 +42,15 @@ MAX_KINDS_NAMED = 5
 
 @dataclass(frozen=True)
 class Source:
-    """One split of a data set, listed but not decoded.
+    """List of the images of one split, not decoded.
 
     Attributes:
-        class_names: in the order of the labels.
-        labels: (N,) int64.
-        identity: what the decoded images depend on, as JSON: equal identities decode to equal images.
+        class_names: names of the classes, in the order of the labels.
+        labels: (N,) int64, indices into `class_names`.
+        identity: JSON values that identify the images: equal identities decode to equal images.
         chunks: yields the N images in order, as (n, image_size, image_size, 3) uint8 arrays.
-        statistics: per-channel mean and standard deviation, 0 to 1, where they are fixed by convention.
-        remarks: what the user should know of the images, one sentence each.
+        statistics: mean and standard deviation per channel, 0 to 1; None to measure them.
+        remarks: remarks about the images for the user, one sentence each.
     """
 
     class_names: tuple[str, ...]
@@ -63,12 +63,12 @@ class Source:
 
 @dataclass(frozen=True)
 class _Listing:
-    """The files of one split of an image folder, by their names.
+    """Names of the files of one split of an image folder.
 
     Attributes:
-        paths, labels: of the images, class by class.
-        problems: why the split cannot be used, one line each.
-        unused: number of files of each other kind.
+        paths, labels: paths and labels of the images, class by class.
+        problems: reasons why the split is not usable, one line each.
+        unused: number of other files, by their suffix.
     """
 
     paths: list[Path]
@@ -78,15 +78,15 @@ class _Listing:
 
 
 def images_per_chunk(image_size: int) -> int:
-    """Number of images that `Source.chunks` decodes at once, for images of `image_size` pixels a side."""
+    """Number of images that `Source.chunks` decodes at once, for images of `image_size` × `image_size` pixels."""
     return max(1, min(CHUNK_IMAGES, CHUNK_PX // image_size**2))
 
 
 def open_source(dataset: Dataset, split: Split) -> Source:
-    """List one split of the data set that a space names.
+    """List the images of one split of the space's data set.
 
     Raises:
-        InputError: it is not there, or is not usable.
+        InputError: the split is missing or not usable.
     """
     match dataset.name:
         case "digits":
@@ -98,10 +98,12 @@ def open_source(dataset: Dataset, split: Split) -> Source:
 
 
 def problem_of_test_folder(dataset: Dataset) -> str | None:
-    """Why retraining would refuse the test images of a folder, or None. Reads names alone, and no file.
+    """Reason why retraining would refuse the test images of an image folder; None if it would accept them.
+
+    Reads the names of the files only.
 
     Raises:
-        InputError: the training folder is not there, or has fewer than two classes.
+        InputError: the training folder is missing, or has fewer than two classes.
     """
     if dataset.name != "folder":
         return None
@@ -167,21 +169,21 @@ def _cifar10(dataset: Dataset, split: Split) -> Source:
 
 
 def _intact_cifar10(root: Path, split: Split) -> "CIFAR10 | None":
-    """CIFAR-10 as torchvision reads it, which unpickles; but only files that have the checksums of the real ones."""
+    """Read CIFAR-10 with torchvision, which unpickles files, but only if they have the official checksums."""
     from torchvision.datasets import CIFAR10
 
     try:
-        # With no eye for the other split's files, which torchvision would checksum too.
+        # Empty the list of the other split's files, which torchvision would check too.
         other = "test_list" if split == "train" else "train_list"
         return type(CIFAR10.__name__, (CIFAR10,), {other: []})(str(root), train=split == "train", download=False)
-    except RuntimeError:  # what torchvision raises where a file is missing or has another checksum
+    except RuntimeError:  # raised by torchvision if a file is missing or has another checksum
         return None
     except OSError as error:
         raise InputError(_cannot_be_read(root, error)) from None
 
 
 def _fetch_cifar10(root: Path) -> None:
-    """Fetch and unpack CIFAR-10, or only unpack it where somebody put the archive into `root`."""
+    """Download and unpack CIFAR-10; only unpack it if the archive is in `root` already."""
     from torchvision.datasets import CIFAR10
 
     by_hand = f"Put {CIFAR10.filename} there by hand, or use an image folder: --set dataset.name=folder."
@@ -305,7 +307,7 @@ def _kind(path: Path) -> str:
 
 
 def _sizes_and_times(root: Path, paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Name, bytes and nanoseconds of each file: what tells whether an image has changed."""
+    """Name, size in bytes and modification time in nanoseconds of each file, to detect changes."""
     files = []
     problems = []
     for path in paths:
@@ -349,7 +351,7 @@ def _exists(path: Path) -> bool:
 
 
 def _no_text(name: str) -> bool:
-    # Python keeps undecodable bytes as lone surrogates, which neither JSON's readers nor a manifest take.
+    # Python represents undecodable bytes as lone surrogates, which JSON readers and manifests reject.
     return any("\ud800" <= character <= "\udfff" for character in name)
 
 

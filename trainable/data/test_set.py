@@ -1,4 +1,4 @@
-"""The test split. Only retraining imports this module: nothing that a search runs can reach it."""
+"""The test split. Only retraining imports this module; a search cannot reach it."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ from trainable.data.datasets import ImageSet
 
 
 def check_test_set(dataset: Dataset) -> None:
-    """Decode the test split, so that a bad file of it is found before hours of training and not after them.
+    """Decode the test split, so that an unreadable file is found before hours of training.
 
-    Nothing is predicted and no image is handed out: the one look is :func:`open_test_set`.
+    No image is returned and nothing is predicted. Only :func:`open_test_set` gives access to the images.
 
     Raises:
-        InputError: it is not there or not usable; every unreadable file is named or counted.
+        InputError: the test split is missing or not usable; the message names or counts all unreadable files.
     """
     decode_once(dataset, "test", show_progress=False)
 
@@ -22,7 +22,7 @@ def open_test_set(dataset: Dataset, show_progress: bool = False) -> ImageSet:
     """All images of the test split.
 
     Raises:
-        InputError: it is not there or not usable.
+        InputError: the test split is missing or not usable.
     """
     decoded = decode_once(dataset, "test", show_progress)
     return ImageSet(decoded, np.arange(len(decoded.labels), dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Which units dropout keeps, without a random number per unit and step."""
+"""Random masks for dropout, drawn from a pool instead of one random number per unit and step."""
 
 import random
 
@@ -6,24 +6,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# 16 MB: several times the largest activation of a batch of 64 images of 32 x 32.
+# Size of the pool: 16 MB as int16, several times the largest activation of a batch of 64 images of 32 x 32.
 POOL_UNITS = 2**23
-# A layer's units are served from stretches of the pool, each from an offset of its own.
+# Most units of one stretch, which is a slice of the pool at a random offset.
 STRETCH_UNITS = POOL_UNITS // 2
-# The pool is drawn afresh when it has been served so many times over.
+# The pool is drawn again after this many times its size has been handed out.
 SERVINGS = 64
 
 
 class DropoutNoise:
-    """Draws which units are kept: each with probability 1 - p.
+    """Draws dropout masks in which each unit is kept with probability 1 - p.
 
-    `bernoulli_` is a serial generator and takes a quarter of a training step on a CPU. Here the draws are made once
-    for a pool, and each layer in each step gets a stretch of it from a random offset. Within a stretch the draws
-    are independent; at any one unit, two stretches share their draw with probability about 2⁻²², and the pool is
-    renewed every few dozen steps.
+    `bernoulli_` runs on one thread and takes a quarter of a training step on a CPU. This class fills a pool of draws
+    once, and gives each layer in each step a stretch of the pool at a random offset. The draws within a stretch are
+    independent. For a given unit, two stretches use the same draw with probability about 2⁻²². The pool is drawn
+    again every few dozen steps.
 
     Args:
-        p: probability of not being kept, in [0, 1); to within 2⁻¹⁶.
+        p: probability that a unit is zeroed, in [0, 1), rounded to a multiple of 2⁻¹⁶.
     """
 
     def __init__(self, p: float) -> None:
@@ -36,17 +36,22 @@ class DropoutNoise:
 
     @property
     def most_at_once(self) -> int:
-        """Units that one `draw` may ask for."""
+        """Largest `n_units` that `draw` accepts."""
         return STRETCH_UNITS
 
     def reseed(self, seed: int) -> None:
-        """Start the stream of draws that belongs to `seed`, in [0, 2^63)."""
+        """Restart the stream of draws from `seed`, in [0, 2^63)."""
         self._generator = torch.Generator().manual_seed(seed)
         self._offsets = random.Random(seed)
         self._pool = None
 
     def draw(self, n_units: int) -> NDArray[np.int16]:
-        """(n_units,) of -1 for a unit that is kept and 0 for one that is not; read only, and not for keeping."""
+        """Draw the mask of `n_units` units.
+
+        Returns:
+            (n_units,) int16: -1 for a kept unit, 0 for a zeroed unit. This is a view of the pool: do not write to
+            it, and copy it to keep it.
+        """
         if self._pool is None or self._n_served >= SERVINGS * POOL_UNITS:
             self._pool, self._n_served = self._new_pool(), 0
         offset = self._offsets.randrange(POOL_UNITS - n_units + 1)
@@ -55,7 +60,7 @@ class DropoutNoise:
 
     def _new_pool(self) -> NDArray[np.int16]:
         if self._generator is None:
-            # Not reseeded by a training loop: follow torch's global generator, as nn.Dropout does.
+            # Without a call of `reseed`, follow torch's global generator, as nn.Dropout does.
             self.reseed(int(torch.randint(2**62, ()).item()))
         words = torch.empty(POOL_UNITS // 4, dtype=torch.int64)
         words.random_(-(2**63), None, generator=self._generator)

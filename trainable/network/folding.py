@@ -1,4 +1,4 @@
-"""A network for evaluation alone: batch norm folded into the convolutions before it."""
+"""Folds batch norm into the preceding convolutions, for a network that is only evaluated."""
 
 import copy
 
@@ -11,18 +11,18 @@ from trainable.network.model import DepthwiseSeparableNet
 
 
 def folded(network: DepthwiseSeparableNet, dtype: torch.dtype) -> DepthwiseSeparableNet:
-    """A copy of `network` that computes what it computes in evaluation mode, in fewer operations.
+    """Copy `network` with batch norm folded into its convolutions: the same function as in evaluation mode.
 
-    Folding is done in the weights' own precision; rounding to `dtype` comes after.
+    The weights are folded in their own precision and then rounded to `dtype`.
 
     Args:
-        network: not changed.
-        dtype: of the copy's weights, and of the images that it takes.
+        network: network to copy; it is not changed.
+        dtype: dtype of the copy's weights and of its input images.
 
     Returns:
-        A network in evaluation mode; its state dict is not that of a `DepthwiseSeparableNet`.
+        A network in evaluation mode. Its state dict differs from that of a `DepthwiseSeparableNet`.
     """
-    # The copy never draws dropout: the pool of draws is shared, not copied.
+    # The copy never applies dropout, so it shares the pool of draws instead of copying it.
     copied = copy.deepcopy(network, {id(network.dropout_noise): network.dropout_noise}).eval()
     for block in copied.blocks:
         assert isinstance(block, nn.Sequential)
@@ -34,7 +34,7 @@ def _fold_block(block: nn.Sequential) -> None:
     for i, layer in enumerate(block):
         if isinstance(layer, nn.BatchNorm2d):
             before = block[i - 1]
-            # Of a depthwise-separable pair, the pointwise convolution comes last.
+            # In a depthwise-separable pair, the pointwise convolution is the last layer.
             owner, name = (before, len(before) - 1) if isinstance(before, nn.Sequential) else (block, i - 1)
             convolution = owner[name]
             assert isinstance(convolution, nn.Conv2d)

@@ -17,15 +17,15 @@ _NO_MASK = np.empty((0, 0), np.int16)
 
 
 class NormReluDropout(nn.BatchNorm2d):
-    """`nn.BatchNorm2d`, `nn.ReLU` and `nn.Dropout` one after the other: the same law, parameters and state dict.
+    """`nn.BatchNorm2d`, `nn.ReLU` and `nn.Dropout` in sequence, with the same distribution, parameters and state dict.
 
-    On a CPU, for channels_last activations in fp32 or bf16, training takes one pass over memory for sums and one
-    for the rest, each way; the factor 1 / (1 - p) costs nothing there, as ReLU lets it through to batch
-    norm's scale. Elsewhere, and in evaluation, torch's own layers are used.
+    When training on a CPU with channels_last activations in fp32 or bf16, the forward and the backward pass each
+    read memory twice: once for the sums of batch norm, once for everything else. Dropout's factor 1 / (1 - p) is
+    part of batch norm's scale, because ReLU(c · x) = c · ReLU(x) for c > 0. In all other cases torch's layers run.
 
     Args:
-        n_channels: of the activations.
-        noise: what dropout draws from; None for no dropout.
+        n_channels: number of channels of the activations.
+        noise: source of the dropout masks; None for no dropout.
     """
 
     def __init__(self, n_channels: int, noise: DropoutNoise | None) -> None:
@@ -48,7 +48,7 @@ class NormReluDropout(nn.BatchNorm2d):
 
 
 def compile_for(precision: Precision) -> None:
-    """Compile what training in `precision` takes, about two seconds, before it is needed."""
+    """Compile the kernels for training in `precision` ahead of their first use (about two seconds)."""
     noise = DropoutNoise(0.5)
     noise.reseed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -60,7 +60,7 @@ def compile_for(precision: Precision) -> None:
 def _is_fusible(features: Tensor) -> bool:
     is_known = features.device.type == "cpu" and features.dtype in (torch.float32, torch.bfloat16)
     in_rows = is_known and features.is_contiguous(memory_format=torch.channels_last)
-    # Of one value a channel there is no variance: torch has the error for that.
+    # One value per channel has no variance. torch's batch norm raises the error for that.
     return in_rows and features.numel() > features.shape[1]
 
 
@@ -83,7 +83,7 @@ class _NormReluDropout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        # Ioffe and Szegedy, "Batch Normalization" (2015), with dropout's factor and ReLU's mask before it.
+        # Gradients of Ioffe and Szegedy, "Batch Normalization" (2015), applied after ReLU's mask and dropout's factor.
         features, output, weight = ctx.saved_tensors
         kernels = kernels_for(features.dtype)
         x, y, dy = (as_rows(t.contiguous(memory_format=torch.channels_last)) for t in (features, output, gradient))
@@ -101,8 +101,8 @@ class _NormReluDropout(torch.autograd.Function):
 
 
 def _statistics(x: Rows, sums: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and biased variance of each channel."""
-    # Around some pixel's values, so that squares of large means do not swallow the variance.
+    """Mean and biased variance per channel."""
+    # Subtract the first pixel's values: otherwise the squares of large means cancel and lose the variance's digits.
     shift = torch.from_numpy(x[:1]).view(torch.bfloat16).float().numpy()[0] if x.dtype == np.uint16 else x[0].copy()
     total, total_of_squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     sums(x, shift, total, total_of_squares)
@@ -111,7 +111,7 @@ def _statistics(x: Rows, sums: Any) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 def _track(layer: NormReluDropout, mean: NDArray[np.float64], variance: NDArray[np.float64], n_rows: int) -> None:
-    """Move the running statistics, which evaluation uses, as `nn.BatchNorm2d` does."""
+    """Update the running statistics, which evaluation uses, as `nn.BatchNorm2d` does."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
     assert layer.momentum is not None

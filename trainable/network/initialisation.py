@@ -1,4 +1,4 @@
-"""Starting weights drawn from an explicit generator."""
+"""Initial weights drawn from an explicit generator."""
 
 import math
 
@@ -6,10 +6,10 @@ from torch import Generator, nn
 
 
 def initialise(network: nn.Module, generator: Generator) -> None:
-    """Give every convolution the starting weights that torch gives it, drawn from `generator`.
+    """Initialise every convolution as torch does, with draws from `generator`.
 
-    torch's own constructors draw from its global generator only. The law is that of
-    `nn.Conv2d.reset_parameters`: uniform within ±1/√fan_in, for weights and biases.
+    torch's constructors can only use its global generator. The distribution is that of
+    `nn.Conv2d.reset_parameters`: uniform in ±1/√fan_in, for weights and biases.
     """
     for layer in network.modules():
         if not isinstance(layer, nn.Conv2d):

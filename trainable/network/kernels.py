@@ -1,7 +1,7 @@
-"""Batch norm, ReLU and dropout in two passes over memory each way, on one CPU core.
+"""CPU kernels for batch norm, ReLU and dropout, with two passes over memory per direction, on one core.
 
-torch takes twice as many passes, each of which turns bf16 into fp32 and back. Compiled by numba at the first call;
-arrays are (rows, channels) in memory order, a row a pixel.
+torch's layers need twice as many passes, and convert bf16 to fp32 and back in each. numba compiles the kernels at
+their first call. Arrays have the shape (rows, channels) in memory order; each row is one pixel.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-# Sums of so many rows in fp32 go into totals in fp64.
+# Number of rows that are summed in fp32 before the sum is added to the fp64 total.
 BLOCK_ROWS = 512
 
 Rows = NDArray[Any]
@@ -24,15 +24,15 @@ Rows = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """For one dtype of activations; channel-wise arrays are (channels,).
+    """Kernels for one dtype of activations. Per-channel arrays have the shape (channels,).
 
     Attributes:
         sums: (x, shift, total, total_of_squares): adds x - shift and its square to the fp64 totals.
-        forward: (x, scale, shift, keep, y): y = max(scale · x + shift, 0) where `keep` is -1, else 0; an empty
-            `keep` keeps everything.
+        forward: (x, scale, shift, keep, y): y = max(scale · x + shift, 0) where `keep` is -1, otherwise 0. An empty
+            `keep` keeps all units.
         gradient_sums: (x, mean, y, dy, total, total_of_products): adds dy and dy · (x - mean) where y is not 0.
-        backward: (x, y, dy, of_dy, of_x, constant, dx): dx = of_dy · dy + of_x · x + constant, with dy only where y
-            is not 0.
+        backward: (x, y, dy, of_dy, of_x, constant, dx): dx = of_dy · dy + of_x · x + constant, where dy counts as 0
+            if y is 0.
     """
 
     sums: Callable[..., None]
@@ -43,17 +43,17 @@ class Kernels:
 
 @cache
 def kernels_for(dtype: torch.dtype) -> Kernels:
-    """Kernels for float32, or for bfloat16 seen as uint16."""
+    """Kernels for float32 arrays, or for bfloat16 arrays viewed as uint16."""
     return _compile(_from_bf16, _to_bf16) if dtype == torch.bfloat16 else _compile(_same, _same)
 
 
 def as_rows(images: torch.Tensor) -> Rows:
-    """(N, C, H, W) in channels_last memory order → a view of it as (N · H · W, C), bf16 as uint16."""
+    """View (N, C, H, W) in channels_last memory order as (N · H · W, C); bf16 is viewed as uint16."""
     rows = images.detach().permute(0, 2, 3, 1).reshape(-1, images.shape[1])
     return rows.view(torch.uint16).numpy() if rows.dtype == torch.bfloat16 else rows.numpy()
 
 
-# numba's fast mathematics would let NaN, by which divergence is noticed, become anything: only a · b + c is fused.
+# Full fast mathematics may turn NaN, which reveals divergence, into any number. Only fused a · b + c is allowed.
 _kernel = njit(fastmath={"contract"}, nogil=True)
 _inlined = njit(fastmath={"contract"}, inline="always")
 
@@ -81,7 +81,7 @@ def _from_bf16(bits: Any) -> Any:
 
 @_inlined
 def _to_bf16(number: Any) -> Any:
-    # To the nearest, ties to even, as torch rounds.
+    # Round to nearest, ties to even, as torch does.
     bits: Any = _float_as_bits(number)  # type: ignore[call-arg]
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 

@@ -9,12 +9,12 @@ from trainable.network.dropout import DropoutNoise
 from trainable.network.fused_norm import NormReluDropout
 from trainable.network.initialisation import initialise
 
-# Each of a block's two dilated convolutions takes 2 pixels off a side, and 1 pixel must be left.
+# Each block's two dilated convolutions reduce the side by 4 px in total, and 1 px must remain after 4 blocks.
 SMALLEST_IMAGE_PX = 17
 
 
 class DepthwiseSeparable(nn.Sequential):
-    """A 3×3 convolution within each channel, then a 1×1 convolution across them; no biases.
+    """A 3×3 depthwise convolution followed by a 1×1 pointwise convolution, both without bias.
 
     Source: Chollet, "Xception" (CVPR 2017).
     """
@@ -27,14 +27,14 @@ class DepthwiseSeparable(nn.Sequential):
 
 
 class Block(nn.Sequential):
-    """Two dilated convolutions (24, 48 channels) and two depthwise-separable ones (64, 64).
+    """Two dilated convolutions (24 and 48 channels), then two depthwise-separable convolutions (64 and 64).
 
-    Takes 4 pixels off each side of an image: (N, in_channels, H, W) → (N, 64, H - 4, W - 4).
+    (N, in_channels, H, W) → (N, 64, H - 4, W - 4).
 
     Args:
         in_channels: 3 for the first block, 64 for the others.
-        dropout: probability that a unit is zeroed.
-        noise: for `NormReluDropout`; None for torch's own layers. The state dict is the same.
+        dropout: probability that a unit is zeroed, in [0, 1).
+        noise: source of the masks of `NormReluDropout`; None for torch's own layers, with the same state dict.
     """
 
     def __init__(self, in_channels: int, dropout: float, noise: DropoutNoise | None) -> None:
@@ -51,21 +51,21 @@ class Block(nn.Sequential):
 
 
 class DepthwiseSeparableNet(nn.Module):
-    """Log-probabilities of classes for normalised images.
+    """Computes log-probabilities of the classes for normalised images.
 
     Args:
         n_classes: number of classes, 2 or more.
         dropout: probability that a unit is zeroed, in [0, 1).
-        generator: source of the initial weights (torch's own defaults for these layers); None draws
-            them from torch's global generator.
-        fused: whether batch norm, ReLU and dropout are one module, which is faster on a CPU; the law and the state
-            dict are the same either way.
+        generator: source of the initial weights, which have torch's default distribution; None for torch's global
+            generator.
+        fused: whether batch norm, ReLU and dropout are one module, which is faster on a CPU. The distribution and
+            the state dict do not depend on it.
 
     Attributes:
-        dropout_noise: what fused dropout draws from; None if it is not fused.
+        dropout_noise: source of the masks of fused dropout; None if `fused` is False.
 
     Raises:
-        ValueError: fewer than 2 classes.
+        ValueError: `n_classes` is less than 2.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class DepthwiseSeparableNet(nn.Module):
         if n_classes < 2:
             raise ValueError(f"`n_classes` is {n_classes}, but must be at least 2.")
         self.dropout_noise = DropoutNoise(dropout) if fused else None
-        # Layers draw weights from the global generator when they are made; nobody else's draws shall change.
+        # Constructors draw weights from the global generator. Fork it, so that the caller's draws do not change.
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
             self.blocks = nn.Sequential(*(Block(n_in, dropout, self.dropout_noise) for n_in in (3, 64, 64, 64)))
             self.pool = nn.AdaptiveMaxPool2d(1)
@@ -88,16 +88,16 @@ class DepthwiseSeparableNet(nn.Module):
             initialise(self, generator)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify.
+        """Compute the log-probabilities.
 
         Args:
-            images: (N, 3, H, W) float, normalised; H and W at least `SMALLEST_IMAGE_PX`.
+            images: (N, 3, H, W) float, normalised; H and W are at least `SMALLEST_IMAGE_PX`.
 
         Returns:
             (N, n_classes) float32 log-probabilities.
         """
         features = self.pool(self.blocks(images))
-        # In fp32 whatever the features are: bf16 would leave the loss two or three digits.
+        # Always in fp32: in bf16 the loss would have only two or three significant digits.
         return torch.log_softmax(self.classifier(features).flatten(1).float(), dim=1)
 
 
@@ -105,11 +105,11 @@ def receptive_field_px(modules: Iterable[nn.Module]) -> int:
     """Side of the input square that one output pixel depends on.
 
     Args:
-        modules: layers in the order of the forward pass, containers or not; only convolutions and poolings
-            with a kernel widen the field.
+        modules: layers or containers in the order of the forward pass; only convolutions and poolings with a
+            kernel change the result.
 
     Returns:
-        Pixels: 1 + Σ (kernel - 1) · dilation · product of the strides before it (Araujo et al.,
+        Pixels: 1 + Σ (kernel - 1) · dilation · product of the preceding strides (Araujo et al.,
         "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019).
     """
     field_px, jump_px = 1, 1
@@ -130,7 +130,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def summary(network: DepthwiseSeparableNet, image_size: int) -> str:
-    """A table of the network's stages for square images of `image_size` pixels, as plain text."""
+    """Plain-text table of the network's stages for images of `image_size` × `image_size` pixels."""
     side = image_size
     rows = []
     for number, block in enumerate(network.blocks, 1):
@@ -147,7 +147,7 @@ def summary(network: DepthwiseSeparableNet, image_size: int) -> str:
     return "\n".join(lines)
 
 
-# The places of the layers that are left out stay taken: those after them keep their names in the state dict.
+# Identity layers replace the fused ones, so that all later layers keep their names in the state dict.
 def _norm_relu_dropout(n_channels: int, dropout: float, noise: DropoutNoise | None) -> tuple[nn.Module, ...]:
     if noise is None:
         return nn.BatchNorm2d(n_channels), nn.ReLU(), nn.Dropout(dropout)

@@ -1,4 +1,4 @@
-"""From uint8 images to what the network takes."""
+"""Converts uint8 images to the network's input."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """Scales 0-255 images to zero mean and unit deviation per channel, and puts the channels first.
+    """Scales 0-255 images to zero mean and unit standard deviation per channel, and puts the channels first.
 
     Args:
-        mean, std: per channel, RGB, for pixels scaled to 0 to 1.
-        memory_format: of what comes out.
+        mean, std: mean and standard deviation per channel, RGB, for pixels scaled to 0 to 1.
+        memory_format: memory format of the result.
     """
 
     scale: Tensor
