@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from trainable import must_be_ours
 
 if TYPE_CHECKING:
-    from search.experiment.folder import Experiment
+    from search.notebook import Experiment
 
 __all__ = ["Experiment"]
 
@@ -15,7 +15,7 @@ must_be_ours("trainable", "fit_evaluate.py")
 def __getattr__(name: str) -> Any:
     # Every command imports this package, and must answer `--help` at once.
     if name == "Experiment":
-        from search.experiment.folder import Experiment
+        from search.notebook import Experiment
 
         return Experiment
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
