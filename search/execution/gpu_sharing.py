@@ -1,16 +1,15 @@
 """How many trials share a GPU: measured, by training a few steps of 1, 2, 4, 8 … of them at once."""
 
 import contextlib
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from search.processes.guarded_folder import guarded_folder
+from search.processes.helper_pool import Helper, HelperLostError, HelperPool
 from spaces.errors import RunError
 
 # A share that is this close to the best one's throughput is as good, and smaller.
@@ -124,15 +123,13 @@ def measure_sharing(
     Raises:
         DoesNotFitError: a process failed, was killed or was not ready in time.
     """
-    workers: list[_Worker] = []
-    with guarded_folder(), contextlib.ExitStack() as stack:
-        stack.callback(_end, workers)
-        for _ in range(n_trials):
-            workers.append(_start(make_training, device, window_s))
-        _receive_from_all(workers, preparation_s)
-        for worker in workers:
-            worker.send_start()
-        rates = _receive_from_all(workers, window_s + PATIENCE_S)
+    with guarded_folder(), HelperPool() as pool:
+        helpers = [pool.start(partial(_train, make_training, device, window_s)) for _ in range(n_trials)]
+        _receive_from_all(helpers, preparation_s)
+        with _errors_of_trials():
+            for helper in helpers:
+                helper.send(None)
+        rates = _receive_from_all(helpers, window_s + PATIENCE_S)
     return _together(rates)
 
 
@@ -147,61 +144,23 @@ class _Rate:
     gpu_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """Why a trial cannot train."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Worker:
-    """A trial's process, and this side of the pipe to it: a pipe ends with its process, as no lock or queue does."""
-
-    process: BaseProcess
-    pipe: Connection
-
-    def receive(self, timeout_s: float) -> Any:
-        try:
-            if not self.pipe.poll(max(timeout_s, 0)):
-                raise DoesNotFitError("A trial was not ready in time.")
-            message = self.pipe.recv()
-        except (EOFError, OSError):
-            raise DoesNotFitError("A trial's process was killed; most often memory ran out.") from None
-        if isinstance(message, _Failed):
-            raise DoesNotFitError(f"A trial could not train on its share of the device: {message.reason}")
-        return message
-
-    def send_start(self) -> None:
-        try:
-            self.pipe.send(None)
-        except OSError:
-            raise DoesNotFitError("A trial's process was killed; most often memory ran out.") from None
-
-
-def _start(make_training: MakeTraining, device: str, window_s: float) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_train_in_process, args=(make_training, device, window_s, theirs), daemon=True)
-    process.start()
-    # Or the pipe would not end with the process.
-    theirs.close()
-    return _Worker(process, ours)
-
-
-def _receive_from_all(workers: Sequence[_Worker], timeout_s: float) -> list[Any]:
+def _receive_from_all(helpers: Sequence[Helper], timeout_s: float) -> list[Any]:
     deadline_s = time.monotonic() + timeout_s
-    return [worker.receive(deadline_s - time.monotonic()) for worker in workers]
+    with _errors_of_trials():
+        return [helper.receive(deadline_s - time.monotonic()) for helper in helpers]
 
 
-def _end(workers: Sequence[_Worker]) -> None:
-    for worker in workers:
-        worker.process.terminate()
-    for worker in workers:
-        worker.process.join(timeout=PATIENCE_S)
-        worker.process.kill()
-        worker.process.join()
-        worker.pipe.close()
+@contextlib.contextmanager
+def _errors_of_trials() -> Iterator[None]:
+    try:
+        yield
+    except HelperLostError:
+        raise DoesNotFitError("A trial's process was killed; most often memory ran out.") from None
+    except TimeoutError:
+        raise DoesNotFitError("A trial was not ready in time.") from None
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DoesNotFitError(f"A trial could not train on its share of the device: {first_line}") from None
 
 
 def _together(rates: Sequence[_Rate]) -> Sharing:
@@ -214,18 +173,6 @@ def _together(rates: Sequence[_Rate]) -> Sharing:
         peak_bytes=other_bytes + sum(rate.peak_reserved_bytes for rate in rates),
         memory_bytes=max(rate.gpu_bytes for rate in rates),
     )
-
-
-def _train_in_process(make_training: MakeTraining, device: str, window_s: float, pipe: Connection) -> None:
-    # A terminal sends Ctrl-C to all processes; the first one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        _train(make_training, device, window_s, pipe)
-    except (EOFError, BrokenPipeError):
-        return  # the process that wanted to know is gone
-    except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        pipe.send(_Failed(first_line))
 
 
 def _train(make_training: MakeTraining, device: str, window_s: float, pipe: Connection) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import shutil
-import signal
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from multiprocessing.context import SpawnProcess
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
+from search.processes.helper_pool import HelperLostError, HelperPool
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.errors import RunError
 from spaces.plain_files import MIB, read_plain
@@ -36,8 +33,6 @@ CURVE_FILE = "curve.json"
 # Of 100,000 epochs.
 MAX_CURVE_BYTES = 16 * MIB
 POLL_S = 0.2
-# What a process that failed has said of it is on its way for so long at most.
-LAST_WORDS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +89,6 @@ class DivergedError(RunError):
     """A run's loss or weights left the finite numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """Why a run's process ends before its last epoch."""
-
-    error: Exception
-
-
 def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
     """Train all runs, `n_workers` at once, each in a process of its own, from the newest checkpoint of each.
 
@@ -118,60 +106,23 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
         RunError: a process was killed.
         InputError: a checkpoint is not one of this run.
     """
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    waiting = [
-        context.Process(target=_train_in_process, args=(run, queue), daemon=True)
-        for run in runs
-        if saved_epochs(run) < run.epochs
-    ]
-    started: list[SpawnProcess] = []
-    try:
-        while waiting or any(process.is_alive() for process in started):
-            while waiting and sum(process.is_alive() for process in started) < n_workers:
-                started.append(waiting.pop(0))
+    waiting = [run for run in runs if saved_epochs(run) < run.epochs]
+    with HelperPool() as pool:
+        while waiting or pool.helpers:
+            while waiting and len(pool.helpers) < n_workers:
                 with environment_with(ALLOCATOR_ENVIRONMENT):
-                    started[-1].start()
-            _take_in(queue, on_progress, POLL_S)
-            if any(process.exitcode for process in started):
-                _take_in(queue, on_progress, LAST_WORDS_S)
-                raise RunError("A training process was killed; most often memory ran out. Nothing was tested.")
-        while _take_in(queue, on_progress, POLL_S):
-            pass
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.join()
-        queue.close()
+                    pool.start(partial(_train_in_process, waiting.pop(0)))
+            try:
+                for progress in pool.messages(POLL_S):
+                    on_progress(progress)
+            except HelperLostError:
+                raise RunError(
+                    "A training process was killed; most often memory ran out. Nothing was tested."
+                ) from None
 
 
-def _take_in(queue: Any, on_progress: Callable[[Progress], None], for_s: float) -> bool:
-    """Pass on what comes in so many seconds, however much that is; whether anything came."""
-    until_s = time.monotonic() + for_s
-    came = False
-    while (left_s := until_s - time.monotonic()) > 0:
-        try:
-            message = queue.get(timeout=left_s)
-        except Empty:
-            break
-        came = True
-        if isinstance(message, _Failed):
-            raise message.error
-        on_progress(message)
-    return came
-
-
-def _train_in_process(run: FullRun, queue: Any) -> None:
-    # A terminal sends Ctrl-C to all processes; the first one ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        _train(run, queue)
-    except (RunError, InputError, OSError) as error:
-        queue.put(_Failed(error))
-        queue.close()
-        queue.join_thread()
-        sys.exit(1)
+def _train_in_process(run: FullRun, pipe: Connection) -> None:
+    _train(run, pipe.send)
 
 
 def saved_epochs(run: FullRun) -> int:
@@ -226,7 +177,7 @@ def restored(run: FullRun, images: ImageSet, epoch: int) -> FitEvaluate:
     return fit
 
 
-def _train(run: FullRun, queue: Any) -> None:
+def _train(run: FullRun, report: Callable[[Progress], None]) -> None:
     import torch
 
     from trainable.data.datasets import open_training_data
@@ -244,10 +195,7 @@ def _train(run: FullRun, queue: Any) -> None:
             )
         curve.append(Progress(run.number, result.epoch, result.train_loss, result.train_accuracy, result.train_s))
         _save(run, fit, curve)
-        queue.put(curve[-1])
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            raise RunError("The command that wanted this run is gone.")
+        report(curve[-1])
 
     fit.epoch_training(run.epochs - begin, save)
 

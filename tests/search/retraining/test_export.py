@@ -1,14 +1,11 @@
-import time
-from queue import Queue
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from search.retraining import export, training_runs
+from search.retraining import export
 from search.retraining.export import ExportError, export_all
-from search.retraining.training_runs import DivergedError, FullRun, Progress, train_all
+from search.retraining.training_runs import DivergedError, FullRun, train_all
 from spaces import Dataset, Hyperparameters
 from trainable.compute import Compute
 from trainable.data.datasets import prepare_training_data
@@ -82,32 +79,3 @@ def test_a_retraining_that_diverges_says_so(tiny_digits: Dataset, tmp_path) -> N
     run = FullRun(data.decoded.folder, tiny_digits, config, 0, 0, 6, Compute(), 1, tmp_path / "0")
     with pytest.raises(DivergedError, match="Retraining 0 diverged in epoch"):
         train_all([run], 1, lambda progress: None)
-
-
-def test_places_are_looked_after_however_often_epochs_are_reported() -> None:
-    class NeverSilent:
-        def get(self, timeout: float) -> Progress:
-            time.sleep(0.01)
-            assert time.monotonic() < started_s + 5, "it waits for silence, and refills no place meanwhile"
-            return Progress(0, 1, 1.0, 0.5, 0.01)
-
-    taken: list[Progress] = []
-    started_s = time.monotonic()
-    assert training_runs._take_in(NeverSilent(), taken.append, for_s=0.1)
-    assert taken
-
-
-def test_all_that_was_reported_is_passed_on_however_long_that_takes() -> None:
-    queue: Queue[Progress] = Queue()
-    reported = [Progress(0, epoch, 1.0, 0.5, 0.01) for epoch in range(1, 6)]
-    for progress in reported:
-        queue.put(progress)
-    taken: list[Progress] = []
-
-    def slowly(progress: Progress) -> None:
-        time.sleep(0.05)
-        taken.append(progress)
-
-    while training_runs._take_in(queue, slowly, for_s=0.02):
-        pass
-    assert taken == reported

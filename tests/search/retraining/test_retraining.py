@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import pytest
@@ -52,10 +51,7 @@ def plan_of(results: Path, space: Space, dataset: Dataset) -> Retraining:
 def train_here(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
     """Train in this process what `train_all` would train in others."""
     for run in runs:
-        queue: Queue[Progress] = Queue()
-        training_runs._train(run, queue)
-        while not queue.empty():
-            on_progress(queue.get())
+        training_runs._train(run, on_progress)
 
 
 def export_nothing(folder: Path, *_: Any) -> dict[str, Any]:
@@ -202,13 +198,12 @@ def test_nothing_else_finishes_the_look(change: str, plan: Retraining) -> None:
 
 
 def test_an_interrupted_seed_goes_on_bit_for_bit(trained: Retraining, tmp_path: Path) -> None:
-    class OneEpoch(Queue[Progress]):
-        def put(self, item: Progress, *_: Any, **__: Any) -> None:
-            raise ProcessEnds
+    def end_process(progress: Progress) -> None:
+        raise ProcessEnds
 
     run = replace(trained.runs[1], folder=tmp_path / "seed_1")
     with pytest.raises(ProcessEnds):
-        training_runs._train(run, OneEpoch())
+        training_runs._train(run, end_process)
     assert saved_epochs(run) == 1
     progress: list[Progress] = []
     train_here([run], 1, progress.append)
@@ -242,7 +237,7 @@ def test_a_full_disk_costs_the_epoch_that_could_not_be_saved(
     with monkeypatch.context() as patch:
         patch.setattr(training_runs.FullRun, "checkpoint", checkpoint)
         with pytest.raises(OSError, match="No space left"):
-            training_runs._train(run, Queue())
+            training_runs._train(run, lambda progress: None)
     assert saved_epochs(run) == 1
     train_here([run], 1, lambda progress: None)
     assert_same_tensors(tensors(run), tensors(trained.runs[0]))
