@@ -10,6 +10,7 @@ from typing import Protocol
 
 from search.experiment.events import EpochDone
 from search.experiment.history import History, Trial
+from search.policy.order import result_order
 from search.policy.rungs import WORST, RungRule, Rungs, Verdict, refusal_text
 from spaces.schema import Space
 
@@ -119,7 +120,7 @@ class PromotingRungs:
             for rung in ahead if is_exempt(trial) else ahead[:1]:
                 bisect.insort(self._ranks[rung], (-WORST, math.inf, trial.number))
         elif result.epoch in self._ranks:
-            bisect.insort(self._ranks[result.epoch], _rank(trial.number, result))
+            bisect.insort(self._ranks[result.epoch], result_order(trial.number, result))
 
     def reason_to_stop(self, trial: Trial) -> str | None:
         return None
@@ -141,7 +142,7 @@ class PromotingRungs:
         if self._is_at_chance(value, epoch):
             return f"at chance ({value:.2%}) at rung {epoch}, where others have learned"
         n_arrived, n_promoted = len(self._ranks[epoch]), self._n_promoted(epoch)
-        if _rank(trial.number, trial.last) in self._ranks[epoch][:n_promoted]:
+        if result_order(trial.number, trial.last) in self._ranks[epoch][:n_promoted]:
             return f"{value:.2%} at rung {epoch}, among the best {n_promoted} of {n_arrived}, when the budget was used"
         if not n_promoted:
             return f"{value:.2%} at rung {epoch}, where {n_arrived} are too few for one to go on"
@@ -160,8 +161,3 @@ def _waits(trial: Trial, rungs: Container[int]) -> bool:
     if trial.end or is_exempt(trial) or (trial.last and trial.last.diverged):
         return False
     return trial.n_epochs in rungs and trial.promoted_at < trial.n_epochs
-
-
-def _rank(number: int, result: EpochDone) -> _Rank:
-    loss = result.validation_loss
-    return (-result.validation_accuracy, loss if math.isfinite(loss) else math.inf, number)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from search.experiment.history import History, Trial
+from search.policy.order import search_order
 from search.policy.replicate_statistics import diverged, leaders
 from spaces.schema import Space
 
@@ -25,12 +26,12 @@ def candidates(history: History, space: Space) -> list[Trial]:
     n_others = min(space.confirm.top, max(1, n_runs // 2 - 1))
     if not space.confirm.top:
         return []
-    completed = sorted((trial for trial in history.counting if trial.status == "completed"), key=_search_order)
+    completed = sorted((trial for trial in history.counting if trial.status == "completed"), key=search_order)
     baseline = max((trial for trial in completed if trial.baseline), key=lambda trial: trial.number, default=None)
     others = [trial for trial in completed if trial is not baseline][:n_others]
     if not others:
         return []
-    return sorted([*others, baseline] if baseline else others, key=_search_order)
+    return sorted([*others, baseline] if baseline else others, key=search_order)
 
 
 def budget_epochs(history: History, space: Space) -> int:
@@ -100,9 +101,3 @@ def expected_epochs(history_epochs: float, space: Space) -> float:
 def _in_race(taking_part: Sequence[Trial], history: History) -> set[int]:
     """Trials that are not clearly behind the best of them; one that diverged once is."""
     return leaders(history, {trial.number for trial in taking_part} - diverged(history), LEVEL)
-
-
-def _search_order(trial: Trial) -> tuple[float, float, int]:
-    assert trial.last is not None
-    loss = trial.last.validation_loss
-    return (-trial.last.validation_accuracy, loss if math.isfinite(loss) else math.inf, trial.number)
