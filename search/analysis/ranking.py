@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from search.analysis.columns import LEADERBOARD, replicate_text
 from search.experiment.history import History, Status, Trial
+from search.policy.order import search_order
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
@@ -79,8 +80,6 @@ class Ranked:
 
 _OUTSIDE = "outside the space as it was changed later"
 
-# Lower sorts first. A stopped trial may look better than a completed one, but only up to where it stopped.
-_STATUS_ORDER = {"completed": 0, "stopped": 1, "running": 1, "failed": 2, "diverged": 3}
 _MAY_BE_BETTER = ("completed", "stopped", "running")
 WHAT_TO_TRY = (
     "Try other learning rates (`space.lr`), more epochs (`training.max_epochs`) or more images, and look whether the "
@@ -104,7 +103,7 @@ def rank(history: History, chance: float | None = None) -> list[Ranked]:
         history: of the search.
         chance: the highest accuracy of a run that only guesses (`manifest.Data.chance`); None where it is not known.
     """
-    ordered = sorted(history.trials.values(), key=_sort_key)
+    ordered = sorted(history.trials.values(), key=search_order)
     replicates = _usable_replicate_results(history, ordered)
     numbers = [*replicates, *(trial.number for trial in ordered if trial.number not in replicates)]
     baseline = _last_baseline(history)
@@ -326,19 +325,6 @@ def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dic
     n_confirmed = sum(number in replicates for number in others)
     covers_best = n_confirmed > 0 and all(number in replicates for number in others[:n_confirmed])
     return replicates if covers_best else {}
-
-
-def _sort_key(trial: Trial) -> tuple[float, ...]:
-    accuracy, loss = _last_scores(trial)
-    epochs_first = 0 if trial.status == "completed" else -trial.n_epochs
-    return (
-        trial.excluded,
-        _STATUS_ORDER[trial.status],
-        epochs_first,
-        -(accuracy if accuracy is not None else -1.0),
-        loss if loss is not None else math.inf,
-        trial.number,
-    )
 
 
 def _last_scores(trial: Trial) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""Who goes on at a rung: ASHA's stopping and its promoting variant behind one interface. Pure: no Ray, no clock.
+"""ASHA's stopping and promoting variants behind one interface. Pure functions: no Ray, no clock.
 
 Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020).
 """
@@ -10,39 +10,40 @@ from typing import Protocol
 
 from search.experiment.events import EpochDone
 from search.experiment.history import History, Trial
+from search.policy.order import result_order
 from search.policy.rungs import WORST, RungRule, Rungs, Verdict, refusal_text
 from spaces.schema import Space
 
-# Of a result at a rung, best first: accuracy, then loss, then the earlier trial.
+# Sort key of a result at a rung: accuracy, then loss, then the number of the trial; see `result_order`.
 _Rank = tuple[float, float, int]
 
 
 class Asha(Protocol):
-    """Takes in the results of a search in the order in which they came, and says what follows from them."""
+    """Decides which trials stop, wait or continue, from results in the order in which they were recorded."""
 
-    def take_in(self, trial: Trial, result: EpochDone) -> None:
-        """A trial's newest result; it is in the trial already."""
+    def apply(self, trial: Trial, result: EpochDone) -> None:
+        """Apply the newest result of a trial; `trial` includes it."""
 
     def reason_to_stop(self, trial: Trial) -> str | None:
-        """Why a trial that stands where it stands is to end there; None where it goes on or pauses."""
+        """Why a trial must end after its newest result; None if it continues or waits."""
 
     def is_paused(self, trial: Trial) -> bool:
         """Whether a trial that has not ended waits at a rung."""
 
     def next_promoted(self, history: History) -> Trial | None:
-        """The trial that waits and is to go on first; None where none is."""
+        """The waiting trial that is promoted next; None if no trial can be promoted."""
 
     def reason_left_behind(self, trial: Trial) -> str:
-        """Why a trial that waits at a rung ends there, when no more are promoted."""
+        """Why a waiting trial ends at its rung, when no more trials are promoted."""
 
 
 def asha_of(space: Space, chance: float | None = None, rule: RungRule = RungRule.OURS) -> Asha:
-    """The variant that a space asks for; `off` is one without rungs.
+    """The variant of `search.asha`; with `off`, the space has no rungs.
 
     Args:
-        space: what is searched.
+        space: the searched space.
         chance: as in `Rungs`.
-        rule: of the stopping variant.
+        rule: rule of the stopping variant.
     """
     if space.search.asha == "promote":
         return PromotingRungs(space.rung_epochs, space.search.reduction_factor, chance)
@@ -50,26 +51,26 @@ def asha_of(space: Space, chance: float | None = None, rule: RungRule = RungRule
 
 
 def is_exempt(trial: Trial) -> bool:
-    """Whether a trial goes to the end whatever a rung says.
+    """Whether no rung stops a trial.
 
-    The baseline is what the winner is compared with; audit trials show what became of those that are stopped.
+    The winner is compared with the baseline, and audit trials show how stopped trials would have continued.
     """
     return trial.baseline or trial.audit
 
 
 def waits_at_rung(trial: Trial, space: Space) -> bool:
-    """Whether a trial waits to be promoted; as `Asha.is_paused`, for those who only read."""
+    """Whether a trial waits to be promoted; like `Asha.is_paused`, from the trial and the space alone."""
     return space.search.asha == "promote" and _waits(trial, space.rung_epochs[:-1])
 
 
 class StoppingRungs:
-    """A trial that does not pass a rung ends there."""
+    """The stopping variant: a trial that does not pass a rung ends there."""
 
     def __init__(self, rungs: Rungs) -> None:
         self._rungs = rungs
         self._verdicts: dict[int, Verdict] = {}
 
-    def take_in(self, trial: Trial, result: EpochDone) -> None:
+    def apply(self, trial: Trial, result: EpochDone) -> None:
         self._verdicts.pop(trial.number, None)
         if result.diverged:
             self._rungs.diverge(trial.number, result.epoch, is_exempt(trial))
@@ -95,14 +96,14 @@ class StoppingRungs:
 
 
 class PromotingRungs:
-    """Every trial pauses at each rung; it goes on when it is among the best n / reduction of the n that came there.
+    """The promoting variant: trials wait at each rung, and the best n / reduction_factor of n trials are promoted.
 
-    The paper's `get_job`: from the highest rung downwards, the best trial that has not been promoted yet. A run at
-    chance is not promoted where any run has left it, and neither is a diverged one, which is the worst at the rung
-    that it would have come to next. Trials that nothing stops do not pause, but are compared with.
+    This is `get_job` of the paper: from the highest rung downwards, the best trial that was not promoted yet. A trial
+    at chance is not promoted if another trial is above chance. A diverged trial is never promoted, and counts as the
+    worst at the next rung. Exempt trials do not wait, but count at each rung.
 
     Args:
-        rung_epochs: ascending; the last is where trials end.
+        rung_epochs: epochs of the rungs, ascending; trials end at the last.
         reduction_factor: about one trial in so many is promoted.
         chance: as in `Rungs`.
     """
@@ -110,16 +111,16 @@ class PromotingRungs:
     def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None) -> None:
         self._reduction_factor = reduction_factor
         self._chance = chance
-        # Best first.
+        # Sorted, best first.
         self._ranks: dict[int, list[_Rank]] = {epoch: [] for epoch in rung_epochs[:-1]}
 
-    def take_in(self, trial: Trial, result: EpochDone) -> None:
+    def apply(self, trial: Trial, result: EpochDone) -> None:
         if result.diverged:
             ahead = [rung for rung in self._ranks if rung >= result.epoch]
             for rung in ahead if is_exempt(trial) else ahead[:1]:
                 bisect.insort(self._ranks[rung], (-WORST, math.inf, trial.number))
         elif result.epoch in self._ranks:
-            bisect.insort(self._ranks[result.epoch], _rank(trial.number, result))
+            bisect.insort(self._ranks[result.epoch], result_order(trial.number, result))
 
     def reason_to_stop(self, trial: Trial) -> str | None:
         return None
@@ -141,7 +142,7 @@ class PromotingRungs:
         if self._is_at_chance(value, epoch):
             return f"at chance ({value:.2%}) at rung {epoch}, where others have learned"
         n_arrived, n_promoted = len(self._ranks[epoch]), self._n_promoted(epoch)
-        if _rank(trial.number, trial.last) in self._ranks[epoch][:n_promoted]:
+        if result_order(trial.number, trial.last) in self._ranks[epoch][:n_promoted]:
             return f"{value:.2%} at rung {epoch}, among the best {n_promoted} of {n_arrived}, when the budget was used"
         if not n_promoted:
             return f"{value:.2%} at rung {epoch}, where {n_arrived} are too few for one to go on"
@@ -160,8 +161,3 @@ def _waits(trial: Trial, rungs: Container[int]) -> bool:
     if trial.end or is_exempt(trial) or (trial.last and trial.last.diverged):
         return False
     return trial.n_epochs in rungs and trial.promoted_at < trial.n_epochs
-
-
-def _rank(number: int, result: EpochDone) -> _Rank:
-    loss = result.validation_loss
-    return (-result.validation_accuracy, loss if math.isfinite(loss) else math.inf, number)

@@ -1,4 +1,4 @@
-"""ASHA's rungs: which trials go on. Pure: no Ray, no clock, no randomness.
+"""ASHA's rungs: which trials continue. Pure functions: no Ray, no clock, no randomness.
 
 Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020), in the stopping
 variant that Ray Tune's `AsyncHyperBandScheduler` implements; a test holds `RungRule.RAYS` against it.
@@ -14,18 +14,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# Of a diverged run: no accuracy is less.
-WORST = 0.0
-# Of the normal distribution: 5 % of runs that only guess come out above it.
-ONE_SIDED_95 = 1.645
+WORST = 0.0  # rung value of a diverged trial
+ONE_SIDED_95 = 1.645  # 95 % quantile of the standard normal distribution
 
 
 class RungRule(Enum):
-    """What keeps a trial from passing a rung.
+    """Which trials do not pass a rung.
 
-    RAYS: being below the cutoff. Runs that all sit at the same chance accuracy go on together.
-    OURS: also being as good as the cutoff, and being at chance where any run has left it. Where none has, as at a
-        first rung that comes before this network learns anything, Ray's rule alone decides.
+    RAYS: trials below the cutoff. Trials that all have the same chance accuracy pass together.
+    OURS: also trials at the cutoff, and trials at chance if any trial is above chance. If no trial is above chance,
+        as at a rung before the network has learned anything, only Ray's rule applies.
     """
 
     RAYS = "rays"
@@ -34,12 +32,12 @@ class RungRule(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a rung says of one arrival.
+    """Decision of a rung about one trial.
 
     Attributes:
-        passed: whether the trial goes on.
-        cutoff: the value that it had to reach; None for the first arrival.
-        why: it did not pass; None where it did.
+        passed: whether the trial continues.
+        cutoff: value that the trial had to exceed; None for the first trial at the rung.
+        why: reason for not passing; None if the trial passed.
     """
 
     passed: bool
@@ -51,14 +49,14 @@ class Rungs:
     """Values of the trials that reached each rung.
 
     A trial passes a rung when its value is above the (1 - 1 / reduction) quantile of the values that *other* trials
-    had there; the first arrival passes. What else counts is `rule`'s.
+    had there; the first trial passes. `rule` can add conditions.
 
     Args:
-        rung_epochs: epochs at which trials are compared, ascending; the last is where trials end anyway.
+        rung_epochs: epochs at which trials are compared, ascending; trials end at the last.
         reduction_factor: about one trial in so many passes.
         rule: which trials pass.
-        chance: the highest value that a run has which only guesses (`chance_accuracy`); None where it is not known:
-            then ties alone tell `RungRule.OURS` from Ray's.
+        chance: the highest accuracy of a run that only guesses (`chance_accuracy`), 0 to 1; None if unknown. Then
+            `RungRule.OURS` differs from Ray's rule only in ties.
     """
 
     def __init__(
@@ -73,19 +71,19 @@ class Rungs:
         self._chance = chance
         self._epochs = rung_epochs[:-1]
         self._arrived: dict[int, set[int]] = {epoch: set() for epoch in self._epochs}
-        # Ascending, so that a cutoff costs no sorting.
+        # Kept ascending, so that a cutoff needs no sorting.
         self._values: dict[int, list[float]] = {epoch: [] for epoch in self._epochs}
 
     def arrive(self, trial: int, epoch: int, value: float) -> Verdict | None:
-        """Tell of a trial's result.
+        """Record a result of a trial.
 
         Args:
-            trial: the trial's number.
-            epoch: counted from 1.
-            value: finite; larger is better.
+            trial: number of the trial.
+            epoch: of the result, from 1.
+            value: validation accuracy, finite.
 
         Returns:
-            The verdict, or None where there is no rung or the trial has been there already.
+            The verdict; None if `epoch` has no rung, or the trial was recorded at it before.
         """
         arrived = self._arrived.get(epoch)
         if arrived is None or trial in arrived:
@@ -98,12 +96,12 @@ class Rungs:
         return Verdict(passed=why is None, cutoff=cutoff, why=why)
 
     def diverge(self, trial: int, epoch: int, goes_to_the_end: bool) -> None:
-        """Tell of a trial whose training diverged: it is the worst at the rung that it would have come to next.
+        """Record a diverged trial, with the value `WORST` at the next rung.
 
         Args:
-            trial: the trial's number.
-            epoch: in which it diverged.
-            goes_to_the_end: whether no rung would have stopped it, so that it would have come to all that follow.
+            trial: number of the trial.
+            epoch: epoch in which training diverged, from 1.
+            goes_to_the_end: whether no rung stops the trial. Then it has the value `WORST` at all later rungs.
         """
         if self._rule is RungRule.RAYS:
             self.arrive(trial, epoch, WORST)
@@ -122,7 +120,7 @@ class Rungs:
 
 
 def refusal_text(verdict: Verdict, value: float, epoch: int) -> str:
-    """Why a trial did not pass a rung, for people."""
+    """Why a trial did not pass a rung, as a phrase for messages."""
     if verdict.why == "chance":
         return f"at chance ({value:.2%}) at rung {epoch}, where others have learned"
     if verdict.why == "tied":
@@ -131,29 +129,31 @@ def refusal_text(verdict: Verdict, value: float, epoch: int) -> str:
 
 
 def chance_accuracy(labels: NDArray[np.int64]) -> float:
-    """The accuracy on images with these labels up to which a run may be only guessing.
+    """Highest accuracy that a model which only guesses reaches on images with these labels.
 
-    The best that a guess can do is to name the commonest class always, which is right with probability p. A run
-    that guesses so comes out above p + 1.645 sqrt(p (1 - p) / n) in 5 % of cases: one side of the normal
-    approximation of the binomial distribution.
+    The best guess is always the commonest class, and is right with probability p. Its accuracy on n images exceeds
+    p + 1.645 sqrt(p (1 - p) / n) in 5 % of cases (one-sided, normal approximation of the binomial distribution).
 
     Args:
-        labels: (N,) of the validation images, at least one.
+        labels: (N,) class indices of the validation images, N > 0.
+
+    Returns:
+        The bound, 0 to 1.
     """
     share = float(np.bincount(labels).max()) / len(labels)
     return min(1.0, share + ONE_SIDED_95 * math.sqrt(share * (1 - share) / len(labels)))
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """As `numpy.percentile(ordered, 100 * share)`, to the last bit, but without sorting what is sorted.
+    """Equal to `numpy.percentile(ordered, 100 * share)` to the last bit, without sorting.
 
     Args:
-        ordered: ascending, at least one.
+        ordered: values, ascending, at least one.
         share: 0 to 1.
     """
     position = share * (len(ordered) - 1)
     low = math.floor(position)
     part = position - low
     below, above = ordered[low], ordered[min(low + 1, len(ordered) - 1)]
-    # From the nearer end, as numpy does.
+    # numpy also interpolates from the nearer end.
     return below + (above - below) * part if part < 0.5 else above - (above - below) * (1 - part)

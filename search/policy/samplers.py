@@ -1,4 +1,4 @@
-"""Who proposes configurations: Optuna's samplers by name. Pure functions."""
+"""Optuna's samplers by the names of `search.sampler`. Pure functions."""
 
 import numpy as np
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
@@ -8,16 +8,16 @@ from spaces.schema import Space
 
 
 def sampler_for(space: Space, number: int) -> BaseSampler:
-    """The sampler that `search.sampler` names, seeded for one trial.
+    """The sampler of `search.sampler`, seeded for one trial.
 
-    `gp` takes no notice of trials that were stopped: Optuna's `GPSampler` fits completed ones only.
+    `gp` ignores stopped trials: Optuna's `GPSampler` fits completed trials only.
 
     Args:
-        space: what is searched.
-        number: the trial's.
+        space: the searched space.
+        number: number of the trial.
 
     Raises:
-        InputError: `gp` is asked for, and what it needs is not installed.
+        InputError: `search.sampler` is `gp`, and PyTorch is not installed.
     """
     seed = int(np.random.SeedSequence([space.search.seed, number]).generate_state(1)[0])
     n_startup = space.search.startup_trials
@@ -32,7 +32,7 @@ def sampler_for(space: Space, number: int) -> BaseSampler:
 
 
 def _must_have_torch() -> None:
-    # Optuna imports it where it first uses it, in the middle of a search.
+    # Optuna imports PyTorch at its first use, in the middle of a search.
     try:
         import torch  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""What it means for a search that its space was changed after it began. Pure functions."""
+"""Changes of the space of a search: which are allowed, and which trials they exclude. Pure functions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from spaces.parameters import Hyperparameters
 from spaces.schema import Space
 
 MOST_NUMBERS_TOLD = 10
-# What says where things are and how long the search goes on, but not what it means.
+# Keys that may always be changed: locations, and limits of the search.
 _FREE = (
     "search.trials",
     "search.epoch_budget",
@@ -23,24 +23,24 @@ _FREE = (
     "resources",
     "track",
 )
-# What every trial's result depends on: trials on either side of such a change cannot be compared.
+# Keys that all results depend on: trials before and after such a change cannot be compared.
 _NEVER = ("dataset", "training.max_epochs", "training.precision", "search.seed")
 
 
 def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, folder: Path) -> bool:
-    """Check what was changed in a space.
+    """Check the changes of a space.
 
     Args:
-        before: as the search journaled it.
-        after: as it is to be from now on.
-        allowed: whether the user allows changes that set trials aside.
-        folder: of the experiment, for the message.
+        before: the space that the search journaled.
+        after: the new space.
+        allowed: whether the user allows changes that exclude trials.
+        folder: folder of the experiment, for the message.
 
     Returns:
-        Whether anything was changed.
+        Whether any value was changed.
 
     Raises:
-        InputError: a change is not allowed; shows each.
+        InputError: a change is not allowed; has one line for each.
     """
     before = {**before, "search": {**_ALWAYS_WAS, **(before.get("search") or {})}}
     changes = list(differences(before, after.as_dict()))
@@ -65,12 +65,12 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
 
 
 def excluded(space: Space, history: History) -> list[int]:
-    """Numbers of the trials whose configuration could not have come from `space`."""
+    """Numbers of the trials whose configuration lies outside `space`."""
     return [number for number, trial in history.trials.items() if not contains(space, trial.config)]
 
 
 def excluded_text(outside: Sequence[int], history: History) -> str | None:
-    """One line that says which of the trials `outside` counted until now; None where none did."""
+    """One line that names the trials of `outside` that are newly excluded; None without such trials."""
     newly = [number for number in outside if not history.trials[number].excluded]
     if not newly:
         return None
@@ -82,7 +82,7 @@ def excluded_text(outside: Sequence[int], history: History) -> str | None:
 
 
 def contains(space: Space, config: Hyperparameters) -> bool:
-    """Whether a configuration could have come from `space`."""
+    """Whether a configuration lies in `space`."""
     values = config.as_dict()
     searched = space.searched
     return all(
@@ -92,24 +92,24 @@ def contains(space: Space, config: Hyperparameters) -> bool:
 
 
 def counting_in(space: Space, history: History) -> list[Trial]:
-    """Trials that count, and could have come from `space`.
+    """Trials that are not excluded, and lie in `space`.
 
-    They are `history.counting` unless `experiment.yaml` was edited since the search ran, or is not its own.
+    Equal to `history.counting`, unless `experiment.yaml` was edited after the search.
     """
     return [trial for trial in history.counting if contains(space, trial.config)]
 
 
 def unfinished_outside(space: Space, history: History) -> list[Trial]:
-    """Trials that would have gone on, but are excluded."""
+    """Unfinished trials that lie outside `space`."""
     return [trial for trial in history.unfinished if not contains(space, trial.config)]
 
 
 def unfinished_replicates_outside(space: Space, history: History) -> list[Replicate]:
-    """Replicates that would have gone on, of trials that are excluded."""
+    """Unfinished replicates of trials that lie outside `space`."""
     return [run for run in history.unfinished_replicates if not contains(space, history.trials[run.trial].config)]
 
 
-# What a search did whose journal is from before these could be chosen.
+# Values of keys that old journals do not have.
 _ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup_trials": 10}
 
 

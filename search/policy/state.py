@@ -38,22 +38,22 @@ from spaces.schema import Space
 
 Observer = Callable[[Event, History], None]
 
-# So many trials that fail alike before any has trained an epoch say that all would.
+# If so many first trials of a session fail for the same reason, all others would fail too.
 ALIKE_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a worker is to train: a trial, or a replicate of one.
+    """Work for one worker: a trial or a replicate.
 
     Attributes:
-        kind: `trial` or `run`.
-        number: the trial's, or the replicate's.
-        trial: whose configuration it is.
-        seed_number: with `kind` names the random streams: the trial's number, or the run's block.
+        kind: `trial` or `run` (a replicate).
+        number: number of the trial or replicate.
+        trial: number of the trial whose configuration is trained.
+        seed_number: selects the random streams, together with `kind`: number of the trial, or block of the replicate.
         config: the configuration.
-        n_epochs_known: epochs whose results are in the journal already; more than 0 after a resume or a promotion.
-        n_before: how often it was given out in this session before; each time after a promotion.
+        n_epochs_known: number of epochs whose results are in the journal; positive after a resume or a promotion.
+        n_before: number of earlier dispatches in this session; a trial is dispatched again after each promotion.
     """
 
     kind: Literal["trial", "run"]
@@ -74,56 +74,56 @@ class Assignment:
 
     @property
     def name(self) -> str:
-        """What it is called in files, and the folder of its checkpoints begins with."""
+        """Name in files, and start of the name of its checkpoint folders: `trial_0007`."""
         return folder_name(self.kind, self.number)
 
     @property
     def folder(self) -> str:
-        """Of its checkpoints in a session: `trial_0007`, then `trial_0007_2`; in one, Ray would overwrite them."""
+        """Checkpoint folder of this dispatch: `trial_0007`, then `trial_0007_2`; Ray would overwrite the first."""
         return f"{self.name}_{self.n_before + 1}" if self.n_before else self.name
 
     @property
     def title(self) -> str:
-        """For people: `trial 7`, `replicate 3`."""
+        """Name in messages: `trial 7`, `replicate 3`."""
         return f"trial {self.number}" if self.kind == "trial" else f"replicate {self.number}"
 
 
 def folder_name(kind: Literal["trial", "run"], number: int) -> str:
-    """`trial_0007`, `run_0003`."""
+    """Name of a trial or replicate in files: `trial_0007`, `run_0003`."""
     return f"{kind}_{number:04d}"
 
 
 def ended_names(history: History) -> list[str]:
-    """Folder names of all that will not go on."""
+    """Folder names of all trials and replicates that have ended."""
     trials = [folder_name("trial", number) for number, trial in history.trials.items() if trial.end]
     return trials + [folder_name("run", number) for number, run in history.replicates.items() if run.end]
 
 
 def is_done(history: History, space: Space) -> bool:
-    """Whether nothing is left to train: neither trials nor replicates of the best."""
+    """Whether no trial and no replicate is left to train."""
     if history.unfinished or history.unfinished_replicates or budget.n_to_start(history, space):
         return False
     return next_run(history, space) is None
 
 
 class SearchState:
-    """Proposes trials, takes in results and decides who goes on; everything is journaled as it happens.
+    """Proposes trials, records results, and decides which trials continue; each event is journaled at once.
 
-    A state made from the history of a search that broke off goes on as that search would have: the study,
-    the rungs and the unfinished trials all come from the history.
+    A state that is made from the history of an interrupted search makes the decisions that the search would have
+    made: the study, the rungs and the unfinished trials are derived from the history.
 
     Args:
-        space: what is searched.
-        history: so far; grows with the search.
-        journal: where events go; None keeps them in memory only.
-        observe: called after each event with the history that includes it.
-        now: the clock, in seconds since 1970.
-        fails_alone: whether a trial has trained an epoch before, in this session: until then, a failure may be
-            everybody's.
-        chance: the highest accuracy of a run that only guesses (`rungs.chance_accuracy`); None where it is not known.
-        rule: of the rungs.
-        is_late: whether what is left of a time budget is for replicates: no more trials are begun, once there are
-            some to train again.
+        space: the searched space.
+        history: of all sessions; each new event is added to it.
+        journal: receives each event; None keeps events in memory only.
+        observe: called after each event, with the history that includes it.
+        now: the clock, in seconds since 1970 (UTC).
+        fails_alone: whether a trial of this session has trained an epoch. Until then, the cause of a failure may
+            affect all trials.
+        chance: the highest accuracy of a run that only guesses (`rungs.chance_accuracy`); None if unknown.
+        rule: rule by which trials pass rungs.
+        is_late: returns whether the rest of the time budget is reserved for replicates. From then on no trial is
+            started, if a trial can be replicated.
     """
 
     def __init__(
@@ -147,12 +147,12 @@ class SearchState:
         self._asha = asha_of(space, chance, rule)
         for result in history.results_in_order:
             if not history.trials[result.trial].excluded:
-                self._asha.take_in(history.trials[result.trial], result)
+                self._asha.apply(history.trials[result.trial], result)
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()
         self._runs_running: set[int] = set()
         for trial in history.unfinished:
-            # The search broke off between a result and what follows from it.
+            # The search was interrupted between a result and its consequence.
             if trial.last:
                 self._end_if_due(trial, trial.last)
         for run in history.unfinished_replicates:
@@ -160,26 +160,26 @@ class SearchState:
                 self._end_run_if_due(run, run.last)
         self._to_resume = [trial for trial in history.unfinished if not self._asha.is_paused(trial)]
         self._runs_to_resume = list(history.unfinished_replicates)
-        self._given_out: list[int] = []
+        self._dispatched: list[int] = []
         self.fails_alone = fails_alone
         self._unexplained: dict[int, str] = {}
 
     @property
     def n_left(self) -> int:
-        """Trials that `next_assignment` has still to give out, those that wait at a rung left out."""
+        """Number of trials that `next_assignment` will still dispatch, without those that wait at a rung."""
         return len(self._to_resume) + self._n_to_propose
 
     @property
     def most_assignments(self) -> int:
-        """More than `next_assignment` can ever give out."""
-        # A trial is given out once for each rung that it goes on from.
+        """An upper bound of the number of assignments that `next_assignment` returns."""
+        # A trial is dispatched at its start and after each promotion.
         each = len(self.space.rung_epochs)
         n_trials = len(self.history.unfinished) + self._n_to_propose
         return each * n_trials + len(self._runs_to_resume) + most_runs(self.space) + 1
 
     @property
     def n_running(self) -> int:
-        """Trials and replicates given out that have not ended."""
+        """Number of dispatched trials and replicates that have not ended."""
         return len(self._runs_running) + self._n_trials_running
 
     @property
@@ -191,22 +191,23 @@ class SearchState:
         return budget.n_to_start(self.history, self.space)
 
     def next_assignment(self) -> Assignment | None:
-        """What to train next: what was left unfinished, then trials that are promoted, then new proposals, then
-        replicates of the best trials.
+        """Dispatch the next trial or replicate.
+
+        Unfinished trials come first, then promoted ones, then new proposals, then replicates of the best trials.
 
         Returns:
-            None when there is nothing to give out now. More may come when what runs has ended: see `awaits_more`.
+            None if nothing can be dispatched now. A running trial may change that: see `awaits_more`.
         """
         if self._to_resume:
-            return self._given(self._to_resume.pop(0))
+            return self._dispatch(self._to_resume.pop(0))
         is_late = self._is_late() and self._has_to_confirm
         begins_none = is_late or budget.is_used(self.history, self.space)
         promoted = None if begins_none else self._asha.next_promoted(self.history)
         if promoted:
-            self._happened(TrialPromoted(promoted.number, promoted.n_epochs, at=self._now()))
-            return self._given(promoted)
+            self._record(TrialPromoted(promoted.number, promoted.n_epochs, at=self._now()))
+            return self._dispatch(promoted)
         if self._n_to_propose and not is_late:
-            return self._given(self._propose())
+            return self._dispatch(self._propose())
         if self._no_more_can_tell:
             self._accept_failures()
         if self._n_trials_running or self._unexplained:
@@ -222,28 +223,28 @@ class SearchState:
 
     def _propose(self) -> Trial:
         number = len(self.history.trials)
-        # First of all, and again where the space was changed and the baseline with it.
+        # The baseline is the first trial, and is tried again if the space was changed and the baseline with it.
         baseline = not any(trial.baseline and trial.config == self.space.baseline for trial in self.history.counting)
         suggested = self._proposer.propose(number, baseline)
         config = self.space.complete(suggested)
         audit = not baseline and is_audit(number, self.space.search.seed, self.space.search.audit_fraction)
-        self._happened(TrialStarted(number, suggested, config, baseline, self._now(), audit))
+        self._record(TrialStarted(number, suggested, config, baseline, self._now(), audit))
         return self.history.trials[number]
 
-    def _given(self, trial: Trial) -> Assignment:
-        n_before = self._given_out.count(trial.number) if trial.promoted_at else 0
-        self._given_out.append(trial.number)
+    def _dispatch(self, trial: Trial) -> Assignment:
+        n_before = self._dispatched.count(trial.number) if trial.promoted_at else 0
+        self._dispatched.append(trial.number)
         self._running.add(trial.number)
         return Assignment.of_trial(trial, n_before)
 
     def has_ended(self, assignment: Assignment) -> bool:
-        """Whether what was assigned will not go on."""
+        """Whether the trial or replicate of an assignment has ended."""
         of_its_kind = self.history.replicates if assignment.kind == "run" else self.history.trials
         return of_its_kind[assignment.number].end is not None
 
     @property
     def awaits_more(self) -> bool:
-        """Whether `next_assignment` may have something later, when something that runs has ended."""
+        """Whether `next_assignment` may return an assignment later, after a running one has ended."""
         return self.n_running > 0
 
     def _next_run(self) -> Assignment | None:
@@ -254,28 +255,29 @@ class SearchState:
             if chosen is None:
                 return None
             number = len(self.history.replicates)
-            self._happened(ReplicateStarted(number, *chosen, at=self._now()))
+            self._record(ReplicateStarted(number, *chosen, at=self._now()))
             run = self.history.replicates[number]
         self._runs_running.add(run.number)
         return Assignment.of_run(run, self.history.trials[run.trial].config)
 
     def record(self, result: EpochDone) -> bool:
-        """Take in an epoch's result.
+        """Record the result of an epoch of a trial.
 
-        Results that are known already, as after a resume from an older checkpoint, decide nothing.
+        A result of an epoch that was recorded before changes no decision. Such results come after a resume from an
+        older checkpoint.
 
         Returns:
-            Whether the trial goes on where it is; if not, it has ended or waits at a rung.
+            Whether the trial continues on its worker; if not, it has ended or waits at a rung.
         """
         trial = self.history.trials[result.trial]
         if trial.end is None and result.epoch <= trial.n_epochs:
-            self._happened(EpochRedone(result.trial, result.epoch, self._now()))
+            self._record(EpochRedone(result.trial, result.epoch, self._now()))
         elif trial.end is None:
-            self._happened(result)
+            self._record(result)
             self._accept_failures()
             if not result.diverged:
                 self._proposer.report(trial.number, result.epoch, result.validation_accuracy)
-            self._asha.take_in(trial, result)
+            self._asha.apply(trial, result)
             self._end_if_due(trial, result)
         if self.is_paused(trial.number):
             self._running.discard(trial.number)
@@ -283,42 +285,42 @@ class SearchState:
         return trial.end is None
 
     def is_paused(self, number: int) -> bool:
-        """Whether a trial waits at a rung: nobody trains it, and it keeps its checkpoint."""
+        """Whether a trial waits at a rung. It is not trained then, and keeps its checkpoint."""
         return self._asha.is_paused(self.history.trials[number])
 
     def record_run(self, result: ReplicateEpochDone) -> bool:
-        """Take in an epoch's result of a replicate; as `record`."""
+        """Record the result of an epoch of a replicate; like `record`."""
         run = self.history.replicates[result.run]
         if run.end is None and result.epoch > run.n_epochs:
-            self._happened(result)
+            self._record(result)
             self._end_run_if_due(run, result)
         return run.end is None
 
     def fail_run(self, number: int, reason: str) -> None:
-        """Give up on a replicate whose worker cannot train it."""
+        """Record that a replicate failed for `reason`, unless it has ended."""
         if self.history.replicates[number].end is None:
             self._end_run(number, "failed", reason)
 
     def fail(self, number: int, reason: str) -> None:
-        """Give up on a trial whose worker cannot train it.
+        """Record that a trial failed for `reason`, unless it has ended.
 
         Raises:
-            RunError: no trial has trained an epoch in this session, and the first few all failed for one reason.
+            RunError: no trial has trained an epoch in this session, and the first trials failed for the same reason.
         """
         if self.history.trials[number].end is not None:
             return
         self._unexplained[number] = reason
-        first = self._given_out[:ALIKE_FAILURES]
+        first = self._dispatched[:ALIKE_FAILURES]
         if self.fails_alone:
             self._accept_failures()
         elif len(first) == ALIKE_FAILURES and self._unexplained.keys() >= set(first):
             self._refuse_alike_failures()
 
     def close(self) -> None:
-        """At the end of a session: settle the failures that nothing has explained yet.
+        """Record the failures that were held back until now; called at the end of a session.
 
         Raises:
-            RunError: every trial of the session failed, and for one reason.
+            RunError: all trials of the session failed for the same reason.
         """
         if self._no_more_can_tell:
             self._accept_failures()
@@ -327,16 +329,16 @@ class SearchState:
 
     @property
     def _no_more_can_tell(self) -> bool:
-        """Whether trials failed, there were too few to tell whether all would, and others trained in earlier sessions.
+        """Whether trials failed, but too few to conclude that all would fail, and earlier sessions trained others.
 
-        Without them the search would never end: each session would begin with the same ones.
+        Such failures are recorded: otherwise each session would start with the same trials, and never end.
         """
         others = (trial for trial in self.history.counting if trial.number not in self._unexplained)
-        too_few = len(self._given_out) < ALIKE_FAILURES and not self.n_left and not self._n_trials_running
+        too_few = len(self._dispatched) < ALIKE_FAILURES and not self.n_left and not self._n_trials_running
         return bool(self._unexplained) and too_few and any(trial.epochs for trial in others)
 
     def _refuse_alike_failures(self) -> None:
-        # They stay unfinished: when the cause is mended, they are tried again.
+        # The trials stay unfinished, so that a resume tries them again after the cause is removed.
         reasons = list(self._unexplained.values())
         if len({_gist(reason) for reason in reasons}) == 1:
             which = "the only trial" if len(reasons) == 1 else f"the first {len(reasons)} trials"
@@ -365,16 +367,16 @@ class SearchState:
             self._end_run(run.number, "completed", "")
 
     def _end_run(self, number: int, status: ReplicateStatus, reason: str) -> None:
-        self._happened(ReplicateEnded(number, status, reason, at=self._now()))
+        self._record(ReplicateEnded(number, status, reason, at=self._now()))
         self._runs_running.discard(number)
 
     def _end(self, trial: Trial, status: EndStatus, reason: str) -> None:
-        self._happened(TrialEnded(trial.number, status, reason, at=self._now()))
+        self._record(TrialEnded(trial.number, status, reason, at=self._now()))
         self._running.discard(trial.number)
         self._proposer.end(trial)
 
-    def _happened(self, event: Event) -> None:
-        # First the history, which refuses what contradicts it: the journal must never hold that.
+    def _record(self, event: Event) -> None:
+        # The history refuses an event that contradicts it, and the journal must not contain such an event.
         self.history.apply(event)
         if self._journal:
             self._journal.append(event)
@@ -383,5 +385,5 @@ class SearchState:
 
 
 def _gist(reason: str) -> str:
-    """A reason without what differs from one process to the next: numbers and addresses."""
+    """A reason without numbers and addresses, which differ between processes."""
     return re.sub(r"0x[0-9a-fA-F]+|[0-9a-f]{16,}|\d+", "#", reason)

@@ -1,4 +1,4 @@
-"""The Optuna study of a search: what it was told, and what it proposes next."""
+"""The Optuna study of a search, made from its history."""
 
 import contextlib
 from datetime import datetime
@@ -28,15 +28,15 @@ _STATES = {
 
 
 class Proposer:
-    """Asks Optuna for configurations, and tells it how they did.
+    """Asks Optuna for configurations, and reports their results to it.
 
-    Stopped trials are told as PRUNED with all their values, failures as FAIL; Ray's `OptunaSearch` tells
-    stopped trials as COMPLETE and loses NaN ones. The same history gives the same proposal: the sampler
-    is seeded anew for each trial from the experiment's seed and the trial's number.
+    Stopped trials are reported as PRUNED with all their values, and failed ones as FAIL. (Ray's `OptunaSearch`
+    reports stopped trials as COMPLETE, and loses those with NaN.) The same history gives the same proposal: the
+    sampler is seeded for each trial, from the seed of the experiment and the number of the trial.
 
     Args:
-        space: what is searched.
-        history: of the search so far.
+        space: the searched space.
+        history: of the search.
     """
 
     def __init__(self, space: Space, history: History) -> None:
@@ -49,11 +49,15 @@ class Proposer:
         }
 
     def propose(self, number: int, baseline: bool) -> dict[str, Number]:
-        """Values of the searched parameters for trial `number`: the baseline's, or the sampler's.
+        """Values of the searched parameters for trial `number`.
+
+        Args:
+            number: of the next trial.
+            baseline: whether to return the values of the baseline instead of the sampler's.
 
         Raises:
-            ValueError: `number` is not the next trial's.
-            InputError: the sampler needs what is not installed.
+            ValueError: `number` is not the number of the next trial.
+            InputError: the sampler needs a package that is not installed.
         """
         self._study.sampler = sampler_for(self._space, number)
         if baseline:
@@ -65,11 +69,11 @@ class Proposer:
         return dict(trial.params)
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Tell of a result before the trial's end."""
+        """Report the validation accuracy `value` of an epoch."""
         self._asked[number].report(value, epoch)
 
     def end(self, trial: Trial) -> None:
-        """Tell of a trial's end."""
+        """Report the end of a trial."""
         asked = self._asked.pop(trial.number)
         for key, value in _user_attributes(trial).items():
             asked.set_user_attr(key, value)
@@ -77,12 +81,12 @@ class Proposer:
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Optuna's form of the searched parameters."""
+    """The searched parameters as Optuna's distributions, by name."""
     return {name: _distribution(parameter) for name, parameter in space.searched.items()}
 
 
 def study_of(space: Space, history: History, storage: BaseStorage | None = None) -> optuna.Study:
-    """A study that holds every trial of `history` under its own number."""
+    """A study that has all trials of `history`, under the same numbers."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="maximize")
     for trial in history.trials.values():
@@ -92,7 +96,7 @@ def study_of(space: Space, history: History, storage: BaseStorage | None = None)
 
 def write_study(path: Path, space: Space, history: History) -> None:
     """Write `history` as an SQLite file that Optuna and optuna-dashboard open, atomically."""
-    # In memory first: SQLite keeps files beside an open one, and in a URL a `?` in a path would start the query.
+    # In memory: SQLite would write journal files next to the database, and a `?` in the path would start a query.
     storage = RDBStorage("sqlite://")
     try:
         study_of(space, history, storage)
@@ -118,7 +122,7 @@ def _distribution(parameter: Searched) -> BaseDistribution:
 
 
 def _frozen(trial: Trial, space: Space) -> FrozenTrial:
-    # `experiment.yaml` may have been edited while no search ran; the journal sets trials aside at the next resume.
+    # `experiment.yaml` may have been edited after the search ended; the next resume journals the excluded trials.
     if trial.excluded or not contains(space, trial.config):
         return _nothing_known(trial)
     return FrozenTrial(
@@ -126,10 +130,10 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
         trial_id=trial.number,
         state=_STATES[trial.status],
         value=_last_accuracy(trial) if trial.status == "stopped" else _final_value(trial),
-        # Optuna keeps local times without a zone.
+        # Optuna stores local times without a time zone.
         datetime_start=datetime.fromtimestamp(trial.started_at),
         datetime_complete=datetime.fromtimestamp(trial.end.at) if trial.end else None,
-        # Not what was suggested: the space may have been changed since.
+        # Not the suggested values: the space may have been changed since.
         params={name: getattr(trial.config, name) for name in space.searched},
         distributions=distributions(space),
         user_attrs=_user_attributes(trial),
@@ -139,7 +143,7 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
 
 
 def _nothing_known(trial: Trial) -> FrozenTrial:
-    """A trial outside the space as it is now: it keeps its number, but the sampler learns nothing from it."""
+    """A trial outside the present space: it keeps its number, but the sampler ignores it."""
     started = datetime.fromtimestamp(trial.started_at)
     return FrozenTrial(
         number=trial.number,
@@ -157,7 +161,7 @@ def _nothing_known(trial: Trial) -> FrozenTrial:
 
 
 def _final_value(trial: Trial) -> float | None:
-    # `Study.tell` takes a pruned trial's value from its intermediate ones, and a failed trial has none.
+    # `Study.tell` computes the value of a pruned trial from the reported ones; a failed trial has no value.
     return _last_accuracy(trial) if trial.status == "completed" else None
 
 
