@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from search.processes.guarded_folder import guarded_folder
-from spaces.errors import RunError
+from spaces.errors import RunError, first_line
 
 # A share that is this close to the best one's throughput is as good, and smaller.
 TOLERANCE = 0.05
@@ -224,8 +224,7 @@ def _train_in_process(make_training: MakeTraining, device: str, window_s: float,
     except (EOFError, BrokenPipeError):
         return  # the process that wanted to know is gone
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        pipe.send(_Failed(first_line))
+        pipe.send(_Failed(first_line(error)))
 
 
 def _train(make_training: MakeTraining, device: str, window_s: float, pipe: Connection) -> None:
