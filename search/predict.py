@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from search.cli.options import add_results_argument, chosen_experiment, complete_experiments
 from search.experiment.command_lines import command_on
 from spaces.command import CommandParser, completed, run_command
-from spaces.errors import InputError
+from spaces.errors import InputError, first_line
 from spaces.plain_files import MIB, read_plain
 from spaces.printable import printable
 
@@ -101,8 +101,7 @@ def _session(content: bytes) -> InferenceSession:
 
 
 def _not_ours(model: Path, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return InputError(f"{model}: is not a model of ours ({reason}). Retrain to make it anew.")
+    return InputError(f"{model}: is not a model of ours ({first_line(error)}). Retrain to make it again.")
 
 
 def _classify(model: Path, paths: list[Path], n_shown: int) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -27,9 +27,3 @@ def duration_text(seconds: float) -> str:
 def size_text(n_bytes: float) -> str:
     """`13 MB`, in powers of ten; at least `1 MB`."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{max(1, math.ceil(n_bytes / 1e6))} MB"
-
-
-def first_line(error: BaseException, most: int = 200) -> str:
-    """First line of an exception's message, at most `most` characters; its type's name where the message is empty."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:most]

@@ -67,3 +67,9 @@ def expanded(path: str | Path) -> Path:
             f"{start}…: is too long for a path ({MAX_PATH_BYTES} bytes in all, {MAX_NAME_BYTES} between two slashes)."
         )
     return expanded_path
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """First line of an exception's message, at most `most` characters; its type's name where the message is empty."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:most]

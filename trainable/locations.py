@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spaces import InputError
+from spaces.errors import first_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -34,7 +35,7 @@ def opened(url: str) -> tuple["FileSystem", str]:
     try:
         filesystem, path = FileSystem.from_uri(url)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise InputError(
             f"{url}: cannot be opened ({reason}). Give a URL that pyarrow knows (s3://, gs://, abfs://, hdfs://, "
             f"file:///, or fsspec+NAME:// for what fsspec knows), and what it needs to sign in."
@@ -56,5 +57,5 @@ def fetched(url: str) -> Iterator[Path]:
         try:
             copy_files(path, folder, source_filesystem=filesystem)
         except OSError as error:
-            raise InputError(f"{url}: cannot be read ({str(error).splitlines()[0]}).") from None
+            raise InputError(f"{url}: cannot be read ({first_line(error)}).") from None
         yield Path(folder)

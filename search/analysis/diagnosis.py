@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from search.analysis.columns import replicate_text
-from search.analysis.findings import Finding, Verdict, trials_text
+from search.analysis.findings import Finding, Verdict
 from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, rank, winner
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.experiment.history import History
 from search.policy.replicate_statistics import lead, run_sd
+from spaces.counted import counted
 from spaces.schema import Space
 
 MIN_FLAT_TRIALS = 10
@@ -53,8 +54,8 @@ def failures(history: History) -> Finding:
     if not n_ended:
         return Finding("failures", "unknown", "No trial has ended yet.", "", numbers)
     if not n_failed:
-        return Finding("failures", "fine", f"Of {trials_text(n_ended)}, none failed.", "", numbers)
-    sentence = f"{n_failed} of {trials_text(n_ended)} ({n_failed / n_ended:.0%}) failed."
+        return Finding("failures", "fine", f"Of {counted(n_ended, 'trial')}, none failed.", "", numbers)
+    sentence = f"{n_failed} of {counted(n_ended, 'trial')} ({n_failed / n_ended:.0%}) failed."
     return Finding("failures", "change", sentence, "Mend the reason that search.leaderboard gives for each.", numbers)
 
 
@@ -73,7 +74,9 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
     sentence = chance_sentence(ranked, chance)
     if best_completed(ranked) and not winner(ranked):
         return Finding("learning", "change", sentence, WHAT_TO_TRY, numbers)
-    return Finding("learning", "fine", sentence or f"Of {trials_text(len(known))}, none is at chance.", "", numbers)
+    return Finding(
+        "learning", "fine", sentence or f"Of {counted(len(known), 'trial')}, none is at chance.", "", numbers
+    )
 
 
 def flatness(history: History, n_validation: int | None) -> Finding:
@@ -93,7 +96,7 @@ def flatness(history: History, n_validation: int | None) -> Finding:
     numbers: dict[str, Any] = {"n": n_ended, "epochs": spent}
     untold = "Whether the search still improves cannot be told"
     if before is None or n_ended < MIN_FLAT_TRIALS:
-        sentence = f"{untold} from {trials_text(n_ended)} and {spent} epochs."
+        sentence = f"{untold} from {counted(n_ended, 'trial')} and {counted(spent, 'epoch')}."
         return Finding("flatness", "unknown", sentence, "", numbers)
     now = completed[0]
     gained = (now.score or 0.0) - (before.score or 0.0)

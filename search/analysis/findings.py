@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from spaces.counted import counted
-
 Verdict = Literal["change", "fine", "unknown"]
 
 
@@ -35,7 +33,3 @@ class Finding:
             "advice": self.advice,
             "numbers": dict(self.numbers),
         }
-
-
-def trials_text(n: int) -> str:
-    return counted(n, "trial")

@@ -211,7 +211,7 @@ def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
     if chance is None or not n_at_chance:
         return ""
     how_many = (
-        f"{n_at_chance:,} of {len(known):,} trials {'is' if n_at_chance == 1 else 'are'} at chance "
+        f"{n_at_chance:,} of {counted(len(known), 'trial')} {'is' if n_at_chance == 1 else 'are'} at chance "
         f"(at most {chance:.2%}: a run that always names the commonest class may reach that)"
     )
     best = best_completed(ranked)
@@ -245,7 +245,7 @@ def _confirmed_sentence(
         _over_baseline_sentence(ranked, best, over),
     ]
     if tied:
-        sentences.append(f"Not to be told from it: trial{'s' * (len(tied) > 1)} {', '.join(tied)}.")
+        sentences.append(f"Not distinguishable from it: {'trial' if len(tied) == 1 else 'trials'} {', '.join(tied)}.")
     return " ".join(sentences)
 
 

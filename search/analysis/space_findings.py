@@ -6,11 +6,12 @@ from typing import Any
 from scipy.stats import mannwhitneyu
 
 from search.analysis.edges import EDGE, Edge, crowded_edges
-from search.analysis.findings import Finding, Verdict, trials_text
+from search.analysis.findings import Finding, Verdict
 from search.analysis.importance import MIN_TRIALS, Importance, importance_at
 from search.analysis.ranking import rank
 from search.experiment.history import History
 from search.policy.space_change import contains
+from spaces.counted import counted
 from spaces.parameters import Searched
 from spaces.schema import Space
 
@@ -32,12 +33,12 @@ def divergences(history: History, space: Space) -> Finding:
     numbers: dict[str, Any] = {"n": len(ended), "n_diverged": len(diverged), "n_diverged_replicates": n_runs_diverged}
     if not ended:
         return Finding("divergences", "unknown", "No trial has ended yet.", "", numbers)
-    again = f"; of {len(runs)} replicates, {n_runs_diverged} diverged" if n_runs_diverged else ""
+    again = f"; of {counted(len(runs), 'replicate')}, {n_runs_diverged} diverged" if n_runs_diverged else ""
     if not diverged:
-        return Finding("divergences", "fine", f"Of {trials_text(len(ended))}, none diverged{again}.", "", numbers)
+        return Finding("divergences", "fine", f"Of {counted(len(ended), 'trial')}, none diverged{again}.", "", numbers)
     share = len(diverged) / len(ended)
     numbers["share"] = share
-    sentence = f"{len(diverged)} of {trials_text(len(ended))} ({share:.0%}) diverged{again}."
+    sentence = f"{len(diverged)} of {counted(len(ended), 'trial')} ({share:.0%}) diverged{again}."
     if share < MAX_DIVERGED or len(diverged) < 2:
         return Finding("divergences", "fine", sentence, "", numbers)
     others = [trial.config.lr for trial in ended if trial.status in ("completed", "stopped")]
@@ -64,12 +65,14 @@ def edges(history: History, space: Space) -> Finding:
     numbers: dict[str, Any] = {"n": len(ranked), "n_best": len(best), "edges": []}
     if len(ranked) < MIN_RANKED:
         sentence = (
-            f"Whether a range is too narrow cannot be told from {trials_text(len(ranked))}, {MIN_RANKED} would do."
+            f"Whether a range is too narrow cannot be told from {counted(len(ranked), 'trial')}, {MIN_RANKED} would do."
         )
         return Finding("edges", "unknown", sentence, "", numbers)
     found = crowded_edges(best, space)
     if not found:
-        sentence = f"The best {N_BEST} of {trials_text(len(ranked))} crowd at no end of a range that could be widened."
+        sentence = (
+            f"The best {N_BEST} of {counted(len(ranked), 'trial')} crowd at no end of a range that could be widened."
+        )
         return Finding("edges", "fine", sentence, "", numbers)
     numbers["edges"] = [_edge_numbers(edge) for edge in found]
     sentence = "; ".join(_edge_text(edge) for edge in found) + "."
@@ -94,7 +97,7 @@ def importances(history: History, space: Space) -> Finding:
     n_first = sum(trial.n_epochs >= first for trial in history.counting)
     numbers = {"n_parameters": n_parameters, "compared": [_importance_numbers(found) for found in compared]}
     if not compared:
-        why = f"{trials_text(n_first)}, {MIN_TRIALS} would do" if n_parameters > 1 else "one parameter"
+        why = f"{counted(n_first, 'trial')}, {MIN_TRIALS} would do" if n_parameters > 1 else "one parameter"
         sentence = f"Which hyperparameters mattered cannot be told from {why}."
         return Finding("importances", "unknown", sentence, "", numbers)
     texts = [_importance_text(found, of_all=found.epoch == first) for found in compared]

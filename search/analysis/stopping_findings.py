@@ -8,7 +8,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from search.analysis.cost import expected_epochs, expected_search
-from search.analysis.findings import Finding, trials_text
+from search.analysis.findings import Finding
 from search.analysis.ranking import rank
 from search.analysis.rung_correlation import (
     MIN_TRIALS,
@@ -48,13 +48,15 @@ def rank_correlation(history: History, space: Space) -> Finding:
     measure = "" if audits else _audit_advice(history, space)
     if not audits and not others:
         sentence = (
-            f"How well a rung tells the end cannot be told from {n_random} audit and {trials_text(n_others)} more "
+            f"How well a rung tells the end cannot be told from {n_random} audit and {counted(n_others, 'trial')} more "
             f"that went all the way; {MIN_TRIALS} of either would do."
         )
         return Finding("rank_correlation", "unknown", sentence, measure, numbers)
     texts = []
     if audits:
-        texts.append(f"{_correlations_text(audits)} among {trials_text(n_random)} that chance sent there (unbiased)")
+        texts.append(
+            f"{_correlations_text(audits)} among {counted(n_random, 'trial')} that chance sent there (unbiased)"
+        )
     if others:
         among = f"among the {n_others} others that got there"
         texts.append(f"{_correlations_text(others)} {among} (biased: stopping leaves trials alike, which lowers it)")
@@ -82,7 +84,7 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
     used = audits or _correlations(history, space, audit=False)
     numbers: dict[str, Any] = {"from": "audit" if audits else "survivors", **_direct(history, space, chance)}
     if len(used) < len(rungs) - 1:
-        n = trials_text(len(_completed(history, space)))
+        n = counted(len(_completed(history, space)), "trial")
         sentence = f"How many would-be winners were stopped cannot be told from {n} that went all the way."
         return Finding("would_be_winners", "unknown", sentence, "", numbers)
     n_trials = sum(trial.n_epochs >= rungs[0] for trial in history.counting)
@@ -158,7 +160,7 @@ def savings(history: History, space: Space, chance: float | None = None) -> Find
         return Finding("savings", "unknown", "No epoch has been trained yet.", "", numbers)
     share = numbers["share"] = epochs.saved / epochs.without_stopping
     audits = f"; {epochs.on_audits:,} of the {epochs.trained:,} trained went into audits" if epochs.on_audits else ""
-    sentence = f"Stopping saved {epochs.saved:,} epochs of {epochs.without_stopping:,} ({share:.0%}){audits}."
+    sentence = f"Stopping saved {counted(epochs.saved, 'epoch')} of {epochs.without_stopping:,} ({share:.0%}){audits}."
     return Finding("savings", "fine", sentence, "", numbers)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from search.processes.guarded_folder import guarded_folder
 from search.processes.native_errors import FILE_NAME, NativeErrors, native_errors_in
-from spaces.errors import RunError
+from spaces.errors import RunError, first_line
 from spaces.schema import Space
 from trainable.allocator import ALLOCATOR_ENVIRONMENT
 
@@ -147,7 +147,7 @@ class LocalCluster:
         except OSError:
             raise
         except Exception as error:  # Ray has no type for it
-            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+            reason = first_line(error).partition(". ")[0]
             raise RunError(f"Ray could not be started ({reason}). Try again when the machine is less busy.") from error
         if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
             raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spaces.counted import counted
-from spaces.errors import InputError
+from spaces.errors import InputError, first_line
 from spaces.schema import Precision, Space
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def facts_of_this_node(name: str, n_cpus: int, n_gpus: int, marker: str | None) 
         precision, reason = choose_precision("auto", device)
         described = describe_device(device)
     except (RuntimeError, AssertionError) as error:  # Ray counts a GPU that torch cannot use
-        return NodeFacts(name, n_cpus, n_gpus, "", None, str(error).splitlines()[0], sees)
+        return NodeFacts(name, n_cpus, n_gpus, "", None, first_line(error), sees)
     return NodeFacts(name, n_cpus, n_gpus, described, reason if precision == "bf16" else None, None, sees)
 
 
@@ -117,10 +117,10 @@ def plan_resources_on(nodes: Sequence[NodeFacts], space: Space, began: Device | 
         share = 1 if space.resources.trials_per_gpu == "auto" else space.resources.trials_per_gpu
         at_once = min(n_gpus * share, space.search.most_trials)
         compute = Compute("cuda", precision, resident=True)
-        description = f"{_count(used)}, {n_gpus} {'GPU' if n_gpus == 1 else 'GPUs'} ({devices})"
+        description = f"{_count(used)}, {counted(n_gpus, 'GPU')} ({devices})"
         return ResourcePlan(compute, reason, description, n_cpus, n_gpus, at_once)
     most = n_cpus if space.resources.trials_at_once == "auto" else space.resources.trials_at_once
-    description = f"{_count(used)}, {n_cpus} {'core' if n_cpus == 1 else 'cores'} ({devices})"
+    description = f"{_count(used)}, {counted(n_cpus, 'core')} ({devices})"
     return ResourcePlan(Compute("cpu", precision), reason, description, n_cpus, 0, min(most, space.search.most_trials))
 
 

@@ -82,7 +82,7 @@ class ResourcePlan:
     def places(self) -> str:
         """What the trials share, in words."""
         if self.n_gpus:
-            return f"{self.n_gpus} GPU" if self.n_gpus == 1 else f"{self.n_gpus} GPUs"
+            return counted(self.n_gpus, "GPU")
         return counted(self.n_cpus, "core")
 
     @property

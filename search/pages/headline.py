@@ -75,13 +75,13 @@ def _cost_stat(known: ReportData) -> Stat:
     seconds = seconds_used(known.manifest.sessions, known.history)
     device = known.manifest.device
     n_epochs = known.history.n_epochs + replicate_epochs
-    note = f"{n_epochs:,} epochs{confirming}; {device.trials_at_once} at once on {device.device}"
+    note = f"{counted(n_epochs, 'epoch')}{confirming}; {device.trials_at_once} at once on {device.device}"
     return Stat("Cost", duration_text(seconds), note)
 
 
 def _savings_stat(known: ReportData) -> Stat:
     epochs = saved_epochs(known.history, known.space)
-    return Stat("Saved by ASHA", f"{epochs.saved:,} epochs", f"of {epochs.without_stopping:,} without stopping")
+    return Stat("Saved by ASHA", counted(epochs.saved, "epoch"), f"of {epochs.without_stopping:,} without stopping")
 
 
 def remarks(known: ReportData) -> list[str]:
@@ -93,5 +93,8 @@ def remarks(known: ReportData) -> list[str]:
         found.append(f"The search is not finished; this goes on with it: {go_on_line(known)}")
     n_aside = len(known.history.trials) - len(known.counting)
     if n_aside:
-        found.append(f"{n_aside} trials lie outside the space as it was changed later; the figures leave them out.")
+        lie = "lies" if n_aside == 1 else "lie"
+        found.append(
+            f"{counted(n_aside, 'trial')} {lie} outside the space as it was changed later, not in the figures."
+        )
     return found

@@ -21,6 +21,7 @@ from search.pages.tables import MOST_ROWS, WinnerRow, facts, trial_columns, tria
 from search.pages.testing import MistakePicture, mistake_pictures, tested_sentences
 from search.policy.budget import progress_text
 from search.policy.study import study_of
+from spaces.counted import counted
 from spaces.parameters import Hyperparameters
 
 # More columns of a confusion matrix do not fit a telephone.
@@ -167,8 +168,9 @@ def _rungs_caption(known: ReportData) -> str:
 def _importance_caption(importance: Importance | None, known: ReportData) -> str:
     if importance is None:
         return (
-            f"What mattered cannot be told from {len(known.counting)} trials and {len(known.space.searched)} "
-            f"parameters: it takes {MIN_TRIALS} trials of different accuracy, and 2 parameters."
+            f"What mattered cannot be told from {counted(len(known.counting), 'trial')} and "
+            f"{counted(len(known.space.searched), 'parameter')}: it takes {MIN_TRIALS} trials of different accuracy, "
+            "and 2 parameters."
         )
     found = importance.found
     names = ", ".join(found)

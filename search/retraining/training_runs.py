@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from search.processes.helper_pool import HelperLostError, HelperPool
 from spaces import Dataset, Hyperparameters, InputError
-from spaces.errors import RunError
+from spaces.errors import RunError, first_line
 from spaces.plain_files import MIB, read_plain
 from trainable.allocator import ALLOCATOR_ENVIRONMENT
 from trainable.checkpoint import read_checkpoint
@@ -153,7 +153,7 @@ def read_curve(run: FullRun, epoch: int) -> list[Progress]:
     try:
         curve = _CURVE.validate_json(read_plain(path, MAX_CURVE_BYTES), strict=True)
     except (OSError, ValidationError) as error:
-        raise InputError(f"{path}: is damaged ({str(error).splitlines()[0][:200]}). Remove its folder.") from None
+        raise InputError(f"{path}: is damaged ({first_line(error)}). Remove its folder.") from None
     expected = [(run.number, i) for i in range(1, epoch + 1)]
     numbers = [value for one in curve for value in (one.train_loss, one.train_accuracy, one.seconds)]
     if [(one.number, one.epoch) for one in curve] != expected or not all(map(math.isfinite, numbers)):

@@ -272,7 +272,7 @@ def test_a_winner_that_is_not_ahead_for_sure_is_said_to_be_so() -> None:
     with_table(history, {1: [0.88, 0.80, 0.90], 0: [0.82, 0.88, 0.84]})
     sentence = lead_sentence(history, rank(history))
     assert "The winner is not distinguishable from the hand-picked configuration (trial 0" in sentence
-    assert "Not to be told from it: trial 0." in sentence
+    assert "Not distinguishable from it: trial 0." in sentence
     assert [row.tied for row in rank(history)] == [True, True]
 
 
