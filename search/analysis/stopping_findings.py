@@ -20,6 +20,7 @@ from search.analysis.rung_correlation import (
 )
 from search.experiment.audits import n_audits
 from search.experiment.history import History, Trial
+from spaces.counted import counted
 from spaces.schema import Space
 
 # A search that loses its best trial more often than this should stop later.
