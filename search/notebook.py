@@ -23,21 +23,21 @@ class Experiment(folder.Experiment):
     @property
     def trials(self) -> "DataFrame":
         """One row per trial, best first, with the columns of `trials.csv`; the index is the trial's number."""
-        from search.analysis.frames import trials_frame
+        from search.pages.frames import trials_frame
 
         return trials_frame(self._existing_history())
 
     @property
     def curves(self) -> "DataFrame":
         """One row per trial and epoch, with the columns of `curves.csv`."""
-        from search.analysis.frames import curves_frame
+        from search.pages.frames import curves_frame
 
         return curves_frame(self._existing_history())
 
     @property
     def replicates(self) -> "DataFrame":
         """One row per replicate and epoch, with the columns of `replicates.csv`; empty without replicates."""
-        from search.analysis.frames import replicates_frame
+        from search.pages.frames import replicates_frame
 
         return replicates_frame(self._existing_history())
 
@@ -66,7 +66,7 @@ class Experiment(folder.Experiment):
         return {name: figure for name, figure in made.items() if figure is not None}
 
     def _repr_html_(self) -> str:
-        from search.analysis.frames import as_html
+        from search.pages.frames import as_html
 
         return as_html(self.name, self.space, self._existing_history(), self.manifest.data.chance)
 

@@ -116,10 +116,10 @@ class History:
             self.apply(event)
 
     def apply(self, event: Event) -> None:
-        """Take in one event.
+        """Add one event.
 
         Raises:
-            ValueError: it contradicts what is known.
+            ValueError: the event contradicts the history.
         """
         match event:
             case SpaceSet():
@@ -138,7 +138,6 @@ class History:
                     event.config,
                     event.baseline,
                     event.at,
-                    # By the space as it was then: a later change of it exempts and stops nobody in hindsight.
                     audit=self._is_audit(event),
                 )
             case EpochDone():
@@ -163,6 +162,12 @@ class History:
                 if event.status == "completed" and not trial.epochs:
                     raise ValueError(f"trial {event.trial} completes without an epoch")
                 trial.end = event
+            case ReplicateStarted() | ReplicateEpochDone() | ReplicateEnded():
+                self._apply_to_replicates(event)
+        self.n_events += 1
+
+    def _apply_to_replicates(self, event: ReplicateStarted | ReplicateEpochDone | ReplicateEnded) -> None:
+        match event:
             case ReplicateStarted():
                 if event.run != len(self.replicates) or event.trial not in self.trials:
                     raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.replicates)} runs")
@@ -177,7 +182,6 @@ class History:
                 if event.status == "completed" and not run.epochs:
                     raise ValueError(f"run {event.run} completes without an epoch")
                 run.end = event
-        self.n_events += 1
 
     @property
     def counting(self) -> list[Trial]:
