@@ -9,10 +9,10 @@ import pytest
 
 from search.analysis.expectation import expected_search
 from search.analysis.remaining import recent_epoch_s, remaining
-from search.execution.plan import epochs_text
 from search.experiment.events import EpochDone, Event, History, ReplicateEpochDone, SpaceSet
 from search.policy.confirmation import expected_epochs
 from search.policy.state import Assignment, SearchState
+from search.terminal.plan_text import epochs_text
 from spaces import Space, load_space
 from tests.support.simulation import accuracy
 
