@@ -35,7 +35,7 @@ from benchmarks.replay.surrogate import MODEL_NAMES, Surrogate, best_model, fit,
 from benchmarks.replay.tables import FOLDER, Table, read_table, stored_tables
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
 from search.analysis.estimates import duration_text
-from search.execution.cluster import count_cores
+from search.processes.helper_pool import count_cores
 from spaces import InputError
 from spaces.command import CommandParser, run_command
 from spaces.errors import expanded

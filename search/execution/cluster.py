@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from search.processes.guarded_folder import guarded_folder
+from search.processes.helper_pool import count_cores
 from search.processes.native_errors import FILE_NAME, NativeErrors, native_errors_in
 from spaces.errors import RunError
 from spaces.schema import Space
@@ -245,8 +246,3 @@ def _import_torch() -> None:
     # An error repeats in the main thread, which reports it.
     with contextlib.suppress(ImportError):
         import torch  # noqa: F401
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from search.execution.cluster import count_cores
 from search.execution.gpu_sharing import Sharing, choose_share, measure_sharing, wait_for
 from search.experiment.manifest import Device
+from search.processes.helper_pool import count_cores
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
 from spaces.schema import Dataset, Space

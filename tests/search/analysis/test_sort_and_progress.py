@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from search.leaderboard import _complete_sort
-from search.retrain import parts_that_fit, progress_bar, progress_parts
+from search.retraining.session import parts_that_fit, progress_bar, progress_parts
 from search.retraining.training_runs import Progress
 from search.terminal.tables import sort_keys
 
