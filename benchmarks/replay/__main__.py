@@ -34,7 +34,7 @@ from benchmarks.replay.stats import (
 from benchmarks.replay.surrogate import MODEL_NAMES, Surrogate, best_model, fit, held_out_scores, ties
 from benchmarks.replay.tables import FOLDER, Table, read_table, stored_tables
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
-from search.execution.cluster import count_cores
+from search.processes.helper_pool import count_cores
 from spaces import InputError
 from spaces.command import CommandParser, run_command
 from spaces.counted import duration_text

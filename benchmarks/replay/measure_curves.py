@@ -25,8 +25,8 @@ import optuna
 
 from benchmarks.speed.images import images_facts
 from benchmarks.speed.report import machine, progress
-from search.execution.cluster import count_cores
 from search.policy.study import distributions
+from search.processes.helper_pool import count_cores
 from spaces import Hyperparameters, InputError, Space, load_space
 from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command
 from spaces.schema import Dataset

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.speed.report import print_json
 from benchmarks.speed.textbook_search import METRIC, domain, start_ray, temporary_folder
-from search.execution.cluster import count_cores
+from search.processes.helper_pool import count_cores
 from spaces import Dataset, InputError, Space, load_space
 from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command
 from spaces.errors import RunError

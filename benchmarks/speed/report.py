@@ -60,8 +60,8 @@ def machine() -> dict[str, Any]:
     """What figures depend on beside the code: processor, cores, versions, commit, and what else was running."""
     import torch
 
-    from search.execution.cluster import count_cores
     from search.experiment.manifest import git_commit, versions
+    from search.processes.helper_pool import count_cores
 
     return {
         "processor": processor_name(),

@@ -19,7 +19,7 @@ from scipy.stats import t as student_t
 
 from benchmarks.speed.images import SpaceChoice, add_images_argument, folder_settings, images_facts, settings_of
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
-from search.execution.cluster import count_cores
+from search.processes.helper_pool import count_cores
 from search.retraining.scores import interval_95
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.command import CommandParser, run_command

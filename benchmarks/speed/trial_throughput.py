@@ -32,7 +32,7 @@ from benchmarks.speed.report import (
     table_text,
 )
 from benchmarks.speed.side_by_side import Setup, measure
-from search.execution.cluster import count_cores
+from search.processes.helper_pool import count_cores
 from spaces import Hyperparameters, InputError
 from spaces.command import CommandParser, run_command
 from trainable.compute import Compute, choose_precision

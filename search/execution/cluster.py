@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from search.execution.ray_internals import keep_ray_to_itself, node_of_this_process
 from search.processes.guarded_folder import guarded_folder
+from search.processes.helper_pool import count_cores
 from search.processes.native_errors import FILE_NAME, NativeErrors, native_errors_in
 from spaces.errors import RunError, first_line
 from spaces.schema import Space
@@ -156,7 +158,7 @@ class LocalCluster:
 
     def what_is_gone(self) -> str | None:
         """Why the cluster is gone, as one line; None while its processes live, and before and after them."""
-        node = None if self._is_ending else _node_of_this_process()
+        node = None if self._is_ending else node_of_this_process()
         dead = [name for name in _NEEDED_PROCESSES if node and _has_ended(node, name)]
         return f"Ray's process {dead[0]} is gone (killed, perhaps for its memory)" if dead else None
 
@@ -169,23 +171,6 @@ class LocalCluster:
         """End Ray's processes and give the environment back; nothing where that is done already."""
         self._is_ending = True
         self._started.close()
-
-
-def keep_ray_to_itself() -> None:
-    """Leave the terminal and SIGTERM to the command; before `ray.init`.
-
-    When a node dies, Ray prints pages of that node's log into the driver's output; our display says it in a line.
-    """
-    from ray._private import utils, worker
-
-    vars(worker)["print_to_stdstream"] = lambda *given, **options: None
-    vars(utils)["set_sigterm_handler"] = lambda handler: None
-
-
-def _node_of_this_process() -> Any:
-    # Not imported here: the thread that asks would wait for the one that is importing it.
-    worker = sys.modules.get("ray._private.worker")
-    return getattr(worker, "_global_node", None)
 
 
 def _has_ended(node: Any, name: str) -> bool:
@@ -245,8 +230,3 @@ def _import_torch() -> None:
     # An error repeats in the main thread, which reports it.
     with contextlib.suppress(ImportError):
         import torch  # noqa: F401
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

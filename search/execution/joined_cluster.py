@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from search.execution.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, keep_ray_to_itself, shut_down_ray
+from search.execution.cluster import DRIVER_ENVIRONMENT, WORKER_ENVIRONMENT, shut_down_ray
 from search.execution.nodes import NodeFacts, facts_of_this_node, must_be_usable
+from search.execution.ray_internals import keep_ray_to_itself, node_of_this_process
 from search.execution.stop_signal import POLL_S
 from search.processes.native_errors import FILE_NAME, NativeErrors, native_errors_in
 from spaces.errors import InputError
@@ -161,9 +162,8 @@ class _NodesWatch:
 
     def __init__(self) -> None:
         import ray
-        from ray._private import worker
 
-        node = vars(worker)["_global_node"]
+        node = node_of_this_process()
         self._raylet = process_with_argument(f"--raylet_socket_name={node.raylet_socket_name}")
         self._own_id = ray.get_runtime_context().get_node_id()
         self._ended = threading.Event()

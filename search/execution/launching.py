@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ray import tune
-from ray.tune.execution import class_cache
 from ray.tune.logger import JsonLoggerCallback
 
 from search.execution.cluster import LocalCluster
@@ -27,6 +26,7 @@ from search.execution.ray_adapters import (
     StateSearcher,
     trial_folder_name,
 )
+from search.execution.ray_internals import use_ready_workers
 from search.execution.retries import MAX_RETRIES, RetryCount
 from search.execution.stop_signal import StopSignal
 from search.experiment.command_lines import resume_line
@@ -222,9 +222,7 @@ def _tune(
     def on_retry(what: str, reason: str) -> None:
         observer.note(f"{what} lost its worker and is tried again ({reason})")
 
-    # Tune asks for workers in a runtime environment of its own (a variable for Lightning), which the workers
-    # that stand ready are not in: it would start others.
-    vars(class_cache).get("DEFAULT_ENV_VARS", {}).clear()
+    use_ready_workers()
     tuner = tune.Tuner(
         tune.with_resources(_trainable(launch), launch.resource_plan.resources_per_trial),
         tune_config=tune.TuneConfig(

@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from search.analysis.ranking import METRIC
 from search.execution.failures import reason_in_words, tells_of_full_disk
+from search.execution.ray_internals import forget_metrics
 from search.execution.retries import RetryCount
 from search.experiment.events import EpochDone, ReplicateEpochDone
 from search.policy.state import Assignment, SearchState
@@ -243,9 +244,7 @@ class Housekeeping(tune.Callback):
             self._drop_checkpoints(assignment.name, 1)
         elif self._shared.state.has_ended(assignment):
             self._drop_checkpoints(assignment.name, 0)
-        # Ray keeps each trial, with statistics of each of its metrics that nobody asks for, until the search ends.
-        trial.run_metadata.metric_analysis.clear()
-        trial.run_metadata.metric_n_steps.clear()
+        forget_metrics(trial)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (tune.Callback, ())

@@ -22,6 +22,7 @@ from search.experiment.history import History
 from search.experiment.manifest import Device, seconds_used
 from search.session.request import SessionRequest
 from search.terminal.display import SearchConsole, SearchDisplay, print_while_read
+from search.terminal.plan_text import epochs_text, limits_text
 from search.terminal.tables import as_table
 from spaces import Space
 from spaces.errors import InputError, expanded
@@ -143,8 +144,6 @@ def conduct(
 
 
 def _first_line(experiment: Experiment, space: Space, resource_plan: ResourcePlan, history: History) -> str:
-    from search.execution.plan import epochs_text, limits_text
-
     n_before = len(history.counting)
     begun_before = f", {n_before} begun before" if n_before else ""
     expected = expected_search(space)

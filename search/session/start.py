@@ -17,6 +17,7 @@ from search.policy.rungs import chance_accuracy
 from search.processes.guarded_folder import guarded_folder
 from search.session import conduct
 from search.session.request import SearchRequest
+from search.terminal.plan_text import plan_text
 from spaces import Space
 from spaces.command import DEFAULT_SPACE
 from spaces.errors import InputError
@@ -59,7 +60,7 @@ def print_plan(request: SearchRequest) -> None:
     """
     space, _ = _checked(request)
     with guarded_folder():  # before torch is imported, because torch creates a folder for its compiler
-        from search.execution.plan import plan_text, seconds_per_epoch
+        from search.execution.plan import checkpoint_bytes, seconds_per_epoch
 
         data = conduct.prepare_data(space)
         if joined := conduct.joined_cluster(request):
@@ -69,7 +70,10 @@ def print_plan(request: SearchRequest) -> None:
         else:
             resource_plan = conduct.resource_plan_on(None, space, data)
             epoch_s = seconds_per_epoch(space, data, resource_plan)
-        print(plan_text(space, data, resource_plan, epoch_s))
+        side_by_side = resource_plan.trials_side_by_side
+        cost = plan_cost(space, resource_plan.trials_at_once, side_by_side, epoch_s, checkpoint_bytes(data))
+        measured = [(sharing.n_trials, sharing.images_per_s) for sharing in resource_plan.measured]
+        print(plan_text(space, data, resource_plan.for_manifest, resource_plan.slots, cost, measured))
 
 
 def _checked(request: SearchRequest) -> tuple[Space, str]:

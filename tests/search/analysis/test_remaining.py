@@ -8,11 +8,11 @@ from functools import cache
 import pytest
 
 from search.analysis.cost import expected_search, recent_epoch_s, remaining
-from search.execution.plan import epochs_text
 from search.experiment.events import EpochDone, Event, ReplicateEpochDone, SpaceSet
 from search.experiment.history import History
 from search.policy.confirmation import expected_epochs
 from search.policy.state import Assignment, SearchState
+from search.terminal.plan_text import epochs_text
 from spaces import Space, load_space
 from tests.support.simulation import accuracy
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from search.analysis.columns import sort_keys
 from search.leaderboard import _complete_sort
-from search.retrain import parts_that_fit, progress_bar, progress_parts
+from search.retraining.session import parts_that_fit, progress_bar, progress_parts
 from search.retraining.training_runs import Progress
 
 HEADS = {

@@ -21,6 +21,8 @@ from search.experiment.folder import Experiment, create_experiment, open_experim
 from search.experiment.history import History
 from search.pages import next_commands as report_commands
 from search.pages.report_data import read_all
+from search.retraining import session as retraining_session
+from search.retraining.session import RetrainRequest
 from search.session import conduct, resume, start
 from search.session.request import ResumeRequest
 from spaces import InputError, Space
@@ -118,9 +120,9 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
     conduct.print_result(winner, "time budget used", given.address)
     begun = create_experiment(results, "begun", space, made.manifest)
     with pytest.raises(InputError, match="no trial has completed"):
-        retrain._chosen_trial(begun, given)
+        retraining_session.chosen_trial(RetrainRequest(experiment=begun))
     retraining = SimpleNamespace(experiment=made, trial=SimpleNamespace(number=1))
-    retrain._same_command(retraining, Namespace(seeds=3, epochs=None, passes=9, again="a second look"))  # type: ignore[arg-type]
+    retraining_session.same_command(retraining, RetrainRequest(experiment=made, passes=9, again="a second look"))  # type: ignore[arg-type]
     monkeypatch.setattr(launching, "_close_session", lambda *_: None)
     launch = SimpleNamespace(experiment=winner, space=space, cluster=SimpleNamespace(address="10.0.0.1:6379"))
     lost_images = SimpleNamespace(decoded=SimpleNamespace(folder=results / "no images"))
@@ -128,7 +130,7 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
     assert launching.damaged_images(search) is not None  # type: ignore[arg-type]
     launching._last_words(launch, SimpleNamespace(close=lambda: None))  # type: ignore[arg-type]
     metrics = {"test_accuracy_mean": 0.5, "test_accuracy_interval_95": None, "test_accuracy_per_seed": []}
-    retrain._print_result(made, {**metrics, "search_validation_accuracy": None, "exports": {}})
+    retraining_session.print_result(made, {**metrics, "search_validation_accuracy": None, "exports": {}})
     with pytest.raises(InputError, match="Make it first"):
         predict._predict(given)
     for experiment in (made, winner, begun):

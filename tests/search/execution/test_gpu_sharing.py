@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from search.analysis.plan_cost import plan_cost
 from search.execution import plan
 from search.execution.gpu_sharing import (
     DoesNotFitError,
@@ -23,6 +24,7 @@ from search.execution.gpu_sharing import (
     measure_sharing,
 )
 from search.processes import guardian
+from search.terminal.plan_text import plan_text
 from spaces import Dataset, Hyperparameters, Space
 from spaces.errors import RunError
 from trainable.compute import Compute
@@ -224,7 +226,10 @@ def test_auto_places_as_many_trials_on_each_gpu_as_paid_off(
     assert plan.seconds_per_epoch(space, data, resource_plan) == pytest.approx(
         4 * (len(data.train) + len(data.validation) / 4) / 2500
     )
-    text = plan.plan_text(space, data, resource_plan, 1.0)
+    n_at_once, n_bytes = resource_plan.trials_at_once, plan.checkpoint_bytes(data)
+    cost = plan_cost(space, n_at_once, resource_plan.trials_side_by_side, 1.0, n_bytes)
+    together = [(sharing.n_trials, sharing.images_per_s) for sharing in resource_plan.measured]
+    text = plan_text(space, data, resource_plan.for_manifest, resource_plan.slots, cost, together)
     assert "8 trials at once" in text
     assert "4 trials on one GPU: 2,500 images/s together" in text
     assert "on 2 GPUs" in text

@@ -30,7 +30,7 @@ def test_a_trial_runs_on_each_cpu_of_all_nodes(tiny_space: Space) -> None:
     assert resource_plan.trials_at_once == 6
     assert resource_plan.resources_per_trial == {"cpu": 1}
     assert resource_plan.description == "2 nodes, 6 cores (CPU (AVX2) and CPU (AVX512))"
-    assert resource_plan.places == "6 cores"
+    assert resource_plan.slots == "6 cores"
 
 
 def test_no_more_places_than_trials_and_as_many_as_the_space_asks_for(tiny_space: Space) -> None:

@@ -137,19 +137,17 @@ def test_the_expected_epochs_are_those_of_simulated_searches() -> None:
 
 def test_the_plan_does_not_price_what_would_change_nothing() -> None:
     from search.analysis.cost import of_trials
-    from search.execution.plan import _audit_lines
 
     unstopped = exploring(0.0, "search.asha=off")
-    assert _audit_lines(unstopped, of_trials(unstopped, 30)) == []
+    assert audit_lines(unstopped, of_trials(unstopped, 30)) == []
 
 
 def test_the_plan_says_what_it_costs() -> None:
     from search.analysis.cost import of_trials
-    from search.execution.plan import _audit_lines
 
     def lines(audit_fraction: float) -> list[str]:
         space = exploring(audit_fraction)
-        return _audit_lines(space, of_trials(space, 30))
+        return audit_lines(space, of_trials(space, 30))
 
     (off,), (on,) = lines(0.0), lines(0.1)
     n_epochs = on.partition(": about ")[2]

@@ -1,6 +1,5 @@
 """Retraining for a number of passes: the search's schedule, at the same shares of the training."""
 
-import argparse
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.retrain import _planned
-from search.retraining import model_card, retraining
+from search.retraining import model_card, retraining, session
 from search.retraining.passes import Passes
 from search.retraining.retraining import Retraining
+from search.retraining.session import RetrainRequest
 from spaces import Space
 from tests.support.foreign import Call, make_experiment
 
@@ -40,8 +39,8 @@ def test_the_rate_falls_at_the_same_shares_of_the_training(n_passes: int, step_s
 
 def planned(space: Space, results: Path, n_passes: int | None) -> Retraining:
     experiment = make_experiment(results, "mine", space)
-    options = argparse.Namespace(seeds=1, epochs=None, again=None, passes=n_passes)
-    return _planned(experiment, experiment.history().trials[0], options, False)
+    request = RetrainRequest(experiment=experiment, seeds=1, passes=n_passes)
+    return session.planned(request, experiment.history().trials[0], False)
 
 
 def test_a_retraining_for_passes_takes_all_images_an_epoch_and_says_so(tiny_space: Space, tmp_path: Path) -> None:
