@@ -16,9 +16,9 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class _ResultsAction(argparse.Action):
-    """`results` is a folder of this machine; `results_url` what it is a copy of, or None."""
+    """Sets `results` to a folder of this machine, and `results_url` to the URL that it is a copy of, or None."""
 
-    # What the Tab key offers depends on it.
+    # Completion runs this action.
     only_stores = True
 
     def __call__(
@@ -49,10 +49,14 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_experiment(options: argparse.Namespace, given: str | None) -> "Experiment":
-    """The experiment that a command names, in a folder or at a URL.
+    """The experiment of a command, in a folder or at a URL.
+
+    Args:
+        options: parsed by a parser with `add_results_argument`.
+        given: name or path of the experiment; None for the newest.
 
     Raises:
-        InputError: there is none; names those that there are.
+        InputError: it does not exist; names those that exist.
     """
     if options.results_url is not None:
         from search.experiment.remote_results import open_remote_experiment
@@ -64,7 +68,7 @@ def chosen_experiment(options: argparse.Namespace, given: str | None) -> "Experi
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """EXPERIMENT and `--results`."""
+    """Add the arguments EXPERIMENT and `--results`."""
     completed(
         parser.add_argument(
             "experiment",
@@ -78,8 +82,8 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def complete_experiments(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> Iterable[str]:
-    """Names under the results folder that begin with `prefix`, for the Tab key."""
+    """Names of experiments that start with `prefix`, for completion by the Tab key."""
     folder = parsed_args.results
     names = [path.name for path in folder.iterdir() if (path / "experiment.yaml").is_file()] if folder.is_dir() else []
-    # A folder from elsewhere may be called anything; what Tab puts on a command line is a plain word.
+    # A foreign folder can have any name, and completion must not insert shell syntax.
     return sorted(name for name in names if name.startswith(prefix) and _PLAIN_WORD.fullmatch(name))

@@ -1,4 +1,4 @@
-"""Which trials are trained to the end whatever a rung says, so that what stopping loses can be measured."""
+"""Audit trials: a random sample of trials that no rung stops, to measure what stopping loses."""
 
 import math
 import random
@@ -8,11 +8,10 @@ from spaces.schema import Space
 
 
 def is_audit(trial: int, seed: int, audit_fraction: float) -> bool:
-    """Whether chance exempts a trial from being stopped: always the same for the same arguments.
+    """Whether a trial is an audit trial; deterministic.
 
-    A systematic sample from a random start: each trial is as likely as any other, and the share of
-    audit trials in any sequence of trials is `audit_fraction`, to within one trial. Independent draws would leave a
-    short search with none, or with early ones only.
+    Systematic sampling from a random start: each trial has the same probability, and any sequence of n trials has
+    `audit_fraction` × n audit trials, to within one. With independent draws, a short search could have none.
 
     Args:
         trial: number of the trial.
@@ -23,7 +22,7 @@ def is_audit(trial: int, seed: int, audit_fraction: float) -> bool:
 
 
 def n_audits(space: Space, trials: int) -> int:
-    """How many of so many trials are; the first, as the baseline, goes to the end anyway."""
+    """Number of audit trials among `trials` trials; the first is the baseline, which is none."""
     seed, audit_fraction = space.search.seed, space.search.audit_fraction
     return _n_up_to(trials - 1, seed, audit_fraction) - _n_up_to(0, seed, audit_fraction)
 

@@ -1,7 +1,7 @@
-"""Checksums (CRC-32) in text files: they tell a file that a disk damaged, or that somebody edited, from one as written.
+"""Checksums (CRC-32) in text files, which detect damage by a disk and edits by a user.
 
-The checksum of a JSON object is its last key, so that the file stays JSON; that of a YAML file is a comment in its
-last line. A file or line without a checksum was written by an earlier version, and is not checked.
+The checksum of a JSON object is its last key; the checksum of a YAML file is a comment in its last line. Files and
+lines of earlier versions have no checksum, and are not checked.
 """
 
 import re
@@ -14,7 +14,7 @@ _COMMENT = re.compile(rb"# crc32 of the lines above: ([0-9a-f]{8})\n")
 
 
 def json_with_checksum(text: str) -> str:
-    """A JSON object, on one line or indented, with a last key `crc32`: the checksum of all that precedes it."""
+    """A JSON object, on one line or indented, with a last key `crc32`: the checksum of the text before it."""
     body = text.rstrip().removesuffix("}").rstrip()
     gap, end = ("\n  ", "\n}\n") if "\n" in body else (" ", "}\n")
     start = f"{body},{gap}"
@@ -22,7 +22,7 @@ def json_with_checksum(text: str) -> str:
 
 
 def json_must_match(content: bytes) -> None:
-    """Raise ValueError if a JSON object has a checksum, and it is another than that of the content."""
+    """Raise ValueError if a JSON object has a checksum that is not the one of its content."""
     start = content.rfind(_KEY_START)
     if start < 0:
         return
@@ -32,12 +32,12 @@ def json_must_match(content: bytes) -> None:
 
 
 def yaml_with_checksum(text: str) -> str:
-    """YAML that ends with a newline, with the checksum of its lines in a comment below them."""
+    """YAML text with a last line that has the checksum of the lines above; `text` ends with a newline."""
     return f"{text}# crc32 of the lines above: {_crc32(text.encode())}\n"
 
 
 def yaml_matches(content: bytes) -> bool:
-    """Whether a YAML file has no checksum, or that of its content."""
+    """Whether a YAML file has no checksum, or the correct one."""
     start = content.rstrip(b"\n").rfind(b"\n") + 1
     if not content[start:].startswith(b"# crc32"):
         return True

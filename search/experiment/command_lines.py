@@ -15,10 +15,10 @@ def command_line(command: str, *words: object, results: str | Path, more: str = 
     """A command to type, such as `python -m search.run --resume NAME --results DIR`.
 
     Args:
-        command: a module of `search`.
-        words: an experiment's name and the like; quoted where a shell would see more in them.
-        results: a folder or URL for `--results`, which is left out where it is the default.
-        more: what follows, as it is to be typed, such as `IMAGE…`.
+        command: name of a module of `search`.
+        words: arguments, such as the name of an experiment; quoted for a shell.
+        results: folder or URL for `--results`, which is left out if it is the default.
+        more: text that is appended unquoted, such as `IMAGE…`.
     """
     parts = [f"python -m search.{command}", *map(shell_word, words)]
     if str(results) != str(DEFAULT_RESULTS):
@@ -27,10 +27,10 @@ def command_line(command: str, *words: object, results: str | Path, more: str = 
 
 
 def resume_line(experiment: "Experiment", more: str = "") -> str:
-    """The command that resumes a search, from anywhere."""
+    """The command that resumes a search."""
     return command_line("run", "--resume", experiment.name, results=experiment.results, more=more)
 
 
 def command_on(command: str, experiment: "Experiment", more: str = "") -> str:
-    """A command that takes an experiment, for this one, from anywhere."""
+    """The command line of `search.COMMAND` for this experiment."""
     return command_line(command, experiment.name, results=experiment.results, more=more)

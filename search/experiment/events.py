@@ -1,4 +1,4 @@
-"""What is known of an experiment's trials: the events of its journal, and the history they add up to."""
+"""The events of a journal, and their form as JSON. `search.experiment.history` adds them up."""
 
 import math
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ ReplicateStatus = Literal["completed", "failed", "diverged"]
 
 @dataclass(frozen=True, slots=True)
 class SpaceSet:
-    """The space that proposals come from now; the first event, and again where it was changed.
+    """The searched space was set; the first event of a journal, and one more for each change of the space.
 
     Attributes:
-        space: as `Space.as_dict` gives it.
-        excluded: numbers of earlier trials that are not in it, and count no more.
-        at: when, in seconds since 1970 (UTC).
+        space: the space, as returned by `Space.as_dict`.
+        excluded: numbers of earlier trials that lie outside the space.
+        at: time of the event, seconds since 1970 (UTC).
     """
 
     space: dict[str, Any]
@@ -33,12 +33,12 @@ class TrialStarted:
     """A configuration was proposed.
 
     Attributes:
-        trial: its number, from 0; the number of its Optuna trial too.
-        suggested: the sampler's values of the searched parameters.
-        config: the whole configuration.
-        baseline: whether it is the hand-picked one.
-        at: time, in seconds since 1970 (UTC).
-        audit: whether no rung stops it (`search.audit_fraction`). Journals of version 0.1 do not say: None.
+        trial: number of the trial, from 0; also the number of its Optuna trial.
+        suggested: values of the searched parameters from the sampler.
+        config: values of all hyperparameters.
+        baseline: whether the configuration is the hand-picked one.
+        at: time of the event, seconds since 1970 (UTC).
+        audit: whether no rung stops the trial (`search.audit_fraction`); None in journals of version 0.1.
     """
 
     trial: int
@@ -50,7 +50,7 @@ class TrialStarted:
 
 
 class _Trained:
-    """What epochs of trials and of replicates have in common."""
+    """Attributes that epochs of trials and of replicates have in common."""
 
     __slots__ = ()
 
@@ -72,8 +72,14 @@ class _Trained:
 class EpochDone(_Trained):
     """A trial finished an epoch.
 
-    Losses are NaN where training diverged; `train_s` and `validation_s` are seconds, `at` is when the result
-    came in, in seconds since 1970 (UTC).
+    Attributes:
+        trial: number of the trial.
+        epoch: number of the epoch, from 1.
+        lr: learning rate of the epoch.
+        train_loss, validation_loss: mean over images; NaN if training diverged.
+        train_accuracy, validation_accuracy: 0 to 1.
+        train_s, validation_s: wall-clock time of training and of validation.
+        at: time when the result was recorded, seconds since 1970 (UTC).
     """
 
     trial: int
@@ -90,7 +96,7 @@ class EpochDone(_Trained):
 
 @dataclass(frozen=True, slots=True)
 class EpochRedone:
-    """A result came in for an epoch that is known: training went on from an older checkpoint. It changes nothing."""
+    """An epoch was trained again, because training resumed from an older checkpoint; the first result stays."""
 
     trial: int
     epoch: int
@@ -99,12 +105,12 @@ class EpochRedone:
 
 @dataclass(frozen=True, slots=True)
 class TrialPromoted:
-    """A trial that waited at a rung goes on (`search.asha: promote`); until then it waits there.
+    """A trial that waited at a rung continues (`search.asha: promote`).
 
     Attributes:
-        trial: its number.
-        epoch: of the rung.
-        at: when, in seconds since 1970 (UTC).
+        trial: number of the trial.
+        epoch: epoch of the rung.
+        at: time of the event, seconds since 1970 (UTC).
     """
 
     trial: int
@@ -114,12 +120,13 @@ class TrialPromoted:
 
 @dataclass(frozen=True, slots=True)
 class TrialEnded:
-    """A trial will not go on.
+    """A trial ended.
 
     Attributes:
+        trial: number of the trial.
         status: `completed` all epochs, `stopped` by ASHA, `diverged` (its loss is not finite), or `failed`.
-        reason: why, in words; empty for completed trials.
-        at: when, in seconds since 1970 (UTC).
+        reason: cause of the end, for messages; empty for completed trials.
+        at: time of the event, seconds since 1970 (UTC).
     """
 
     trial: int
@@ -130,13 +137,13 @@ class TrialEnded:
 
 @dataclass(frozen=True, slots=True)
 class ReplicateStarted:
-    """A trial's configuration is trained again with fresh random streams, to see what it is worth.
+    """A replicate was started: the configuration of a trial is trained again with other random streams.
 
     Attributes:
         run: number of the replicate, from 0.
-        trial: whose configuration.
-        block: from 1; the runs of a block share their random streams.
-        at: when, in seconds since 1970 (UTC).
+        trial: number of the trial.
+        block: number of the block, from 1; the replicates of a block share their random streams.
+        at: time of the event, seconds since 1970 (UTC).
     """
 
     run: int
@@ -147,7 +154,7 @@ class ReplicateStarted:
 
 @dataclass(frozen=True, slots=True)
 class ReplicateEpochDone(_Trained):
-    """A replicate finished an epoch; as `EpochDone`."""
+    """A replicate finished an epoch; attributes as in `EpochDone`."""
 
     run: int
     epoch: int
@@ -161,7 +168,7 @@ class ReplicateEpochDone(_Trained):
 
 @dataclass(frozen=True, slots=True)
 class ReplicateEnded:
-    """A replicate will not go on; as `TrialEnded`."""
+    """A replicate ended; attributes as in `TrialEnded`."""
 
     run: int
     status: ReplicateStatus
@@ -193,20 +200,19 @@ _EVENT_TYPES: dict[str, type[Event]] = {
     "run_ended": ReplicateEnded,
 }
 _EVENT_NAMES = {event_type: name for name, event_type in _EVENT_TYPES.items()}
-# Resolved once: a journal has an event for each epoch of each trial, and resolving took longer than all else.
+# Resolved once: for each event, resolving the hints would take most of the time of reading a journal.
 _EVENT_HINTS = {event_type: get_type_hints(event_type) for event_type in _EVENT_TYPES.values()}
 _LOSSES = ("train_loss", "validation_loss")
 _ACCURACIES = ("train_accuracy", "validation_accuracy")
-# No time, learning rate, accuracy or count of ours comes near; what is larger would overflow where it is summed or
-# shown. As a time in seconds since 1970 it is the year 5138. A loss is a 32-bit number.
+# Upper bounds of values in a journal, because larger ones overflow in sums and dates: 1e11 s since 1970 is in the
+# year 5138. Losses are 32-bit floats.
 LARGEST = 1e11
 _LARGEST_LOSS = 1e39
-# Section, parameter, kind of range, its ends.
-_DEEPEST_SPACE = 4
+_DEEPEST_SPACE = 4  # levels: section, parameter, kind of range, bounds of the range
 
 
 def event_as_dict(event: Event) -> dict[str, Any]:
-    """JSON-ready; losses that are not finite become null."""
+    """An event as a JSON object; losses that are not finite become null."""
     content = asdict(event)
     for key in _LOSSES:
         if key in content and not math.isfinite(content[key]):
@@ -218,7 +224,7 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     """The inverse of `event_as_dict`.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not an event.
+        ValueError, KeyError, TypeError: `content` is not an event.
     """
     values = dict(content)
     event_type = _EVENT_TYPES[values.pop("event")]

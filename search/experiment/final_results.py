@@ -1,4 +1,4 @@
-"""What retraining left in `final/`, read as a folder from elsewhere: checked, limited, and images encoded anew."""
+"""The results of retraining in `final/`. The folder may be foreign: sizes are limited, images are encoded again."""
 
 import io
 import re
@@ -15,12 +15,10 @@ from spaces.plain_files import MIB, read_plain
 from spaces.schema import LARGEST_IMAGE_PX
 
 MAX_METRICS_BYTES = 16 * MIB
-# A PNG of the largest image, with nothing in it that could be compressed, is under 4.
-MAX_IMAGE_BYTES = 8 * MIB
+MAX_IMAGE_BYTES = 8 * MIB  # a PNG of the largest image, incompressible, has less than 4 MiB
 MOST_CLASSES = 1000
 MOST_MISTAKES = 16
-# Of images on a page; smaller ones stay as they are.
-THUMBNAIL_PX = 160
+THUMBNAIL_PX = 160  # longer side of images on a page; smaller images keep their size
 
 _UNDECODABLE = (
     Image.DecompressionBombError,
@@ -38,26 +36,26 @@ ClassName = Annotated[str, Field(max_length=1000)]
 
 
 class _Part(BaseModel):
-    """Frozen; keys that are of no use here are passed over."""
+    """Frozen; other keys are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 class SeedResult(_Part):
-    """One seed on the test images."""
+    """Test accuracy of one seed."""
 
     seed: Count
     accuracy: Share
 
 
 class TestedOn(_Part):
-    """What was tested on."""
+    """The test images."""
 
     n_images: Count
 
 
 class ShownMistake(_Part):
-    """A wrong answer, as `search.retraining.answers.Mistake` has it."""
+    """A wrong answer; see `search.retraining.answers.Mistake`."""
 
     file: str
     true: ClassName
@@ -66,13 +64,13 @@ class ShownMistake(_Part):
 
 
 class FinalResults(_Part):
-    """The part of `final/metrics.json` that is shown.
+    """The displayed part of `final/metrics.json`.
 
     Attributes:
-        trial: whose configuration was retrained.
-        epochs: of each seed.
-        confusion_matrix: of the exported seed; row = true class, column = predicted class.
-        surest_mistakes: of the exported seed, the surest first; None where retraining was of a version that kept none.
+        trial: number of the retrained trial.
+        epochs: number of epochs of each seed.
+        confusion_matrix: counts of the exported seed; row = true class, column = predicted class.
+        surest_mistakes: mistakes of the exported seed, highest probability first; None in files of old versions.
     """
 
     trial: Count
@@ -94,10 +92,10 @@ class FinalResults(_Part):
 
 
 def read_final_results(experiment: Experiment) -> FinalResults | None:
-    """What `final/metrics.json` says; None where there is no such file.
+    """Read `final/metrics.json`; None without the file.
 
     Raises:
-        InputError: it is damaged, or not a plain file of a size that is ours.
+        InputError: the file is damaged, too large, or not a regular file.
     """
     path = experiment.final_folder / "metrics.json"
     _must_not_be_a_link(experiment.final_folder)
@@ -116,10 +114,10 @@ def read_final_results(experiment: Experiment) -> FinalResults | None:
 
 
 def mistake_image(experiment: Experiment, mistake: ShownMistake) -> bytes:
-    """A mistake's picture as a PNG that was decoded and encoded anew, `THUMBNAIL_PX` wide at most.
+    """The image of a mistake as a new PNG, at most `THUMBNAIL_PX` on its longer side.
 
     Raises:
-        InputError: the file is missing, not plain, no PNG, or larger than an image of ours.
+        InputError: the file is missing, too large, not a PNG, or not a regular file.
     """
     path = experiment.final_folder / mistake.file
     if not _MISTAKE_FILE.fullmatch(mistake.file):
@@ -137,7 +135,7 @@ def mistake_image(experiment: Experiment, mistake: ShownMistake) -> bytes:
 
 
 def thumbnail_png(image: Image.Image) -> bytes:
-    """A PNG, `THUMBNAIL_PX` on its longer side at most, with pixels and nothing else in it."""
+    """A PNG with the pixels of `image` only, at most `THUMBNAIL_PX` on its longer side."""
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
@@ -146,10 +144,10 @@ def thumbnail_png(image: Image.Image) -> bytes:
 
 def _decoded(content: bytes, path: Path) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        # Before any pixel is decoded.
+        # Checked before pixels are decoded.
         if max(image.size) > LARGEST_IMAGE_PX:
             raise InputError(f"{path}: is {image.width} x {image.height} pixels, more than any image of ours.")
-        # Onto a new one: what else the file holds (texts, profiles) stays behind.
+        # A new image, without texts and colour profiles of the file.
         pixels = image.convert("RGB")
         return Image.frombytes("RGB", pixels.size, pixels.tobytes())
 

@@ -1,4 +1,4 @@
-"""An experiment's folder: where its files are, who may write to it, and what its manifest says."""
+"""The folder of an experiment: its files, and the lock for writing."""
 
 import errno
 import fcntl
@@ -40,23 +40,23 @@ from spaces.yaml_lines import MAX_BYTES, parse
 from trainable.files import sync, write_text
 
 MAX_LOCK_BYTES = 64
-# C's `struct flock`: kind, whence, start, length, process id; length 0 is the whole file.
+# C's `struct flock`: kind, whence, start, length, process id; length 0 means the whole file.
 _FLOCK = "hhqqi4x"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-# Never read back; the last of them hold pickles.
+# Never read, because some are pickles.
 RAY_SNAPSHOTS = ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl")
 
 
 class Experiment:
-    """One folder under `results/`. Reading needs neither Ray nor torch, and executes nothing from it.
+    """One folder under `results/`. Reading it needs neither Ray nor torch, and executes no content of the folder.
 
-    A damaged journal, manifest or space is replaced by its copy, and the user is told, once; a folder is mended
-    on the disk by whoever holds it for writing.
+    If the journal, manifest or space is damaged, its backup is read, and the user is warned once. Files are repaired
+    by the process that holds the lock for writing.
 
     Args:
-        folder: exists.
-        tell: called with a line for the user; None prints it to standard error.
+        folder: an existing folder.
+        tell: called with each message for the user; None prints it to standard error.
     """
 
     def __init__(self, folder: Path | str, tell: Callable[[str], None] | None = None) -> None:
@@ -74,19 +74,19 @@ class Experiment:
 
     @property
     def location(self) -> str:
-        """Where it is, for people."""
+        """Path or URL of the experiment, for messages."""
         return str(self.folder)
 
     @property
     def results(self) -> str:
-        """The folder that it lies in by its name, or the URL: what `--results` takes."""
-        # A path may end in `..`, or in a link of another name.
+        """Value of `--results`: path or URL of the results that hold the experiment."""
+        # A path may end in `..`, or in a link with another name.
         plain = self.folder if self.folder.name == self.name else self.folder.resolve()
         return str(plain.parent)
 
     @property
     def ray_storage(self) -> str:
-        """Where workers keep checkpoints: an absolute path, the same on every machine, or a URL."""
+        """Destination of checkpoints: an absolute path, the same on every machine, or a URL."""
         return str(self.ray_folder.resolve())
 
     @property
@@ -95,18 +95,18 @@ class Experiment:
 
     @property
     def space(self) -> Space:
-        """The resolved space; where the file is missing or not valid, as the search journaled it.
+        """The resolved space; from the journal if `experiment.yaml` is missing or not valid.
 
         Raises:
-            InputError: neither is there.
+            InputError: the journal has no space either.
         """
         return self.space_with(())
 
     def space_with(self, overrides: Sequence[str]) -> Space:
-        """The resolved space, with `section.key=value` options laid over it.
+        """The resolved space with the overrides `section.key=value`.
 
         Raises:
-            InputError: as for `space`, or an option is not valid.
+            InputError: as for `space`, or an override is not valid.
         """
         path = self.folder / "experiment.yaml"
         try:
@@ -127,12 +127,12 @@ class Experiment:
         """`baseline.NAME=VALUE` for each value that an earlier version did not write to `experiment.yaml`.
 
         Raises:
-            InputError: the file is not a plain one, or not YAML.
+            InputError: the file is not a regular file, or not YAML.
         """
         path = self.folder / "experiment.yaml"
         stated = stated_hyperparameters(parse(read_plain(path, MAX_BYTES).decode(), path.name).content)
         if stated >= set(HYPERPARAMETER_NAMES):
-            return []  # as every file of this version, whose journal need not be read
+            return []  # files of this version state all of them
         values = unwritten_baseline(self.history())
         missing = {name: value for name, value in values.items() if name not in stated}
         for name, value in missing.items():
@@ -141,7 +141,7 @@ class Experiment:
         return [f"baseline.{name}={value_text(missing, name)}" for name in missing]
 
     def _tell_of_changed_space(self, path: Path) -> None:
-        """Tell the user if `experiment.yaml` is not as it was written: an edit and a flipped bit look the same."""
+        """Warn if `experiment.yaml` was changed since it was written, by a user or by a damaged disk."""
         if yaml_matches(path.read_bytes()):
             return
         journaled = self.history().space
@@ -154,7 +154,7 @@ class Experiment:
 
     @property
     def manifest(self) -> Manifest:
-        """Versions, device, data, sessions and openings of the test set.
+        """The manifest: versions, device, data, sessions and uses of the test set.
 
         Raises:
             InputError: the file is missing or damaged.
@@ -162,8 +162,16 @@ class Experiment:
         return read_manifest(self.folder / "manifest.json", self.warn_once)
 
     def newest_checkpoint(self, name: str, n_epochs_known: int) -> Path | str | None:
-        """The intact checkpoint of a trial or run with the most epochs, but no more than the journal knows; or None."""
-        from trainable.checkpoint import checkpoint_epoch  # needs torch, which those who only read do without
+        """The newest intact checkpoint of a trial or replicate.
+
+        Args:
+            name: of its folder, such as `trial_0007`.
+            n_epochs_known: number of epochs in the journal; checkpoints with more epochs are ignored.
+
+        Returns:
+            Path or URL of the checkpoint; None without a usable one.
+        """
+        from trainable.checkpoint import checkpoint_epoch  # needs torch, which readers may not have
 
         best: tuple[int, Path] | None = None
         for folder in _checkpoints(self.ray_folder.resolve(), name):
@@ -173,13 +181,13 @@ class Experiment:
         return best[1] if best else None
 
     def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
-        """Remove the checkpoints of a trial or run but the `but_newest` newest ones.
+        """Remove old checkpoints of a trial or replicate.
 
-        All of them when it has ended: it is never gone on with, and a winner is retrained.
+        An ended trial needs none: it is never resumed, and a winner is retrained from the start.
 
         Args:
             name: of its folder, such as `trial_0007`.
-            but_newest: how many to keep.
+            but_newest: number of newest checkpoints to keep.
         """
         found = sorted(_checkpoints(self.ray_folder, name), key=checkpoint_order)
         for folder in found[: max(0, len(found) - but_newest)]:
@@ -187,49 +195,49 @@ class Experiment:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def drop_ray_snapshots(self) -> None:
-        """Remove Ray's own state of its sessions, which is never read back and holds pickles; its logs stay."""
+        """Remove Ray's snapshots of its sessions, which are never read and contain pickles; its logs stay."""
         for pattern in RAY_SNAPSHOTS:
             for path in self.ray_folder.glob(f"session_*/{pattern}"):
                 if self._holds(path.parent):
                     path.unlink(missing_ok=True)
 
     def must_be_plain(self) -> None:
-        """Raise InputError if the folder holds links or other things that a search does not make.
+        """Raise InputError if the folder has links or other entries that a search does not make.
 
-        Whoever writes or removes anything here asks first: through a link it would happen somewhere else.
+        Called before files are written or removed: a link would redirect that to another place.
         """
         must_hold_plain_files(self.folder)
 
     def history(self) -> History:
-        """All trials so far; safe to call while the search runs."""
+        """All trials and replicates until now; safe while a search runs."""
         return read_history(self.folder / "journal.jsonl", self.warn_once)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r})"
 
     def bring_up_to_date(self) -> None:
-        """Fetch what another machine has written; nothing to do where the folder itself is what is written to."""
+        """Fetch changes by other machines; does nothing unless the experiment is at a URL."""
 
     def follower(self) -> JournalFollower:
-        """Reads `history` again and again, while the search runs, at the cost of what is new."""
+        """Reads the history repeatedly while a search runs; each time only the new lines."""
         return JournalFollower(self.folder / "journal.jsonl", self.warn_once)
 
     def journal(self) -> Journal:
-        """For the process that holds the folder; mends the file first."""
+        """The journal for appending, repaired first; for the process that holds the lock."""
         return Journal(self.folder / "journal.jsonl", self.warn_once)
 
     def write_manifest(self, manifest: Manifest) -> None:
         write_manifest(self.folder / "manifest.json", manifest)
 
     def publish_manifest(self, manifest: Manifest) -> None:
-        """Write it, and come back when whoever else may go on with the experiment can read it."""
+        """Write the manifest; returns when other machines can read it."""
         self.write_manifest(manifest)
 
     def write_space(self, space: Space) -> None:
         write_text(self.folder / "experiment.yaml", yaml_with_checksum(dump_space(space)))
 
     def mend_space(self) -> None:
-        """Write `experiment.yaml` anew where it cannot be used; for the process that holds the folder."""
+        """Rewrite an unusable `experiment.yaml` from the journal; for the process that holds the lock."""
         path = self.folder / "experiment.yaml"
         try:
             load_space(str(path))
@@ -240,34 +248,37 @@ class Experiment:
             self.write_space(space)
 
     def warn_once(self, line: str) -> None:
-        """Tell the user something of this folder, but not twice."""
+        """Pass a message to the user, unless the same message was passed before."""
         if line not in self._warned:
             self._warned.add(line)
             self._tell(printable(line))
 
     def is_live(self) -> bool:
-        """Whether a process is searching in this folder now."""
+        """Whether a search runs now."""
+        return self._is_locked()
+
+    def _is_locked(self) -> bool:
         lock = self.folder / ".lock"
         if not os.path.lexists(lock):
             return False
         with open_plain(lock) as file:
-            # Asks without taking: a reader that took the lock, even for a moment, would be in the way of a writer.
+            # Queried, not taken: a reader that holds the lock for a moment would make a writer fail.
             answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
         return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
     def must_be_free(self) -> None:
-        """Raise InputError, naming the process, if one is searching in this folder now."""
-        if self.is_live():
+        """Raise InputError, with the process id, if another process holds the lock."""
+        if self._is_locked():
             pid = read_plain(self.folder / ".lock", MAX_LOCK_BYTES).strip()
             holder = pid.decode() if pid.isdigit() else "unknown"
             raise InputError(f"{self.folder}: is in use by process {holder}. Wait until it ends, or stop it first.")
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the folder for writing; the lock goes with the process, however that ends.
+        """Hold the lock for writing; it is released with the end of the process, also if that is killed.
 
         Raises:
-            InputError: another process holds it.
+            InputError: another process holds the lock.
         """
         with open_plain(self.folder / ".lock", "a+b") as file:
             try:
@@ -281,15 +292,15 @@ class Experiment:
             yield
 
     def _holds(self, folder: Path) -> bool:
-        # Commands that write refuse links before they begin; what is removed must be ours whoever asks for it.
+        # A second check beside `must_be_plain`: nothing outside the folder may be removed.
         return folder.resolve().is_relative_to(self.folder.resolve())
 
 
 def create_experiment(results: Path, name: str, space: Space, manifest: Manifest) -> Experiment:
-    """Make the folder of a new experiment, whole or not at all.
+    """Create the folder of a new experiment, atomically.
 
     Raises:
-        InputError: the name is taken or not usable.
+        InputError: the name exists, or is not usable.
     """
     must_be_a_name(name)
     folder = results / name
@@ -311,16 +322,16 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-            raise taken from None  # another search was faster
+            raise taken from None  # another process created it meanwhile
         sync(results)
     return Experiment(folder)
 
 
 def open_experiment(given: str | None, results: Path) -> Experiment:
-    """Find an experiment by its path or its name under `results`; None is the newest.
+    """Find an experiment by its path, or by its name under `results`; None for the newest.
 
     Raises:
-        InputError: there is none; names those that there are.
+        InputError: it does not exist; names those that exist.
     """
     if given is None:
         return _newest(results)
@@ -333,7 +344,7 @@ def open_experiment(given: str | None, results: Path) -> Experiment:
 
 
 def load_space_or_experiment(space: str, overrides: Sequence[str]) -> Space:
-    """As `load_space`; the space of an experiment gets the baseline values that only its journal holds.
+    """Like `load_space`; the space of an experiment gets the baseline values that only its journal has.
 
     Raises:
         InputError: as for `load_space`.
@@ -345,7 +356,7 @@ def load_space_or_experiment(space: str, overrides: Sequence[str]) -> Space:
 
 
 def list_experiments(results: Path) -> list[Experiment]:
-    """All experiments under `results`, the newest first."""
+    """All experiments under `results`, newest first."""
     if not results.is_dir():
         return []
     folders = [path for path in results.iterdir() if not path.name.startswith(".") and is_experiment(path)]
@@ -353,12 +364,12 @@ def list_experiments(results: Path) -> list[Experiment]:
 
 
 def is_a_name(name: str) -> bool:
-    """Whether `name` can be a folder's name anywhere."""
+    """Whether `name` is a valid folder name on all systems."""
     return _NAME.fullmatch(name) is not None
 
 
 def must_be_a_name(name: str) -> None:
-    """Raise InputError unless `name` can be a folder's name anywhere."""
+    """Raise InputError unless `name` is a valid folder name on all systems."""
     if not is_a_name(name):
         raise InputError(
             f"--name is {name!a}, but must be 1 to 100 letters, digits, dots, dashes or underscores, "
@@ -367,23 +378,23 @@ def must_be_a_name(name: str) -> None:
 
 
 def _tell_user(line: str) -> None:
-    # Standard error as it is then: while a screen is shown, it goes elsewhere.
+    # `sys.stderr` is looked up at each call: a live screen redirects it.
     print(line, file=sys.stderr)
 
 
 def is_experiment(folder: Path) -> bool:
-    # Any of the two: the other may be what was lost.
+    # One of the two is enough: the other may be lost.
     return any((folder / name).is_file() for name in ("experiment.yaml", "journal.jsonl"))
 
 
 def checkpoint_order(folder: Path) -> tuple[list[int], list[int], str]:
-    """Sorts the folders of a trial's checkpoints, `…/session_N/trial_…/checkpoint_…`, by age."""
-    # `session_3`, or `session_3_2` where a session needed a second round; `trial_0007_2` likewise.
+    """Sort key of checkpoint folders `…/session_N/trial_…/checkpoint_…`, oldest first."""
+    # `session_3_2` is the second round of session 3; `trial_0007_2` is the second dispatch of trial 7.
     return (_numbers(folder.parts[-3]), _numbers(folder.parts[-2]), folder.name)
 
 
 def owner_of(folder: str) -> str:
-    """The trial or run that a folder of checkpoints belongs to: `trial_0007` for `trial_0007_2`."""
+    """Name of the trial or replicate of a checkpoint folder: `trial_0007` for `trial_0007_2`."""
     return "_".join(folder.split("_")[:2])
 
 

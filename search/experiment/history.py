@@ -1,4 +1,4 @@
-"""What is known of an experiment's trials: the history that the events of its journal add up to."""
+"""The trials and replicates of an experiment, from the events of its journal."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,17 +26,17 @@ Status = Literal["completed", "stopped", "failed", "diverged", "running"]
 
 @dataclass
 class Trial:
-    """One trial as far as it is known.
+    """One trial and its results.
 
     Attributes:
-        number: from 0.
+        number: number of the trial, from 0.
         suggested, config, baseline: as in `TrialStarted`.
-        started_at: seconds since 1970 (UTC).
-        epochs: results in order; the first is epoch 1.
-        end: how it ended; None while it can go on.
-        excluded: whether it lies outside the space as it was changed later, and counts no more.
-        explored: whether chance lets it go to the end whatever a rung says (`search.audit_fraction`).
-        promotions: from the rungs that it waited at.
+        started_at: time of the start, seconds since 1970 (UTC).
+        epochs: results in order of epochs, from epoch 1.
+        end: event of its end; None before.
+        excluded: whether the trial lies outside the present space.
+        audit: whether no rung stops the trial (`search.audit_fraction`).
+        promotions: promotions from rungs at which the trial waited, in order.
     """
 
     number: int
@@ -52,7 +52,7 @@ class Trial:
 
     @property
     def promoted_at(self) -> int:
-        """The epoch of the highest rung that it was promoted from; 0 for none."""
+        """Epoch of the highest rung that the trial was promoted from; 0 without a promotion."""
         return self.promotions[-1].epoch if self.promotions else 0
 
     @property
@@ -74,7 +74,7 @@ class Trial:
 
 @dataclass
 class Replicate:
-    """One replicate as far as it is known; attributes as in `ReplicateStarted` and `Trial`."""
+    """One replicate and its results; attributes as in `ReplicateStarted` and `Trial`."""
 
     number: int
     trial: int
@@ -93,15 +93,15 @@ class Replicate:
 
 
 class History:
-    """All trials of an experiment, grown event by event.
+    """All trials and replicates of an experiment; `apply` adds an event.
 
     Attributes:
-        trials: by number, ascending.
-        results_in_order: all epochs of all trials, as they arrived.
-        space: that proposals come from now, as `Space.as_dict` gives it; None before it is known.
-        runs: replicates of the best trials, by number, ascending.
-        n_redone: epochs that were trained again, after a worker or the search broke off.
-        n_events: that it was made of.
+        trials: trials by number, ascending.
+        results_in_order: epochs of all trials, in the order in which they were recorded.
+        space: the present space, as returned by `Space.as_dict`; None before the first `SpaceSet`.
+        replicates: replicates of the best trials by number, ascending.
+        n_redone: number of epochs that were trained again, after a worker or the search was interrupted.
+        n_events: number of applied events.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -123,12 +123,7 @@ class History:
         """
         match event:
             case SpaceSet():
-                if not set(event.excluded) <= set(self.trials):
-                    raise ValueError(f"it excludes {event.excluded} of {len(self.trials)} trials")
-                self._audit_rule = _audit_rule(event.space)
-                self.space = event.space
-                for trial in self.trials.values():
-                    trial.excluded = trial.number in event.excluded
+                self._set_space(event)
             case TrialStarted():
                 if event.trial != len(self.trials):
                     raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
@@ -141,24 +136,21 @@ class History:
                     audit=self._is_audit(event),
                 )
             case EpochDone():
-                trial = self._running(event.trial)
                 if event.epoch != trial.n_epochs + 1:
                     raise ValueError(f"trial {event.trial} has epoch {event.epoch} after {trial.n_epochs}")
                 trial.epochs.append(event)
                 self.results_in_order.append(event)
             case EpochRedone():
-                if event.epoch > self._running(event.trial).n_epochs:
+                if event.epoch > trial.n_epochs:
                     raise ValueError(f"trial {event.trial} has trained epoch {event.epoch} again, which is not known")
                 self.n_redone += 1
             case TrialPromoted():
-                trial = self._running(event.trial)
                 if event.epoch != trial.n_epochs or event.epoch <= trial.promoted_at:
                     raise ValueError(
                         f"trial {event.trial} is promoted from epoch {event.epoch}, where it does not wait"
                     )
                 trial.promotions.append(event)
             case TrialEnded():
-                trial = self._running(event.trial)
                 if event.status == "completed" and not trial.epochs:
                     raise ValueError(f"trial {event.trial} completes without an epoch")
                 trial.end = event
@@ -185,7 +177,7 @@ class History:
 
     @property
     def counting(self) -> list[Trial]:
-        """Trials that lie in the space as it is now."""
+        """Trials that are not excluded."""
         return [trial for trial in self.trials.values() if not trial.excluded]
 
     @property
@@ -194,7 +186,7 @@ class History:
 
     @property
     def event_times(self) -> Iterator[float]:
-        """When everything happened, in no order; seconds since 1970 (UTC)."""
+        """Times of all events of trials and replicates, unordered; seconds since 1970 (UTC)."""
         for trial in self.trials.values():
             yield trial.started_at
             yield from (epoch.at for epoch in trial.epochs)
@@ -209,7 +201,7 @@ class History:
 
     @property
     def n_ended(self) -> int:
-        """Of those that count."""
+        """Number of trials that have ended, without excluded ones."""
         return sum(trial.end is not None for trial in self.counting)
 
     @property
@@ -225,13 +217,13 @@ class History:
             return event.audit
         return not event.baseline and is_audit(event.trial, *self._audit_rule)
 
-    def _going_on(self, number: int) -> Replicate:
+    def _unfinished_replicate(self, number: int) -> Replicate:
         run = self.replicates.get(number)
         if run is None or run.end is not None:
             raise ValueError(f"run {number} was never started, or has ended already")
         return run
 
-    def _running(self, number: int) -> Trial:
+    def _unfinished_trial(self, number: int) -> Trial:
         trial = self.trials.get(number)
         if trial is None:
             raise ValueError(f"trial {number} was never started")
@@ -241,7 +233,7 @@ class History:
 
 
 def _audit_rule(space: Mapping[str, Any]) -> tuple[int, float]:
-    """Seed and `search.audit_fraction`, which journals from before there was such a thing do not have."""
+    """Seed and `search.audit_fraction` of a space; 0 for those that an old journal does not have."""
     search = space.get("search", {})
     if not isinstance(search, dict):
         raise ValueError(f"its search is {shorten(search)}")

@@ -1,8 +1,8 @@
-"""The journal: an append-only file of events, from which everything else in an experiment is derived.
+"""The journal: an append-only file of events, from which all other state of an experiment is derived.
 
-Ray's own snapshots are not read back: ASHA's rungs are not in them, a truncated one silently starts a
-fresh search, and restoring them unpickles. One JSON object a line survives a crash at any byte. Each line's last
-key is its checksum; a copy beside the file, a line behind at most, stands in where the file was damaged later.
+Ray's snapshots are not used: they do not contain ASHA's rungs, a truncated snapshot silently starts a new search, and
+restoring one unpickles it. One JSON object per line survives a crash at any byte. The last key of each line is its
+checksum. A backup, at most one line behind, replaces a damaged file.
 """
 
 import errno
@@ -21,7 +21,7 @@ from spaces.errors import InputError
 from spaces.plain_files import MIB, open_plain
 from trainable.files import replacing, sync
 
-# A journal of 100,000 trials × 27 epochs is about 600 MB; anything over these is not one of ours.
+# A journal of 100,000 trials × 27 epochs has about 600 MB.
 MAX_LINE_BYTES = MIB
 MAX_BYTES = 2048 * MIB
 BACKUP_FOLDER = ".backup"
@@ -33,12 +33,12 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-# `json.loads` would make one for each line.
+# Made once: `json.loads` would make a decoder for each line.
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def backup_of(path: Path) -> Path:
-    """Where the copy of a state file lies.
+    """Path of the backup of a state file.
 
     Raises:
         InputError: the folder for it is a symbolic link.
@@ -50,7 +50,7 @@ def backup_of(path: Path) -> Path:
 
 
 def set_damaged_aside(path: Path) -> Path:
-    """Rename a damaged file out of the way, so that nothing of it is lost; its new path."""
+    """Rename a damaged file, to keep its content; returns the new path."""
     aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
     path.rename(aside)
     sync(aside.parent)
@@ -58,15 +58,15 @@ def set_damaged_aside(path: Path) -> Path:
 
 
 def event_line(event: Event) -> bytes:
-    """An event's line in a journal, with its checksum as the last key."""
+    """The line of an event in a journal, with its checksum as the last key."""
     return json_with_checksum(json.dumps(event_as_dict(event), allow_nan=False)).encode()
 
 
 def event_from_line(line: bytes | str) -> Event:
-    """The inverse of `event_line`; also takes lines without a checksum, as earlier versions wrote them.
+    """The inverse of `event_line`; lines without a checksum, of earlier versions, are accepted.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, RecursionError: it is not an event, or not as it was written.
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: the line is not an event, or is damaged.
     """
     json_must_match(line.encode() if isinstance(line, str) else line)
     content = _DECODER.decode(line if isinstance(line, str) else line.decode())
@@ -75,14 +75,14 @@ def event_from_line(line: bytes | str) -> Event:
 
 
 class Journal:
-    """Appends events to a file and its copy; an event is on the disk when `append` returns.
+    """Appends events to a file and its backup; an event is on the disk when `append` returns.
 
-    Must be opened by the one process that holds the experiment. What a crash left is mended first: a half-written
-    last line is cut off, and of file and copy the one that has more good events replaces the other.
+    Only the process that holds the lock of the experiment may open it. Opening repairs the file after a crash: a
+    half-written last line is cut off, and of file and backup, the one with more events replaces the other.
 
     Args:
-        path: made when the first event comes.
-        tell: called with a line where the copy had to be used.
+        path: of the journal; created with the first event.
+        tell: called with a message if the backup had to be used.
     """
 
     def __init__(self, path: Path, tell: Warn = lambda line: None) -> None:
@@ -94,7 +94,7 @@ class Journal:
     def append(self, event: Event) -> None:
         line = event_line(event)
         if self._has_events and not self.path.exists():
-            # Made anew, it would begin in the middle of the search.
+            # A new file would start in the middle of the search.
             raise FileNotFoundError(errno.ENOENT, "was removed while the search ran", str(self.path))
         with open_plain(self.path, "ab") as file:
             is_new = os.fstat(file.fileno()).st_size == 0
@@ -104,7 +104,7 @@ class Journal:
         if is_new:
             sync(self.path.parent)
         self._has_events = True
-        # Only after the file itself: whoever reads both must never find the copy ahead of an intact file.
+        # After the file itself: a reader of both must not find the backup ahead of an intact file.
         self._copy.parent.mkdir(exist_ok=True)
         with open_plain(self._copy, "ab") as file:
             file.write(line)
@@ -120,15 +120,15 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What one file says.
+    """Content of one journal file.
 
     Attributes:
-        path: the file.
-        history: of the good lines.
-        n_bytes: that they take.
-        damage: what is wrong with the line after them; None where only a torn last line follows, or nothing.
-        n_lines: that were read.
-        inode: of the file.
+        path: path of the file.
+        history: history from the valid lines at its start.
+        n_bytes: number of bytes of the valid lines.
+        damage: problem of the next line; None at the end of the file, and if only a half-written last line follows.
+        n_lines: number of lines that were read.
+        inode: inode of the file.
     """
 
     path: Path
@@ -140,28 +140,28 @@ class _Reading:
 
 
 def read_history(path: Path, tell: Warn = lambda line: None) -> History:
-    """All that a journal says; an experiment without one has no trials yet. Changes nothing on the disk.
+    """The history from a journal, empty without one; changes no file.
 
     Args:
-        path: of the journal; its copy is read where it is damaged.
-        tell: called with a line where the copy had to be used.
+        path: of the journal; if it is damaged, its backup is read.
+        tell: called with a message if the backup had to be used.
 
     Raises:
-        InputError: a line in the middle is damaged, and the copy has no more; names it. Or a file is not a plain one.
+        InputError: a line is damaged, and the backup has no more events; or a file is not a regular file.
     """
     return _better_reading(path, tell).history
 
 
 def _better_reading(path: Path, tell: Warn) -> _Reading:
     copy = backup_of(path)
-    # Before the file is read: one that is being written is then never behind its copy.
+    # Read before the file: while a search appends, the file is then never behind its backup.
     copy_bytes = copy.stat().st_size if copy.exists() else 0
     own = _read(path)
     if own.damage is None and own.n_bytes >= copy_bytes:
         return own
     copied = _read(copy)
     if own.damage is not None and copied.damage is not None:
-        # Either may have what the other lost.
+        # Each may have events that the other lost.
         raise InputError(f"{own.damage}, nor is {copied.damage}. Make one whole by hand from the other's lines.")
     if copied.n_bytes > own.n_bytes or (own.damage and copied.n_bytes == own.n_bytes > 0):
         wrong = own.damage or (f"{path}: ends too early" if path.exists() else f"{path}: is missing")
@@ -173,7 +173,7 @@ def _better_reading(path: Path, tell: Warn) -> _Reading:
 
 
 def _read(path: Path, so_far: _Reading | None = None) -> _Reading:
-    """What a file says; with `so_far`, whose history grows, only the lines after it are read."""
+    """Content of a file; with `so_far`, only later lines are read, and added to its history."""
     history = so_far.history if so_far else History()
     n_bytes, number = (so_far.n_bytes, so_far.n_lines) if so_far else (0, 0)
     if not os.path.lexists(path):
@@ -201,11 +201,11 @@ def _read(path: Path, so_far: _Reading | None = None) -> _Reading:
 
 
 class JournalFollower:
-    """Reads a journal that another process writes: at first all of it, then what was added.
+    """Reads a journal that another process writes: first the whole file, later only the added lines.
 
     Args:
-        path: of the journal; its copy is read where it is damaged.
-        tell: called with a line where the copy had to be used.
+        path: of the journal; if it is damaged, its backup is read.
+        tell: called with a message if the backup had to be used.
     """
 
     def __init__(self, path: Path, tell: Warn = lambda line: None) -> None:
@@ -238,7 +238,7 @@ class JournalFollower:
 
 
 def _keep_first_bytes(good: _Reading, path: Path) -> None:
-    """Make `path` hold the good lines and nothing else; nothing to do where that is so."""
+    """Reduce `path` to the valid lines, if it has any other content."""
     if path.exists() and path.stat().st_size == good.n_bytes and (path == good.path or _same_bytes(path, good)):
         return
     if path == good.path and path.exists():

@@ -1,4 +1,4 @@
-"""The space that a search journaled, and how another space differs from it. Pure functions."""
+"""The space in a journal, and its differences from another space. Pure functions."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ def journaled_space(history: History) -> dict[str, Any] | None:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Each key that differs, as `section.key`, with a line that shows both values."""
+    """Each different key as `section.key`, with a sentence that has both values."""
     for section in {**before, **after}:
         old, new = before.get(section) or {}, after.get(section) or {}
         for name in {**old, **new}:
@@ -50,6 +50,6 @@ def value_text(section: Mapping[str, Any], name: str) -> str:
     """The value of a key on one line, as in YAML; `not given` where the section does not have it."""
     if name not in section:
         return "not given"
-    # A scalar alone is followed by YAML's end of a document.
+    # YAML ends a document that is one scalar with `...`.
     text: str = yaml.safe_dump(section[name], default_flow_style=True, width=math.inf)
     return text.removesuffix("...\n").strip()

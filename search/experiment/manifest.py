@@ -1,4 +1,4 @@
-"""An experiment's manifest: enough to repeat it, and to trust it."""
+"""The manifest of an experiment: versions, device, data, sessions and uses of the test set."""
 
 import json
 import platform
@@ -20,8 +20,7 @@ from spaces.plain_files import MIB, read_plain
 from spaces.schema import Precision, Space
 from trainable.files import write_text
 
-# A thousand classes and as many sessions are under one.
-MAX_MANIFEST_BYTES = 16 * MIB
+MAX_MANIFEST_BYTES = 16 * MIB  # a manifest with 1,000 classes and 1,000 sessions has less than 1 MiB
 
 _PACKAGES = (
     "depthwise-search",
@@ -38,20 +37,20 @@ _PACKAGES = (
 
 
 class Part(BaseModel):
-    """Frozen; keys that later versions may add are passed over."""
+    """Frozen; keys of later versions are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Device(Part):
-    """Where trials run.
+    """Device of the trials.
 
     Attributes:
         device: `cpu` or `cuda`.
-        name: the device's own.
-        trials_at_once: how many share it.
-        precision: of activations, for all trials and the retraining.
-        precision_reason: why that one.
+        name: name of the device model.
+        trials_at_once: number of trials that run at the same time.
+        precision: precision of activations, in all trials and the retraining.
+        precision_reason: reason for the precision, for messages.
     """
 
     device: str
@@ -62,11 +61,14 @@ class Device(Part):
 
 
 class Data(Part):
-    """What the training images are; the hash is of their pixels and labels.
+    """The training and validation images.
 
     Attributes:
-        chance: the highest validation accuracy of a run that only guesses (`rungs.chance_accuracy`); None where the
-            search began before it was computed: then no rung asks for more.
+        n_train, n_validation: numbers of images.
+        mean, std: of the training images, per channel.
+        content_sha256: hash of all pixels and labels.
+        chance: the highest validation accuracy of a run that only guesses (`rungs.chance_accuracy`), 0 to 1; None in
+            manifests of versions that did not compute it.
     """
 
     n_train: int
@@ -79,20 +81,19 @@ class Data(Part):
 
 
 class Seeds(Part):
-    """Of the experiment, and of the split into training and validation."""
+    """Seeds of the experiment, and of the split into training and validation images."""
 
     experiment: int
     split: int
 
 
 class Session(Part):
-    """One launch. All but `started_at` are None while it runs, and stay so if it was killed.
+    """One run of `search.run`. All but `started_at` are None until its end, also if it is killed.
 
     Attributes:
-        seconds: from the command to the end of Ray.
-        overhead_share: of the time of all places, what was not spent training or validating: start-up, Ray's
-            end, between two epochs; 0 to 1.
-        idle_share: likewise, places that stood empty because no trial was left to give out.
+        seconds: wall-clock time from the start of the command to the shutdown of Ray.
+        overhead_share: share of start-up, shutdown and the time between epochs in the time of all slots, 0 to 1.
+        idle_share: share of slots that were empty because no trial was left to dispatch, 0 to 1.
     """
 
     started_at: str
@@ -111,12 +112,17 @@ class Session(Part):
 
 
 class TestSetUse(Part):
-    """One look at the test set.
+    """One use of the test set.
 
     Attributes:
-        test_accuracy_mean: None where the look was not finished.
-        checkpoints_sha256: hash of each seed's tensors, by which the look may be finished; empty where the look is of
-            a version that did not record it.
+        at: time, in ISO 8601.
+        trial: number of the retrained trial.
+        epochs: number of epochs of each seed.
+        seeds: number of seeds.
+        reason: the user's reason for a repeated use; None for the first use.
+        test_accuracy_mean: mean over seeds, 0 to 1; None until testing is finished.
+        checkpoints_sha256: hash of the tensors of each seed, which identifies the models if testing is resumed; empty
+            in manifests of versions that did not record it.
     """
 
     __test__: ClassVar[bool] = False  # pytest: not a test class
@@ -132,7 +138,7 @@ class TestSetUse(Part):
 
 
 def use_of_test_set_text(opening: TestSetUse) -> str:
-    """One line for people."""
+    """One line about a use of the test set, for messages."""
     result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
     reason = f", once more because: {opening.reason}" if opening.reason else ""
     return (
@@ -144,9 +150,9 @@ class Manifest(Part):
     """All of `manifest.json`.
 
     Attributes:
-        state: `running`, or how the last session ended.
-        versions: of Python and the packages that results depend on.
-        git_commit: of this code, with `+changes` where files differ; None outside a checkout.
+        state: `running`, or the end of the last session.
+        versions: versions of Python and of the packages that results depend on.
+        git_commit: commit of this code, with `+changes` if files differ from it; None outside a checkout.
         written_by: host name of the machine that wrote the file last; None unless the experiment is at a URL.
     """
 
@@ -164,18 +170,18 @@ class Manifest(Part):
     written_by: str | None = None
 
     def with_session(self, session: Session, new: bool) -> "Manifest":
-        """A copy whose last session is `session`, after the others or in place of the last."""
+        """A copy with `session` appended (`new`), or in place of the last session."""
         before = self.sessions if new else self.sessions[:-1]
         return self.model_copy(update={"sessions": [*before, session], "state": session.end or "running"})
 
     def with_use_of_test_set(self, opening: TestSetUse, new: bool) -> "Manifest":
-        """Likewise for openings of the test set."""
+        """A copy with `opening` appended (`new`), or in place of the last use of the test set."""
         before = self.test_openings if new else self.test_openings[:-1]
         return self.model_copy(update={"test_openings": [*before, opening]})
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest, then its copy, each atomically."""
+    """Write a manifest, then its backup, each atomically."""
     text = json_with_checksum(json.dumps(manifest.model_dump(), indent=2, allow_nan=False))
     write_text(path, text)
     backup_of(path).parent.mkdir(exist_ok=True)
@@ -186,11 +192,11 @@ def read_manifest(path: Path, tell: Warn = lambda line: None) -> Manifest:
     """Read and check a manifest.
 
     Args:
-        path: of the manifest; its copy is read where it is damaged.
-        tell: called with a line where the copy had to be used.
+        path: of the manifest; if it is damaged, its backup is read.
+        tell: called with a message if the backup had to be used.
 
     Raises:
-        InputError: both are missing or damaged.
+        InputError: file and backup are missing or damaged.
     """
     try:
         return _read(path)
@@ -224,7 +230,7 @@ def _read(path: Path) -> Manifest:
 
 
 def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifest:
-    """The manifest of an experiment that starts now."""
+    """The manifest of a new experiment."""
     return Manifest(
         name=name,
         space=space.name,
@@ -239,12 +245,12 @@ def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifes
 
 
 def seconds_used(sessions: Sequence[Session], history: History, now: float | None = None) -> float:
-    """Seconds that all sessions took; one that was killed counts until the last event that it journaled.
+    """Total duration of all sessions in seconds; a killed session counts until its last event.
 
     Args:
-        sessions: in order.
-        history: of all of them.
-        now: in seconds since 1970 (UTC), where the last session still runs: it counts until then.
+        sessions: sessions in order.
+        history: history of all sessions.
+        now: seconds since 1970 (UTC) if the last session still runs, which then counts until `now`; else None.
     """
     starts_s = [datetime.fromisoformat(session.started_at).timestamp() for session in sessions]
     total_s = 0.0
@@ -259,15 +265,15 @@ def seconds_used(sessions: Sequence[Session], history: History, now: float | Non
 
 
 def timestamp(at: float | None = None) -> str:
-    """Now in whole seconds, or `at`, in seconds since 1970, to the microsecond; in UTC, ISO 8601."""
+    """`at` (seconds since 1970) with microseconds, or the present time in whole seconds; in UTC, ISO 8601."""
     if at is None:
         return datetime.now(UTC).isoformat(timespec="seconds")
-    # A session that began before its second would claim the last events of the one before.
+    # With the start rounded down, a session would include the last events of the session before.
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' that results depend on."""
+    """Versions of Python and of the packages that results depend on."""
     installed = {}
     for package in _PACKAGES:
         try:
@@ -278,18 +284,18 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit that this code is at, with `+changes` where files differ; None outside a checkout."""
+    """Commit of this code, with `+changes` if files differ from it; None outside a checkout."""
     here = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str | None:
         try:
-            # Without locks: one that is killed for its time would leave them in the way of the user's own git.
+            # Without locks: a git that is killed by the timeout would leave its lock in the user's checkout.
             command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
             return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
 
-    # An installed copy may lie inside some other project's checkout, whose commit says nothing of ours.
+    # An installed copy may lie inside the checkout of another project.
     if git("ls-files", "--error-unmatch", str(Path(__file__).relative_to(here))) is None:
         return None
     commit = git("rev-parse", "HEAD")

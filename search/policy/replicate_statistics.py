@@ -1,11 +1,11 @@
-"""What replicates say of trials: means, intervals and leads. Pure functions.
+"""Estimates from replicates: means, confidence intervals and leads. Pure functions.
 
-Replicates come in blocks. The runs of a block share their random streams (weights, order of the images, dropout,
-augmentation), so that trials are compared within blocks, where what luck gives one it gives the others too.
+Replicates are made in blocks. The replicates of a block share their random streams (weights, order of the images,
+dropout, augmentation), so that trials are compared within blocks, with the same randomness.
 
-The model is `accuracy = mean + scale × (block + chance)` with `scale = mean × (1 - mean)`: chance moves a trial at 50 %
-by more points than one at 97 %, and about as far on the scale of logits. What spread there is can so be pooled over
-trials that differ much. Means and leads are in accuracy, as everybody reads them.
+The model is `accuracy = mean + scale × (block + error)` with `scale = mean × (1 - mean)`: the standard deviation is
+larger at 50 % accuracy than at 97 %, and about constant on the scale of logits. It can therefore be pooled over trials
+of different accuracy. Means and leads are reported as accuracies.
 
 Source of the variance function: Wedderburn, "Quasi-likelihood functions, generalized linear models, and the
 Gauss-Newton method" (Biometrika 61, 1974).
@@ -20,28 +20,27 @@ from numpy.typing import NDArray
 
 from search.experiment.history import History
 
-# From 99.5 % on (and down from 0.5 %), chance is taken to be as there: a validation set has only so many images.
+# Lower bound of `scale`, reached at accuracies of 0.5 % and 99.5 %: validation sets are finite.
 LEAST_SCALE = 0.005
-# A smaller standard deviation is what rounding makes of equal accuracies.
-EQUAL = 1e-9
-# Of the matrix of trials and blocks: 3,000 runs of 100 trials in 900 blocks. A journal from elsewhere may hold more.
+EQUAL = 1e-9  # smaller standard deviations are rounding errors of equal accuracies
+# Limit of the design matrix: 3,000 replicates of 100 trials in 900 blocks. A foreign journal may have more.
 MOST_CELLS = 3_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicateSummary:
-    """What replicates say of one trial.
+    """Estimates for one trial.
 
     Attributes:
-        trial: its number.
-        n_runs: finished.
-        n_diverged: of them.
-        mean: of their validation accuracies, 0 to 1, a diverged run's being 0. Where trials have different numbers
-            of runs, as if all had been in all blocks: a block may be easier than another.
-        half_width: of the 95 % confidence interval of `mean`; None for fewer than two runs, where one
-            diverged, and where each trial's runs are all equal, which does not make the next run equal.
-        is_tied: whether it cannot be told from the trial with the best mean (which is tied with itself). A trial of
-            which a run diverged is tied with nobody.
+        trial: number of the trial.
+        n_runs: number of finished replicates.
+        n_diverged: number of diverged ones among them.
+        mean: mean validation accuracy, 0 to 1; a diverged replicate counts as 0. If trials have different numbers of
+            replicates, the mean is adjusted for the difficulty of blocks, as if all trials had been in all blocks.
+        half_width: half the width of the 95 % confidence interval of `mean`; None with fewer than two replicates,
+            with a diverged one, and if the replicates of each trial are all equal, which gives no estimate of spread.
+        is_tied: whether the lead of the trial with the best mean is not significant; True for that trial. A trial
+            with a diverged replicate is not tied.
     """
 
     trial: int
@@ -57,8 +56,9 @@ class Lead:
     """How far one trial is ahead of another, in accuracy (0 to 1).
 
     Attributes:
-        mean: the difference of their means.
-        half_width: of its 95 % confidence interval; None where either has fewer than two runs, or one that diverged.
+        mean: difference of the means.
+        half_width: half the width of its 95 % confidence interval; None if a trial has fewer than two replicates, or a
+            diverged one.
     """
 
     mean: float
@@ -70,9 +70,9 @@ class Lead:
 
 
 def replicate_results(history: History) -> dict[int, ReplicateSummary]:
-    """What replicates say, for every trial that has any; the best mean first, ties in mean by number.
+    """Estimates for all trials with replicates, by number; ordered by mean, best first, then by number.
 
-    Intervals use the spread within trials, pooled over all of them on the scale of the model, by Student's t.
+    Intervals are Student's t, with the spread within trials pooled on the scale of the model.
     """
     runs = _Runs.of(history)
     model = _Model.of(runs.values)
@@ -93,29 +93,29 @@ def replicate_results(history: History) -> dict[int, ReplicateSummary]:
 
 
 def lead(history: History, first: int, second: int) -> Lead:
-    """How far `first` is ahead of `second`, both trials' numbers; 0 without an interval where one has no replicate."""
+    """Lead of trial `first` over trial `second`; 0 without an interval if one has no replicate."""
     runs = _Runs.of(history)
     return _lead(runs, _Model.of(runs.values), first, second)
 
 
 def run_sd(history: History, accuracy: float) -> float | None:
-    """The standard deviation of a replicate's accuracy for a trial whose mean is this; None if unknown."""
+    """Standard deviation of the accuracy of a replicate, for a trial with mean `accuracy`; None if unknown."""
     spread = _Model.of(_Runs.of(history).values).within
     return None if spread.freedom == 0 else spread.sd * _scale(accuracy)
 
 
 def diverged(history: History) -> set[int]:
-    """Trials of which a replicate diverged."""
+    """Numbers of the trials with a diverged replicate."""
     return set(_Runs.of(history).n_diverged)
 
 
 def leaders(history: History, numbers: Collection[int], level: float) -> set[int]:
-    """Those of the trials that are not clearly behind the best of them, in the blocks that all of them finished.
+    """Trials that are not significantly worse than the best, in the blocks that all of them finished.
 
     Args:
         history: of the search.
-        numbers: of the trials, none of which has a replicate that diverged.
-        level: probability of error, in (0, 1), when the last is behind the best.
+        numbers: numbers of the trials; none may have a diverged replicate.
+        level: error probability of the test of the worst against the best trial, in (0, 1).
     """
     left = set(numbers)
     values = _Runs.of(history).values
@@ -146,8 +146,8 @@ class _Runs:
     """Finished replicates of trials that count.
 
     Attributes:
-        values: accuracies by trial and block, without runs that diverged.
-        n_diverged: by trial, for those that have any.
+        values: accuracies by trial and block, without diverged replicates.
+        n_diverged: numbers of diverged replicates by trial, for trials that have any.
     """
 
     values: Mapping[int, Mapping[int, float]]
@@ -174,9 +174,9 @@ class _Runs:
         return len(self.values.get(number, ())) + self.n_diverged.get(number, 0)
 
     def have_intervals(self, *numbers: int) -> bool:
-        """Whether each of these trials has two runs at least, none of which diverged.
+        """Whether each trial has at least two replicates, and no diverged one.
 
-        The spread of other trials would do for an interval from one run, but nobody believes it.
+        The pooled spread would allow an interval from one replicate, but that would not look credible.
         """
         return all(len(self.values.get(number, ())) > 1 and number not in self.n_diverged for number in numbers)
 
@@ -188,7 +188,7 @@ class _Runs:
 
 @dataclass(frozen=True, slots=True)
 class _Spread:
-    """A standard deviation on the scale of the model, and its degrees of freedom; infinite where those are 0."""
+    """A standard deviation on the scale of the model, infinite without degrees of freedom."""
 
     sd: float
     freedom: int
@@ -200,15 +200,15 @@ class _Spread:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """`accuracy = mean + scale × (block + chance)`, fitted by least squares of `accuracy / scale`.
+    """`accuracy = mean + scale × (block + error)`, fitted by least squares of `accuracy / scale`.
 
     Attributes:
-        scales: of each trial.
-        n_runs: of each trial.
-        levels: of each trial: its mean over all blocks, divided by its scale. In the order of `covariance`.
-        covariance: (trials + blocks, trials + blocks), of all effects, in units of the residual's variance.
-        within: spread of a trial's runs.
-        residual: spread that neither trial nor block explains.
+        scales: `scale` by trial.
+        n_runs: number of replicates by trial.
+        levels: mean over all blocks divided by `scale`, by trial, in the order of `covariance`.
+        covariance: (trials + blocks, trials + blocks) covariance of all effects, in units of the residual variance.
+        within: spread of the replicates of a trial.
+        residual: spread that is explained neither by trial nor by block.
     """
 
     scales: Mapping[int, float]
@@ -220,7 +220,7 @@ class _Model:
 
     @classmethod
     def of(cls, values: Mapping[int, Mapping[int, float]]) -> "_Model":
-        """Of accuracies by trial and block."""
+        """Fit the model to accuracies by trial and block."""
         if not values:
             return cls({}, {}, {}, np.zeros((0, 0)), _Spread.of(0.0, 0), _Spread.of(0.0, 0))
         numbers = sorted(values)
@@ -233,14 +233,14 @@ class _Model:
         levels = np.array([plain[number] / scales[number] for number in numbers])
         within = _Spread.of(float(np.square(scaled - levels[trials]).sum()), len(scaled) - len(numbers))
         if len(scaled) * (len(numbers) + blocks.max() + 1) > MOST_CELLS:
-            # As if no block were easier than another.
+            # Without block effects.
             covariance, residual = np.diag([1 / n for n in n_runs.values()]), within
         else:
             levels, covariance, residual = _without_blocks(scaled, trials, blocks)
         return cls(scales, n_runs, dict(zip(numbers, levels.tolist(), strict=True)), covariance, within, residual)
 
     def mean(self, number: int) -> float:
-        """As if the trial had been in all blocks, 0 to 1."""
+        """Mean accuracy, as if the trial had been in all blocks, 0 to 1."""
         return self.scales[number] * self.levels[number]
 
     def half_width(self, number: int) -> float | None:
@@ -258,7 +258,7 @@ class _Model:
         if n_blocks:
             weights[len(numbers) :] = between / n_blocks
         of_chance = self.residual.sd**2 * float(weights @ self.covariance @ weights)
-        # What a block does to both is not the same number of points for both, and other blocks would have done other.
+        # Block effects do not cancel if the scales differ, and the blocks are a random sample.
         of_blocks = max(0.0, self.within.sd**2 - self.residual.sd**2) if n_blocks else 0.0
         n_runs = min(self.n_runs[first], self.n_runs[second])
         return math.sqrt(of_chance + between**2 * of_blocks / n_runs)
@@ -271,10 +271,10 @@ def _without_blocks(
 
     Args:
         scaled: (N,) accuracies, divided by their trial's scale.
-        trials, blocks: (N,) which each is of, from 0.
+        trials, blocks: (N,) index of the trial and of the block of each accuracy, from 0.
 
     Returns:
-        (trials,) levels as if all had been in all blocks, the covariance of all effects, and what they do not explain.
+        (trials,) levels as if all trials had been in all blocks, the covariance of all effects, and the residual.
     """
     n_trials, runs = trials.max() + 1, np.arange(len(scaled))
     design = np.zeros((len(scaled), n_trials + blocks.max() + 1))
@@ -291,7 +291,7 @@ def _scale(accuracy: float) -> float:
 
 
 def _student(probability: float, freedom: int) -> float:
-    # Imported late: the leaderboard must answer at once.
+    # Imported late: the leaderboard starts faster without scipy.
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, probability))

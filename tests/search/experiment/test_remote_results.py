@@ -189,6 +189,7 @@ def test_the_host_that_wrote_last_is_named_unless_its_session_ended(
     on_machine("second")
     other = open_remote_experiment(url, "mine")
     assert other.is_live()
+    other.must_be_free()  # no lock enforces one writer
     monkeypatch.setattr("time.time", lambda: 60.0 + remote_results.SILENT_S)
     assert not other.is_live(), "the machine that wrote last has been silent for long"
     with other.exclusive():
