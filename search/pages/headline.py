@@ -95,6 +95,6 @@ def remarks(known: ReportData) -> list[str]:
     if n_aside:
         lie = "lies" if n_aside == 1 else "lie"
         found.append(
-            f"{counted(n_aside, 'trial')} {lie} outside the space as it was changed later, not in the figures."
+            f"{counted(n_aside, 'trial')} {lie} outside the space as it was changed later; the figures leave them out."
         )
     return found
