@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     completed(sort, _complete_sort)
     parser.add_argument("--format", choices=("table", "csv", "json", "markdown"), default="table")
-    parser.add_argument("--watch", action="store_true", help="show a search that runs, as its own terminal does")
+    parser.add_argument("--watch", action="store_true", help="show the screen of a running search")
     return run_command(parser, _show, arguments)
 
 

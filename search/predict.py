@@ -1,4 +1,4 @@
-"""Name what image files show, with onnxruntime alone: `python -m search.predict`."""
+"""Classify image files with onnxruntime: `python -m search.predict`."""
 
 # PYTHON_ARGCOMPLETE_OK
 
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 MAX_MODEL_BYTES = 64 * MIB
-# Of a log-probability, with room for rounding.
-TOP_LOG = 0.01
-# Images are read and classified this many at a time, so that a large folder does not fill the memory.
-BATCH = 256
+TOP_LOG = 0.01  # largest valid log-probability: 0, plus rounding errors
+BATCH = 256  # images in memory at the same time
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,25 +76,25 @@ def _load(path: Path) -> tuple[InferenceSession, int, list[str]]:
         n_channels, image_size = images.shape[3], images.shape[1]
         class_names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
         if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
-            raise ValueError("its class names are no list of words")
+            raise ValueError("its class names are not a list of texts")
         if images.name != "images" or n_channels != 3 or log_probabilities.shape[1] != len(class_names):
             raise ValueError("its input or its classes are others")
         if image_size != images.shape[2] or not SMALLEST_IMAGE_PX <= image_size <= LARGEST_IMAGE_PX:
             raise ValueError(f"its images are of {images.shape[1]} x {images.shape[2]} pixels")
-    except Exception as error:  # onnxruntime has a class of its own for each way to be damaged
+    except Exception as error:  # onnxruntime has many exception classes without a common one
         raise _not_ours(path, error) from error
     return session, image_size, class_names
 
 
 def _session(content: bytes) -> InferenceSession:
-    """A session of this model that reads no other file: a foreign one may name any, as where its weights lie."""
+    """A session of this model that reads no other file; a foreign model may name any file for its weights."""
     import onnxruntime
 
     with tempfile.TemporaryDirectory(prefix="dws-predict-") as nothing:
         settings = onnxruntime.SessionOptions()
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", nothing)
         settings.add_session_config_entry("session.load_model_format", "ONNX")
-        settings.log_severity_level = 4  # its messages, which repeat the model's names as they are, come as errors too
+        settings.log_severity_level = 4  # messages repeat names of the model unescaped; they are raised as errors too
         return onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
 
 
@@ -121,7 +119,7 @@ def _classify(model: Path, paths: list[Path], n_shown: int) -> list[tuple[str, l
             except UnreadableImageError as error:
                 problems.append(f"{path}: {error}.")
         if problems:
-            continue  # nothing will be printed; go on for the other unreadable files
+            continue  # nothing will be printed; look for more unreadable files
         try:
             log_probabilities = session.run(None, {"images": np.stack(read)})[0]
             if log_probabilities.shape != (len(read), len(class_names)) or not (log_probabilities <= TOP_LOG).all():

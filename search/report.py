@@ -53,11 +53,11 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def show(path: Path) -> None:
-    """Open a page in the user's browser; say so where there is none."""
+    """Open a page in the user's browser; print a message without a browser."""
     import webbrowser
 
     if not webbrowser.open(path.resolve().as_uri()):
-        print("There is no browser here to open it in.", file=sys.stderr)
+        print("No browser was found to open it.", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether a search itself was any good: findings from its history, each in a sentence. Pure functions."""
+"""The quality of a search: findings from its history, a sentence each. Pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ MIN_FLAT_TRIALS = 10
 def diagnose(
     history: History, space: Space, n_validation: int | None = None, chance: float | None = None
 ) -> list[Finding]:
-    """Everything that can be said of a search: first what to change, then what is well, then what cannot be told.
+    """All findings about a search, in the order of their verdicts: `change`, `fine`, `unknown`.
 
-    Trials outside the space as it was changed later do not count. Where the best trial is at chance, findings that
-    compare accuracies are left out: they would compare guesses.
+    Excluded trials do not count. Where the best trial is at chance, findings that compare accuracies are left out,
+    because they would compare guesses.
 
     Args:
         history: of the search, which may still run.
-        space: what is searched.
-        n_validation: validation images; None if unknown.
-        chance: as the rungs had it (`manifest.Data.chance`).
+        space: the space of the search.
+        n_validation: number of validation images; None if unknown.
+        chance: accuracy of guessing that the rungs used (`manifest.Data.chance`).
     """
     ranked = rank(history, chance)
     findings = [divergences(history, space), failures(history), learning(ranked, chance)]
@@ -47,7 +47,7 @@ def diagnose(
 
 
 def failures(history: History) -> Finding:
-    """How many trials could not be trained."""
+    """Number of trials that failed."""
     n_ended = history.n_ended
     n_failed = sum(trial.status == "failed" for trial in history.counting)
     numbers = {"n": n_ended, "n_failed": n_failed}
@@ -56,15 +56,15 @@ def failures(history: History) -> Finding:
     if not n_failed:
         return Finding("failures", "fine", f"Of {counted(n_ended, 'trial')}, none failed.", "", numbers)
     sentence = f"{n_failed} of {counted(n_ended, 'trial')} ({n_failed / n_ended:.0%}) failed."
-    return Finding("failures", "change", sentence, "Mend the reason that search.leaderboard gives for each.", numbers)
+    return Finding("failures", "change", sentence, "Remove the cause that search.leaderboard shows for each.", numbers)
 
 
 def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
-    """How many trials are no better than a run that only guesses.
+    """Number of trials that are no better than guessing.
 
     Args:
         ranked: all trials, as `rank` gives them with `chance`.
-        chance: the highest accuracy of a run that only guesses; None where it is not known.
+        chance: highest accuracy of a run that guesses, 0 to 1; None where it is not known.
     """
     known = [row for row in ranked if not row.excluded and row.score is not None]
     numbers = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known), "chance": chance}
@@ -80,13 +80,13 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
 
 
 def flatness(history: History, n_validation: int | None) -> Finding:
-    """What the last third of the epochs added to the best completed trial, in the leaderboard's order.
+    """Gain of the best completed trial in the last third of the epochs.
 
-    Where trials were trained again, the means of their replicates are compared, and the gain must be clear of the
-    interval of the difference: what one run said of the best was partly luck. A best trial from before that was not
-    trained again counts with its accuracy in the search, which is rather too high. Without replicates, the gain counts
-    as nothing if it is less than the standard error that so many validation images leave. Even a search that has not
-    converged goes a third without a new best two times in three, if its proposals do not improve.
+    With replicates, the means of the two trials are compared, and the gain must exceed the interval of the
+    difference, because the accuracy of a single run is partly luck. If the earlier best trial has no replicates, its
+    accuracy in the search is used, which tends to be too high. Without any replicates, the gain must exceed the
+    standard error of an accuracy on `n_validation` images. Without improving proposals, a search finds no new best
+    trial in its last third with probability 2/3, whether or not it has converged.
     """
     spent = sum(trial.n_epochs for trial in history.counting)
     early = _completed_within(spent * 2 / 3, history)
@@ -114,7 +114,7 @@ def flatness(history: History, n_validation: int | None) -> Finding:
 
 
 def _completed_within(epochs: float, history: History) -> set[int]:
-    """Trials that had completed when so many epochs had been trained."""
+    """Numbers of the trials that completed within the first `epochs` epochs of the search."""
     spent, found = 0, set()
     for result in history.results_in_order:
         trial = history.trials[result.trial]
@@ -125,7 +125,7 @@ def _completed_within(epochs: float, history: History) -> set[int]:
 
 
 def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | None) -> tuple[float | None, str | None]:
-    """What a gain must be more than, and what that is; None where there are too few replicates to say."""
+    """The noise that a gain must exceed, and its name; None where there are too few replicates to estimate it."""
     accuracy = now.score or 0.0
     if now.replicates and before.replicates and now is not before:
         return lead(history, now.trial, before.trial).half_width, "half of the difference's 95 % interval"
@@ -138,7 +138,7 @@ def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | No
 
 
 def _why_untold(history: History, now: Ranked, before: Ranked, noise: float | None) -> str:
-    """Why replicates leave open whether the best is better than the best before; empty where they do not."""
+    """Why the best trial cannot be compared with the earlier best one; empty where it can."""
     if now is before:
         return ""
     if history.replicates and now.replicates is None:

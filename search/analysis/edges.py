@@ -1,4 +1,4 @@
-"""Whether the best values lie at the end of their range, and what a wider one would be. Pure functions."""
+"""Best values at the end of their range, and wider ranges. Pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -9,28 +9,24 @@ from scipy.stats import binom
 from spaces.parameters import LIMITS, Choice, Hyperparameters, LogUniform, Number, RandInt, Searched, Uniform
 from spaces.schema import Space
 
-# The part of a range, at either end, that counts as its edge.
-EDGE = 0.05
-# Findings that chance makes more often, in a space without any, are not reported.
-MAX_CHANCE = 0.05
-# A quarter of the range more.
-WIDENED_BY = 0.25
-# A mirror image's mirror is the image: more flips than this are fewer.
-MOST_FLIPS = 0.5
+EDGE = 0.05  # share of a range, at either end, that counts as its edge
+MAX_CHANCE = 0.05  # an edge with a larger p-value is not reported
+WIDENED_BY = 0.25  # share of the range that a wider one has in addition
+MOST_FLIPS = 0.5  # p and 1 - p flip the same images apart from a mirror, so that p <= 0.5 is enough
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Good values crowd at an end of a range.
+    """An end of a range at which many of the best values lie.
 
     Attributes:
-        name: of the parameter.
-        upper: which end.
-        end: its value.
-        n_near: of the best values, how many lie there.
-        n_best: how many there are.
-        chance: how often a space in which nothing matters shows one like it at any end of any range.
-        wider: the range to search instead.
+        name: name of the parameter.
+        upper: whether it is the upper end.
+        end: value of the end.
+        n_near: number of the best values that lie at this end.
+        n_best: number of the best values.
+        chance: p-value: probability of such an edge at any end of any range, if no parameter mattered.
+        wider: a range that is wider at this end.
     """
 
     name: str
@@ -43,15 +39,14 @@ class Edge:
 
 
 def crowded_edges(best: Sequence[Hyperparameters], space: Space) -> list[Edge]:
-    """The ends at which more of the best configurations lie than chance puts there.
+    """Ends of ranges at which more of the best configurations lie than by chance, smallest p-value first.
 
-    The chance is the binomial one of independent draws from the range, times the number of ends looked at. TPE's
-    proposals are not independent: it proposes more where the first good ones were.
+    The p-value is the binomial one of independent draws from the range, times the number of tested ends
+    (Bonferroni). TPE's draws are not independent: it proposes more values near the first good ones.
 
     Args:
-        best: configurations, of which `EDGE` of the range each is looked at.
-        space: what was searched. Choices have no ends; an end that is the parameter's natural limit is none to
-            be widened.
+        best: the best configurations.
+        space: the searched space. Choices have no ends, and ends at the natural limit of a parameter are not tested.
     """
     ends = [
         (name, parameter, upper)
@@ -71,7 +66,7 @@ def crowded_edges(best: Sequence[Hyperparameters], space: Space) -> list[Edge]:
 
 
 def widened(name: str, parameter: Uniform | LogUniform | RandInt, upper: bool) -> Searched:
-    """The range with a quarter more at one end, in its own scale and within what the parameter can take at all."""
+    """The range extended by `WIDENED_BY` at one end, in its own scale and within the limits of the parameter."""
     low, high = parameter.low, parameter.high
     if isinstance(parameter, RandInt):
         whole = max(1, round(WIDENED_BY * (high - low)))
@@ -97,7 +92,7 @@ def _within_limits(name: str, end: float, before: float) -> float:
 
 
 def _is_natural(name: str, parameter: Uniform | LogUniform | RandInt, upper: bool, max_epochs: int) -> bool:
-    """Whether there is nothing beyond an end, or nothing that differs from it."""
+    """Whether values beyond this end are impossible or equivalent to values inside the range."""
     if not upper:
         return parameter.low <= LIMITS[name].low
     highest = {"flip_p": MOST_FLIPS, "step_size": float(max_epochs)}.get(name, LIMITS[name].high)
@@ -109,7 +104,7 @@ def _n_edge_values(parameter: RandInt) -> int:
 
 
 def _share(parameter: Uniform | LogUniform | RandInt) -> float:
-    """The part of the range that is one of its edges."""
+    """Share of the range that is one of its edges."""
     if isinstance(parameter, RandInt):
         return _n_edge_values(parameter) / (parameter.high - parameter.low + 1)
     return EDGE

@@ -1,4 +1,4 @@
-"""What a diagnosis says."""
+"""A finding of a diagnosis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ Verdict = Literal["change", "fine", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One answer.
+    """The answer to a question about a search.
 
     Attributes:
-        name: what was asked, such as `edges`.
-        verdict: `change` something, `fine` as it is, or `unknown`: it cannot be told from so little.
+        name: the question, such as `edges`.
+        verdict: `change` (something should be changed), `fine`, or `unknown` (too few trials to say).
         sentence: the answer with its numbers.
-        advice: what to change, as a sentence; empty where nothing is to be.
-        numbers: that the sentence rests on; finite, or None.
+        advice: a sentence that says what to change; empty where nothing should be changed.
+        numbers: numbers of the sentence; finite, or None.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which hyperparameters mattered: Optuna's fANOVA, held against what shuffled values give."""
+"""Importance of hyperparameters: Optuna's fANOVA, compared with fANOVA of shuffled values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,26 +17,22 @@ from search.policy.study import distributions
 from spaces.parameters import Hyperparameters, LogUniform, Number
 from spaces.schema import Space
 
-# Fewer trials are split one by one, and every parameter seems to matter.
-MIN_TRIALS = 10
-# Of more, so many are drawn: a forest takes seconds.
-MAX_TRIALS = 200
+MIN_TRIALS = 10  # with fewer trials, a tree has a leaf for each, and every parameter seems important
+MAX_TRIALS = 200  # of more trials, a random sample is used: a forest takes seconds
 N_TREES = 32
-# The largest of so many is passed by chance once in 20.
-N_SHUFFLED = 19
-# Fewer trees scatter more, so that what chance gives is rather overrated.
-N_TREES_SHUFFLED = 8
+N_SHUFFLED = 19  # permutation test: the maximum of 19 null draws is exceeded with p = 1/20
+N_TREES_SHUFFLED = 8  # fewer trees scatter more, so that the null draws are slightly too large
 
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """What parameters explain of the differences between trials.
+    """Share of the variance between trials that each parameter explains.
 
     Attributes:
-        epoch: after which trials are compared.
-        n: trials.
-        shares: for each searched parameter, the share of the variance that it explains alone; largest first.
-        by_chance: the largest share of any parameter that 19 shufflings of the values gave.
+        epoch: epoch whose accuracies are compared.
+        n: number of trials.
+        shares: share of the variance that each searched parameter explains alone, 0 to 1; largest first.
+        by_chance: largest share of any parameter in `N_SHUFFLED` permutations of the accuracies.
     """
 
     epoch: int
@@ -46,25 +42,25 @@ class Importance:
 
     @property
     def found(self) -> dict[str, float]:
-        """The parameters whose share chance does not explain."""
+        """Parameters whose share is larger than `by_chance`."""
         return {name: share for name, share in self.shares.items() if share > self.by_chance}
 
 
 def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importance | None:
     """fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014) of the accuracy after an epoch.
 
-    Each parameter is taken in its own scale (Optuna's evaluator alone would weigh the upper decade of a loguniform
-    range ten times the one below). A trial that diverged by then counts as the worst that did not. fANOVA explains
-    pure noise, too: therefore `by_chance`. Replicates are left out: only the best have them, and where each trial
-    counts with one run, no trial is favoured by its luck on average.
+    Each parameter is taken in its own scale; Optuna's evaluator would weigh the upper decade of a loguniform range
+    ten times as much as the decade below. A trial that diverged until this epoch gets the lowest accuracy of the
+    others. fANOVA also attributes pure noise to parameters, which `by_chance` measures. Replicates do not count,
+    because only the best trials have them.
 
     Args:
         epoch: counted from 1.
-        trials: those that did not get so far, or lie outside the space, are left out.
-        space: what was searched.
+        trials: trials that did not reach the epoch, or lie outside the space, are left out.
+        space: the searched space.
 
     Returns:
-        None for fewer than `MIN_TRIALS` trials or two parameters, or if all values are equal.
+        None for fewer than `MIN_TRIALS` trials, fewer than two parameters, or equal accuracies.
     """
     generator = np.random.default_rng(space.search.seed)
     inside = [trial for trial in trials if contains(space, trial.config)]
@@ -83,7 +79,7 @@ def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importan
 
 
 def _value_at(epoch: int, trial: Trial) -> float | None:
-    """The accuracy after an epoch, NaN where it diverged by then, None where it did not get so far."""
+    """Accuracy after an epoch; NaN where the trial diverged before, None where it ended before."""
     if trial.n_epochs >= epoch and not trial.epochs[epoch - 1].diverged:
         return trial.epochs[epoch - 1].validation_accuracy
     return math.nan if trial.last and trial.last.diverged and trial.n_epochs <= epoch else None
@@ -103,7 +99,7 @@ def _shares(
 
 
 def _in_own_scale(space: Space) -> dict[str, BaseDistribution]:
-    """Optuna's form of the searched parameters, with logarithms where the range is logarithmic."""
+    """Optuna's distributions of the searched parameters; logarithms of loguniform ranges."""
     return {
         name: FloatDistribution(math.log(parameter.low), math.log(parameter.high))
         if isinstance(parameter, LogUniform)

@@ -22,19 +22,19 @@ class Ranked:
 
     Attributes:
         rank: from 1.
-        trial: its number.
-        status: `completed`, `stopped` by ASHA, `failed`, `diverged`, or `running` (it can still go on).
-        epochs: how many it trained.
-        validation_accuracy: 0 to 1, after its last epoch; None before the first, or when it diverged.
-        validation_loss: likewise.
-        seconds: spent in training and validation.
+        trial: number of the trial.
+        status: `completed`, `stopped` by ASHA, `failed`, `diverged`, or `running` (not ended yet).
+        epochs: number of trained epochs.
+        validation_accuracy: after the last epoch, 0 to 1; None before the first epoch, or where the trial diverged.
+        validation_loss: after the last epoch; None as above.
+        seconds: wall-clock time of training and validation.
         baseline: whether it is the hand-picked configuration.
         config: all hyperparameters.
-        reason: why it stopped, failed or diverged, or does not count; empty otherwise.
-        excluded: whether it lies outside the space as it was changed later.
-        explored: whether chance let it go to the end whatever a rung says.
-        replicates: what replicates say of it; None where it has none, or where they do not cover the best trials yet.
-        at_chance: whether `score` is no more than a run that only guesses reaches.
+        reason: why the trial stopped, failed, diverged or is excluded; empty otherwise.
+        excluded: whether the trial lies outside the space as it was changed later.
+        audit: whether the trial is an audit trial, which no rung stops.
+        replicates: summary of its replicates; None without replicates, or before all better trials have replicates.
+        at_chance: whether `score` is at most the accuracy of guessing.
     """
 
     rank: int
@@ -54,7 +54,7 @@ class Ranked:
 
     @property
     def score(self) -> float | None:
-        """What its rank rests on: the mean of its replicates, or its accuracy in the search where it has none."""
+        """The accuracy that decides its rank: the mean of its replicates, or else its accuracy in the search."""
         return self.replicates.mean if self.replicates else self.validation_accuracy
 
     @property
@@ -71,7 +71,7 @@ class Ranked:
 
     @property
     def tied(self) -> bool:
-        """Whether it cannot be told from the best."""
+        """Whether its replicates cannot be distinguished from those of the best trial."""
         return self.replicates is not None and self.replicates.is_tied
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,18 +90,18 @@ WHAT_TO_TRY = (
 def rank(history: History, chance: float | None = None) -> list[Ranked]:
     """All trials, best first.
 
-    1. Trials that were chosen for replicates, by the mean of those.
-    2. All others by what the search said: completed trials by validation accuracy after their last epoch; then stopped
-       and running ones by epochs reached and accuracy; then failed and diverged ones; last those outside the space as
-       it was changed later. Equal accuracies are ordered by loss, then by number.
+    1. Trials that were chosen for replicates, by the mean of their replicates.
+    2. All others by the results of the search: completed trials by validation accuracy after their last epoch; then
+       stopped and running trials by epochs and accuracy; then failed and diverged trials; then excluded trials.
+       Equal accuracies are ordered by loss, then by number.
 
-    The baseline gets replicates without having been chosen, to be compared with. It stands before the first trial of 1
-    whose mean is less than the baseline's; where there is none, before the first trial of 2 whose accuracy is not
-    more than the baseline's mean, or that did not complete.
+    The baseline always gets replicates, as a reference. It stands before the first trial of 1 whose mean is below the
+    baseline's mean; without such a trial, before the first trial of 2 that did not complete or whose accuracy is at
+    most the baseline's mean.
 
     Args:
         history: of the search.
-        chance: the highest accuracy of a run that only guesses (`manifest.Data.chance`); None where it is not known.
+        chance: highest accuracy of a run that guesses (`manifest.Data.chance`), 0 to 1; None where it is not known.
     """
     ordered = sorted(history.trials.values(), key=search_order)
     replicates = _usable_replicate_results(history, ordered)
@@ -115,18 +115,18 @@ def rank(history: History, chance: float | None = None) -> list[Ranked]:
 
 
 def best_completed(ranked: Sequence[Ranked]) -> Ranked | None:
-    """The best completed trial, whether or not it has learned anything; None while there is none."""
+    """The best completed trial, even at chance; None before a trial has completed."""
     return next((row for row in ranked if row.status == "completed" and not row.excluded), None)
 
 
 def winner(ranked: Sequence[Ranked]) -> Ranked | None:
-    """The best completed trial; None while there is none, and where it is at chance."""
+    """The best completed trial; None before a trial has completed, or where the best one is at chance."""
     best = best_completed(ranked)
     return None if best is None or best.at_chance else best
 
 
 def n_by_replicates(ranked: Sequence[Ranked]) -> int:
-    """How many rows at the top have ranks that rest on replicates; 0 where the rows are in another order."""
+    """Number of rows at the top that are ranked by replicates; 0 where the rows are sorted otherwise."""
     if any(row.rank != position for position, row in enumerate(ranked, 1)):
         return 0
     return next((i for i, row in enumerate(ranked) if row.replicates is None), len(ranked))
@@ -134,14 +134,14 @@ def n_by_replicates(ranked: Sequence[Ranked]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class OverBaseline:
-    """What there is to say of the winner against the hand-picked configuration.
+    """The winner compared with the baseline.
 
     Attributes:
-        kind: what the lead is from: `replicates` of both, or `one seed` of each where the winner has no replicate. Or
-            why there is none: the winner `is baseline`; it has replicates and the baseline has `no replicate`, or
-            the `baseline diverged` in one; the baseline has `not completed`; there is `no winner`.
-        baseline: its row; None where there is none.
-        lead: of the winner; None for the kinds without one.
+        kind: source of the lead: `replicates` of both trials, or `one seed` of each. Or the reason for a missing lead:
+            the winner `is baseline`; the baseline has `no replicate`; `baseline diverged` in a replicate; the
+            baseline has `not completed`; `no winner`.
+        baseline: row of the baseline; None without a baseline.
+        lead: lead of the winner; None for the other kinds.
     """
 
     kind: Literal[
@@ -152,11 +152,11 @@ class OverBaseline:
 
 
 def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
-    """How far the winner is ahead of the baseline: decided here for all that say it.
+    """Compare the winner with the baseline. Every text about the lead comes from here.
 
     Args:
         history: of the search.
-        ranked: its rows, as `rank` gives them.
+        ranked: rows, as `rank` gives them.
     """
     best = winner(ranked)
     baseline_number = _last_baseline(history)
@@ -177,12 +177,12 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
 
 
 def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | None = None) -> str:
-    """Who won, how surely, and how far ahead of the baseline, in words; or that nobody did, for nothing was learned.
+    """Sentences about the winner, its interval and its lead over the baseline, or about a search without a winner.
 
     Args:
         history: of the search.
-        ranked: its rows, as `rank` gives them.
-        chance: as it was given to `rank`.
+        ranked: rows, as `rank` gives them.
+        chance: as for `rank`.
     """
     at_chance = chance_sentence(ranked, chance)
     best = winner(ranked)
@@ -200,11 +200,11 @@ def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | No
 
 
 def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
-    """How many trials are at chance; where the best is, that nothing was learned. Empty where none is.
+    """A sentence about the trials that are at chance; empty where there are none.
 
     Args:
         ranked: rows, as `rank` gives them with `chance`.
-        chance: the highest accuracy of a run that only guesses; None where it is not known.
+        chance: highest accuracy of a run that guesses, 0 to 1; None where it is not known.
     """
     known = [row for row in ranked if not row.excluded and row.score is not None]
     n_at_chance = sum(row.at_chance for row in known)
@@ -250,7 +250,7 @@ def _confirmed_sentence(
 
 
 def _unbeaten_text(ranked: Sequence[Ranked], baseline: Ranked) -> str:
-    """What is true of the trials beside a baseline that leads: those that look better were not all trained again."""
+    """The end of a sentence about a leading baseline: trials with a higher accuracy may have no replicates."""
     assert baseline.score is not None
     others = [row for row in ranked if not row.excluded and row.replicates is None and row.status in _MAY_BE_BETTER]
     better = [row for row in others if row.score is not None and row.score > baseline.score]
@@ -295,10 +295,14 @@ def points_text(lead: Lead) -> str:
 
 
 def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
-    """Rows ordered by a column or a hyperparameter: best first for results, ascending for the rest.
+    """Sort rows by a column or a hyperparameter; rows without a value are last.
+
+    Args:
+        ranked: rows.
+        key: name of a column or hyperparameter. Columns with `more_is_better` are sorted in descending order.
 
     Raises:
-        KeyError: there is no such column.
+        KeyError: `key` is not a column or hyperparameter.
     """
 
     def value(row: Ranked) -> tuple[bool, Any]:
@@ -314,10 +318,10 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
 
 
 def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dict[int, ReplicateSummary]:
-    """Fresh results in their order, if no trial that the search ranked higher lacks them: none, otherwise.
+    """Replicate results in their order; empty unless all trials that the search ranked higher have results.
 
-    While the first replicates are under way, or after more trials were added, a trial would else be ahead only
-    because the others have not been trained again yet.
+    Otherwise, while the first replicates run or after trials were added, a trial would rank first only because better
+    trials have no replicates yet.
     """
     replicates = replicate_results(history) if history.replicates else {}
     baseline = _last_baseline(history)
@@ -335,7 +339,7 @@ def _last_scores(trial: Trial) -> tuple[float | None, float | None]:
 
 
 def _last_baseline(history: History) -> int | None:
-    """The number of the baseline; the last one where the space was changed, and its baseline with it."""
+    """Number of the baseline; of the latest baseline where the space was changed."""
     return max((trial.number for trial in history.trials.values() if trial.baseline), default=None)
 
 
@@ -373,7 +377,7 @@ def _row(position: int, trial: Trial, replicates: ReplicateSummary | None, chanc
 
 
 def best_accuracy(trials: Iterable[Trial]) -> tuple[int, float] | None:
-    """Number and last accuracy of the best trial so far, whatever its status but failed."""
+    """Number and last accuracy of the best trial so far; failed, diverged and excluded trials do not count."""
     scored = [
         (trial.last.validation_accuracy, -trial.number)
         for trial in trials

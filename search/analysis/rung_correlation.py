@@ -1,4 +1,4 @@
-"""How well the order of trials at a rung tells their order at the end, and what stopping by it loses. Pure."""
+"""Rank correlation between a rung and the end of training, and losses by stopping. Pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,8 @@ from search.experiment.history import History, Trial
 from search.policy.asha import is_exempt
 from search.policy.rungs import Rungs
 
-# Fewer leave an interval as wide as the question.
-MIN_TRIALS = 5
-# Each costs one look at a rung; more trials are simulated in fewer searches.
-N_SIMULATED_TRIALS = 10_000
+MIN_TRIALS = 5  # with fewer trials, the interval of a correlation says nothing
+N_SIMULATED_TRIALS = 10_000  # of all simulated searches
 MIN_SIMULATED_SEARCHES = 20
 
 Floats = NDArray[np.float64]
@@ -24,13 +22,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """Of the values at a rung with the values at the end.
+    """Rank correlation between the accuracies at a rung and at the end of training.
 
     Attributes:
-        epoch: of the rung.
+        epoch: epoch of the rung.
         value: Spearman's rank correlation, -1 to 1.
-        low, high: its 95 % interval.
-        n: trials that it comes from.
+        low, high: ends of its 95 % interval.
+        n: number of trials.
     """
 
     epoch: int
@@ -42,11 +40,11 @@ class Correlation:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What a search like this one loses by stopping trials.
+    """Expected losses of a search that stops trials.
 
     Attributes:
-        n_winners: trials that it stops and that would have ended above its winner, on average.
-        chance: that the trial that would have been best of all is among those it stops.
+        n_winners: mean number of stopped trials that would have ended above the winner.
+        chance: probability that the trial with the best end is stopped, 0 to 1.
     """
 
     n_winners: float
@@ -54,18 +52,18 @@ class Losses:
 
 
 def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> list[Correlation]:
-    """The rank correlation between each rung and the end.
+    """Rank correlation between each rung and the end of training.
 
     The interval is Fisher's, with the standard error that Bonett and Wright give for ranks (Psychometrika 65, 2000):
     sqrt((1 + value² / 2) / (n - 3)).
 
     Args:
-        trials: completed ones.
-        rung_epochs: ascending; the last is the end.
+        trials: completed trials.
+        rung_epochs: ascending; the last is the end of training.
 
     Returns:
-        One for each rung but the last; a rung at which all values are equal is left out, and all of them are
-        where there are fewer than `MIN_TRIALS` trials.
+        A correlation for each rung but the last. A rung at which all accuracies are equal is left out; with fewer
+        than `MIN_TRIALS` trials, the list is empty.
     """
     if len(trials) < MIN_TRIALS:
         return []
@@ -80,7 +78,7 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
 
 
 def spearman(values: Floats, others: Floats) -> float:
-    """The correlation of the ranks of two (n,) arrays, neither of them constant; ties get their mean rank."""
+    """Rank correlation of two (n,) arrays that are not constant; ties get their mean rank."""
     return float(np.corrcoef(rankdata(values), rankdata(others))[0, 1])
 
 
@@ -91,23 +89,22 @@ def expected_losses(
     correlations: Sequence[float],
     audit_fraction: float,
 ) -> Losses:
-    """What searches lose whose rungs tell the end as well as `correlations` say, by simulating such searches.
+    """Simulate searches whose rungs have the given rank correlations with the end of training.
 
-    The estimator: values at the rungs and at the end are jointly normal up to a change of scale (which ranks do not
-    see), so that Spearman's correlation s belongs to the normal one r = 2 sin(π s / 6) (Pearson 1907), and
-    each rung tells of the end only what the next rung tells (a Markov chain backwards from the end). Trials drawn
-    so are sent through the real rungs (`search.policy.rungs`), one after the other; the first, as the baseline, and
-    the part `audit_fraction` of the others are not stopped. A stopped trial counts as a would-be winner if its end lies
-    above the ends of all that were not stopped. Not in it: proposals that improve during a search, trials side by side,
-    divergence, and curves of bad and good trials that cross otherwise than normal ones.
+    The model: accuracies at the rungs and at the end are jointly normal up to a monotonic transformation, which ranks
+    do not change, so that Spearman's correlation s is the normal correlation r = 2 sin(π s / 6) (Pearson 1907). Each
+    rung depends on the end only through the next rung (a Markov chain backwards from the end). Simulated trials pass
+    the rungs of `search.policy.rungs` one after the other; the baseline and the audit trials are not stopped. A
+    stopped trial is a would-be winner if its end lies above the ends of all trials that were not stopped. The model
+    has no improving proposals, no parallel trials, no divergence, and no other crossings of curves.
 
     Args:
-        trials: of a search; more than `MAX_SIMULATED_TRIALS` are simulated as so many.
-        rung_epochs: ascending; the last is the end.
+        trials: number of trials of a search; at most `MAX_SIMULATED_TRIALS` are simulated.
+        rung_epochs: ascending; the last is the end of training.
         reduction_factor: of the rungs.
-        correlations: Spearman's, for each rung but the last. One below an earlier one counts as equal to it, one
-            below 0 as 0.
-        audit_fraction: chance of a trial not to be stopped.
+        correlations: Spearman's correlation for each rung but the last. A correlation below an earlier one is raised
+            to it; a negative one counts as 0.
+        audit_fraction: probability that a trial is not stopped, 0 to 1.
     """
     n_trials = max(2, min(trials, MAX_SIMULATED_TRIALS))
     n_searches = max(MIN_SIMULATED_SEARCHES, N_SIMULATED_TRIALS // n_trials)
@@ -116,7 +113,7 @@ def expected_losses(
     generator = np.random.default_rng(0)
     n_winners = n_best_stopped = 0
     for _ in range(n_searches):
-        # Drawn alike for every correlation, so that results differ by it alone.
+        # The same draws for every correlation, so that results differ by the correlation only.
         noise = generator.standard_normal((len(rung_epochs), n_trials))
         exempt = generator.random(n_trials) < audit_fraction
         exempt[0] = True
@@ -131,10 +128,10 @@ def expected_losses(
 def first_refusals(
     history: History, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None = None
 ) -> dict[int, int]:
-    """The epoch of the first rung that a trial did not pass, by its number; those that passed all are left out.
+    """Epoch of the first rung that each trial did not pass, by the trial's number.
 
-    Exempt trials are among them: this is where they would have been stopped. Of a search that promotes, those are
-    named that the stopping rule would have refused, which is nearly the same.
+    Trials that passed all rungs are left out. The baseline and audit trials are included: they would have been
+    stopped at this rung. Where `search.asha` is `promote`, the stopping rule is applied, which gives nearly the same.
 
     Args:
         history: of the search.
@@ -157,7 +154,7 @@ def first_refusals(
 
 
 def _interval_95(value: float, n: int) -> tuple[float, float]:
-    # A perfect order of few trials does not make sure of one: it counts as half a swap of neighbours away from it.
+    # A perfect correlation has no finite interval: it is lowered by half a swap of neighbours.
     most = 1 - 6 / (n * (n * n - 1))
     centre = math.atanh(min(max(value, -most), most))
     half = 1.96 * math.sqrt((1 + value**2 / 2) / (n - 3))
@@ -165,7 +162,7 @@ def _interval_95(value: float, n: int) -> tuple[float, float]:
 
 
 def _backwards(ends: Floats, noise: Floats, correlations: Floats) -> Floats:
-    """(rungs, trials) values whose normal correlation with `ends` is `correlations`, each rung from the next."""
+    """(rungs, trials) values that have the normal `correlations` with `ends`; each rung is drawn from the next."""
     values = np.empty_like(noise)
     later, later_correlation = ends, 1.0
     for i in reversed(range(len(noise))):

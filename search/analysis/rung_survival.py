@@ -1,4 +1,4 @@
-"""How many trials entered each of ASHA's rungs, and what became of them there. A pure function."""
+"""Numbers of trials that reached each rung, and passed it, were stopped, failed or wait. A pure function."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from spaces.schema import Space
 
 @dataclass(frozen=True, slots=True)
 class RungSurvival:
-    """One rung; the counts but `entered` add up to it.
+    """Numbers of trials at a rung; `entered` is the sum of the others.
 
     Attributes:
-        epoch: of the rung; the last rung's is the end of training.
-        entered: trials that finished this epoch, the baseline and explored ones too.
-        passed: trials that trained on, or will, or completed.
-        stopped: by ASHA, here.
-        failed: ended here for another reason: diverged, or given up.
-        waiting: those that may be promoted yet, where ASHA promotes.
+        epoch: epoch of the rung; that of the last rung is the end of training.
+        entered: trials that finished this epoch, the baseline and audit trials included.
+        passed: trials that continue or completed.
+        stopped: trials that ASHA stopped at this rung.
+        failed: trials that failed or diverged at this rung.
+        waiting: trials that may still be promoted, where `search.asha` is `promote`.
     """
 
     epoch: int
@@ -30,7 +30,7 @@ class RungSurvival:
 
 
 def rung_survival(trials: Iterable[Trial], space: Space) -> list[RungSurvival]:
-    """What happened at each rung, lowest first; counted from what trials did, whatever the rule was."""
+    """Counts at each rung, lowest rung first. They come from the trials' results, not from the stopping rule."""
     known = list(trials)
     return [_at_rung(known, epoch, space) for epoch in space.rung_epochs]
 

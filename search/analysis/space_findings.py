@@ -1,4 +1,4 @@
-"""Findings about the space: what diverged, which ranges are too narrow, and what mattered. Pure functions."""
+"""Findings about the space: divergence, narrow ranges, and important hyperparameters. Pure functions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +16,14 @@ from spaces.parameters import Searched
 from spaces.schema import Space
 
 N_BEST = 5
-# Among fewer, the best five are most of them.
-MIN_RANKED = 10
-MAX_DIVERGED = 0.1
-# lr is called the cause if a diverged trial's is the larger one in so many of all pairs with another trial.
-MIN_LR_TELLS = 0.75
+MIN_RANKED = 10  # among fewer trials, the best five are most of them
+MAX_DIVERGED = 0.1  # share of trials
+MIN_LR_TELLS = 0.75  # share of pairs of a diverged and another trial in which the diverged one has the larger lr
 TRIALS_PER_PARAMETER = 10
 
 
 def divergences(history: History, space: Space) -> Finding:
-    """How many trials and replicates ended because their loss was not finite, and above which lr most trials did."""
+    """Number of trials and replicates whose loss was not finite, and the lr above which most trials diverged."""
     ended = [trial for trial in history.counting if trial.end]
     diverged = [trial for trial in ended if trial.status == "diverged"]
     runs = [run for run in history.replicates.values() if run.end and not history.trials[run.trial].excluded]
@@ -58,7 +56,7 @@ def divergences(history: History, space: Space) -> Finding:
 
 
 def edges(history: History, space: Space) -> Finding:
-    """Whether the best trials, in the leaderboard's order, crowd at an end of a range."""
+    """Whether many of the best trials, in the leaderboard's order, lie at an end of a range."""
     scored = [row for row in rank(history) if not row.excluded and row.validation_accuracy is not None]
     ranked = [row for row in scored if contains(space, row.config)]
     best = [row.config for row in ranked[:N_BEST]]
@@ -81,10 +79,10 @@ def edges(history: History, space: Space) -> Finding:
 
 
 def importances(history: History, space: Space) -> Finding:
-    """Which hyperparameters mattered: for the accuracy at the first rung, and at the end.
+    """Importance of hyperparameters for the accuracy at the first rung and at the end of training.
 
-    Every trial reaches the first rung, so that this compares all of them; the end only those that were not
-    stopped, whose values lie where all went well.
+    Every trial reaches the first rung. Only trials that were not stopped reach the end, and their values lie in the
+    better part of the space.
     """
     first, end = space.rung_epochs[0], space.training.max_epochs
     completed = [trial for trial in history.counting if trial.status == "completed"]
@@ -109,7 +107,7 @@ def importances(history: History, space: Space) -> Finding:
 
 
 def _lr_that_tells(diverged: Sequence[float], others: Sequence[float]) -> float | None:
-    """The learning rate that parts diverged trials best from the others; None where none does."""
+    """Learning rate that separates diverged trials best from the others; None where none does."""
     if not others:
         return None
     pairs = mannwhitneyu(diverged, others).statistic / (len(diverged) * len(others))

@@ -1,4 +1,4 @@
-"""Findings about stopping: whether rungs tell the end, what stopping lost, and what it saved. Pure functions."""
+"""Findings about stopping: rank correlation of rungs with the end, losses, and savings. Pure functions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,19 +23,18 @@ from search.experiment.history import History, Trial
 from spaces.counted import counted
 from spaces.schema import Space
 
-# A search that loses its best trial more often than this should stop later.
-MAX_LOSS_CHANCE = 0.25
+MAX_LOSS_CHANCE = 0.25  # acceptable probability that the best trial is stopped
 
 
 def rank_correlation(history: History, space: Space) -> Finding:
-    """How well each rung's order of trials is the order at the end, from those that went all the way.
+    """Rank correlation between each rung and the end, for trials that were trained to the end.
 
     Audit trials (`search.audit_fraction`) are a random sample of all trials, so that their correlation is unbiased.
-    Trials that passed every rung lie close together there, so that their correlation tends to be lower than that of
-    all trials; the baseline, which is never stopped, counts with them. Trials that diverged are in neither group.
+    Trials that passed every rung have similar accuracies there, so that their correlation tends to be lower than
+    that of all trials; the baseline counts with them. Trials that diverged are in neither group.
     """
     if len(space.rung_epochs) == 1:
-        return Finding("rank_correlation", "fine", "There is no rung before the end: no trial is stopped.", "", {})
+        return Finding("rank_correlation", "fine", "No rung lies before the end: no trial is stopped.", "", {})
     audits, others = _correlations(history, space, audit=True), _correlations(history, space, audit=False)
     completed = _completed(history, space)
     n_random = sum(trial.audit for trial in completed)
@@ -66,17 +65,16 @@ def rank_correlation(history: History, space: Space) -> Finding:
 
 
 def would_be_winners(history: History, space: Space, chance: float | None = None) -> Finding:
-    """How many trials were stopped that would have ended above the winner.
+    """Number of stopped trials that would have ended above the winner, by two estimates.
 
-    Estimated twice. By `expected_losses`: what searches of as many trials lose on average whose rungs tell the
-    end as well as this one's, with the interval that the correlations' intervals give (all at their upper, all at
-    their lower ends). From few audit trials it errs as often upwards as downwards, but further upwards. Where
-    there are too few of them, the survivors' correlations stand in; those tend to be lower than those of all trials,
-    and the estimate therefore too high.
+    The first is `expected_losses`: mean losses of simulated searches with this search's number of trials and rank
+    correlations; its interval comes from the lower and the upper ends of the correlations' intervals. From few audit
+    trials its errors are larger upwards than downwards. With too few audit trials, the correlations of the survivors
+    are used; these tend to be too low, and the estimate too high.
 
-    And directly: of the audit trials that a rung refused, the share that ranks above every trial that no rung
-    refused, times the number of trials stopped, with Clopper and Pearson's interval. It is wide, but assumes nothing:
-    audit trials are a random part of all.
+    The second is direct: the share of refused audit trials that rank above every trial that no rung refused, times
+    the number of stopped trials, with Clopper and Pearson's interval. It is wide, but has no model, because audit
+    trials are a random sample.
     """
     rungs, reduction = space.rung_epochs, space.search.reduction_factor
     if len(rungs) == 1:
@@ -166,7 +164,7 @@ def savings(history: History, space: Space, chance: float | None = None) -> Find
 
 
 def _completed(history: History, space: Space) -> list[Trial]:
-    """Those that went all the way; the epochs are compared as well, for the space's file may have been edited."""
+    """Trials that were trained to the end. Epochs are checked too, because the space file may have been edited."""
     last = space.training.max_epochs
     return [trial for trial in history.counting if trial.status == "completed" and trial.n_epochs >= last]
 
@@ -177,11 +175,11 @@ def _correlations(history: History, space: Space, audit: bool) -> list[Correlati
 
 
 def _direct(history: History, space: Space, chance: float | None) -> dict[str, Any]:
-    """What audit trials show of the others: refused ones among them, and those that would have won."""
+    """The direct estimate of `would_be_winners`: refused audit trials, and those of them that would have won."""
     refused = first_refusals(history, space.rung_epochs, space.search.reduction_factor, chance)
     completed = _completed(history, space)
     let_through = [trial for trial in completed if trial.number not in refused or trial.baseline]
-    # By rank: where trials were trained again, the best single run is not what decides.
+    # By rank, because replicates decide where trials have them, not the best single run.
     ranks = {row.trial: row.rank for row in rank(history)}
     best = min((ranks[trial.number] for trial in let_through), default=0)
     audits = [ranks[trial.number] for trial in completed if trial.audit and trial.number in refused]
@@ -206,13 +204,13 @@ def _direct_text(numbers: Mapping[str, Any]) -> str:
 
 
 def _n_trials(history: History, space: Space) -> int:
-    """Of the whole search; of one that only time limits, those that there are."""
+    """Expected number of trials of the search; the present number where only a time budget limits it."""
     expected = expected_search(space)
     return expected.trials if expected else max(1, len(history.counting))
 
 
 def _dearer(history: History, space: Space) -> str:
-    """How many epochs a search takes more whose first rung is this one's second."""
+    """Additional epochs of a search that starts with this search's second rung."""
     rungs, trials = space.rung_epochs, _n_trials(history, space)
     now, then = (
         expected_epochs(trials, later, space.search.reduction_factor, n_audits(space, trials))
@@ -222,7 +220,7 @@ def _dearer(history: History, space: Space) -> str:
 
 
 def _audit_advice(history: History, space: Space) -> str:
-    """How to have enough audit trials next time, and what that costs."""
+    """The audit fraction that gives enough audit trials, and its cost in epochs; empty where it costs nothing."""
     trials = _n_trials(history, space)
     enough = math.ceil(10 * MIN_TRIALS / max(trials - 1, 1)) / 10
     share = min(1.0, max(enough, 0.1))

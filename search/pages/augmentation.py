@@ -1,4 +1,4 @@
-"""Pictures of augmented training images for a report. albumentations is imported only where there are images."""
+"""Pictures of augmented training images. albumentations is imported only if images are found."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,25 @@ from trainable.data.cache import find_training_images
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image; `source` is a `data:` URI, `label` says what was done to it."""
+    """An image; `source` is a `data:` URI, `label` names the transform."""
 
     source: str
     label: str
 
 
 def augmented_pictures(data: Data, image_size: int, config: Hyperparameters | None) -> tuple[list[list[Picture]], str]:
-    """A row an image, a column a treatment; and a sentence that goes with them, or stands in their place.
+    """Pictures with a row for each image and a column for each transform, and their caption.
 
-    The images are those of this machine's cache whose pixels and labels are the search's, found by their hash:
-    what an experiment's folder names as its images is not opened.
+    The images come from this machine's cache, found by the hash of their pixels and labels. Paths in an experiment's
+    folder are not opened, because the folder may be foreign.
 
     Args:
         data: of the manifest.
         image_size: side in pixels.
-        config: the winner's; None where there is no winner.
+        config: configuration of the winner; None without a winner.
+
+    Returns:
+        Rows and caption; without images, an empty list and the reason.
     """
     if config is None:
         return [], "Without a winner there are no probabilities to show."

@@ -1,4 +1,4 @@
-"""The figures at the head of a report, and what a reader must know before believing them."""
+"""The figures at the head of a report, and the remarks about them."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Stat:
 
 
 def headline(known: ReportData) -> list[Stat]:
-    """Validation, lead, test, cost and what stopping saved."""
+    """Validation accuracy, lead, test accuracy, cost and savings."""
     return [_validation_stat(known), *_lead_stats(known), _test_stat(known), _cost_stat(known), _savings_stat(known)]
 
 
@@ -85,7 +85,7 @@ def _savings_stat(known: ReportData) -> Stat:
 
 
 def remarks(known: ReportData) -> list[str]:
-    """What else to know: that the search still runs, is not finished, or was changed on the way."""
+    """Remarks about a search that runs, is not finished, or was changed."""
     found = []
     if known.is_live:
         found.append("The search was running when this page was made.")
@@ -95,6 +95,6 @@ def remarks(known: ReportData) -> list[str]:
     if n_aside:
         lie = "lies" if n_aside == 1 else "lie"
         found.append(
-            f"{counted(n_aside, 'trial')} {lie} outside the space as it was changed later, not in the figures."
+            f"{counted(n_aside, 'trial')} {lie} outside the space as it was changed later; the figures leave them out."
         )
     return found

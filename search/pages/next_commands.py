@@ -1,4 +1,4 @@
-"""What to type to have a search again, to go on with it, or to see more of it, from where it lies."""
+"""Commands that repeat, resume or analyse a search, with the paths of its experiment."""
 
 import math
 from dataclasses import dataclass
@@ -9,20 +9,19 @@ from search.pages.report_data import ReportData
 from search.policy.state import is_done
 
 MORE_TRIALS = 16
-# Of the epochs that the search may train already.
-MORE_EPOCHS = 0.5
+MORE_EPOCHS = 0.5  # share of the epoch budget
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command to type, and what it does."""
+    """A command line and its purpose."""
 
     what: str
     line: str
 
 
 def commands(known: ReportData) -> list[Command]:
-    """All that the page offers."""
+    """The commands of the page."""
     experiment = known.experiment
     again = command_line("run", experiment.folder, results=experiment.results)
     found = [Command("The same search again", again), _further(known)]
@@ -33,13 +32,13 @@ def commands(known: ReportData) -> list[Command]:
 
 
 def is_unfinished(known: ReportData) -> bool:
-    """Whether a session would find something to train, or to put in order after a kill."""
+    """Whether a session would have something to train, or to repair after a kill."""
     state = known.manifest.state
     return state == "running" or (state != "finished" and not is_done(known.history, known.space))
 
 
 def go_on_line(known: ReportData) -> str:
-    """Resumes the search where it was."""
+    """The command that resumes the search."""
     return resume_line(known.experiment, _time_words(known))
 
 
@@ -60,7 +59,7 @@ def _further(known: ReportData) -> Command:
 
 
 def _time_words(known: ReportData) -> str:
-    """A longer time budget, where it is used up: twice what was used."""
+    """An option with twice the used time, where the time budget is used up; empty otherwise."""
     budget_s = known.space.search.time_budget_s
     used_s = seconds_used(known.manifest.sessions, known.history)
     if budget_s is None or (used_s < budget_s and known.manifest.state != "time budget used"):

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one look, nothing fetched, and no script run but their own two."""
+"""Self-contained HTML pages: they fetch nothing, and run two scripts of their own only."""
 
 import base64
 import hashlib
@@ -21,10 +21,10 @@ class Column:
     """A column of a table whose headings sort it.
 
     Attributes:
-        name: its heading.
-        number: whether it is aligned as numbers are.
-        first: the order that the first press gives: `ascending`, or `descending` where more is better.
-        help: what it means.
+        name: heading.
+        number: whether cells are aligned as numbers.
+        first: order after the first press: `ascending`, or `descending` where more is better.
+        help: meaning of the column.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a cell shows, and what it is sorted by; None sorts last."""
+    """Text and sort key of a cell; None is sorted last."""
 
     text: str
     key: float | str | None
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What every page holds; all of it is ours, and safe where the template puts it."""
+    """Parts of every page. They are ours, and need no escaping in the template."""
 
     security_policy: str
     light_colours: Markup
@@ -66,10 +66,10 @@ def render(template: str, title: str, figures: Mapping[str, go.Figure], **conten
     """A page as one HTML text.
 
     Args:
-        template: of `assets/`.
-        title: of the page.
-        figures: by the names that the template uses, which are ours.
-        content: what the template shows; every text in it is escaped, and shows what it cannot print.
+        template: name of a file in `assets/`.
+        title: title of the page.
+        figures: figures by the names that the template uses.
+        content: variables of the template. Their texts are escaped, and control characters are made visible.
     """
     environment = Environment(
         loader=PackageLoader("search.pages", "assets"),
@@ -85,7 +85,7 @@ def render(template: str, title: str, figures: Mapping[str, go.Figure], **conten
 
 
 def figure_json(figure: go.Figure) -> str:
-    """JSON that may stand inside a `<script>` element: nothing in it ends the element or begins a comment."""
+    """JSON that is safe in a `<script>` element: it contains no end of the element and no start of a comment."""
     text: str = figure.to_json()
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -93,7 +93,7 @@ def figure_json(figure: go.Figure) -> str:
 
 
 def data_uri(png: bytes) -> str:
-    """A PNG inside a page."""
+    """The `data:` URI of a PNG."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
@@ -115,7 +115,7 @@ def _page(environment: Environment) -> _Page:
 
 
 def _security_policy(*scripts: str) -> str:
-    """Nothing is loaded from anywhere, and no script runs but these; plotly writes style sheets as it draws."""
+    """A policy that loads nothing and runs only `scripts`. Plotly needs inline style sheets."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
     return "; ".join(
@@ -131,5 +131,5 @@ def _security_policy(*scripts: str) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Text as it prints; what is marked as safe is ours, and stays."""
+    """Printable text; `Markup` is ours and is not changed."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

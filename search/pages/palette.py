@@ -1,4 +1,4 @@
-"""The report's colours, for light and dark screens. A test holds them to WCAG's contrasts."""
+"""The report's colours for light and dark screens. A test checks their WCAG contrasts."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class Shade:
     dark: str
 
 
-# Hues are blue, orange and reddish purple, which people with any kind of colour blindness can tell apart (Wong,
-# Nature Methods 8, 2011); each differs in lightness, dash or marker, too. No two light shades are equal: pages find
-# the dark shade of what plotly drew by the light one.
+# Blue, orange and reddish purple are distinguishable with any kind of colour blindness (Wong, Nature Methods 8, 2011);
+# groups also differ in lightness, dash or marker. All light shades are different, because pages look up the dark shade
+# by the light one.
 PAPER = Shade("#ffffff", "#14181d")
 PANEL = Shade("#f4f6f8", "#1d232a")
 TEXT = Shade("#1b2026", "#e7ebf0")
@@ -45,5 +45,5 @@ def css_variables(dark: bool) -> str:
 
 
 def dark_by_light() -> dict[str, str]:
-    """What a page replaces colours of plots by when it is dark."""
+    """Dark shades by light shades, for plots on dark pages."""
     return {shade.light: shade.dark for shade in SHADES.values()}

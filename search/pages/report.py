@@ -1,4 +1,4 @@
-"""What a report says of an experiment, put together for its template. Reads the folder; writes nothing."""
+"""The content of a report, for its template. Reads the experiment's folder; writes nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +24,12 @@ from search.policy.study import study_of
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
 
-# More columns of a confusion matrix do not fit a telephone.
-MOST_NARROW_CLASSES = 12
+MOST_NARROW_CLASSES = 12  # columns of a confusion matrix that fit a telephone
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the template shows beside the figures; texts are escaped there."""
+    """Content of the template, which escapes the texts."""
 
     kind: str
     name: str
@@ -63,14 +62,14 @@ def report_html(experiment: Experiment) -> str:
     """The page; works while the search runs.
 
     Raises:
-        InputError: the experiment cannot be read. What is damaged in `final/` is a sentence of the page.
+        InputError: the experiment cannot be read. Damaged files of `final/` give a sentence on the page instead.
     """
     report = make_report(read_all(experiment))
     return render("report.html", f"{report.name}: report of a search", report.figures, report=report)
 
 
 def make_report(known: ReportData) -> Report:
-    """Sentences, tables and figures of one experiment."""
+    """Sentences, tables and figures of an experiment."""
     space, n_trials = known.space, len(known.history.trials)
     rungs = rung_survival(known.counting, space)
     importance = importance_at(space.rung_epochs[0], known.counting, space)

@@ -1,4 +1,4 @@
-"""What a report reads of an experiment."""
+"""The data of a report, read from an experiment."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ from spaces.schema import Space
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that was read of an experiment.
+    """The data of a report.
 
     Attributes:
         ranked: all trials, best first.
-        counting: trials that lie in the space as it is now, in the journal and in `experiment.yaml`.
-        is_live: whether the search was running when this was read.
-        best: the winner's row; None while no trial has completed, and where the best is at chance.
-        final: what retraining left; None where there is nothing, or nothing that can be shown.
-        final_problem: why it cannot be shown.
+        counting: trials inside the space of the journal and of `experiment.yaml`.
+        is_live: whether the search was running when the data was read.
+        best: row of the winner; None without a completed trial, or where the best trial is at chance.
+        final: results of retraining; None where they are missing or damaged.
+        final_problem: why `final` is damaged; empty otherwise.
     """
 
     experiment: Experiment
@@ -42,7 +42,7 @@ class ReportData:
 
 
 def read_all(experiment: Experiment) -> ReportData:
-    """Everything that a report is made from.
+    """Read the data of a report.
 
     Raises:
         InputError: journal, space or manifest cannot be read.

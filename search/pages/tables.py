@@ -1,4 +1,4 @@
-"""The tables of a report: all trials, the winner's configuration, and what everything was made with."""
+"""The tables of a report: leaderboard, winner's configuration, and versions and settings."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,7 @@ from search.pages.page import Cell, Column, Row
 from search.pages.report_data import ReportData
 from spaces.counted import counted
 
-# A longer table is for `search.leaderboard --format csv`.
-MOST_ROWS = 1000
+MOST_ROWS = 1000  # `search.leaderboard --format csv` has all rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def _row(known: ReportData, row: Ranked) -> Row:
 
 
 def winner_rows(known: ReportData) -> list[WinnerRow]:
-    """The winner's configuration, searched parameters first; nothing while there is no winner."""
+    """The winner's configuration, searched parameters first; empty without a winner."""
     if known.best is None:
         return []
     found, hand_picked = known.best.config.as_dict(), known.space.baseline.as_dict()
@@ -81,7 +80,7 @@ def winner_rows(known: ReportData) -> list[WinnerRow]:
 
 
 def facts(known: ReportData) -> list[tuple[str, str]]:
-    """Name and value of what the results depend on."""
+    """Names and values of versions, devices, data and seeds."""
     manifest = known.manifest
     device, data = manifest.device, manifest.data
     sessions = "; ".join(f"{one.started_at}: {one.end or 'not ended'}" for one in manifest.sessions[:100])

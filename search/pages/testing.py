@@ -1,4 +1,4 @@
-"""The part of a report that is about the test images, from what retraining left; the images themselves stay closed."""
+"""A report's part about the test images, from the results of retraining. It does not open the test images."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from spaces.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class MistakePicture:
-    """A test image that was given a wrong class; `source` is a `data:` URI."""
+    """A wrongly classified test image; `source` is a `data:` URI."""
 
     source: str
     true: str
@@ -23,7 +23,7 @@ class MistakePicture:
 
 
 def tested_sentences(known: ReportData) -> list[str]:
-    """How often the test images were opened, and what came of it."""
+    """Sentences about the uses and results of the test images."""
     openings = [use_of_test_set_text(opening) for opening in known.manifest.test_openings]
     if known.final_problem:
         return [f"What retraining left cannot be shown: {known.final_problem}", *openings]
@@ -42,7 +42,7 @@ def tested_sentences(known: ReportData) -> list[str]:
 
 
 def mistake_pictures(known: ReportData) -> tuple[list[MistakePicture], str]:
-    """The surest mistakes, and a sentence that goes with them or stands in their place."""
+    """The most confident mistakes and their caption; without mistakes, an empty list and the reason."""
     if known.final is None:
         return [], ""
     mistakes = known.final.surest_mistakes

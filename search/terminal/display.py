@@ -1,4 +1,4 @@
-"""What a running search shows: in a terminal one screen that stays in place, elsewhere one line a trial that ends."""
+"""Output of a running search: a screen in a terminal, a line for each ended trial elsewhere."""
 
 import contextlib
 import io
@@ -23,19 +23,18 @@ from spaces.counted import counted, duration_text
 from spaces.printable import printable
 from spaces.schema import Space
 
-# What a screen showed last is gone with it; so many of the failures and notes are told again when it closes.
-MOST_TOLD_AGAIN = 20
+MOST_TOLD_AGAIN = 20  # failures and notes that are printed again when the screen closes
 
 
 class SearchConsole(Console):
-    """A console that raises BrokenPipeError as it is; rich would end the command."""
+    """A console that raises BrokenPipeError; rich's own handler would end the command."""
 
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError, which rich is handling
 
 
 def print_while_read(console: Console, text: Text | str) -> None:
-    """Print a line; once the terminal, or the reader of a pipe, is gone, the search goes on and prints to nowhere."""
+    """Print a line. If the terminal or the reader of a pipe is gone, discard this and all later output."""
     try:
         console.print(text, soft_wrap=True)
     except OSError:
@@ -47,16 +46,16 @@ class SearchDisplay:
     """Shows the events of a search; a context manager.
 
     Args:
-        space: what is searched.
-        console: where to.
-        trials_at_once: for the time left.
-        quiet: print nothing but failures.
-        name: of the experiment.
-        epoch_images: training images of an epoch.
-        started_s: when the search began, by the monotonic clock.
-        plain: a line an event, in a terminal too.
-        history: before the first event; what an earlier session has done.
-        time_left_s: of the time budget at `started_s`; None without one.
+        space: the searched space.
+        console: output.
+        trials_at_once: number of slots.
+        quiet: whether to print failures only.
+        name: name of the experiment.
+        epoch_images: number of training images of an epoch.
+        started_s: start of the search, by the monotonic clock.
+        plain: whether to print a line for each event in a terminal too.
+        history: results of earlier sessions.
+        time_left_s: rest of the time budget at `started_s`; None without a time budget.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class SearchDisplay:
         self.close()
 
     def observe(self, event: Event, history: History) -> None:
-        """Take in an event of the search."""
+        """Show an event of the search."""
         self._history = history
         match event:
             case TrialEnded():
@@ -113,25 +112,25 @@ class SearchDisplay:
         self.refresh()
 
     def note(self, message: str) -> None:
-        """Warn something that is not a trial's end."""
+        """Show a warning."""
         if not self._quiet:
             self._notes.append(LogLine(time.time(), message, "yellow"))
             self._tell(message, "yellow", True)
 
     def refresh(self) -> None:
-        """Bring the screen up to date, if it was not just now."""
+        """Draw the screen, at most every `REFRESH_S` seconds."""
         if self._screen:
             self._try_to_show(self._screen.refresh)
 
     def _try_to_show(self, draw: Callable[[], object]) -> None:
         try:
             draw()
-        except Exception as error:  # a night's search must not end for its picture
+        except Exception as error:  # an error of the screen must not end a search
             self.close()
             self.note(f"The screen cannot be drawn ({type(error).__name__}: {error}); events follow a line each.")
 
     def close(self) -> None:
-        """Give the terminal back; nothing where that is done already."""
+        """Close the screen and print its failures and notes; a second call does nothing."""
         if not self._screen:
             return
         closing, self._screen = self._screen, None
@@ -140,7 +139,7 @@ class SearchDisplay:
             self._print(line, style)
 
     def _tell(self, line: str, style: str, matters_later: bool) -> None:
-        """Print it; where there is a screen, which shows all that happens, only afterwards, and if it matters then."""
+        """Print a line at once; while a screen is shown, after it closes, if `matters_later`."""
         if not self._screen:
             self._print(line, style)
         elif matters_later:

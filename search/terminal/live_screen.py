@@ -1,4 +1,4 @@
-"""A terminal's screen that is drawn again and again, and given back as it was."""
+"""A full screen in a terminal. After it closes, the terminal shows what it showed before."""
 
 import contextlib
 import io
@@ -15,29 +15,28 @@ from rich.text import Text
 from search.terminal.screen import ASCII, UNICODE, Glyphs
 
 REFRESH_S = 0.5
-# Share of one core's time that drawing takes, unless LONGEST_PAUSE_S comes first.
-LARGEST_SHARE = 0.01
-# After one slow draw, too. Callers call at least once a second, so that draws are at most 2 s apart.
+LARGEST_SHARE = 0.01  # of a core's time that drawing may take; LONGEST_PAUSE_S has precedence
+# Callers call `refresh` at least once a second, so that draws are at most 2 s apart.
 LONGEST_PAUSE_S = 1.0
 
 Draw = Callable[[int, int, Glyphs], Sequence[Text]]
 
 
 def can_show_screens(console: Console) -> bool:
-    """Whether it is a terminal that moves its cursor, whose user has not asked for plain text (`NO_COLOR`)."""
+    """Whether the console is a terminal with a movable cursor, and `NO_COLOR` is not set."""
     return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("NO_COLOR")
 
 
 class LiveScreen:
-    """The terminal's second screen, so that what was on the first is there again afterwards; a context manager.
+    """The terminal's alternate screen; a context manager.
 
-    It is drawn by whoever calls `refresh`, never by a thread: what it shows changes under no one's hands.
-    What is written to standard error meanwhile would be lost with the screen; it is kept until the end.
+    `refresh` draws in the caller's thread, so that the shown data does not change meanwhile. Text that is written to
+    standard error is kept, and written to the terminal after the screen closes.
 
     Args:
         console: a terminal.
-        draw: gives the lines for a width, a height and the characters that the terminal has.
-        on_message: called with each line that was written to standard error.
+        draw: makes the lines from a width, a height and the terminal's characters.
+        on_message: called with each line that is written to standard error.
     """
 
     def __init__(self, console: Console, draw: Draw, on_message: Callable[[str], None] = lambda line: None) -> None:
@@ -65,7 +64,7 @@ class LiveScreen:
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, if it is still there; nothing where that is done already."""
+        """Leave the alternate screen. A second call does nothing; a terminal that is gone is ignored."""
         keeps_messages = sys.stderr is self._messages
         if keeps_messages:
             sys.stderr = self._stderr
@@ -77,7 +76,7 @@ class LiveScreen:
                 self._stderr.flush()
 
     def refresh(self, at_once: bool = False) -> None:
-        """Draw, if it was not just now."""
+        """Draw if the last draw was long enough ago, or `at_once`."""
         if not at_once and time.monotonic() < self._due_s:
             return
         started_s = time.thread_time()
@@ -88,7 +87,7 @@ class LiveScreen:
 
 
 class _Messages(io.StringIO):
-    """Keeps what is written, and tells of each line."""
+    """Keeps written text, and calls `on_line` with each line."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         super().__init__()

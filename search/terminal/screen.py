@@ -1,4 +1,4 @@
-"""What a running search looks like on one screen: pure functions from its history to lines that fit."""
+"""The screen of a running search: pure functions from its history to lines that fit."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,33 +23,30 @@ from spaces.printable import printable
 from spaces.schema import Space
 
 N_BEST = 5
-# From here on, rungs stand beside what workers do instead of below it.
-WIDE_COLUMNS = 110
+WIDE_COLUMNS = 110  # from this width on, rungs are beside the workers instead of below them
 MOST_CURVE_COLUMNS = 30
-# Below what workers do, so many are shown or none; the others where there is room.
-MOST_RUNGS = 5
-# Left for hyperparameters beside curves.
-PARAMETER_COLUMNS = 16
+MOST_RUNGS = 5  # below the workers, at least these are shown, or none
+PARAMETER_COLUMNS = 16  # reserved for hyperparameters beside curves
 _GAP = "  "
 _LONGEST_FIGURE = 12
-# Columns that go where a terminal is too narrow for all, the first first.
+# Columns that a narrow terminal leaves out, in this order.
 _MISSED_FIRST = ("epochs", "status", "accuracy")
 _MORE_EVENTS_THAN_ROWS = 200
 
 
-# Columns of the best trials between the rank and what replicates say.
+# Columns of the best trials between the rank and the replicates.
 _COLUMNS = {"trial": "%-14s", "status": "%-9s", "epochs": "%6s", "accuracy": "%8s"}
 
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """Characters that pictures are drawn with.
+    """Characters of curves, bars and headings.
 
     Attributes:
-        levels: of a curve, rising.
+        levels: levels of a curve, lowest first.
         full, empty: parts of a bar.
-        line: of a heading.
-        points: ends a text that was cut.
+        line: line of a heading.
+        points: end of a text that was cut.
     """
 
     levels: str
@@ -65,7 +62,7 @@ ASCII = Glyphs("_.-~=+*#", "#", ".", "-", "~")
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """Something to tell of a search: `text` at `at`, in seconds since 1970 (UTC)."""
+    """A line of the list of events; `at` is in seconds since 1970 (UTC)."""
 
     at: float
     text: str
@@ -74,20 +71,20 @@ class LogLine:
 
 @dataclass(frozen=True)
 class ScreenState:
-    """Everything that a screen is made of.
+    """Data of a screen.
 
     Attributes:
-        name: of the experiment.
-        space: what is searched.
-        history: so far.
-        remaining: what is left to train.
-        left_s: seconds until then; None where that cannot be told yet.
-        trials_at_once: places.
-        epoch_images: training images of an epoch.
+        name: name of the experiment.
+        space: the searched space.
+        history: of the search so far.
+        remaining: epochs that are left.
+        left_s: seconds until the end of the search; None where it is not known.
+        trials_at_once: number of slots.
+        epoch_images: number of training images of an epoch.
         now: seconds since 1970 (UTC).
-        elapsed_s: since the session began; None where that is not known.
-        notes: what happened beside the events of the history.
-        hint: what the keys do.
+        elapsed_s: seconds since the session began; None where it is not known.
+        notes: warnings and messages, which are not in the history.
+        hint: meaning of the keys.
     """
 
     name: str
@@ -105,7 +102,7 @@ class ScreenState:
 
 @dataclass(frozen=True, slots=True)
 class _Bar:
-    """How far something is; `total` is None where nobody knows."""
+    """A progress bar; `total` is None where it is not known."""
 
     name: str
     done: float
@@ -116,13 +113,13 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Lines under a heading; where there is little room, the first ones.
+    """Lines under a heading. A low screen shows the first lines only.
 
     Attributes:
-        title: in the heading.
-        lines: all that there are.
-        least: so many lines are shown, or none.
-        beside: stands to the right of them, and is never shortened.
+        title: of the heading.
+        lines: all lines.
+        least: minimum number of lines; with less room, the block is left out.
+        beside: a block to the right, which is not shortened.
     """
 
     title: str
@@ -144,13 +141,13 @@ class _Block:
 
 
 def screen(scene: ScreenState, width: int, height: int, glyphs: Glyphs = UNICODE) -> list[Text]:
-    """At most `height` lines of at most `width` cells, whatever the search has done so far."""
+    """Lines of the screen: at most `height` lines of at most `width` cells."""
     if width < 1 or height < 1:
         return []
     header = _header(scene, width, glyphs)
     room = height - len(header)
     best, rungs, events = _best(scene, width, glyphs), _rungs(scene, glyphs), _events(scene, room)
-    # In a low terminal, more rungs than fit would take the workers' place.
+    # In a low terminal, many rungs would leave no lines for the workers.
     if width >= WIDE_COLUMNS and room >= best.n_least + len(rungs.lines) + 2:
         workers = _workers(scene, _left_width(width), glyphs)
         blocks = [best, replace(workers, beside=rungs), events]
@@ -164,13 +161,13 @@ def screen(scene: ScreenState, width: int, height: int, glyphs: Glyphs = UNICODE
 
 
 def sparkline(values: Sequence[float], low: float, high: float, width: int, glyphs: Glyphs = UNICODE) -> str:
-    """Values as a row of at most `width` characters; of more values, some are left out, but never the last.
+    """A curve as a row of at most `width` characters. Of more values, some are left out, but not the last.
 
     Args:
-        values: of a curve, in order.
-        low, high: what the lowest and the highest character stand for.
+        values: of the curve, in order.
+        low, high: values of the lowest and the highest character.
         width: in characters.
-        glyphs: to draw with.
+        glyphs: characters of the terminal.
     """
     if len(values) > width > 0:
         last = len(values) - 1
@@ -182,7 +179,7 @@ def sparkline(values: Sequence[float], low: float, high: float, width: int, glyp
 
 
 def happenings(history: History, notes: Iterable[LogLine], most: int) -> list[LogLine]:
-    """What happened last, the newest first: trials and replicates that ended, and notes."""
+    """The latest ends of trials and replicates, and notes; newest first, at most `most`."""
     trials = (trial for trial in history.trials.values() if trial.end)
     runs = (run for run in history.replicates.values() if run.end)
     ended: list[Trial | Replicate] = nlargest(most, trials, key=_ended_at)
@@ -209,7 +206,6 @@ def _header(scene: ScreenState, width: int, glyphs: Glyphs) -> list[Text]:
     n_runs_ended = len(history.replicates) - len(history.unfinished_replicates)
     bars = [_trials_bar(scene, n_ended, counted), _epochs_bar(scene)]
     if history.replicates:
-        # What is left of one that was begun counts as a part of a run.
         n_runs = n_runs_ended + len(left.of_runs)
         text = f"{n_runs_ended} of about {n_runs}"
         bars.append(_Bar("replicates", n_runs_ended, n_runs, text, "replicates of the best"))
@@ -217,7 +213,7 @@ def _header(scene: ScreenState, width: int, glyphs: Glyphs) -> list[Text]:
 
 
 def _title(scene: ScreenState, width: int, glyphs: Glyphs) -> Text:
-    """Name, state and times; where there is too little room, the time left stays longest."""
+    """Name, state and times. A narrow screen keeps the time left."""
     title = Text(printable(scene.name), style="bold")
     title.append(f"{_GAP}{_state(scene)}", style="cyan")
     left = f"about {duration_text(scene.left_s)} left" if scene.left_s else ""
@@ -277,7 +273,7 @@ def _best(scene: ScreenState, width: int, glyphs: Glyphs) -> _Block:
     replicates = replicate_results(history) if history.replicates else {}
     ranked = [row for row in rank(history) if not row.excluded]
     if history.replicates:
-        # Those that are trained again are what there is to see now, the baseline among them.
+        # While replicates run, their trials are shown first.
         again = {run.trial for run in history.replicates.values()}
         ranked = [row for row in ranked if row.trial in again] + [row for row in ranked if row.trial not in again]
     rows = sorted(ranked[:N_BEST], key=lambda row: row.rank)
@@ -312,14 +308,14 @@ def _curve_width(max_epochs: int, width: int, replicate_width: int) -> int:
     # A narrow terminal has no room for replicates, curves and hyperparameters together.
     parameter_columns = 0 if replicate_width and width < WIDE_COLUMNS else PARAMETER_COLUMNS
     most = min(MOST_CURVE_COLUMNS, max(0, width - 45 - replicate_width - parameter_columns))
-    # An epoch takes as many as there is room for; where each has not even one, some epochs are left out.
+    # A whole number of characters for each epoch; with less than one, some epochs are left out.
     return min(max_epochs * max(1, most // max_epochs), most)
 
 
 def _sparkline_to_scale(
     values: Sequence[float], low: float, high: float, max_epochs: int, width: int, glyphs: Glyphs
 ) -> str:
-    """A curve of which `max_epochs` would fill `width`; at least a character long, once there is an epoch."""
+    """A curve in the scale in which `max_epochs` epochs fill `width` characters; at least one character."""
     n_characters = max(1, round(width * len(values) / max_epochs)) if width else 0
     each = max(1, width // max_epochs)
     return sparkline([value for value in values for _ in range(each)], low, high, n_characters, glyphs)
@@ -366,7 +362,7 @@ def _curve(trial: Trial) -> list[float]:
 
 def _workers(scene: ScreenState, width: int, glyphs: Glyphs) -> _Block:
     history = scene.history
-    # Trials are dispatched in their order: where an earlier session had more slots, the last ones wait.
+    # Trials are dispatched in order. If an earlier session had more slots, the last unfinished trials wait.
     working: list[Trial | Replicate] = [*_working_trials(scene)[: scene.trials_at_once], *_working_runs(scene)]
     lines = [_worker_line(one, scene, width, glyphs) for one in working]
     n_empty = max(0, scene.trials_at_once - len(working))
@@ -384,13 +380,13 @@ def _working_trials(scene: ScreenState) -> list[Trial]:
 
 
 def _working_runs(scene: ScreenState) -> list[Replicate]:
-    """Replicates that are trained now: none that an earlier session left, until all trials have ended."""
+    """Replicates that are trained now. Those of an earlier session wait until all trials have ended."""
     history = scene.history
     if _working_trials(scene):
         return []
     if not n_to_start(history, scene.space):
         return history.unfinished_replicates
-    # Trials are to be started yet, unless the rest of a time budget is kept for replicates.
+    # More trials will start, unless the rest of a time budget is reserved for replicates.
     return [run for run in history.unfinished_replicates if _is_of_this_session(run, scene)]
 
 
@@ -407,7 +403,7 @@ def _worker_line(one: Trial | Replicate, scene: ScreenState, width: int, glyphs:
     line.append_text(_bar(one.n_epochs / max_epochs, 10 if width < 90 else 18, glyphs))
     line.append(f" {rate:>6,.0f} images/s" if rate else f" {'-':>6} images/s")
     since_s = scene.now - (one.last.at if one.last else one.started_at)
-    # What an earlier session trained last says nothing of how long the epoch takes now.
+    # The last epoch of an earlier session does not tell the time of this epoch.
     if one.last and since_s >= 0 and _is_of_this_session(one, scene):
         since = f"{_GAP}{since_s:.0f} s of about {one.last.seconds:.0f}"
         line.append(since if line.cell_len + len(since) <= width else "", style="dim")

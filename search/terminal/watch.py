@@ -1,4 +1,4 @@
-"""Shows a search that another process runs, until it ends: `search.leaderboard --watch`."""
+"""The screen of a search that another process runs: `search.leaderboard --watch`."""
 
 import contextlib
 import os
@@ -23,21 +23,20 @@ from search.terminal.screen import Glyphs, LogLine, ScreenState, screen
 from spaces.schema import Space
 
 POLL_S = 1.0
-# Results at a URL are fetched this often.
-FETCH_S = 10.0
+FETCH_S = 10.0  # interval of fetching results at a URL
 
 WatchEnd = Literal["ended", "left"]
 
 
 def watch(experiment: Experiment, console: Console) -> WatchEnd:
-    """Show a running search until it ends, or somebody presses q.
+    """Show a running search until it ends or the user presses q.
 
     Args:
-        experiment: that runs.
+        experiment: a running experiment.
         console: a terminal that shows screens.
 
     Raises:
-        KeyboardInterrupt: somebody pressed Ctrl-C; the terminal is as it was.
+        KeyboardInterrupt: the user pressed Ctrl-C; the screen is closed.
         InputError: its journal is damaged.
     """
     watched = _Watched(experiment)
@@ -51,10 +50,10 @@ def watch(experiment: Experiment, console: Console) -> WatchEnd:
 
 
 class _Watched:
-    """What is known of the search, read anew each second.
+    """State of the watched search, read again each second.
 
     Args:
-        experiment: that runs.
+        experiment: a running experiment.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -67,7 +66,7 @@ class _Watched:
         self._history: History = self._follower.history()
 
     def read(self) -> None:
-        """Take in what is new. A search is resumed with more trials or another budget: its space is then another."""
+        """Read new events. A resumed search may have more trials or another budget, so that its space is read again."""
         if time.monotonic() - self._fetched_s >= FETCH_S:
             self._fetched_s = time.monotonic()
             self._experiment.bring_up_to_date()
@@ -110,7 +109,7 @@ def _elapsed_s(manifest: Manifest, now: float) -> float | None:
 
 
 def _session_start(manifest: Manifest) -> float:
-    """Of the latest session, in seconds since 1970 (UTC); 0 before the first."""
+    """Start of the latest session, in seconds since 1970 (UTC); 0 before the first session."""
     return datetime.fromisoformat(manifest.sessions[-1].started_at).timestamp() if manifest.sessions else 0.0
 
 
@@ -118,14 +117,14 @@ class _Pressed:
     """Waits for keys.
 
     Args:
-        handle: of the keyboard; None where there is none.
+        handle: file descriptor of the keyboard; None without a keyboard.
     """
 
     def __init__(self, handle: int | None) -> None:
         self._handle = handle
 
     def __call__(self, timeout_s: float) -> str:
-        """What was pressed within so many seconds; returns with the first key."""
+        """The first key that is pressed within `timeout_s` seconds; empty without a key."""
         if self._handle is None:
             time.sleep(timeout_s)
             return ""
@@ -135,7 +134,7 @@ class _Pressed:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[_Pressed]:
-    """Take keys as they are pressed, without a return key and without showing them."""
+    """Read keys without waiting for the return key and without showing them."""
     if not sys.stdin.isatty():
         yield _Pressed(None)
         return
