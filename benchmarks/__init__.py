@@ -1,1 +1,1 @@
-"""What the project's speed is measured with, and against; nothing here is installed."""
+"""Measurements of the project; not installed."""

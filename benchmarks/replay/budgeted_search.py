@@ -1,9 +1,8 @@
-"""Winners of real searches of the same epochs, by `search.run` as it comes and by stock Ray Tune:
-`python -m benchmarks.replay.budgeted_search`.
+"""Compares the winners of `search.run` and of stock Ray Tune: `python -m benchmarks.replay.budgeted_search`.
 
-Both train the same trials (`benchmarks.replay.stock_search`), stock Ray as many epochs as `search.run` took for the
-budget and for what it had begun by then. Each hands back its winner as it does by itself,
-without replicates; the winners and the hand-picked baseline are then trained again from the same fresh seeds.
+Both searches train the same kind of trials (`benchmarks.replay.stock_search`). Stock Ray gets as many epochs as
+`search.run` used, which also finishes the trials that it has started when the budget is used. Neither trains
+replicates; the winners and the hand-picked baseline are then trained again with the same fresh seeds.
 """
 
 import argparse
@@ -33,19 +32,19 @@ from trainable.compute import Compute, choose_precision
 ROOT = Path(__file__).parents[2]
 OURS, STOCK, BASELINE = "search.run", "stock Ray", "hand-picked"
 NAME = "budgeted"
-# Of replicates, beside any that a search uses.
+# Seed of the replicates; no search uses it.
 FRESH_SEED = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search handed back.
+    """Result of a search.
 
     Attributes:
-        winner: its configuration.
-        said: its validation accuracy in the search, 0 to 1.
-        trials, epochs: that the search trained.
-        wall_s: from launch to exit.
+        winner: best configuration.
+        said: validation accuracy of the winner in the search, 0 to 1.
+        trials, epochs: total numbers of trials and epochs.
+        wall_s: wall-clock time from launch to exit.
     """
 
     winner: Hyperparameters
@@ -71,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def settings_for(options: argparse.Namespace, seed: int) -> tuple[str, ...]:
-    """As the table of curves was measured (`curves/cifar10.json`)."""
+    """Settings with which the table `curves/cifar10.json` was measured."""
     images = () if options.images is None else folder_settings(options.images, options.train_limit)
     shape = (
         "dataset.image_size=18",
@@ -93,7 +92,6 @@ def _run(options: argparse.Namespace) -> int:
         arguments = [name, *(word for setting in settings for word in ("--set", setting))]
         progress(f"round {seed} of {options.rounds}: {OURS} starts")
         found = {OURS: _ours(arguments, options.epochs)}
-        # What search.run has begun when its budget is used, it trains to its rung or end: those epochs count.
         progress(f"round {seed} of {options.rounds}: {STOCK} starts")
         found[STOCK] = _stock(arguments, found[OURS].epochs)
         progress(f"round {seed} of {options.rounds}: {options.replicates} replicates of each winner and the baseline")
@@ -103,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
             rows.append(_row(seed, title, found.get(title), values, replicates[STOCK]))
         searches = {title: asdict(one) for title, one in found.items()}
         rounds.append({"seed": seed, "searches": searches, "replicates": replicates})
-        # After each round: an hour's figures are not lost when a later one fails.
+        # Print after each round, because a later round may fail.
         print(table_text(_HEADER, rows), flush=True)
     images = images_facts(space.dataset)
     print_json({"rounds": rounds, "settings": {**settings_of(options), **images}, "machine": facts})
@@ -156,9 +154,9 @@ def _stock(arguments: list[str], epochs: int) -> Found:
 def _replicate_accuracies(
     space: Space, configs: dict[str, Hyperparameters], n_seeds: int, seed: int
 ) -> dict[str, list[float]]:
-    """After the last epoch, 0 to 1; 0 for a run that diverged. Run `i` has the same seed for every configuration."""
+    """Accuracies after the last epoch, 0 to 1; 0 after divergence. Run `i` has the same seed for all configurations."""
     compute = Compute(precision=choose_precision(space.training.precision, "cpu")[0])
-    # Read by the processes when they start.
+    # The processes read these when they start.
     os.environ.update(ALLOCATOR_ENVIRONMENT, OMP_NUM_THREADS="1")
     with ProcessPoolExecutor(count_cores(), multiprocessing.get_context("spawn")) as pool:
         futures = {

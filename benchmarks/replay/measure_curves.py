@@ -1,8 +1,6 @@
-"""Trains random configurations of a space to the end and stores their learning curves:
-`python -m benchmarks.replay.measure_curves SPACE --name NAME`.
+"""Stores learning curves of random configurations: `python -m benchmarks.replay.measure_curves SPACE --name NAME`.
 
-What `benchmarks.replay` replays searches on. Nothing is stopped: a curve ends early only where its loss left
-the finite numbers.
+`benchmarks.replay` replays searches on these tables. No run is stopped early, unless its loss is not finite.
 """
 
 import argparse
@@ -40,7 +38,7 @@ MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accur
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One configuration to train in a process of its own."""
+    """One configuration to train in another process."""
 
     number: int
     hyperparameters: Hyperparameters
@@ -52,12 +50,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What one configuration did.
+    """Learning curve of one configuration.
 
     Attributes:
-        number: of the configuration.
-        epochs: for each epoch, the values of `MEASURED`; fewer than asked for where the loss was not finite.
-        seconds: training and validation.
+        number: number of the configuration.
+        epochs: values of `MEASURED` for each epoch; fewer epochs than asked for if the loss was not finite.
+        seconds: wall-clock time of training and validation.
     """
 
     number: int
@@ -80,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def random_configs(space: Space, n: int) -> list[Hyperparameters]:
-    """Configurations as random search proposes them; the first `n` are the same for every `n`."""
+    """Proposals of random search; a larger `n` only appends configurations."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.search.seed))
     searched = distributions(space)
@@ -88,7 +86,7 @@ def random_configs(space: Space, n: int) -> list[Hyperparameters]:
 
 
 def train(job: Job) -> Curve:
-    """Train one configuration, in whatever process this is, with one thread."""
+    """Train one configuration in this process, with one thread."""
     import torch
 
     from trainable.fit_evaluate import FitEvaluate
@@ -128,7 +126,7 @@ def _run(options: argparse.Namespace) -> int:
         "machine": machine(),
     }
     configs = random_configs(space, options.configs)
-    # Hours of work: each curve is kept as soon as it is there, and a second call goes on with the missing ones.
+    # This takes hours: each curve is saved at once, and a second call continues with the missing curves.
     partial = FOLDER / f".{options.name}.jsonl"
     curves = _read(partial, facts["space"])
     jobs = [
@@ -144,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def space_facts(space: Space) -> dict[str, Any]:
-    """The space as a dict; of where its images lie no more than the folder's name, which is no machine's own."""
+    """The space as a dict, with the name of its image folder instead of the path."""
     content = space.as_dict()
     if space.dataset.root is not None:
         content["dataset"]["root"] = Path(space.dataset.root).name
@@ -164,9 +162,9 @@ def _read(partial: Path, space: dict[str, Any]) -> dict[int, Curve]:
 def _train_all(jobs: list[Job], curves: dict[int, Curve], partial: Path, at_once: int) -> None:
     if not jobs:
         return
-    # Read by the processes when they start.
+    # The processes read these when they start.
     os.environ.update(ALLOCATOR_ENVIRONMENT, OMP_NUM_THREADS="1")
-    _data(jobs[0].dataset)  # decoded once, not by several processes at the same time
+    _data(jobs[0].dataset)  # decode once, before several processes need the images
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(at_once, len(jobs)), context) as pool, partial.open("a", encoding="utf-8") as file:
         futures = [pool.submit(train, job) for job in jobs]

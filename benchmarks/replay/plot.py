@@ -9,34 +9,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.replay.arms import DEFAULT, REFERENCE_NAMES
-from benchmarks.replay.stats import Array
+from benchmarks.stats import Array
 
-# Of the budget: before, hardly any trial has been trained to the end, and what leads changes with every epoch.
+# Share of the budget where the plot starts. Before that, hardly any trial has completed.
 DRAWN_FROM = 0.1
-# Below this a median regret is drawn as this, in points.
+# Smallest median regret that is drawn, in points.
 LEAST = 0.05
 PANEL_INCHES = (6.4, 5.0)
 REFERENCE_COLOURS = ("#000000", "#888888", "#d62728", "#e9967a")
-OWN_COLOURS = (
-    "#1f77b4",
-    "#17becf",
-    "#2ca02c",
-    "#98df8a",
-    "#9467bd",
-    "#8c564b",
-    "#e377c2",
-    "#ff7f0e",
-    "#bcbd22",
-    "#7f0000",
-)
+OWN_COLOURS = ("#1f77b4", "#17becf", "#2ca02c", "#98df8a", "#9467bd", "#8c564b")
 LEVELS = (1.0, 0.5)
 
 
 def draw(path: Path, file_format: str, arms: Sequence[tuple[str, str, Array]]) -> None:
-    """A panel a setting, with the median regret of each of its arms; references are dashed.
+    """Draw one panel per setting, with the median regret of each arm; references are dashed.
 
     Args:
-        path: written.
+        path: file to write.
         file_format: `png` or `svg`.
         arms: setting, name and (S, T) regrets in points after each epoch.
     """

@@ -1,4 +1,4 @@
-"""One search replayed: workers, time and what the search would hand back; the deciding is done by the real objects."""
+"""Replays one search: workers, time and the current best trial. The product's and Ray's own objects decide."""
 
 import heapq
 import random
@@ -15,25 +15,27 @@ from benchmarks.replay.surrogate import Surrogate
 from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube
 from search.experiment.events import EpochDone
 from search.experiment.history import History
-from search.policy.rungs import RungRule, chance_accuracy
+from search.policy.rungs import chance_accuracy
 from search.policy.state import SearchState
 from search.policy.study import distributions
 from spaces import Space
 from spaces.parameters import Number
 
-# Of an epoch's length, either way.
+# Number of trials at once, unless a command says otherwise.
+N_WORKERS = 4
+# Largest deviation of an epoch's length, as a share of it.
 JITTER = 0.1
 METRIC = "validation_accuracy"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
-    """What a replayed search did.
+    """Result of a replayed search.
 
     Attributes:
-        regret: (budget,) after each epoch, in points.
-        n_trials: started.
-        n_completed: trained to the end.
+        regret: (budget,) regret after each epoch, in points.
+        n_trials: number of trials that were started.
+        n_completed: number of trials that were trained to the end.
     """
 
     regret: Array
@@ -45,17 +47,17 @@ class Searcher(Protocol):
     """Proposes trials and judges their results."""
 
     def next_trial(self) -> tuple[int, Mapping[str, Number], int] | None:
-        """Number, searched values and epochs trained of what a free worker is to train; None for nothing now."""
+        """Number, searched values and trained epochs of the next trial for a free worker; None to wait."""
 
     def record(self, trial: int, epoch: int, accuracy: float) -> bool:
-        """Take in a result; whether the trial goes on with its worker."""
+        """Record a result. Returns whether the worker continues the trial."""
 
 
 class OwnSearch:
-    """The project's own: the state of a real search, as `search.run` drives it through Ray.
+    """A search of the project, decided by the same `SearchState` as in `search.run`.
 
     Args:
-        state: of the search.
+        state: state of the search.
     """
 
     def __init__(self, state: SearchState) -> None:
@@ -65,8 +67,7 @@ class OwnSearch:
     def of(cls, arm: OwnArm, surrogate: Surrogate, seed: int) -> "OwnSearch":
         table = surrogate.table
         space = space_of(arm, table.space, table.epochs, seed)
-        rule = RungRule.RAYS if arm.rule == "rays" else RungRule.OURS
-        return cls(SearchState(space, History(), now=lambda: 0.0, chance=chance_of(table), rule=rule))
+        return cls(SearchState(space, History(), now=lambda: 0.0, chance=chance_of(table)))
 
     def next_trial(self) -> tuple[int, Mapping[str, Number], int] | None:
         assignment = self.state.next_assignment()
@@ -76,19 +77,19 @@ class OwnSearch:
         return trial.number, trial.suggested, trial.n_epochs
 
     def record(self, trial: int, epoch: int, accuracy: float) -> bool:
-        # The loss orders trials of equal accuracy only, and no table says more of it than the accuracy does.
+        # The loss only orders trials of equal accuracy, and the tables hold accuracies only.
         loss = 1 - accuracy
         return self.state.record(EpochDone(trial, epoch, 0.0, loss, accuracy, loss, accuracy, 1.0, 0.0, 0.0))
 
 
 def chance_of(table: Table) -> float:
-    """What a real search takes for the highest accuracy of a run that only guesses: classes are equally frequent."""
+    """Highest accuracy by chance in a real search, for equally frequent classes."""
     return chance_accuracy(np.arange(table.n_images) % N_CLASSES)
 
 
 @dataclass(frozen=True, slots=True)
 class RayTrial:
-    """As much of a trial as Ray's scheduler looks at."""
+    """The attributes of a trial that Ray's scheduler reads."""
 
     trial_id: str
 
@@ -97,14 +98,13 @@ class RaySearch:
     """`OptunaSearch` and `ASHAScheduler`, called in the order in which Ray's controller calls them.
 
     Args:
-        space: what is searched.
-        epochs: of a trial that nothing stops.
-        seed: of Optuna's sampler.
-        random: whether that is the random one instead of the default.
-        baseline: whether the baseline is the first point to evaluate.
+        space: space to search.
+        epochs: epochs of a completed trial.
+        seed: seed of Optuna's sampler.
+        random: whether Optuna's random sampler replaces the default sampler.
     """
 
-    def __init__(self, space: Space, epochs: int, seed: int, random: bool, baseline: bool) -> None:
+    def __init__(self, space: Space, epochs: int, seed: int, random: bool) -> None:
         from ray.tune.schedulers import ASHAScheduler
         from ray.tune.search.optuna import OptunaSearch
 
@@ -113,13 +113,12 @@ class RaySearch:
             distributions(space),
             metric=METRIC,
             mode="max",
-            points_to_evaluate=[space.baseline_suggestion()] if baseline else None,
             sampler=RandomSampler(seed=seed) if random else None,
             seed=None if random else seed,
         )
         self.scheduler = ASHAScheduler(metric=METRIC, mode="max", max_t=epochs)
         self._n_asked = 0
-        # Ray proposes one trial ahead: before those that run have said more.
+        # Ray asks for one trial ahead, before it knows further results of the running trials.
         self._ahead = self._ask()
 
     def _ask(self) -> tuple[int, Mapping[str, Number], int]:
@@ -147,20 +146,20 @@ class RaySearch:
 
 
 class HandedBack:
-    """The trial that leads by the project's ranking, kept up to date result by result.
+    """The first trial of the project's ranking, updated with each result.
 
     Args:
-        epochs: of a completed trial.
+        epochs: epochs of a completed trial.
     """
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
-        # A completed trial is never overtaken by one that is not, and each trial by its own later results only.
+        # A completed trial always ranks before trials that are not completed.
         self._completed: tuple[float, int] | None = None
         self._last: dict[int, tuple[int, float]] = {}
 
     def take_in(self, trial: int, epoch: int, accuracy: float) -> int:
-        """The leader's number after this result."""
+        """Record a result and return the number of the first trial."""
         if epoch == self._epochs:
             found = (accuracy, -trial)
             self._completed = found if self._completed is None else max(found, self._completed)
@@ -170,26 +169,27 @@ class HandedBack:
         return -max((*last, -number) for number, last in self._last.items())[2]
 
 
-def replay(arm: Arm, surrogate: Surrogate, seed: int, budget: int) -> Replay:
+def replay(arm: Arm, surrogate: Surrogate, seed: int, budget: int, n_workers: int = N_WORKERS) -> Replay:
     """Replay one search.
 
     Args:
-        arm: how it searches.
-        surrogate: what trials do.
-        seed: of the sampler, of each configuration's noise and of the workers' speed.
-        budget: epochs after which it ends.
+        arm: kind of search.
+        surrogate: source of the learning curves.
+        seed: seed of the sampler, of each configuration's noise and of the workers' speed.
+        budget: total epochs of all trials, after which the search ends.
+        n_workers: number of trials at once.
     """
     if isinstance(arm, OwnArm):
-        return drive(OwnSearch.of(arm, surrogate, seed), surrogate, seed, budget, arm.workers)
+        return drive(OwnSearch.of(arm, surrogate, seed), surrogate, seed, budget, n_workers)
     space, epochs = surrogate.table.space, surrogate.table.epochs
-    return drive(RaySearch(space, epochs, seed, arm.random, arm.baseline), surrogate, seed, budget, arm.workers)
+    return drive(RaySearch(space, epochs, seed, arm.random), surrogate, seed, budget, n_workers)
 
 
 def drive(searcher: Searcher, surrogate: Surrogate, seed: int, budget: int, n_workers: int) -> Replay:
-    """Let workers train until the budget is used, an epoch of any trial at a time."""
+    """Replay until the budget is used, one epoch of one trial at a time, in the order in which epochs end."""
     speeds = [random.Random(f"{seed}/{worker}") for worker in range(n_workers)]
     runs: dict[int, tuple[Array, float]] = {}
-    # When, whose, which trial, which epoch.
+    # End of the epoch, worker, trial, epoch.
     busy: list[tuple[float, int, int, int]] = []
     idle = list(range(n_workers))
     leader = HandedBack(surrogate.table.epochs)

@@ -1,8 +1,8 @@
-"""Learning curves of configurations that are in no table: a regression over the table, and noise as it has.
+"""Learning curves of configurations that are in no table: a regression over a table, with noise.
 
-Three parts, each fitted to the table alone: how accurate a configuration is expected to be after each epoch; how likely
-it still names one class always by then (those runs share a few exact values: ties that a rung must cope with); and how
-much seeds and epochs scatter.
+Three parts are fitted to the table: the expected accuracy of a configuration after each epoch; the probability that it
+still always predicts the same class (such runs share a few exact values, which are ties at a rung); and the noise of
+seeds and epochs.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 from scipy.stats import spearmanr
-from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -24,13 +24,13 @@ JUDGED_EPOCHS = (1, 3, 9, 27, 81)
 N_FOLDS = 10
 N_TREES = 100
 N_RANDOM = 20_000
-# Probabilities of being at chance below this and above one less this are the regression's own blur.
+# Predicted probabilities of being at chance below BLUR count as 0, those above 1 - BLUR as 1.
 BLUR = 0.1
-# Noise is pooled over epochs from e / POOLED to e × POOLED.
+# The noise of epoch e is pooled over epochs e / POOLED to e × POOLED.
 POOLED = 1.5
 
-MODEL_NAMES = ("nearest neighbours", "extra trees", "random forest", "gaussian process", "gaussian process of logits")
-# Accuracies are kept so far from 0 and 1 before their logit is taken.
+MODEL_NAMES = ("nearest neighbours", "random forest", "gaussian process of logits")
+# Smallest distance of accuracies from 0 and 1 before the logit is taken.
 SMALLEST_ODDS = 0.005
 
 Predict = Callable[[Array], Array]
@@ -38,12 +38,12 @@ Predict = Callable[[Array], Array]
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """How well a regression predicts rows of the table that it was not given, after one epoch.
+    """Accuracy of a regression on held-out rows of the table, for one epoch.
 
     Attributes:
-        model: its name.
-        epoch: from 1.
-        r2: share of the variance explained.
+        model: name of the regression.
+        epoch: number of the epoch, from 1.
+        r2: explained share of the variance.
         mae: mean absolute error of the accuracy, 0 to 1.
         spearman: rank correlation.
     """
@@ -57,13 +57,13 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """How much a run's accuracies scatter about what is expected of its configuration.
+    """Noise of a run's accuracies about the expected accuracies of its configuration.
 
     Attributes:
-        scale: (E,) standard deviation after each epoch, over sqrt(a (1 - a)) of the accuracy a.
-        correlation: between epochs of one run.
-        from_seeds: whether it was estimated from repeated seeds; else from how ragged curves are, which tells
-            nothing of what a seed does to all epochs alike.
+        scale: (E,) standard deviation after each epoch, divided by sqrt(a (1 - a)) of the accuracy a.
+        correlation: correlation between epochs of one run.
+        from_seeds: whether it was estimated from repeated seeds. Otherwise it was estimated from the raggedness of
+            curves, which cannot show an effect of the seed on all epochs of a run.
     """
 
     scale: Array
@@ -76,13 +76,13 @@ class Surrogate:
     """Answers for any configuration of a table's space.
 
     Attributes:
-        table: what it was fitted to.
-        model: the regression's name.
-        predict: (M, D) configurations to (M, 2 E): accuracies, and shares at chance.
-        noise: of observations.
-        ceiling: (E,) the best accuracy of the table, which what is observed exceeds by noise only.
-        at_chance: for each epoch the accuracies of the table's runs at chance, ascending.
-        best: highest noise-free last accuracy of the space.
+        table: table that the surrogate was fitted to.
+        model: name of the regression.
+        predict: maps (M, D) configurations to (M, 2 E): accuracies, and probabilities of being at chance.
+        noise: noise of observed accuracies.
+        ceiling: (E,) the best accuracies of the table, which only noise can exceed.
+        at_chance: for each epoch, the accuracies of the table's runs at chance, ascending.
+        best: highest noise-free last accuracy in the space.
         baseline: noise-free last accuracy of the hand-picked configuration.
     """
 
@@ -96,14 +96,14 @@ class Surrogate:
     baseline: float
 
     def run(self, unit: Array, seed: int) -> tuple[Array, float]:
-        """Train a configuration, as it were.
+        """Simulate the training of a configuration.
 
         Args:
             unit: (D,) the configuration.
-            seed: of the search. The same configuration and seed give the same run.
+            seed: seed of the search. The same configuration and seed give the same run.
 
         Returns:
-            (E,) accuracies as they would be observed, and the noise-free last one.
+            (E,) observed accuracies with noise, and the noise-free last accuracy.
         """
         answer = self.answer(unit[None])
         learned, share, final = answer.learned[0], answer.share[0], float(answer.final[0])
@@ -113,7 +113,7 @@ class Surrogate:
         normal = normal + np.sqrt(1 - correlation) * generator.standard_normal(len(learned))
         seen = learned + self.noise.scale * np.sqrt(np.clip(learned * (1 - learned), 0, None)) * normal
         seen = np.clip(np.round(seen * self.table.n_images) / self.table.n_images, 0.0, 1.0)
-        # One draw for all epochs, such that the last is as the configuration has it.
+        # One draw for all epochs, with which the last epoch agrees with `final`.
         low, high = (0.0, share[-1]) if share[-1] > 0.5 else (share[-1], 1.0)
         is_stuck = generator.uniform(low, high) < share
         place = generator.random()
@@ -123,19 +123,19 @@ class Surrogate:
         return np.asarray(seen), final
 
     def answer(self, unit: Array) -> "Answer":
-        """What is expected of (M, D) configurations."""
+        """Expected results of (M, D) configurations."""
         return answer_of(self.predict(unit), self.ceiling)
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What is expected of M configurations.
+    """Expected results of M configurations.
 
     Attributes:
-        learned: (M, E) accuracies of runs that have left chance.
-        share: (M, E) of runs that are at chance.
-        final: (M,) the noise-free last accuracy. Whether a configuration learns at all is its own, and not a seed's:
-            otherwise what learns in one case of three would look like a winner then, and be none.
+        learned: (M, E) accuracies of runs above chance.
+        share: (M, E) probabilities of being at chance.
+        final: (M,) noise-free last accuracies. Whether a run learns at all depends on the configuration only:
+            if it depended on the seed, a configuration that learns in one of three runs could look like a winner.
     """
 
     learned: Array
@@ -144,10 +144,10 @@ class Answer:
 
 
 def answer_of(predicted: Array, ceiling: Array) -> Answer:
-    """Take apart what was predicted: accuracies of all runs, and shares of those at chance."""
+    """Split (M, 2 E) predictions into accuracies of learning runs and probabilities of being at chance."""
     expected, stuck = np.split(predicted, 2, axis=1)
     share = np.clip((stuck - BLUR) / (1 - 2 * BLUR), 0.0, 1.0)
-    # What is expected is a mixture of both kinds of run.
+    # The expected accuracy is a mixture of both kinds of run.
     learned = (expected - share / N_CLASSES) / np.maximum(1 - share, BLUR)
     learned = np.clip(learned, np.minimum(expected, 1 / N_CLASSES), ceiling)
     final = np.where(share[:, -1] > 0.5, 1 / N_CLASSES, learned[:, -1])
@@ -155,8 +155,8 @@ def answer_of(predicted: Array, ceiling: Array) -> Answer:
 
 
 def fit(table: Table, model: str) -> Surrogate:
-    """Fit the regression of that name to the whole table."""
-    predict = _bounded(_MODELS[model](table.unit, _targets(table)))
+    """Fit the regression `model`, one of `MODEL_NAMES`, to the whole table."""
+    predict = partial(_clipped, _MODELS[model](table.unit, _targets(table)))
     at_chance = table.is_at_chance(table.curves)
     values = tuple(np.sort(table.curves[at_chance[:, epoch], epoch]) for epoch in range(table.epochs))
     drawn = random_configurations(table.space, N_RANDOM, seed=0)
@@ -178,13 +178,13 @@ def fit(table: Table, model: str) -> Surrogate:
 
 
 def best_model(held_out: list[HeldOut]) -> str:
-    """The regression with the lowest mean absolute error over the judged epochs: the rule that was written down."""
+    """The regression with the lowest mean absolute error over the judged epochs."""
     models = list(dict.fromkeys(row.model for row in held_out))
     return min(models, key=lambda name: float(np.mean([row.mae for row in held_out if row.model == name])))
 
 
 def held_out_scores(table: Table, models: Sequence[str] = MODEL_NAMES) -> list[HeldOut]:
-    """How well each regression predicts rows that it was not given, by cross-validation."""
+    """Scores of each regression on held-out rows, by cross-validation."""
     order = np.random.default_rng(0).permutation(len(table.unit))
     folds = np.array_split(order, N_FOLDS)
     scores = []
@@ -192,14 +192,14 @@ def held_out_scores(table: Table, models: Sequence[str] = MODEL_NAMES) -> list[H
         predicted = np.empty_like(table.curves)
         for fold in folds:
             kept = np.setdiff1d(order, fold)
-            regression = _bounded(_MODELS[model](table.unit[kept], _targets(table)[kept]))
+            regression = partial(_clipped, _MODELS[model](table.unit[kept], _targets(table)[kept]))
             predicted[fold] = regression(table.unit[fold])[:, : table.epochs]
         scores += [_score(model, epoch, table, predicted) for epoch in JUDGED_EPOCHS if epoch <= table.epochs]
     return scores
 
 
 def noise_of(table: Table) -> Noise:
-    """From repeated seeds where the table has them, else from how ragged curves are."""
+    """Estimate noise from repeated seeds if the table has them, otherwise from the raggedness of curves."""
     if table.repeats:
         residuals = [(runs - runs.mean(0)) * np.sqrt(len(runs) / (len(runs) - 1)) for runs in table.repeats]
         spread = [np.sqrt(np.clip(runs.mean(0) * (1 - runs.mean(0)), 1e-6, None)) for runs in table.repeats]
@@ -209,14 +209,14 @@ def noise_of(table: Table) -> Noise:
     curves = table.curves[~table.is_at_chance(table.curves).any(axis=1)]
     bends = (curves[:, :-2] - 2 * curves[:, 1:-1] + curves[:, 2:]) ** 2 / 6
     relative = bends / np.clip(curves[:, 1:-1] * (1 - curves[:, 1:-1]), 1e-6, None)
-    # The median resists the epochs in which a curve bends or collapses; a square of a normal has 0.455 as its own.
+    # The median is robust to epochs in which a curve bends or collapses; that of a squared normal draw is 0.455.
     middle = np.median(relative, axis=0) / 0.455
     return Noise(_pooled(np.concatenate([middle[:1], middle, middle[-1:]])), 0.0, from_seeds=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """Shares of runs at chance after an epoch, of the table and of the surrogate: at chance, and at one exact value."""
+    """Shares of runs at chance and at the most frequent value after an epoch, in the table and the surrogate."""
 
     epoch: int
     table_at_chance: float
@@ -226,7 +226,7 @@ class Ties:
 
 
 def ties(surrogate: Surrogate, n: int = 1000) -> list[Ties]:
-    """Whether the surrogate keeps the ties of its table."""
+    """Compare the ties of `n` simulated runs with those of the table."""
     table = surrogate.table
     drawn = random_configurations(table.space, n, seed=1)
     seen = np.array([surrogate.run(in_unit_cube(table.space, values), 0)[0] for values in drawn])
@@ -247,10 +247,6 @@ def _most_frequent(values: Array) -> float:
 
 def _targets(table: Table) -> Array:
     return np.hstack([table.curves, table.is_at_chance(table.curves).astype(float)])
-
-
-def _bounded(predict: Predict) -> Predict:
-    return partial(_clipped, predict)
 
 
 def _clipped(predict: Predict, unit: Array) -> Array:
@@ -279,13 +275,13 @@ def _nearest_neighbours(unit: Array, targets: Array) -> Predict:
     return KNeighborsRegressor(n_neighbors=5, weights="distance").fit(unit, targets).predict  # type: ignore[no-any-return]
 
 
-def _trees(kind: type, unit: Array, targets: Array) -> Predict:
-    forest = kind(N_TREES, min_samples_leaf=2, random_state=0).fit(unit, targets)
+def _random_forest(unit: Array, targets: Array) -> Predict:
+    forest = RandomForestRegressor(N_TREES, min_samples_leaf=2, random_state=0).fit(unit, targets)
     return partial(_mean_of_trees, [tree.tree_ for tree in forest.estimators_])
 
 
 def _mean_of_trees(trees: list[object], unit: Array) -> Array:
-    # The forest's own `predict` takes ten times as long for one row.
+    # `RandomForestRegressor.predict` takes ten times as long for one row.
     rows = np.ascontiguousarray(unit, dtype=np.float32)
     total = trees[0].predict(rows)  # type: ignore[attr-defined]
     for tree in trees[1:]:
@@ -293,13 +289,17 @@ def _mean_of_trees(trees: list[object], unit: Array) -> Array:
     return np.asarray(total.reshape(len(rows), -1) / len(trees))
 
 
-def _gaussian_process(unit: Array, targets: Array) -> Predict:
+def _gaussian_process_of_logits(unit: Array, targets: Array) -> Predict:
+    # A process of the accuracies themselves predicts more than 100 % on a wide plateau.
+    accuracies, at_chance = np.split(targets, 2, axis=1)
+    kept = np.clip(accuracies, SMALLEST_ODDS, 1 - SMALLEST_ODDS)
+    logits = np.hstack([np.log(kept / (1 - kept)), at_chance])
     lengths = np.full(unit.shape[1], 0.5)
     kernel = ConstantKernel(1.0) * Matern(lengths, (0.05, 20.0), nu=2.5) + WhiteKernel(0.05, (1e-4, 1.0))
     with warnings.catch_warnings():
-        # A parameter that does not matter gets the longest length there is.
+        # A parameter without influence gets the upper bound of the lengths, about which sklearn warns.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(unit, targets)
+        process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(unit, logits)
     shape = process.kernel_.k1
     return partial(_process_mean, shape, process.X_train_, process.alpha_, process._y_train_mean, process._y_train_std)
 
@@ -307,25 +307,10 @@ def _gaussian_process(unit: Array, targets: Array) -> Predict:
 def _process_mean(
     kernel: Callable[..., Array], known: Array, alpha: Array, mean: Array, std: Array, unit: Array
 ) -> Array:
-    return np.asarray(kernel(unit, known) @ alpha * std + mean)
-
-
-def _gaussian_process_of_logits(unit: Array, targets: Array) -> Predict:
-    # Near 100 % a process of the accuracies themselves goes on rising, and the best of the space is a wide plateau.
-    accuracies, at_chance = np.split(targets, 2, axis=1)
-    kept = np.clip(accuracies, SMALLEST_ODDS, 1 - SMALLEST_ODDS)
-    return partial(_logistic, _gaussian_process(unit, np.hstack([np.log(kept / (1 - kept)), at_chance])))
-
-
-def _logistic(predict: Predict, unit: Array) -> Array:
-    logits, at_chance = np.split(predict(unit), 2, axis=1)
+    logits, at_chance = np.split(np.asarray(kernel(unit, known) @ alpha * std + mean), 2, axis=1)
     return np.hstack([1 / (1 + np.exp(-logits)), at_chance])
 
 
-_MODELS: dict[str, Callable[[Array, Array], Predict]] = {
-    MODEL_NAMES[0]: _nearest_neighbours,
-    MODEL_NAMES[1]: partial(_trees, ExtraTreesRegressor),
-    MODEL_NAMES[2]: partial(_trees, RandomForestRegressor),
-    MODEL_NAMES[3]: _gaussian_process,
-    MODEL_NAMES[4]: _gaussian_process_of_logits,
-}
+_MODELS: dict[str, Callable[[Array, Array], Predict]] = dict(
+    zip(MODEL_NAMES, (_nearest_neighbours, _random_forest, _gaussian_process_of_logits), strict=True)
+)

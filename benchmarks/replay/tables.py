@@ -1,4 +1,4 @@
-"""Stored learning curves, as `measure_curves` and `deepobs_curves` write them, read into one form."""
+"""Reads the stored learning curves in `curves/`."""
 
 import csv
 import gzip
@@ -22,9 +22,9 @@ from spaces.removed import with_current_keys
 
 FOLDER = Path(__file__).parent / "curves"
 N_CLASSES = 10
-# Accuracies are stored with five digits at least.
+# Largest rounding error of stored accuracies, which have at least five digits.
 ROUNDING = 6e-6
-# A run that names one class always is right as often as that class is frequent: within so many images of a tenth.
+# A run is at chance if its number of correct images differs from a tenth of all by at most this many images.
 AT_CHANCE_IMAGES = 2
 MOST_IMAGES = 20_000
 
@@ -36,14 +36,14 @@ class Table:
     """Learning curves of configurations of one space.
 
     Attributes:
-        name: of the files.
-        space: what the configurations were drawn from.
+        name: name of the files.
+        space: space of the configurations.
         unit: (N, D) configurations in the unit cube, see `in_unit_cube`.
-        curves: (N, E) validation accuracies, 0 to 1; chance where training had diverged.
-        repeats: for some configurations (S, E) curves of several seeds, that in `curves` among them.
-        n_images: that accuracies were measured on.
-        facts: how it was made.
-        folder: where its files are.
+        curves: (N, E) validation accuracies, 0 to 1; chance accuracy after divergence.
+        repeats: (S, E) curves of several seeds for some configurations, including the curve in `curves`.
+        n_images: number of images that accuracies were measured on.
+        facts: description of how the table was made.
+        folder: folder of the files.
     """
 
     name: str
@@ -61,20 +61,20 @@ class Table:
 
     @property
     def chance(self) -> float:
-        """The accuracy of naming one class always, as measured: a whole number of images."""
+        """Accuracy of always predicting the same class, as a whole number of images."""
         return round(self.n_images / N_CLASSES) / self.n_images
 
     def is_at_chance(self, accuracies: Array) -> NDArray[np.bool_]:
-        """Which of some accuracies are those of a run that names one class always."""
+        """Whether each of `accuracies` is that of always predicting the same class."""
         return np.abs(accuracies - 1 / N_CLASSES) * self.n_images <= AT_CHANCE_IMAGES
 
     def first_epochs(self, epochs: int) -> "Table":
-        """The same without what was trained later."""
+        """The table without later epochs."""
         repeats = tuple(curves[:, :epochs] for curves in self.repeats)
         return replace(self, curves=self.curves[:, :epochs], repeats=repeats)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For another process: a space's parameters cannot be pickled.
+        # A space's parameters cannot be pickled, so other processes read the files.
         return _stored, (self.name, self.folder, self.epochs)
 
 
@@ -87,7 +87,7 @@ def read_table(name: str, folder: Path = FOLDER) -> Table:
     """Read NAME.csv.gz and NAME.json.
 
     Raises:
-        InputError: there is no such table, or it is not complete.
+        InputError: the table does not exist or is not complete.
     """
     if not (folder / f"{name}.csv.gz").is_file() or not (folder / f"{name}.json").is_file():
         stored = ", ".join(stored_tables(folder)) or "none"
@@ -103,10 +103,10 @@ def _stored(name: str, folder: Path, epochs: int) -> Table:
 
 
 def table_from_text(name: str, space: Space, text: str, facts: Mapping[str, Any]) -> Table:
-    """The table in a CSV text; configurations with equal values are seeds of one.
+    """Parse a table from CSV text. Rows with equal hyperparameters are seeds of one configuration.
 
     Raises:
-        InputError: a configuration has epochs that do not follow on each other.
+        InputError: the epochs of a configuration are not consecutive.
     """
     values: dict[str, dict[str, Number]] = {}
     accuracies: dict[str, list[float]] = {}
@@ -126,17 +126,17 @@ def table_from_text(name: str, space: Space, text: str, facts: Mapping[str, Any]
         filled = found + [chance] * (epochs - len(found))
         seeds.setdefault(tuple(values[number].values()), []).append(filled)
     unit = [in_unit_cube(space, dict(zip(space.searched, key, strict=True))) for key in seeds]
-    # Stored with five or six digits: the whole number of images is exact.
+    # Undo the rounding of the stored accuracies.
     curves = np.round(np.array([found[0] for found in seeds.values()]) * n_images) / n_images
     repeats = tuple(np.array(found) for found in seeds.values() if len(found) > 1)
     return Table(name, space, np.array(unit), curves, repeats, n_images, facts)
 
 
 def images_of(accuracies: Any) -> int:
-    """The least number of images of which all these accuracies are whole numbers.
+    """Smallest number of images of which all accuracies are whole multiples.
 
     Raises:
-        InputError: there is none.
+        InputError: no number below `MOST_IMAGES` fits.
     """
     different = np.unique(np.fromiter(accuracies, float))
     for n_images in range(N_CLASSES, MOST_IMAGES):
@@ -147,11 +147,11 @@ def images_of(accuracies: Any) -> int:
 
 
 def in_unit_cube(space: Space, values: Mapping[str, Number]) -> Array:
-    """A configuration as numbers from 0 to 1: by the logarithm where the space says so, a column an option of a choice.
+    """Scale a configuration to 0 to 1: logarithmically for log-uniform parameters, one-hot for choices.
 
     Args:
-        space: that it is of.
-        values: of the searched parameters.
+        space: space of the configuration.
+        values: values of the searched parameters.
     """
     columns: list[float] = []
     for name, parameter in space.searched.items():
@@ -160,7 +160,7 @@ def in_unit_cube(space: Space, values: Mapping[str, Number]) -> Array:
 
 
 def random_configurations(space: Space, n: int, seed: int) -> list[dict[str, Number]]:
-    """Drawn as random search does."""
+    """Draw `n` configurations as random search does."""
     generator = np.random.default_rng(seed)
     return [{name: _drawn(parameter, generator) for name, parameter in space.searched.items()} for _ in range(n)]
 

@@ -1,4 +1,4 @@
-"""Which images a benchmark uses: an image folder, the embedded digits, or noise where content does not matter."""
+"""Images of the benchmarks: an image folder, the embedded digits, or noise if the content does not matter."""
 
 import argparse
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from trainable.data.cache import DecodedSet
 from trainable.data.datasets import TrainingData, cut, prepare_training_data
 from trainable.data.sources import CIFAR10_MEAN, CIFAR10_STD
 
-# A fifth of what is taken is held out: 2,048 + 512 images of 2,560.
+# Of 2,560 images, 2,048 are for training and 512 for validation.
 VALIDATION_FRACTION = 0.2
 NOISE_CLASSES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class SpaceChoice:
-    """A space and the settings laid over it, as the commands take them.
+    """A space with settings, as the commands accept them.
 
     Attributes:
-        space: a shipped name.
+        space: name of a shipped space.
         settings: `section.key=value` each.
     """
 
@@ -35,12 +35,12 @@ class SpaceChoice:
 
     @property
     def arguments(self) -> list[str]:
-        """For a command line."""
+        """Words for a command line."""
         return [self.space, *(word for setting in self.settings for word in ("--set", setting))]
 
 
 def add_images_argument(parser: argparse.ArgumentParser, otherwise: str) -> None:
-    """`--images`, whose help says what is used without it."""
+    """Add `--images`; `otherwise` names the images without it."""
     parser.add_argument(
         "--images",
         metavar="FOLDER",
@@ -49,14 +49,14 @@ def add_images_argument(parser: argparse.ArgumentParser, otherwise: str) -> None
 
 
 def folder_settings(folder: str, n_images: int | None) -> tuple[str, ...]:
-    """Settings for the space `cifar10` that take its images from a folder.
+    """Settings of the space `cifar10` for images in a folder.
 
     Args:
-        folder: may begin with `~`.
-        n_images: how many to take, training and validation together; None for all.
+        folder: path of an image folder, which may begin with `~`.
+        n_images: number of images, training and validation together; None for all.
 
     Raises:
-        InputError: the folder is not there.
+        InputError: the folder does not exist.
     """
     root = expanded(folder).resolve()
     if not root.is_dir():
@@ -66,13 +66,13 @@ def folder_settings(folder: str, n_images: int | None) -> tuple[str, ...]:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """A command's options for its JSON line, which may be published: of a folder the name, not where it lies."""
+    """Options for the JSON line. Of the image folder only the name, because the line may be published."""
     settings = vars(options)
     return {**settings, "images": None if settings["images"] is None else expanded(settings["images"]).resolve().name}
 
 
 def images_facts(dataset: Dataset) -> dict[str, Any]:
-    """Which images were used, likewise without their place."""
+    """Description of the images, without their path."""
     data = prepare_training_data(dataset)
     return {
         "dataset": dataset.model_dump(exclude={"root"}),
@@ -84,11 +84,11 @@ def images_facts(dataset: Dataset) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Where a measured process gets its images.
+    """Images of a measured process.
 
     Attributes:
-        dataset: how they are cut.
-        n_noise: so many images of noise in place of the data set's; None for the data set's own.
+        dataset: data set with its split.
+        n_noise: number of noise images that replace those of the data set; None for the data set's own.
     """
 
     dataset: Dataset
@@ -101,7 +101,7 @@ class Images:
 
 
 def noise(n_images: int, image_size: int) -> DecodedSet:
-    """Images of random pixels, as many of each class: as fast to train on as any others of that size."""
+    """Images of random pixels with balanced classes; training on them takes as long as on any others."""
     generator = np.random.default_rng(0)
     return DecodedSet(
         images=generator.integers(0, 256, (n_images, image_size, image_size, 3), dtype=np.uint8),

@@ -1,63 +1,43 @@
-"""What every benchmark prints: a table for people, and as its last line one JSON object with everything measured."""
+"""Output of the benchmarks: a table, and as the last line one JSON object with all measurements."""
 
 import json
 import math
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Above this many busy cores before a measurement, its figure is not to be trusted.
+# Number of busy cores before a measurement above which its result is not reliable.
 MOST_CORES_BUSY = 0.1
 
 
-def medians(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The median of each variant's runs; variants without a run are left out."""
-    return {name: statistics.median(values) for name, values in runs.items() if values}
-
-
-def factors(values: Mapping[str, float], reference: str) -> dict[str, float]:
-    """Each value as a multiple of the reference's; empty where the reference was not measured."""
-    if reference not in values:
-        return {}
-    return {name: value / values[reference] for name, value in values.items()}
-
-
 def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: the first to the left, the others to the right."""
+    """Align the columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(_line(cells, widths) for cells in (header, rule, *rows))
 
 
-def best_ratio(runs: Mapping[str, Sequence[float]], name: str, reference: str) -> float | None:
-    """The best run of one over the best run of the other: what is least disturbed on a busy machine."""
-    if not runs.get(name) or not runs.get(reference):
-        return None
-    return max(runs[name]) / max(runs[reference])
-
-
 def number_text(value: float | None, digits: int = 0, suffix: str = "") -> str:
-    """`value` with thousands separated, or a dash for None and what is not finite."""
+    """`value` with separated thousands; a dash for None, NaN and infinity."""
     return "-" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}{suffix}"
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """One line on standard output; what JSON does not know (NaN, infinity) becomes null."""
+    """Print `content` as one line of JSON; NaN and infinity become null."""
     print(json.dumps(_json_ready(content), allow_nan=False), flush=True)
 
 
 def progress(message: str) -> None:
-    """One line on standard error, with the time of day."""
+    """Print a line with the time of day on standard error."""
     print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on beside the code: processor, cores, versions, commit, and what else was running."""
+    """Environment of a measurement: processor, cores, load, versions and commit."""
     import torch
 
     from search.experiment.manifest import git_commit, versions
@@ -75,10 +55,10 @@ def machine() -> dict[str, Any]:
 
 
 def cores_busy(seconds: float = 0.5) -> float:
-    """How many cores are busy now, by whatever runs on this machine; NaN where the kernel does not tell.
+    """Number of cores that are busy now, with any process of this machine; NaN if the kernel does not say.
 
-    To be asked before a measurement: a loop with several threads becomes several times slower when something
-    else takes one of its cores, so that a busy machine flatters whoever uses one thread.
+    Call this before a measurement. A loop with several threads becomes several times slower if another process uses
+    one of its cores, so a busy machine favours programs with one thread.
     """
     before = _busy_ticks()
     time.sleep(seconds)
@@ -86,12 +66,12 @@ def cores_busy(seconds: float = 0.5) -> float:
 
 
 def busy_warning(n_cores_busy: float) -> str:
-    """Words to put behind a figure that was taken on a busy machine; empty otherwise."""
+    """Remark about a figure from a busy machine; empty if the machine was idle."""
     return f"  (something else kept {n_cores_busy:.1f} cores busy)" if n_cores_busy > MOST_CORES_BUSY else ""
 
 
 def processor_name() -> str:
-    """As the kernel names it: with family and model, as virtual machines hide the rest."""
+    """Name of the processor, with family and model, because virtual machines hide the rest."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,7 +1,7 @@
 """Whether what makes training faster changes what is learned: `python -m benchmarks.speed.same_learning`.
 
-One configuration is trained with the same seeds in four ways. Each seed fixes weights, order and augmentation, so
-that differences are paired by seed. Every trained network is also evaluated in several ways.
+One configuration is trained in four variants with the same seeds. A seed fixes weights, order and augmentation, so
+differences are paired by seed. Every network of the whole recipe is also evaluated with its measures on and off.
 """
 
 import argparse
@@ -13,9 +13,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import numpy as np
-from scipy.stats import t as student_t
 
 from benchmarks.speed.images import SpaceChoice, add_images_argument, folder_settings, images_facts, settings_of
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
@@ -32,14 +29,14 @@ RECIPE = "whole recipe"
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One run.
+    """Instructions for one run.
 
     Attributes:
-        variant: names `compute`.
-        seed: number of the run; names its random streams together with the experiment's seed.
-        dataset, hyperparameters, epochs: what is trained.
-        compute: how it is trained.
-        evaluations: by name, how the trained network is evaluated beside.
+        variant: name of `compute`.
+        seed: number of the run in its `RunSeed`.
+        dataset, hyperparameters, epochs: images, configuration and length of the training.
+        compute: choices for the training.
+        evaluations: choices for further evaluations of the trained network, by name.
     """
 
     variant: str
@@ -53,15 +50,15 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of a run.
+    """Result of a run.
 
     Attributes:
-        variant, seed: of the run.
-        validation_accuracy: after the last epoch, 0 to 1.
-        train_loss: of the last epoch.
-        diverged: whether the loss left the finite numbers; the run ended there.
-        evaluations: accuracy of the same weights, by way of evaluation.
-        seconds: of training and validation.
+        variant, seed: values of the `Training`.
+        validation_accuracy: accuracy after the last epoch, 0 to 1.
+        train_loss: training loss of the last epoch.
+        diverged: whether the loss was not finite, which ended the run.
+        evaluations: accuracies of the further evaluations, by name.
+        seconds: wall-clock time of training and validation.
     """
 
     variant: str
@@ -71,18 +68,6 @@ class Trained:
     diverged: bool
     evaluations: Mapping[str, float]
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The mean of differences paired by seed, with its 95 % interval; no interval from fewer than two seeds."""
-
-    mean: float
-    interval: tuple[float, float] | None
-
-    @property
-    def includes_zero(self) -> bool | None:
-        return None if self.interval is None else self.interval[0] <= 0 <= self.interval[1]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def variants(recipe: Compute) -> dict[str, Compute]:
-    """How networks are trained; the last is what the others are compared with."""
+    """Choices for training, by name. The last is the reference."""
     return {
         RECIPE: recipe,
         "fp32": replace(recipe, precision="fp32"),
@@ -112,27 +97,12 @@ def variants(recipe: Compute) -> dict[str, Compute]:
 
 
 def evaluations(recipe: Compute) -> dict[str, Compute]:
-    """How each trained network is evaluated; the last is what the others are compared with."""
-    return {
-        RECIPE: recipe,
-        "not folded": replace(recipe, folded_evaluation=False),
-        "fp32, folded": replace(recipe, precision="fp32"),
-        ALL_OFF: variants(recipe)[ALL_OFF],
-    }
-
-
-def difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Of two variants, paired; by Student's t, and not cut at 0 and 1 as an interval of accuracies is."""
-    differences = np.asarray(values, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return Difference(mean, None)
-    half = student_t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
-    return Difference(mean, (mean - float(half), mean + float(half)))
+    """Choices for evaluating each trained network, by name. The last is the reference."""
+    return {RECIPE: recipe, ALL_OFF: variants(recipe)[ALL_OFF]}
 
 
 def compare(accuracies: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """For each variant its mean, interval, and difference to `ALL_OFF`; values are in the order of the seeds."""
+    """Mean, interval and difference to `ALL_OFF` of each variant, whose values are in the order of the seeds."""
     compared = {}
     for name, values in accuracies.items():
         to_reference = difference(values, accuracies[ALL_OFF])
@@ -148,7 +118,7 @@ def compare(accuracies: Mapping[str, Sequence[float]]) -> dict[str, dict[str, An
 
 
 def table(title: str, compared: Mapping[str, Mapping[str, Any]]) -> str:
-    """Percentages; the difference in percentage points."""
+    """Table of accuracies in percent and differences in percentage points."""
     words = {None: "-", True: "yes", False: "NO"}
     rows = [
         (
@@ -166,7 +136,7 @@ def table(title: str, compared: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def train(training: Training) -> Trained:
-    """Run it, in whatever process this is, with one thread."""
+    """Train and evaluate in this process, with one thread."""
     import torch
 
     from trainable.data.datasets import prepare_training_data
@@ -200,7 +170,7 @@ def _run(options: argparse.Namespace) -> int:
     precision, reason = choose_precision(options.precision, "cpu")
     recipe = Compute(precision=precision)
     progress(f"{options.seeds} seeds, {options.epochs} epochs, {precision}: {reason}")
-    # Seeds outermost: whatever changes on the machine meanwhile meets all variants.
+    # Seeds in the outer loop, so that changes of the machine affect all variants.
     trainings = [
         Training(name, seed, dataset, hyperparameters, options.epochs, compute, evaluations(recipe))
         for seed in range(options.seeds)
@@ -223,12 +193,12 @@ def _task(options: argparse.Namespace) -> tuple[Dataset, Hyperparameters]:
         lr_setting = () if options.lr is None else (f"baseline.lr={options.lr!r}",)
         chosen = SpaceChoice("cifar10", (*folder_settings(options.images, options.train_limit), *lr_setting))
     space = chosen.load()
-    prepare_training_data(space.dataset)  # decoded once, not by several processes at the same time
+    prepare_training_data(space.dataset)  # decode once, before several processes need the images
     return space.dataset, space.baseline
 
 
 def _train_all(trainings: Sequence[Training], at_once: int) -> list[Trained]:
-    # Read by the processes when they start.
+    # The processes read these when they start.
     os.environ.update(ALLOCATOR_ENVIRONMENT, OMP_NUM_THREADS="1")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(at_once, len(trainings)), context) as pool:
@@ -249,7 +219,7 @@ def _sentence(one: Trained) -> str:
 def _print(trained: Sequence[Trained], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     names = list(dict.fromkeys(one.variant for one in trained))
     by_variant = {name: [one.validation_accuracy for one in trained if one.variant == name] for name in names}
-    # Evaluation alone, on weights that the recipe trained.
+    # Further evaluations of the networks that the whole recipe trained.
     own = [one for one in trained if one.variant == RECIPE]
     by_evaluation = {name: [one.evaluations[name] for one in own] for name in own[0].evaluations}
     trainings, evaluated = compare(by_variant), compare(by_evaluation)

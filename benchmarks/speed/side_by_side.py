@@ -1,4 +1,4 @@
-"""Images per second of several processes that work at the same time, in a window in which all of them are busy."""
+"""Training images per second of several processes, in the time window in which all of them are busy."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from queue import Empty
 from threading import BrokenBarrierError
@@ -19,44 +19,40 @@ from spaces import Hyperparameters
 from spaces.errors import RunError
 from trainable.allocator import ALLOCATOR_ENVIRONMENT
 from trainable.compute import Compute
+from trainable.data.datasets import TrainingData
 
 N_WARM_UP_STEPS = 5
-N_WARM_UP_EVALUATIONS = 1
-# A process imports torch, opens its images and warms up before it works, and waits for the slowest.
+# Longest time for imports, images and warm-up of all processes.
 LONGEST_START_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How one variant works.
+    """Setup of one variant.
 
     Attributes:
-        work: training steps, or evaluations of the validation images.
-        loop: the project's, or the textbook's.
-        n_processes: at the same time, each a trial of its own.
-        n_threads: of torch in each process; None leaves torch's default.
-        compute: of the project's loop.
+        loop: the project's training loop or the textbook's.
+        n_processes: number of processes at the same time, each with its own trial.
+        n_threads: torch threads of each process; None for torch's default.
+        compute: choices of the project's loop.
         keep_memory: whether processes start with `ALLOCATOR_ENVIRONMENT`.
-        augmented: whether images are augmented; without, it is a bound and not a recipe.
     """
 
-    work: Literal["train", "evaluate"]
     loop: Literal["ours", "textbook"]
     n_processes: int
     n_threads: int | None
     compute: Compute
     keep_memory: bool = True
-    augmented: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one process did.
+    """Time stamps of one process, on the machine's monotonic clock.
 
     Attributes:
-        started_s: when all processes were warm, on the machine's monotonic clock.
-        ended_s: when each step (or evaluation) was done.
-        images_per_step: how many images each stands for.
+        started_s: time at which all processes were warm.
+        ended_s: end of each training step.
+        images_per_step: mean number of images of a step.
     """
 
     started_s: float
@@ -65,9 +61,9 @@ class Work:
 
 
 def images_per_s(works: Sequence[Work]) -> float:
-    """Images per second of all processes together, from the last one's start to the first one's end.
+    """Images per second of all processes together, between the last start and the first end.
 
-    A step that is only partly in that window counts for that part.
+    A step that is partly in this window counts in part.
     """
     start_s = max(work.started_s for work in works)
     end_s = min(work.ended_s[-1] for work in works)
@@ -85,12 +81,12 @@ def measure(setup: Setup, images: Images, hyperparameters: Hyperparameters, seco
     queue = context.Queue()
     arguments = (setup, images, hyperparameters, seconds, barrier, queue)
     processes: list[SpawnProcess] = []
-    # What the textbook's loader processes leave behind goes with the folder.
+    # Files that the textbook's loader processes leave behind are removed with the folder.
     temporary = tempfile.TemporaryDirectory(prefix="dws-benchmark-")
     try:
         with _environment(setup, temporary.name):
             for _ in range(setup.n_processes):
-                # Not daemons: those may not start the textbook's loader processes.
+                # Daemons could not start the textbook's loader processes.
                 processes.append(context.Process(target=_work, args=arguments))
                 processes[-1].start()
         return images_per_s([_next(queue, processes) for _ in processes])
@@ -103,11 +99,11 @@ def measure(setup: Setup, images: Images, hyperparameters: Hyperparameters, seco
 
 
 class _TimeUpError(Exception):
-    """Ends a training epoch in its middle."""
+    """Ends a training epoch after any step."""
 
 
 class _StepClock:
-    """Warms up, waits for the other processes, and notes when each step ends until the time is up."""
+    """Records the end of each step, after a warm-up and a barrier with the other processes, until the time is up."""
 
     def __init__(self, n_warm_up: int, seconds: float, barrier: Any) -> None:
         self._n_left = n_warm_up
@@ -159,60 +155,40 @@ def _work(
     try:
         if setup.n_threads is not None:
             torch.set_num_threads(setup.n_threads)
-        n_warm_up = N_WARM_UP_STEPS if setup.work == "train" else N_WARM_UP_EVALUATIONS
-        clock = _StepClock(n_warm_up, seconds, barrier)
-        repeat, images_per_step = _loop(setup, images, hyperparameters, clock)
+        clock = _StepClock(N_WARM_UP_STEPS, seconds, barrier)
+        data = images.open()
+        train_epoch, n_steps = _loop(setup, data, hyperparameters, clock)
         try:
             while True:
-                repeat()
+                train_epoch()
         except _TimeUpError:
-            queue.put(Work(clock.started_s, clock.ended_s, images_per_step))
+            queue.put(Work(clock.started_s, clock.ended_s, len(data.train) / n_steps))
     except BrokenBarrierError:
-        sys.exit(1)  # another process failed, and says why
+        sys.exit(1)  # another process failed and reports the reason
     except Exception:
         queue.put(traceback.format_exc())
         barrier.abort()
 
 
 def _loop(
-    setup: Setup, images: Images, hyperparameters: Hyperparameters, clock: _StepClock
-) -> tuple[Callable[[], None], float]:
-    """What is done again and again, and how many images one call of the clock stands for."""
-    if not setup.augmented:
-        hyperparameters = replace(hyperparameters, flip_p=0.0, shift_scale_rotate_p=0.0, coarse_dropout_p=0.0)
-    data = images.open()
-    build = _our_loop if setup.loop == "ours" else _textbook_loop
-    train, evaluate, n_steps = build(setup, data, hyperparameters, clock)
-    if setup.work == "train":
-        return train, len(data.train) / n_steps
+    setup: Setup, data: TrainingData, hyperparameters: Hyperparameters, clock: _StepClock
+) -> tuple[Callable[[], object], int]:
+    """A function that trains for one epoch, and the number of its steps."""
+    if setup.loop == "textbook":
+        from benchmarks.speed.textbook import TextbookImages, TextbookTraining
 
-    def evaluate_and_note() -> None:
-        evaluate()
-        clock()
-
-    return evaluate_and_note, float(len(data.validation))
-
-
-def _our_loop(setup: Setup, data: Any, hyperparameters: Hyperparameters, clock: _StepClock) -> tuple[Any, Any, int]:
+        training = TextbookTraining(TextbookImages.of(data), hyperparameters)
+        return lambda: training.train_epoch(clock), len(training.train_loader)
     from trainable.fit_evaluate import FitEvaluate
     from trainable.seeding import RunSeed
 
     run = FitEvaluate(data.train, data.validation, hyperparameters, RunSeed(0, os.getpid()), setup.compute)
-    return lambda: run.train(clock), lambda: run.test(data.validation), run.steps_per_epoch
-
-
-def _textbook_loop(
-    setup: Setup, data: Any, hyperparameters: Hyperparameters, clock: _StepClock
-) -> tuple[Any, Any, int]:
-    from benchmarks.speed.textbook import TextbookImages, TextbookTraining
-
-    training = TextbookTraining(TextbookImages.of(data), hyperparameters)
-    return lambda: training.train_epoch(clock), training.evaluate, len(training.train_loader)
+    return lambda: run.train(clock), run.steps_per_epoch
 
 
 @contextmanager
 def _environment(setup: Setup, temporary: str) -> Iterator[None]:
-    """What processes that are started now inherit; some of it is read only when a process starts."""
+    """Set the environment of processes that start in the block; they read some variables at their start only."""
     before = dict(os.environ)
     unset = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", *ALLOCATOR_ENVIRONMENT}
     for name in unset:

@@ -1,4 +1,4 @@
-"""The same network and training as most people would write them: what the project is measured against."""
+"""Plain implementation of the same network and training loop, as the reference of the speed measurements."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def plain_block(in_channels: int, dropout: float) -> nn.Sequential:
 
 
 class PlainNet(nn.Module):
-    """`trainable.network.model.DepthwiseSeparableNet` from torch's own layers; the state dict's keys are the same.
+    """`trainable.network.model.DepthwiseSeparableNet` with torch's layers and the same state dict keys.
 
     Args:
         n_classes: number of classes.
@@ -72,12 +72,12 @@ class PlainNet(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class TextbookImages:
-    """Images in memory, as a script would hold them.
+    """All images in memory.
 
     Attributes:
         train_images, validation_images: (N, H, W, 3) uint8.
         train_labels, validation_labels: (N,) int64.
-        mean, std: per channel, RGB, for pixels scaled to 0 to 1.
+        mean, std: mean and standard deviation per channel, RGB, for pixels scaled to 0 to 1.
         n_classes: number of classes.
     """
 
@@ -91,7 +91,7 @@ class TextbookImages:
 
     @classmethod
     def of(cls, data: TrainingData) -> "TextbookImages":
-        """The same images, cut in the same way, as the project's own trials see."""
+        """Copy the images of the project's trials, with the same split."""
         decoded = data.decoded
         everything = slice(None)
         return cls(
@@ -104,7 +104,7 @@ class TextbookImages:
 
 
 class AugmentedImages(Dataset[tuple[Tensor, int]]):
-    """Transforms one image at a time, when it is asked for."""
+    """Transforms one image per access."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], transform: A.Compose) -> None:
         self.images = images
@@ -119,10 +119,10 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
 
 
 class TextbookTraining:
-    """One configuration: fp32, the default memory order, SGD, StepLR, negative log-likelihood.
+    """Training of one configuration: fp32, default memory format, SGD, StepLR, negative log-likelihood.
 
     Args:
-        images: what it trains and evaluates on.
+        images: training and validation images.
         hyperparameters: the configuration.
         n_loader_workers: processes of each of the two DataLoaders; 0 for none.
     """
@@ -137,7 +137,7 @@ class TextbookTraining:
             images.train_images, images.train_labels, A.Compose([*geometric_transforms(policy, size), *to_tensor])
         )
         validation_set = AugmentedImages(images.validation_images, images.validation_labels, A.Compose(to_tensor))
-        # Workers that live on from epoch to epoch: starting them anew would only slow this side down.
+        # Persistent workers, which are faster than new workers in each epoch.
         loader = partial(
             DataLoader[Any],
             batch_size=hyperparameters.batch_size,
@@ -156,7 +156,7 @@ class TextbookTraining:
         self.scheduler = StepLR(self.optimizer, hyperparameters.step_size, hyperparameters.gamma)
 
     def train_epoch(self, on_step: Callable[[], None] | None = None) -> float:
-        """Train for one epoch and step the learning rate; gives the mean loss. `on_step` is called after each step."""
+        """Train for one epoch, call `on_step` after each step, step the learning rate, and return the mean loss."""
         self.model.train()
         running_loss, n_images = 0.0, 0
         for images, labels in self.train_loader:

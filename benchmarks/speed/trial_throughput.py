@@ -1,15 +1,13 @@
 """Training images per second of the whole machine: `python -m benchmarks.speed.trial_throughput`.
 
-The textbook loop against the project's trials, then the project's with one thing left out at a time, then
-evaluation. Variants take turns; each measurement starts fresh processes, warms them up, and counts images only
-while all of them are busy.
+Compares the textbook loop with the project's trials, and these with variants that leave one measure out. Variants take
+turns. Each measurement starts new processes, warms them up, and counts images only while all of them are busy.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 from benchmarks.speed.images import (
     VALIDATION_FRACTION,
@@ -19,18 +17,7 @@ from benchmarks.speed.images import (
     folder_settings,
     settings_of,
 )
-from benchmarks.speed.report import (
-    best_ratio,
-    busy_warning,
-    cores_busy,
-    factors,
-    machine,
-    medians,
-    number_text,
-    print_json,
-    progress,
-    table_text,
-)
+from benchmarks.speed.report import busy_warning, cores_busy, machine, number_text, print_json, progress, table_text
 from benchmarks.speed.side_by_side import Setup, measure
 from search.processes.helper_pool import count_cores
 from spaces import Hyperparameters, InputError
@@ -39,24 +26,9 @@ from trainable.compute import Compute, choose_precision
 
 TEXTBOOK = "textbook"
 RECIPE = "full recipe"
-TEXTBOOK_EVALUATION = "evaluate: textbook"
-RECIPE_EVALUATION = "evaluate: full recipe"
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A row of the table."""
-
-    name: str
-    setup: Setup
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """All runs of each variant, in images per second, and how busy the machine was just before each."""
-
-    runs: dict[str, list[float]]
-    cores_busy_before: dict[str, list[float]]
+Runs = dict[str, list[float]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,65 +46,44 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(parser, _run, arguments)
 
 
-def variants(n_cores: int, recipe: Compute) -> list[Variant]:
-    """All variants, in the table's order.
+def variants(n_cores: int, recipe: Compute) -> dict[str, Setup]:
+    """Setups by name, in the order of the table.
 
     Args:
-        n_cores: as many trials at once, one thread each.
-        recipe: what the project computes with by default; what it leaves out itself is not listed again.
+        n_cores: number of trials at once, with one thread each.
+        recipe: the project's default choices; a variant that equals them is left out.
     """
-    full = Setup("train", "ours", n_cores, 1, recipe)
-    textbook = Setup("train", "textbook", 1, None, recipe, keep_memory=False)
-    plain = replace(recipe, precision="fp32", channels_last=False, fused=False, folded_evaluation=False)
-    listed = [
-        Variant(TEXTBOOK, textbook),
-        Variant("textbook, one trial a core", replace(textbook, n_processes=n_cores, n_threads=1)),
-        Variant("one trial alone, 1 thread", replace(full, n_processes=1)),
-        Variant(RECIPE, full),
-        Variant("fp32", replace(full, compute=replace(recipe, precision="fp32"))),
-        Variant("no channels_last", replace(full, compute=replace(recipe, channels_last=False))),
-        Variant("torch's own layers", replace(full, compute=replace(recipe, fused=False))),
-        Variant("no allocator settings", replace(full, keep_memory=False)),
-        Variant("one trial, all threads", replace(full, n_processes=1, n_threads=n_cores)),
-        Variant("no augmentation (bound)", replace(full, augmented=False)),
-        Variant("all of it off", replace(full, compute=plain, keep_memory=False)),
-        *_evaluations(full, textbook, plain),
-    ]
-    return [v for v in listed if recipe.precision == "bf16" or v.name not in ("fp32", "evaluate: fp32, folded")]
-
-
-def _evaluations(full: Setup, textbook: Setup, plain: Compute) -> list[Variant]:
-    recipe = full.compute
-    computes = {
-        RECIPE_EVALUATION: recipe,
-        "evaluate: not folded": replace(recipe, folded_evaluation=False),
-        "evaluate: fp32, folded": replace(recipe, precision="fp32"),
-        "evaluate: plain fp32": plain,
+    full = Setup("ours", n_cores, 1, recipe)
+    textbook = Setup("textbook", 1, None, recipe, keep_memory=False)
+    listed = {
+        TEXTBOOK: textbook,
+        "textbook, one trial a core": replace(textbook, n_processes=n_cores, n_threads=1),
+        "one trial alone, 1 thread": replace(full, n_processes=1),
+        RECIPE: full,
+        "fp32": replace(full, compute=replace(recipe, precision="fp32")),
+        "no channels_last": replace(full, compute=replace(recipe, channels_last=False)),
+        "torch's own layers": replace(full, compute=replace(recipe, fused=False)),
+        "no allocator settings": replace(full, keep_memory=False),
     }
-    ours = [Variant(name, replace(full, work="evaluate", compute=compute)) for name, compute in computes.items()]
-    return [Variant(TEXTBOOK_EVALUATION, replace(textbook, work="evaluate")), *ours]
+    return {name: setup for name, setup in listed.items() if name == RECIPE or setup != full}
 
 
-def table(listed: Sequence[Variant], runs: dict[str, list[float]]) -> str:
-    """Images per second and how they compare, a line a variant that was measured."""
+def table(listed: Mapping[str, Setup], runs: Runs) -> str:
+    """One line per measured variant, with images per second and their factors."""
     middle = medians(runs)
-    rows = []
-    for variant in listed:
-        if variant.name not in middle:
-            continue
-        evaluates = variant.setup.work == "evaluate"
-        of_textbook = factors(middle, TEXTBOOK_EVALUATION if evaluates else TEXTBOOK)
-        of_recipe = factors(middle, RECIPE_EVALUATION if evaluates else RECIPE)
-        rows.append(
-            (
-                variant.name,
-                f"{variant.setup.n_processes} x {variant.setup.n_threads or 'default'}",
-                number_text(middle[variant.name]),
-                number_text(of_textbook.get(variant.name), 2, "x"),
-                number_text(of_recipe.get(variant.name), 2, "x"),
-                " ".join(number_text(value) for value in runs[variant.name]),
-            )
+    of_textbook, of_recipe = factors(middle, TEXTBOOK), factors(middle, RECIPE)
+    rows = [
+        (
+            name,
+            f"{setup.n_processes} x {setup.n_threads or 'default'}",
+            number_text(middle[name]),
+            number_text(of_textbook.get(name), 2, "x"),
+            number_text(of_recipe.get(name), 2, "x"),
+            " ".join(number_text(value) for value in runs[name]),
         )
+        for name, setup in listed.items()
+        if name in middle
+    ]
     return table_text(("variant", "trials x threads", "images/s", "textbook", "full recipe", "runs"), rows)
 
 
@@ -143,49 +94,42 @@ def _run(options: argparse.Namespace) -> int:
     listed = _chosen(variants(count_cores(), Compute(precision=precision)), options.only)
     facts = machine()
     progress(f"{len(listed)} variants, {options.rounds} rounds of {options.seconds:g} s; {precision}: {reason}")
-    measured = _measure_all(listed, options)
-    print(table(listed, measured.runs))
-    settings = {**settings_of(options), "precision": precision, "precision_reason": reason}
-    print_json(_content(listed, measured, settings, facts))
+    runs, busy = _measure_all(listed, options)
+    print(table(listed, runs))
+    middle = medians(runs)
+    print_json(
+        {
+            "benchmark": "trial_throughput",
+            "images_per_s": {name: {"median": middle[name], "runs": several} for name, several in runs.items()},
+            "ratio": factors(middle, TEXTBOOK).get(RECIPE),
+            "cores_busy_before": busy,
+            "setups": {name: asdict(setup) for name, setup in listed.items()},
+            "settings": {**settings_of(options), "precision": precision, "precision_reason": reason},
+            "machine": facts,
+        }
+    )
     return 0
 
 
-def _measure_all(listed: Sequence[Variant], options: argparse.Namespace) -> Measured:
+def _measure_all(listed: Mapping[str, Setup], options: argparse.Namespace) -> tuple[Runs, Runs]:
+    """Images per second of all runs by variant, and the number of busy cores before each run."""
     hyperparameters, images = _images(options)
-    names = [variant.name for variant in listed]
-    measured = Measured({name: [] for name in names}, {name: [] for name in names})
+    runs: Runs = {name: [] for name in listed}
+    busy: Runs = {name: [] for name in listed}
     for round_number in range(1, options.rounds + 1):
-        for variant in listed:
-            busy = cores_busy()
-            value = measure(variant.setup, images, hyperparameters, options.seconds)
-            measured.runs[variant.name].append(value)
-            measured.cores_busy_before[variant.name].append(busy)
-            progress(f"round {round_number}: {variant.name}: {value:,.0f} images/s{busy_warning(busy)}")
-    return measured
+        for name, setup in listed.items():
+            busy[name].append(cores_busy())
+            runs[name].append(measure(setup, images, hyperparameters, options.seconds))
+            remark = busy_warning(busy[name][-1])
+            progress(f"round {round_number}: {name}: {runs[name][-1]:,.0f} images/s{remark}")
+    return runs, busy
 
 
-def _content(
-    listed: Sequence[Variant], measured: Measured, settings: dict[str, Any], facts: dict[str, Any]
-) -> dict[str, Any]:
-    middle = medians(measured.runs)
-    return {
-        "benchmark": "trial_throughput",
-        "images_per_s": {name: {"median": middle[name], "runs": runs} for name, runs in measured.runs.items()},
-        "ratio": factors(middle, TEXTBOOK).get(RECIPE),
-        "ratio_of_best_runs": best_ratio(measured.runs, RECIPE, TEXTBOOK),
-        "cores_busy_before": measured.cores_busy_before,
-        "setups": {variant.name: asdict(variant.setup) for variant in listed},
-        "settings": settings,
-        "machine": facts,
-    }
-
-
-def _chosen(listed: list[Variant], names: Sequence[str] | None) -> list[Variant]:
-    known = [variant.name for variant in listed]
-    unknown = [name for name in names or () if name not in known]
+def _chosen(listed: dict[str, Setup], names: Sequence[str] | None) -> dict[str, Setup]:
+    unknown = [name for name in names or () if name not in listed]
     if unknown:
-        raise InputError(f"--only is {unknown[0]!r}, but must be one of: {'; '.join(known)}.")
-    return [variant for variant in listed if names is None or variant.name in names]
+        raise InputError(f"--only is {unknown[0]!r}, but must be one of: {'; '.join(listed)}.")
+    return {name: setup for name, setup in listed.items() if names is None or name in names}
 
 
 def _images(options: argparse.Namespace) -> tuple[Hyperparameters, Images]:
@@ -195,7 +139,7 @@ def _images(options: argparse.Namespace) -> tuple[Hyperparameters, Images]:
         return space.baseline, Images(space.dataset, n_images)
     space = SpaceChoice("cifar10", folder_settings(options.images, n_images)).load()
     images = Images(space.dataset, None)
-    images.open()  # decodes, once, before anything is timed
+    images.open()  # decodes the images before any measurement
     return space.baseline, images
 
 

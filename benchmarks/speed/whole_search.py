@@ -1,7 +1,7 @@
 """Wall-clock time of a whole search, from launch to exit: `python -m benchmarks.speed.whole_search`.
 
-The textbook script and `python -m search.run` search the same space on the same images with the same number of
-trials and epochs, taking turns. Images are decoded before, so that neither pays for it.
+The textbook script (`benchmarks.replay.stock_search --textbook`) and `python -m search.run` take turns at searching
+the same space, with the same images and the same number of trials and epochs. Images are decoded before the first.
 """
 
 import argparse
@@ -16,16 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.images import SpaceChoice, add_images_argument, folder_settings, images_facts, settings_of
-from benchmarks.speed.report import (
-    busy_warning,
-    cores_busy,
-    machine,
-    medians,
-    number_text,
-    print_json,
-    progress,
-    table_text,
-)
+from benchmarks.speed.report import busy_warning, cores_busy, machine, number_text, print_json, progress, table_text
+from benchmarks.stats import medians
 from spaces import InputError, Space
 from spaces.command import CommandParser, run_command
 from spaces.errors import RunError
@@ -38,14 +30,14 @@ NAME = "measured"
 
 @dataclass(frozen=True, slots=True)
 class SearchRun:
-    """One command, from launch to exit.
+    """Result of one command.
 
     Attributes:
-        wall_s: seconds that it took.
-        trials, epochs: how many it trained in all.
-        best_validation_accuracy: of any epoch of any trial, 0 to 1.
-        overhead_share, idle_share: from the experiment's manifest; None where it does not say.
-        cores_busy_before: by something else, just before it was launched.
+        wall_s: wall-clock time from launch to exit.
+        trials, epochs: total numbers of trials and epochs.
+        best_validation_accuracy: best accuracy of any epoch of any trial, 0 to 1.
+        overhead_share, idle_share: values of the experiment's manifest; None if it has none.
+        cores_busy_before: number of busy cores just before the launch.
     """
 
     wall_s: float
@@ -78,11 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def choice(options: argparse.Namespace, seed: int) -> SpaceChoice:
-    """What both commands search in one round; the seed is the round's number."""
+    """Space of both commands in one round; the seed is the number of the round."""
     settings = (
         f"training.max_epochs={options.max_epochs}",
         f"search.trials={options.trials}",
-        # The script has nothing like it.
+        # The script trains no replicates.
         "confirm.top=0",
         "search.grace_epochs=1",
         "search.reduction_factor=3",
@@ -90,7 +82,7 @@ def choice(options: argparse.Namespace, seed: int) -> SpaceChoice:
     )
     if options.images is None:
         return SpaceChoice("quickstart", (*settings, *options.set))
-    # The shipped range is for 27 epochs; the baseline's 5 stays in it.
+    # The shipped range of step_size is for 27 epochs; the new range still includes the baseline's 5.
     shorter = (f"space.step_size={{randint: [1, {max(5, options.max_epochs)}]}}", "training.batch_size=64")
     return SpaceChoice(
         "cifar10", (*folder_settings(options.images, options.train_limit), *settings, *shorter, *options.set)
@@ -98,7 +90,7 @@ def choice(options: argparse.Namespace, seed: int) -> SpaceChoice:
 
 
 def summary(runs: dict[str, list[SearchRun]]) -> dict[str, Any]:
-    """Medians over the rounds, and the textbook's as a multiple of ours."""
+    """Medians over the rounds, and the ratio of the textbook's to ours."""
     wall_s = medians({name: [run.wall_s for run in several] for name, several in runs.items()})
     per_epoch_s = medians({name: [run.wall_s_per_epoch for run in several] for name, several in runs.items()})
     return {
@@ -111,7 +103,7 @@ def summary(runs: dict[str, list[SearchRun]]) -> dict[str, Any]:
 
 
 def table(runs: dict[str, list[SearchRun]]) -> str:
-    """A line a command and round."""
+    """One line per command and round."""
     rows = [
         (
             name,
@@ -142,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         _search_in_turns(options, runs)
     finally:
-        # An hour's figures are not lost when a later round fails.
+        # Print also if a later round fails: an earlier round may have taken an hour.
         if runs[OURS]:
             _print(options, runs, facts)
     return 0
@@ -187,7 +179,7 @@ def _shown(space: Space) -> dict[str, Any]:
 
 def _textbook(searched: SpaceChoice, options: argparse.Namespace) -> SearchRun:
     workers = ["--loader-workers", str(options.loader_workers)]
-    wall_s, busy, output = _timed(["-m", "benchmarks.speed.textbook_search", *searched.arguments, *workers])
+    wall_s, busy, output = _timed(["-m", "benchmarks.replay.stock_search", "--textbook", *searched.arguments, *workers])
     content = json.loads(output.splitlines()[-1])
     return SearchRun(
         wall_s, content["trials"], content["epochs"], content["best_validation_accuracy"], cores_busy_before=busy
@@ -220,7 +212,7 @@ def _read_experiment(results: Path, wall_s: float, busy: float) -> SearchRun:
 
 
 def _timed(arguments: Sequence[str]) -> tuple[float, float, str]:
-    """Seconds from launch to exit, cores busy before it, and what was printed."""
+    """Run a command: seconds from launch to exit, busy cores before it, and its output."""
     busy = cores_busy()
     started_s = time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)

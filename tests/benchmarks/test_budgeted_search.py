@@ -48,7 +48,7 @@ def test_stock_ray_trains_as_many_epochs_as_ours_took(
 
 def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert budgeted_search.main(["--replicates", "1"]) == 2
-    assert "--fresh at least 2" in capsys.readouterr().err
+    assert "--replicates at least 2" in capsys.readouterr().err
 
 
 def test_a_winner_survives_the_way_from_stock_rays_process() -> None:

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from benchmarks.replay.__main__ import main
-from benchmarks.replay.arms import DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, full_arms, shipped_arms, space_of
+from benchmarks.replay.arms import ARMS, DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, space_of
 from benchmarks.replay.searches import HandedBack, OwnSearch, RaySearch, chance_of, drive, replay
-from benchmarks.replay.stats import Factor, epochs_to, factor_of, geometric_mean, resampled_factors, thinned
 from benchmarks.replay.surrogate import HeldOut, Surrogate, best_model, fit, held_out_scores, noise_of, ties
 from benchmarks.replay.tables import Table, images_of, in_unit_cube, random_configurations, read_table, table_from_text
+from benchmarks.stats import Factor, epochs_to, factor_of, geometric_mean, resampled_factors, thinned
 from search.analysis.ranking import rank
 from search.experiment.events import EpochDone, TrialPromoted, TrialStarted
 from search.experiment.history import History
@@ -125,16 +125,15 @@ def test_the_stock_arm_is_rays_own_with_its_defaults(surrogate: Surrogate) -> No
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    stock = RaySearch(surrogate.table.space, EPOCHS, 1, random=False, baseline=False)
+    stock = RaySearch(surrogate.table.space, EPOCHS, 1, random=False)
     assert type(stock.searcher) is OptunaSearch
     assert type(stock.scheduler) is ASHAScheduler
     assert type(stock.searcher._ot_study.sampler) is TPESampler
     defaults = ASHAScheduler(max_t=EPOCHS)
     assert stock.scheduler._reduction_factor == defaults._reduction_factor == 4
     assert [epoch for epoch, _ in stock.scheduler._brackets[0]._rungs] == [4, 1]
-    random = RaySearch(surrogate.table.space, EPOCHS, 1, random=True, baseline=True)
+    random = RaySearch(surrogate.table.space, EPOCHS, 1, random=True)
     assert type(random.searcher._ot_study.sampler) is RandomSampler
-    assert random.next_trial()[1] == pytest.approx(surrogate.table.space.baseline_suggestion())
     drive(stock, surrogate, 1, 60, 2)
     # As Ray does it: a trial that was stopped early is told as complete.
     ended = [trial for trial in stock.searcher._ot_study.trials if trial.state is TrialState.COMPLETE]
@@ -173,7 +172,7 @@ def test_stopping_trains_more_configurations_and_the_baseline_is_the_first(surro
     stopping = replay(OwnArm("random", asha="stop"), surrogate, 0, 180)
     assert stopping.n_trials > 1.5 * all_to_the_end.n_trials
     assert stopping.n_completed < all_to_the_end.n_completed
-    one_worker = replay(OwnArm("random", workers=1), surrogate, 0, EPOCHS)
+    one_worker = replay(OwnArm("random"), surrogate, 0, EPOCHS, n_workers=1)
     assert one_worker.regret == pytest.approx(100 * (surrogate.best - surrogate.baseline))
 
 
@@ -292,7 +291,7 @@ def test_the_surrogate_knows_its_own_rows(table: Table, surrogate: Surrogate) ->
 
 
 def test_regressions_are_scored_on_rows_that_they_were_not_given(table: Table) -> None:
-    scores = held_out_scores(table, ("nearest neighbours", "gaussian process"))
+    scores = held_out_scores(table, ("nearest neighbours", "gaussian process of logits"))
     assert {score.epoch for score in scores} == {1, 3, 9}
     taken = [score for score in scores if score.model == best_model(scores)]
     assert all(0.3 < score.r2 < 1 for score in taken)
@@ -320,29 +319,25 @@ def test_noise_is_found_from_repeated_seeds_and_from_raggedness(table: Table) ->
 # The command
 
 
-def test_names_of_arms_are_their_own_and_every_space_is_valid(space: Space) -> None:
-    arms = full_arms()
-    assert len({arm.name for arm in arms}) == len(arms)
-    assert set(REFERENCE_NAMES) < {arm.name for arm in shipped_arms()}
-    for arm in arms:
+def test_names_of_arms_are_unique_and_every_space_is_valid(space: Space) -> None:
+    assert len({arm.name for arm in ARMS}) == len(ARMS)
+    for arm in ARMS:
         if isinstance(arm, OwnArm):
             rungs = space_of(arm, space, 27, 0).rung_epochs
             assert rungs[-1] == 27
             assert (len(rungs) == 1) == (arm.asha == "off")
-    by_two = next(arm for arm in arms if arm.name == "random-stop-1-by-2")
-    assert isinstance(by_two, OwnArm)
-    assert space_of(by_two, space, 27, 0).rung_epochs == (1, 2, 4, 8, 16, 27)
 
 
 def test_the_default_arm_is_what_a_space_file_gets(space: Space) -> None:
-    (default,) = (arm for arm in shipped_arms() if arm.name == DEFAULT)
+    (default,) = (arm for arm in ARMS if arm.name == DEFAULT)
     assert isinstance(default, OwnArm)
     text = (
         "{dataset: {name: digits}, training: {max_epochs: 27}, search: {trials: 1}, space: {lr: {uniform: [0.01, 1]}}}"
     )
     for shipped in (load_space("cifar10").search, space_from_text(text, "some.yaml", "some").search):
+        replayed = space_of(default, space, 27, 0).search
         for key in ("asha", "sampler", "startup_trials", "grace_epochs", "reduction_factor"):
-            assert getattr(shipped, key) == getattr(default, key), key
+            assert getattr(shipped, key) == getattr(replayed, key), key
 
 
 def test_an_unknown_arm_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -384,13 +379,13 @@ def test_a_whole_run_ends_with_one_json_line(table: Table, tmp_path: Path, capsy
     ]
     (tmp_path / "small.csv.gz").write_bytes(gzip.compress("\n".join([header, *lines]).encode()))
     (tmp_path / "small.json").write_text(json.dumps({"space": yaml.safe_load(SPACE)}))
-    arguments = ["--folder", str(tmp_path), "--seeds", "6", "--arm", "random-stop-1", "--at-once", "2"]
+    arguments = ["--folder", str(tmp_path), "--seeds", "6", "--arm", "tpe", "--at-once", "2"]
     assert main([*arguments, "--curves", str(tmp_path / "curves.npz")]) == 0
     *text, last = capsys.readouterr().out.splitlines()
     rows = {row["arm"]: row for row in json.loads(last)["rows"]}
-    assert set(rows) == {*REFERENCE_NAMES, "random-stop-1"}
+    assert set(rows) == {*REFERENCE_NAMES, "tpe"}
     assert all(row["n_seeds"] == 6 for row in rows.values())
-    assert rows["random"]["factors"]["random"]["value"] == 1
-    assert any(line.startswith("random-stop-1") for line in text)
+    assert rows["random"]["factors"]["× random"]["value"] == 1
+    assert any(line.startswith("tpe") for line in text)
     with np.load(tmp_path / "curves.npz") as curves:
         assert curves["small, 9 epochs/ray-stock"].shape == (6, 120)
