@@ -9,12 +9,6 @@ from search.cli.options import add_experiment_arguments, chosen_experiment
 from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
-
-_BAR_COLUMNS = 10
-
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(

@@ -24,6 +24,7 @@ from benchmarks.replay.searches import N_WORKERS, Replay, replay
 from benchmarks.replay.surrogate import MODEL_NAMES, Surrogate, best_model, fit, held_out_scores, ties
 from benchmarks.replay.tables import FOLDER, Table, read_table, stored_tables
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
+from benchmarks.stats import Array, Factor, epochs_to, factor_of, geometric_mean, resampled_factors, thinned
 from search.processes.helper_pool import count_cores
 from spaces import InputError
 from spaces.command import CommandParser, run_command

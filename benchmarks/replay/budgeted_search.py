@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.replay.measure_curves import Job, train
 from benchmarks.speed.images import add_images_argument, folder_settings, images_facts, settings_of
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
-from benchmarks.speed.same_learning import difference
+from benchmarks.stats import difference
 from search.processes.helper_pool import count_cores
 from spaces import Hyperparameters, InputError, Space, load_space
 from spaces.command import CommandParser, run_command

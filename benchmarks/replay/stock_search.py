@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.report import print_json
-from benchmarks.speed.textbook_search import METRIC, temporary_folder
 from search.processes.helper_pool import count_cores
 from spaces import Dataset, InputError, Space, load_space
 from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command

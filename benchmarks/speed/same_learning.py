@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.speed.images import SpaceChoice, add_images_argument, folder_settings, images_facts, settings_of
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
+from benchmarks.stats import difference
 from search.processes.helper_pool import count_cores
 from search.retraining.scores import interval_95
 from spaces import Dataset, Hyperparameters, InputError

@@ -19,6 +19,7 @@ from benchmarks.speed.images import (
 )
 from benchmarks.speed.report import busy_warning, cores_busy, machine, number_text, print_json, progress, table_text
 from benchmarks.speed.side_by_side import Setup, measure
+from benchmarks.stats import factors, medians
 from search.processes.helper_pool import count_cores
 from spaces import Hyperparameters, InputError
 from spaces.command import CommandParser, run_command

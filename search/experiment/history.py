@@ -119,22 +119,42 @@ class History:
         """Add one event.
 
         Raises:
-            ValueError: the event contradicts the history.
+            ValueError: the event contradicts earlier ones.
         """
         match event:
             case SpaceSet():
                 self._set_space(event)
             case TrialStarted():
-                if event.trial != len(self.trials):
-                    raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
-                self.trials[event.trial] = Trial(
-                    event.trial,
-                    event.suggested,
-                    event.config,
-                    event.baseline,
-                    event.at,
-                    audit=self._is_audit(event),
-                )
+                self._start_trial(event)
+            case ReplicateStarted():
+                if event.run != len(self.replicates) or event.trial not in self.trials:
+                    raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.replicates)} runs")
+                self.replicates[event.run] = Replicate(event.run, event.trial, event.block, event.at)
+            case ReplicateEpochDone() | ReplicateEnded():
+                self._apply_to_replicate(event, self._unfinished_replicate(event.run))
+            case _:
+                self._apply_to_trial(event, self._unfinished_trial(event.trial))
+        self.n_events += 1
+
+    def _set_space(self, event: SpaceSet) -> None:
+        if not set(event.excluded) <= set(self.trials):
+            raise ValueError(f"it excludes {event.excluded} of {len(self.trials)} trials")
+        self._audit_rule = _audit_rule(event.space)
+        self.space = event.space
+        for trial in self.trials.values():
+            trial.excluded = trial.number in event.excluded
+
+    def _start_trial(self, event: TrialStarted) -> None:
+        if event.trial != len(self.trials):
+            raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
+        # From the space at the start of the trial: later changes of the space do not apply to it.
+        audit = self._is_audit(event)
+        self.trials[event.trial] = Trial(
+            event.trial, event.suggested, event.config, event.baseline, event.at, audit=audit
+        )
+
+    def _apply_to_trial(self, event: EpochDone | EpochRedone | TrialPromoted | TrialEnded, trial: Trial) -> None:
+        match event:
             case EpochDone():
                 if event.epoch != trial.n_epochs + 1:
                     raise ValueError(f"trial {event.trial} has epoch {event.epoch} after {trial.n_epochs}")
@@ -154,26 +174,16 @@ class History:
                 if event.status == "completed" and not trial.epochs:
                     raise ValueError(f"trial {event.trial} completes without an epoch")
                 trial.end = event
-            case ReplicateStarted() | ReplicateEpochDone() | ReplicateEnded():
-                self._apply_to_replicates(event)
-        self.n_events += 1
 
-    def _apply_to_replicates(self, event: ReplicateStarted | ReplicateEpochDone | ReplicateEnded) -> None:
-        match event:
-            case ReplicateStarted():
-                if event.run != len(self.replicates) or event.trial not in self.trials:
-                    raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.replicates)} runs")
-                self.replicates[event.run] = Replicate(event.run, event.trial, event.block, event.at)
-            case ReplicateEpochDone():
-                run = self._going_on(event.run)
-                if event.epoch != run.n_epochs + 1:
-                    raise ValueError(f"run {event.run} has epoch {event.epoch} after {run.n_epochs}")
-                run.epochs.append(event)
-            case ReplicateEnded():
-                run = self._going_on(event.run)
-                if event.status == "completed" and not run.epochs:
-                    raise ValueError(f"run {event.run} completes without an epoch")
-                run.end = event
+    def _apply_to_replicate(self, event: ReplicateEpochDone | ReplicateEnded, run: Replicate) -> None:
+        if isinstance(event, ReplicateEnded):
+            if event.status == "completed" and not run.epochs:
+                raise ValueError(f"run {event.run} completes without an epoch")
+            run.end = event
+            return
+        if event.epoch != run.n_epochs + 1:
+            raise ValueError(f"run {event.run} has epoch {event.epoch} after {run.n_epochs}")
+        run.epochs.append(event)
 
     @property
     def counting(self) -> list[Trial]:

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.analysis.plan_cost import plan_cost
 from search.execution.trackers import must_be_installed
 from search.experiment.command_lines import command_line
 from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name

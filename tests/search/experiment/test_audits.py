@@ -14,6 +14,7 @@ from search.experiment.journal import Journal, read_history
 from search.policy.space_change import must_be_allowed
 from search.policy.state import SearchState
 from search.terminal import tables
+from search.terminal.plan_text import audit_lines
 from spaces import Space, load_space
 from tests.support.simulation import simulate
 
