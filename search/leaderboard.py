@@ -108,8 +108,7 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
             live = experiment.is_live()
             now = ", running now" if live else ""
-            progress = progress_text(history, experiment.space)
-            print(f"{printable(experiment.name)}: {progress}{now}\n")
+            print(f"{printable(experiment.name)}: {progress_text(history, experiment.space)}{now}\n")
             most_rows = tables.MOST_ROWS if options.top is None else None
             print(tables.as_table(shown, parameters, width, live, most_rows))
             print(f"\n{lead_sentence(history, ranked, chance)}")

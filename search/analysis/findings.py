@@ -1,7 +1,7 @@
 """A finding of a diagnosis."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Verdict = Literal["change", "fine", "unknown"]
@@ -26,10 +26,4 @@ class Finding:
     numbers: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "verdict": self.verdict,
-            "sentence": self.sentence,
-            "advice": self.advice,
-            "numbers": dict(self.numbers),
-        }
+        return {**asdict(self), "numbers": dict(self.numbers)}

@@ -200,7 +200,7 @@ def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | No
 
 
 def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
-    """A sentence about the trials that are at chance; empty where there are none.
+    """A sentence about the trials that are at chance; empty without such trials.
 
     Args:
         ranked: rows, as `rank` gives them with `chance`.
@@ -289,7 +289,7 @@ def _diverged_text(replicates: ReplicateSummary) -> str:
 
 
 def points_text(lead: Lead) -> str:
-    """`+2.10 ± 0.50 points`, the second figure being half of the 95 % interval, where there is one."""
+    """`+2.10 ± 0.50 points`, the second figure being half of the 95 % interval, if it is known."""
     spread = "" if lead.half_width is None else f" ± {100 * lead.half_width:.2f}"
     return f"{100 * lead.mean:+.2f}{spread} points"
 

@@ -76,7 +76,7 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
     the number of stopped trials, with Clopper and Pearson's interval. It is wide, but has no model, because audit
     trials are a random sample.
     """
-    rungs, reduction = space.rung_epochs, space.search.reduction_factor
+    rungs = space.rung_epochs
     if len(rungs) == 1:
         return Finding("would_be_winners", "fine", "No trial is stopped, so that none is lost.", "", {})
     audits = _correlations(history, space, audit=True)
@@ -86,15 +86,11 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
         n = counted(len(_completed(history, space)), "trial")
         sentence = f"How many would-be winners were stopped cannot be told from {n} that went all the way."
         return Finding("would_be_winners", "unknown", sentence, "", numbers)
-    n_trials = sum(trial.n_epochs >= rungs[0] for trial in history.counting)
-
-    def losses(end: Callable[[Correlation], float], first_rung: int = 0) -> Losses:
-        correlations = [end(found) for found in used[first_rung:]]
-        return expected_losses(n_trials, rungs[first_rung:], reduction, correlations, space.search.audit_fraction)
-
-    estimate, most, least = losses(lambda c: c.value), losses(lambda c: c.low), losses(lambda c: c.high)
+    estimate, most, least = (
+        _losses(history, space, used, end) for end in (lambda c: c.value, lambda c: c.low, lambda c: c.high)
+    )
     numbers |= {
-        "n_trials": n_trials,
+        "n_trials": _n_at_first_rung(history, space),
         "n_winners": estimate.n_winners,
         "n_winners_low": least.n_winners,
         "n_winners_high": most.n_winners,
@@ -112,7 +108,7 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
         return Finding("would_be_winners", "fine", sentence, "", numbers)
     if not audits:
         return Finding("would_be_winners", "unknown", sentence, "", numbers)
-    later = losses(lambda c: c.value, first_rung=1) if len(rungs) > 2 else Losses(0.0, 0.0)
+    later = _losses(history, space, used, lambda c: c.value, 1) if len(rungs) > 2 else Losses(0.0, 0.0)
     numbers["chance_with_next_grace"] = later.chance
     advice = (
         f"Raise search.grace_epochs to {rungs[1]}: the chance is {later.chance:.0%} then, for about "
@@ -172,6 +168,31 @@ def _completed(history: History, space: Space) -> list[Trial]:
 def _correlations(history: History, space: Space, audit: bool) -> list[Correlation]:
     trials = [trial for trial in _completed(history, space) if trial.audit == audit]
     return rung_correlations(trials, space.rung_epochs)
+
+
+def _n_at_first_rung(history: History, space: Space) -> int:
+    return sum(trial.n_epochs >= space.rung_epochs[0] for trial in history.counting)
+
+
+def _losses(
+    history: History,
+    space: Space,
+    correlations: Sequence[Correlation],
+    end: Callable[[Correlation], float],
+    first_rung: int = 0,
+) -> Losses:
+    """Expected losses of a search like this one.
+
+    Args:
+        history, space: of the search.
+        correlations: for each rung but the last.
+        end: picks the value of a correlation, or an end of its interval.
+        first_rung: index of the rung at which stopping starts.
+    """
+    values = [end(found) for found in correlations[first_rung:]]
+    search, rungs = space.search, space.rung_epochs[first_rung:]
+    n_trials = _n_at_first_rung(history, space)
+    return expected_losses(n_trials, rungs, search.reduction_factor, values, search.audit_fraction)
 
 
 def _direct(history: History, space: Space, chance: float | None) -> dict[str, Any]:

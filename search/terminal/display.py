@@ -100,15 +100,11 @@ class SearchDisplay:
     def observe(self, event: Event, history: History) -> None:
         """Show an event of the search."""
         self._history = history
-        match event:
-            case TrialEnded():
-                failed = event.status in ("failed", "diverged")
-                if failed or not self._quiet:
-                    self._tell(self._end_line(history.trials[event.trial]), STATUS_STYLES[event.status], failed)
-            case ReplicateEnded():
-                failed = event.status != "completed"
-                if failed or not self._quiet:
-                    self._tell(self._run_line(event), STATUS_STYLES[event.status], failed)
+        if isinstance(event, TrialEnded | ReplicateEnded):
+            one = history.trials[event.trial] if isinstance(event, TrialEnded) else history.replicates[event.run]
+            failed = event.status in ("failed", "diverged")
+            if failed or not self._quiet:
+                self._tell(self._end_line(one, event), STATUS_STYLES[event.status], failed)
         self.refresh()
 
     def note(self, message: str) -> None:
@@ -168,21 +164,17 @@ class SearchDisplay:
         )
         return screen(scene, width, height, glyphs)
 
-    def _end_line(self, trial: Trial) -> str:
-        accuracy = f"{trial.last.validation_accuracy:7.2%}" if trial.last and not trial.last.diverged else "      -"
-        name = "baseline" if trial.baseline else f"trial {trial.number}"
-        values = self._space.baseline_suggestion() if trial.baseline else trial.suggested
-        line = f"{name:<10} {trial.status:<9} epoch {trial.n_epochs:>3}  {accuracy}  {compact(values)}"
-        if trial.end and trial.status in ("failed", "diverged"):
-            line += f"  ({trial.end.reason})"
-        return line if self._screen else f"{line}  [{self._status()}]"
-
-    def _run_line(self, event: ReplicateEnded) -> str:
-        run = self._history.replicates[event.run]
-        accuracy = f"{run.last.validation_accuracy:7.2%}" if run.last and not run.last.diverged else "      -"
-        line = f"replicate  {event.status:<9} epoch {run.n_epochs:>3}  {accuracy}  of trial {run.trial}"
-        if event.reason:
-            line += f"  ({event.reason})"
+    def _end_line(self, one: Trial | Replicate, end: TrialEnded | ReplicateEnded) -> str:
+        accuracy = f"{one.last.validation_accuracy:7.2%}" if one.last and not one.last.diverged else "      -"
+        if isinstance(one, Replicate):
+            name, of = "replicate", f"of trial {one.trial}"
+        elif one.baseline:
+            name, of = "baseline", compact(self._space.baseline_suggestion())
+        else:
+            name, of = f"trial {one.number}", compact(one.suggested)
+        line = f"{name:<10} {end.status:<9} epoch {one.n_epochs:>3}  {accuracy}  {of}"
+        if end.reason and end.status != "stopped":
+            line += f"  ({end.reason})"
         return line if self._screen else f"{line}  [{self._status()}]"
 
     def _status(self) -> str:

@@ -463,9 +463,9 @@ def _bar(share: float, width: int, glyphs: Glyphs) -> Text:
 
 
 def _fitting(blocks: Sequence[_Block], room: int) -> list[_Block]:
-    """Blocks with as many lines as `room` has for them, headings included; what does not fit is left out.
+    """Blocks shortened to `room` lines, headings included; blocks that do not fit are left out.
 
-    First each gets what it needs at least, in their order; what is left goes to the first that want more.
+    Each block first gets its minimum, in order; then the first blocks that are not complete get the rest.
     """
     given: dict[int, int] = {}
     left = room

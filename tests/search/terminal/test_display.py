@@ -12,7 +12,7 @@ from rich.text import Text
 from search.experiment.history import History
 from search.policy.state import SearchState
 from search.terminal.display import SearchConsole, SearchDisplay, print_while_read
-from search.terminal.live_screen import REFRESH_S, LiveScreen
+from search.terminal.live_screen import LONGEST_PAUSE_S, REFRESH_S, LiveScreen
 from search.terminal.screen import Glyphs
 from spaces import Space, load_space
 from tests.support.simulation import result, simulate
@@ -67,7 +67,7 @@ def test_the_time_left_ends_with_the_time_budget(trials: str) -> None:
         console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
         with SearchDisplay(space, console, 2, started_s=started_s, time_left_s=3600 + 80) as display:
             simulate(SearchState(space, History(), observe=display.observe), seed=0, max_results=20)
-            time.sleep(REFRESH_S if terminal else 0)
+            time.sleep(LONGEST_PAUSE_S if terminal else 0)
             display.refresh()
         left = re.findall(r"about (\d+) (\w+) left", stream.getvalue())
         assert left
