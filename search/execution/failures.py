@@ -1,4 +1,4 @@
-"""What went wrong in a worker or on a disk, in words. Pure functions but for `first_full`."""
+"""Failures of workers and disks in words. Pure functions, except `first_full`."""
 
 import errno
 import re
@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 MAX_REASON_LENGTH = 300
-# Less than this is a full disk: the smallest of what a search writes at once are a few kilobytes.
+# Less free space than this is a full disk: the smallest writes of a search take a few kilobytes.
 FULL_BELOW_BYTES = 256 * 1024
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _FULL_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (?:28|122)\]")
 
-# The first that fits a worker's last words; Ray's own are long, and differ from one version to the next.
+# The first pattern that matches a worker's last message; Ray's messages are long and differ between versions.
 _IN_WORDS = (
     (
         re.compile(r"CUDA out of memory|CUDA error: out of memory|torch\.(?:cuda\.)?OutOfMemoryError"),
@@ -20,13 +20,13 @@ _IN_WORDS = (
         "`training.batch_size`",
     ),
     (
-        # Not "OOM killer": Ray names it among the possible causes of every death.
+        # Not "OOM killer": Ray lists it as a possible cause of every death.
         re.compile(r"node running low on memory|ray\.exceptions\.OutOfMemoryError"),
         "the machine ran out of memory; lower `training.batch_size` or `resources.trials_at_once`",
     ),
     (_FULL_DISK_WORDS, "the disk is full"),
     (re.compile(r"NodeDiedError|its node has died"), "its machine was lost"),
-    # What comes first, before Ray has given a silent machine up.
+    # The first message, before Ray gives up a silent machine.
     (re.compile(r"The actor \w+ is unavailable: "), "its machine does not answer"),
     (
         re.compile(r"ActorDiedError|RayActorError|WorkerCrashedError|The actor died|worker process has died"),
@@ -36,10 +36,10 @@ _IN_WORDS = (
 
 
 def reason_in_words(trace: str) -> str:
-    """One line that says why a worker failed.
+    """The reason of a worker's failure in one line.
 
     Args:
-        trace: what it raised, as Ray wrote it down; may be empty.
+        trace: of its exception, as Ray recorded it; may be empty.
     """
     for pattern, words in _IN_WORDS:
         if pattern.search(trace):
@@ -49,12 +49,12 @@ def reason_in_words(trace: str) -> str:
 
 
 def tells_of_full_disk(trace: str) -> bool:
-    """Whether a worker failed because it could not write."""
+    """Whether a worker failed because its disk was full."""
     return _FULL_DISK_WORDS.search(trace) is not None
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that of a full disk or a used-up quota."""
+    """Whether an error or one of its causes is a full disk or an exhausted quota."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -65,5 +65,5 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 def first_full(*folders: Path) -> Path | None:
-    """The first of these folders whose disk has no room left; None where all have."""
+    """The first of these folders whose disk is full; None where none is."""
     return next((folder for folder in folders if shutil.disk_usage(folder).free < FULL_BELOW_BYTES), None)

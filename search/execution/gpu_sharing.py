@@ -1,4 +1,4 @@
-"""How many trials share a GPU: measured, by training a few steps of 1, 2, 4, 8 … of them at once."""
+"""Chooses how many trials share a GPU, by training a few steps of 1, 2, 4, 8 … trials at once."""
 
 import contextlib
 import time
@@ -12,11 +12,11 @@ from search.processes.guarded_folder import guarded_folder
 from search.processes.helper_pool import Helper, HelperLostError, HelperPool
 from spaces.errors import RunError
 
-# A share that is this close to the best one's throughput is as good, and smaller.
+# The smallest share within this fraction of the best throughput is chosen.
 TOLERANCE = 0.05
-# Twice as many trials that are faster together by less than this are the last ones tried.
+# Measuring stops after a doubling of trials that gains less than this fraction.
 WORTHWHILE_GAIN = 0.10
-# What stays free: the driver's own needs, and batches of other sizes than the measured ones.
+# Fraction of memory to use; the rest is for the driver and for other batch sizes than the measured one.
 USABLE_MEMORY = 0.9
 
 PREPARATION_S = 300.0
@@ -27,13 +27,13 @@ MakeTraining = Callable[[], Callable[[], int]]
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """What a number of trials does on one GPU at once.
+    """Measurement of a number of trials that train on one GPU at once.
 
     Attributes:
-        n_trials: how many.
-        images_per_s: trained on by all of them together.
-        peak_bytes: of the GPU's memory in use at most, by whatever else runs there too; 0 on a CPU.
-        memory_bytes: that the GPU has; 0 on a CPU.
+        n_trials: number of trials.
+        images_per_s: of all trials together.
+        peak_bytes: maximum of the GPU's memory in use, other processes included; 0 on a CPU.
+        memory_bytes: memory of the GPU; 0 on a CPU.
     """
 
     n_trials: int
@@ -43,21 +43,21 @@ class Sharing:
 
 
 class DoesNotFitError(RunError):
-    """So many trials cannot train at once; most often memory ran out."""
+    """This number of trials cannot train at once, most often because memory ran out."""
 
 
 def choose_share(measure: Callable[[int], Sharing], max_share: int) -> tuple[int, list[Sharing]]:
-    """Measure ever larger shares as long as that is worthwhile, and choose one.
+    """Measure growing shares while that is worthwhile, and choose one.
 
     Args:
-        measure: trains so many trials at once; see `measure_sharing`.
-        max_share: at least 1: cores, trials, or what else limits how many run at once.
+        measure: trains a number of trials at once; see `measure_sharing`.
+        max_share: at least 1; the limit by cores, by trials and the like.
 
     Returns:
-        How many trials should share a GPU, and what was measured, smallest first.
+        The number of trials that should share a GPU, and the measurements, smallest share first.
 
     Raises:
-        DoesNotFitError: not even one trial trains.
+        DoesNotFitError: a single trial cannot train.
     """
     measured: list[Sharing] = []
     n_trials: int | None = 1
@@ -73,7 +73,7 @@ def choose_share(measure: Callable[[int], Sharing], max_share: int) -> tuple[int
 
 
 def best_share(measured: Sequence[Sharing], tolerance: float = TOLERANCE) -> int:
-    """The smallest number of trials whose throughput is within `tolerance` (a fraction) of the best one's.
+    """The smallest number of trials whose throughput is within `tolerance` (a fraction) of the best.
 
     Raises:
         ValueError: nothing was measured.
@@ -84,9 +84,14 @@ def best_share(measured: Sequence[Sharing], tolerance: float = TOLERANCE) -> int
 
 
 def next_share(measured: Sequence[Sharing], max_share: int) -> int | None:
-    """How many trials to measure after `measured`, smallest first and not empty; None: more are not worthwhile.
+    """The number of trials to measure next: twice the last, at most `max_share`.
 
-    Twice as many, at most `max_share`, unless they would not fit or the last doubling gained too little.
+    Args:
+        measured: not empty, smallest share first.
+        max_share: at least 1.
+
+    Returns:
+        None where more trials would not fit, or the last doubling gained too little.
     """
     last = measured[-1]
     n_trials = min(2 * last.n_trials, max_share)
@@ -94,7 +99,7 @@ def next_share(measured: Sequence[Sharing], max_share: int) -> int | None:
         return None
     if len(measured) > 1 and last.images_per_s < (1 + WORTHWHILE_GAIN) * measured[-2].images_per_s:
         return None
-    # In proportion, although what else is on the GPU does not grow: rather one trial too few than out of memory.
+    # Proportional, although the memory of other processes does not grow: rather one trial too few than out of memory.
     needed_bytes = last.peak_bytes * n_trials / last.n_trials
     if last.memory_bytes and needed_bytes > USABLE_MEMORY * last.memory_bytes:
         return None
@@ -108,17 +113,18 @@ def measure_sharing(
     window_s: float = 3.0,
     preparation_s: float = PREPARATION_S,
 ) -> Sharing:
-    """Train `n_trials` at once on `device`, each in a process of its own, and see what they do together.
+    """Train `n_trials` at once on `device`, each in a process of its own, and measure their throughput together.
 
-    Whatever goes wrong, no process is left when this returns, or is killed.
+    No process is left when this returns, raises or is killed.
 
     Args:
-        n_trials: how many.
-        make_training: builds a trial in its process; each call of what it returns trains some steps and returns the
-            number of their images. Picklable: a function of a module, or a `functools.partial` of one.
+        n_trials: number of trials.
+        make_training: builds a trial in its process and returns a function; each call of that function trains some
+            steps and returns the number of their images. Picklable: a function of a module, or a
+            `functools.partial` of one.
         device: `cpu`, `cuda` or `cuda:N`, which `make_training` uses as well.
-        window_s: seconds that are measured, after all are ready.
-        preparation_s: seconds in which all must be ready.
+        window_s: seconds to measure, after all trials are ready.
+        preparation_s: seconds in which all trials must be ready.
 
     Raises:
         DoesNotFitError: a process failed, was killed or was not ready in time.
@@ -135,7 +141,7 @@ def measure_sharing(
 
 @dataclass(frozen=True, slots=True)
 class _Rate:
-    """One trial's part. Bytes: reserved by its allocator now and at most; and on the whole GPU, used and there."""
+    """Measurement of one trial. Bytes: reserved by its allocator now and at most; used and present on the whole GPU."""
 
     images_per_s: float
     reserved_bytes: int
@@ -165,7 +171,7 @@ def _errors_of_trials() -> Iterator[None]:
 
 def _together(rates: Sequence[_Rate]) -> Sharing:
     reserved_bytes = sum(rate.reserved_bytes for rate in rates)
-    # Contexts, libraries and whoever else is there: what no allocator of ours knows of.
+    # Memory outside our allocators: contexts, libraries, other processes.
     other_bytes = max(0, max(rate.gpu_used_bytes for rate in rates) - reserved_bytes)
     return Sharing(
         n_trials=len(rates),
@@ -186,7 +192,7 @@ def _train(make_training: MakeTraining, device: str, window_s: float, pipe: Conn
     pipe.recv()
     images_per_s = _images_per_s(train, device, window_s)
     pipe.send(_Rate(images_per_s, *_memory_bytes(device)))
-    # Memory is kept until all have looked at how much is in use.
+    # Keep the memory until every trial has measured the memory in use.
     pipe.recv()
 
 
@@ -201,7 +207,7 @@ def _images_per_s(train: Callable[[], int], device: str, window_s: float) -> flo
 
 
 def wait_for(device: str) -> None:
-    """Wait until a GPU has done what it was given; a CPU is not waited for."""
+    """Wait until a GPU has finished its queued work; returns at once for a CPU."""
     import torch
 
     if torch.device(device).type == "cuda":

@@ -1,4 +1,4 @@
-"""Launches a search on Ray, or goes on with one, and leaves its folder complete."""
+"""Runs one session of a search on Ray, and leaves the experiment's folder complete."""
 
 import contextlib
 import itertools
@@ -72,14 +72,14 @@ class Launch:
     """One session of a search.
 
     Attributes:
-        experiment: its folder, held exclusively by the caller.
-        space: of the experiment.
+        experiment: held exclusively by the caller.
+        space: of this session.
         data: prepared on this machine.
         resource_plan: where trials run.
         cluster: running; ended with the session. None where no trial is left.
         stop_signal: listening.
-        started_s: when the command was given, by the monotonic clock.
-        time_left_s: of the time budget; None without one.
+        started_s: time of the command, by the monotonic clock.
+        time_left_s: of the time budget at `started_s`; None without a budget.
     """
 
     experiment: Experiment
@@ -93,23 +93,23 @@ class Launch:
 
     @property
     def started_at(self) -> float:
-        """When the command was given, in seconds since 1970 (UTC)."""
+        """Time of the command, in seconds since 1970 (UTC)."""
         return time.time() - (time.monotonic() - self.started_s)
 
 
 def run_session(launch: Launch, observer: SearchObserver) -> SearchEnd:
-    """Search until all trials have ended, the time is up, or somebody presses Ctrl-C.
+    """Search until all trials have ended, the time is up, or Ctrl-C is pressed.
 
     Args:
-        launch: what to run.
+        launch: the session.
         observer: follows the session.
 
     Returns:
-        Why it ended. The folder's files are up to date whatever happened.
+        Why the session ended. The folder's files are up to date, also after an exception.
 
     Raises:
         RunError: the disk is full, the folder was removed, or the first trials all failed for one reason; the search
-            can go on.
+            can be resumed.
     """
     with _disk_in_one_line(launch.experiment):
         return _run_session(launch, observer)
@@ -155,7 +155,7 @@ def _run_session(launch: Launch, observer: SearchObserver) -> SearchEnd:
                 state.close()
                 if all_done:
                     break
-                # Ray gave up trials that can be trained. They go on as after a resume.
+                # Ray gave up trials that can be trained; the next round resumes them.
                 state = state_so_far(state.fails_alone)
             if not launch.stop_signal.lost:
                 launch.cluster.end()
@@ -164,13 +164,13 @@ def _run_session(launch: Launch, observer: SearchObserver) -> SearchEnd:
         elif not launch.stop_signal.requested and time.monotonic() >= trials_until_s:
             end = "time budget used"
     finally:
-        # First what makes room.
+        # First, because it frees space.
         for name in ended_names(state.history):
             experiment.drop_checkpoints(name)
         experiment.drop_ray_snapshots()
         observer.on_end(state.history)
         _close_session(launch, state.history, end)
-        # Last: it may not return where Ray's processes are gone.
+        # Last, because it may not return where Ray's processes are gone.
         if launch.cluster:
             launch.cluster.end()
         launch.stop_signal.end()
@@ -178,7 +178,7 @@ def _run_session(launch: Launch, observer: SearchObserver) -> SearchEnd:
 
 
 def _last_words(launch: Launch, observer: SearchObserver) -> str:
-    """Close the session in the manifest, give the terminal back, and say how to go on."""
+    """Close the session in the manifest, release the terminal, and name the command that resumes."""
     experiment = launch.experiment
     history = experiment.history()
     _close_session(launch, history, "finished" if is_done(history, launch.space) else "interrupted")
@@ -190,7 +190,7 @@ def _last_words(launch: Launch, observer: SearchObserver) -> str:
 
 @contextlib.contextmanager
 def _disk_in_one_line(experiment: Experiment) -> Iterator[None]:
-    """Say that the disk is full or the folder is gone, of which Ray makes other errors, such as an EOFError."""
+    """Report a full disk or a removed folder in one line; Ray reports them as other errors, such as EOFError."""
     try:
         yield
     except Exception as error:
@@ -216,11 +216,11 @@ def _tune(
     name: str,
     retries: RetryCount,
 ) -> bool:
-    """Run what is left of a search; False where Ray gave up trials that are to go on all the same."""
+    """Run the trials that are left; False where Ray gave up trials that another round resumes."""
     shared = Shared(state, lambda assignment: _ray_config(launch, assignment), retries, lambda: damaged_images(launch))
 
-    def on_retry(what: str, reason: str) -> None:
-        observer.note(f"{what} lost its worker and is tried again ({reason})")
+    def on_retry(title: str, reason: str) -> None:
+        observer.note(f"{title} lost its worker and is tried again ({reason})")
 
     use_ready_workers()
     tuner = tune.Tuner(
@@ -252,7 +252,7 @@ def _tune(
 
 
 def damaged_images(launch: Launch) -> RunError | None:
-    """The error for images that were removed or cut while workers map them: a worker dies where it reads them."""
+    """The error for decoded images that were removed or truncated: a worker that reads such a memory map dies."""
     if launch.cluster is None or not launch.cluster.shares_disk:
         return None
     try:
@@ -296,7 +296,7 @@ def _open_session(experiment: Experiment, launch: Launch) -> int:
 
 
 def free_session(ray_folder: Path, number: int) -> int:
-    """`number`, or the next one that has no folder yet: Ray must find nothing in its own that it did not write."""
+    """`number`, or the next one without a folder: Ray must find no files of others in its folder."""
     while os.path.lexists(ray_folder / f"session_{number}"):
         number += 1
     return number

@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster, as a search sees them: what each can do, and where trials run."""
+"""The machines of a Ray cluster: their abilities, and where trials run."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What one machine of a cluster says of itself.
+    """Report of one machine of a cluster.
 
     Attributes:
-        name: its host name and, as several may share one, the start of Ray's id.
-        n_cpus, n_gpus: what Ray may hand out there.
-        device: its processor's or GPU's own name.
-        bf16_reason: why it computes in bf16; None where it cannot do so fast.
-        lacks: what trials need and it does not have, in words; None where nothing is missing.
-        sees_results: whether the results folder that it was asked for is there.
+        name: host name and the start of Ray's id, because several nodes may share a host name.
+        n_cpus, n_gpus: resources that Ray may assign there.
+        device: name of the processor or GPU.
+        bf16_reason: why it computes in bf16; None where bf16 is not fast.
+        lacks: requirement of trials that is missing, in words; None where nothing is missing.
+        sees_results: whether the results folder is visible there.
     """
 
     name: str
@@ -40,20 +40,20 @@ class NodeFacts:
 
 
 def facts_of_this_node(name: str, n_cpus: int, n_gpus: int, marker: str | None) -> NodeFacts:
-    """Look at the machine that this runs on; never raises for what is missing, which is a fact too.
+    """Report on the machine that this runs on; reports missing requirements instead of raising.
 
     Args:
-        name: Ray's for it.
-        n_cpus, n_gpus: what Ray may hand out here.
-        marker: a file that all machines must see; None to look for none.
+        name: Ray's id of the node.
+        n_cpus, n_gpus: resources that Ray may assign here.
+        marker: file that all machines must see; None skips the check.
     """
     name = f"{platform.node()} ({name[:8]})"
     sees = marker is None or Path(marker).is_file()
     try:
-        import trainable.ray_trainable  # noqa: F401 -- all that a trial imports first
+        import trainable.ray_trainable  # noqa: F401 -- the first imports of a trial
         from trainable.compute import choose_precision
         from trainable.devices import describe_device
-        from trainable.fit_evaluate import FitEvaluate  # noqa: F401 -- and what it imports later
+        from trainable.fit_evaluate import FitEvaluate  # noqa: F401 -- its later imports
     except ImportError as error:
         return NodeFacts(name, n_cpus, n_gpus, "", None, str(error), sees)
     try:
@@ -66,11 +66,14 @@ def facts_of_this_node(name: str, n_cpus: int, n_gpus: int, marker: str | None) 
 
 
 def must_be_usable(nodes: Sequence[NodeFacts], results: Path | None) -> None:
-    """Raise InputError, naming each, unless every machine can train and sees the results folder.
+    """Check that every machine can train and sees the results folder.
 
     Args:
         nodes: of the cluster.
-        results: a folder that all must see; None where results are kept at a URL.
+        results: folder that all must see; None where results are kept at a URL.
+
+    Raises:
+        InputError: names each machine that is not usable.
     """
     lines = [
         f"node {node.name}: cannot train ({node.lacks}). Every node needs this project's requirements: install "
@@ -91,15 +94,15 @@ def must_be_usable(nodes: Sequence[NodeFacts], results: Path | None) -> None:
 
 
 def plan_resources_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = None) -> ResourcePlan:
-    """Decide where trials run on a cluster: one a CPU that Ray hands out, or `trials_per_gpu` a GPU.
+    """Plan where trials run on a cluster: one trial per CPU that Ray assigns, or `trials_per_gpu` per GPU.
 
     Args:
-        nodes: of the cluster; those that join later are used, but not counted.
+        nodes: of the cluster; nodes that join later are used, but not counted.
         space: what is searched.
-        began: of a search that is gone on with. Its precision is kept, so that its trials compare.
+        began: device of the first session, for a resumed search. Its precision is kept, so that trials compare.
 
     Raises:
-        InputError: CUDA is asked for, and no node has it.
+        InputError: CUDA is requested, and no node has a GPU.
     """
     from search.execution.plan import ResourcePlan
     from trainable.compute import Compute
@@ -125,7 +128,7 @@ def plan_resources_on(nodes: Sequence[NodeFacts], space: Space, began: Device | 
 
 
 def common_precision(nodes: Sequence[NodeFacts], space: Space, began: Device | None) -> tuple[Precision, str]:
-    """One precision for all trials, wherever they run, and why: `auto` is bf16 only where every node can."""
+    """The precision of all trials and its reason: `auto` is bf16 only where every node supports it."""
     if began:
         return began.precision, "as the search began"
     if space.training.precision != "auto":

@@ -1,4 +1,4 @@
-"""What a search will do, before it does it."""
+"""The resource plan of a search: device, precision and slots of its trials; and timing of the baseline."""
 
 import math
 import statistics
@@ -24,11 +24,11 @@ from trainable.fit_evaluate import FitEvaluate
 from trainable.network.model import DepthwiseSeparableNet, count_parameters
 from trainable.seeding import RunSeed
 
-# Ray rounds fractions of a resource to so many parts; rounded up, the last trial would find no place.
+# Ray rounds fractions of a resource to 1 / RAY_PARTS; rounded up, the last trial would find no slot.
 RAY_PARTS = 10_000
 TOKEN_CPU = 1 / RAY_PARTS
 N_TIMED_STEPS = 5
-# A GPU is waited for this seldom, as training waits for it once an epoch.
+# Steps between two waits for the GPU; training waits once an epoch.
 STEPS_PER_WAIT = 20
 N_TIMED_IMAGES = 128
 # Running statistics, names and settings.
@@ -43,11 +43,11 @@ class ResourcePlan:
 
     Attributes:
         compute: device and precision.
-        precision_reason: why that one, in words.
-        description: the device's own name.
+        precision_reason: reason of the choice, in words.
+        description: name of the device.
         n_cpus, n_gpus: cores and GPUs that trials share.
-        trials_at_once: how many share them.
-        measured: what so many trials did on one GPU at once, where that was timed.
+        trials_at_once: number of slots.
+        measured: throughput of several trials on one GPU, where that was measured.
     """
 
     compute: Compute
@@ -61,20 +61,20 @@ class ResourcePlan:
     @property
     def resources_per_trial(self) -> dict[str, float]:
         if self.compute.device_type == "cuda":
-            # A trial lies on one GPU: the fullest one decides how large a share can be.
+            # A trial uses one GPU: the fullest GPU decides the share.
             share = math.ceil(self.trials_at_once / self.n_gpus)
-            # The GPU is what limits; Ray's count of CPUs must only not forbid it.
+            # The GPU is the limit; Ray's count of CPUs must not be one.
             return {"cpu": TOKEN_CPU, "gpu": math.floor(RAY_PARTS / share) / RAY_PARTS}
         return {"cpu": 1}
 
     @property
     def trials_side_by_side(self) -> int:
-        """How many do not slow each other down."""
+        """Number of trials that do not slow each other down."""
         return self.trials_at_once if self.n_gpus else min(self.trials_at_once, self.n_cpus)
 
     @property
     def slots(self) -> str:
-        """What the trials share, in words."""
+        """The shared resources in words, such as `2 GPUs`."""
         if self.n_gpus:
             return counted(self.n_gpus, "GPU")
         return counted(self.n_cpus, "core")
@@ -91,15 +91,15 @@ class ResourcePlan:
 
 
 def plan_resources(space: Space, data: TrainingData, began: Device | None = None) -> ResourcePlan:
-    """Decide where trials run: one a core on a CPU, `trials_per_gpu` a GPU on CUDA.
+    """Plan where trials run: one trial per core on a CPU, `trials_per_gpu` per GPU on CUDA.
 
     Args:
         space: what is searched.
-        data: what trials are timed on, where a GPU's share is to be found out.
-        began: of a search that is gone on with. Its precision is kept, so that its trials compare.
+        data: images on which trials are timed, where the share of a GPU is measured.
+        began: device of the first session, for a resumed search. Its precision is kept, so that trials compare.
 
     Raises:
-        InputError: CUDA is asked for and not there.
+        InputError: CUDA is requested and not available.
     """
     precision = began.precision if began else space.training.precision
     compute, reason = choose_compute(space.resources.device, precision)
@@ -118,7 +118,7 @@ def plan_resources(space: Space, data: TrainingData, began: Device | None = None
 def _trials_per_gpu(space: Space, data: TrainingData, compute: Compute, n_gpus: int) -> tuple[int, tuple[Sharing, ...]]:
     if space.resources.trials_per_gpu != "auto":
         return space.resources.trials_per_gpu, ()
-    # Each trial keeps a core busy, and more trials than there are cannot share.
+    # Each trial keeps a core busy; the number of trials is a limit too.
     most = max(1, min(count_cores() // n_gpus, math.ceil(space.search.most_trials / n_gpus)))
     if most == 1:
         return 1, ()
@@ -130,7 +130,7 @@ def _trials_per_gpu(space: Space, data: TrainingData, compute: Compute, n_gpus: 
 def baseline_training(
     decoded_folder: Path, dataset: Dataset, hyperparameters: Hyperparameters, compute: Compute
 ) -> Callable[[], int]:
-    """Build a run of its own in this process, to be timed.
+    """Build a training of the baseline in this process, to be timed.
 
     Returns:
         Each call trains `STEPS_PER_WAIT` steps and returns the number of their images.
@@ -153,9 +153,9 @@ def checkpoint_bytes(data: TrainingData) -> int:
 
 
 def seconds_per_epoch(space: Space, data: TrainingData, resource_plan: ResourcePlan) -> float:
-    """Time a few steps of the baseline, in this process alone, and scale them to an epoch.
+    """Seconds of an epoch of the baseline, from a few timed steps in this process.
 
-    Trials that share a GPU wait for each other: there, what they did together when it was measured counts.
+    Trials that share a GPU slow each other down: for them, the measured throughput together counts.
     """
     share = math.ceil(resource_plan.trials_at_once / max(resource_plan.n_gpus, 1))
     together = next((sharing for sharing in resource_plan.measured if sharing.n_trials >= share), None)

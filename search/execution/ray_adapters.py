@@ -1,7 +1,7 @@
-"""Ray Tune's searcher, scheduler, stopper and callback, all of them thin views of one `SearchState`.
+"""Ray Tune's searcher, scheduler, stopper and callback: thin views of one `SearchState`.
 
-Ray copies and pickles what it is given; these share the state by reference all the same, as the state
-lives in the driver only.
+Ray copies and pickles these objects. They share the state by reference nevertheless, because the state lives in the
+driver only.
 """
 
 import errno
@@ -24,9 +24,9 @@ from search.experiment.events import EpochDone, ReplicateEpochDone
 from search.policy.state import Assignment, SearchState
 
 MODE = "max"
-# The newest may be half-written when everything ends.
+# The newest may be incomplete when the process ends.
 CHECKPOINTS_KEPT = 2
-# Ray appends each failure of a trial to one file.
+# End of the file to which Ray appends each failure of a trial.
 MAX_TRACE_CHARACTERS = 20_000
 
 _TRIAL_FIELDS = tuple(name for name in EpochDone.__dataclass_fields__ if name not in ("trial", "at"))
@@ -40,9 +40,9 @@ class Shared:
 
     Args:
         state: of the search.
-        to_ray_config: what a worker is told of an assignment.
-        retries: counts failures over the rounds of a session.
-        what_fails_all: asked when a trial broke off: the error that every other trial would fail with too, or None.
+        to_ray_config: makes the configuration that a worker gets for an assignment.
+        retries: failures over the rounds of a session.
+        what_fails_all: called after a failure; returns the error with which every other trial would fail too, or None.
     """
 
     def __init__(
@@ -57,20 +57,23 @@ class Shared:
         self.to_ray_config = to_ray_config
         self.retries = retries or RetryCount()
         self.assignments: dict[str, Assignment] = {}
-        # Names of what Ray gave up although nothing says that it cannot be trained: it goes on in another round.
+        # Names of trials and replicates that Ray gave up and that can be trained: another round resumes them.
         self.given_up: set[str] = set()
-        # Names of trials that wait at a rung from now on, whose checkpoint is being written.
+        # Names of trials that have just paused at a rung, while their checkpoint is written.
         self.saving: set[str] = set()
         self.failure: Exception | None = None
 
     def waits(self, assignment: Assignment) -> bool:
-        """Whether it is a trial that waits at a rung."""
+        """Whether the assignment is a trial that is paused at a rung."""
         return assignment.kind == "trial" and self.state.is_paused(assignment.number)
 
     def kept(self, action: Callable[[], T], otherwise: T) -> T:
-        """Do something to the state; keep what it raises for the end, as Ray would bury it in traces.
+        """Run an action on the state; its exception, such as that of a full disk, ends the search later.
 
-        A full disk is the case in mind: the search must end, and the caller must say why.
+        Ray would hide the exception in traces.
+
+        Returns:
+            The result of the action; `otherwise` where it failed, or an earlier action did.
         """
         if self.failure is not None:
             return otherwise
@@ -84,18 +87,18 @@ class Shared:
         return self
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        # Ray pickles its tuner for `Tuner.restore`, which is never used: the journal is the truth.
+        # Ray pickles its tuner for `Tuner.restore`, which is never used: a search is resumed from its journal.
         return (object, ())
 
 
 class StateSearcher(Searcher):
-    """Gives Ray the state's next assignment when there is a place for it.
+    """Dispatches the state's next assignment to Ray when a slot is free.
 
-    Ray asks one trial ahead; a proposal made then would not know of the trials that are about to end.
+    Ray requests a trial in advance; a proposal made then would miss the results of the trials that are about to end.
 
     Args:
         shared: the state.
-        trials_at_once: places.
+        trials_at_once: number of slots.
     """
 
     def __init__(self, shared: Shared, trials_at_once: int) -> None:
@@ -109,17 +112,17 @@ class StateSearcher(Searcher):
         if self._shared.failure is not None or n_running >= self._trials_at_once:
             return None
         if self._shared.saving:
-            return None  # the next may be one of them, and is to go on from that checkpoint
+            return None  # the next assignment may be one of them, and resumes from that checkpoint
         assignment = self._shared.kept(state.next_assignment, None)
         if assignment is None:
-            # What was given up will not end in this round, whatever waits for it.
+            # An assignment that was given up does not end in this round.
             stuck = self._shared.given_up and n_running == 0
             return None if state.awaits_more and not stuck else Searcher.FINISHED
         self._shared.assignments[trial_id] = assignment
         return self._shared.to_ray_config(assignment)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the scheduler has told the state already, and the callback tells it of errors."""
+        """Do nothing: the scheduler reports results to the state, and the callback reports errors."""
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()
@@ -129,9 +132,9 @@ class StateSearcher(Searcher):
 
 
 class StateScheduler(FIFOScheduler):
-    """Ends a trial when the state says so. The state applies ASHA's rule; Ray's own keeps its rungs to itself.
+    """Ends a trial when the state does. The state applies ASHA's rule, because Ray's scheduler hides its rungs.
 
-    A trial that waits at a rung ends for Ray, and its worker is free; promoted, it is a new one for Ray.
+    A trial that pauses at a rung ends for Ray, which frees its worker; a promoted trial is a new one for Ray.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -140,17 +143,17 @@ class StateScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: RayTrial) -> None:
         super().on_trial_add(tune_controller, trial)
-        # One that Ray gave up while it was waiting for a worker has used up some of its tries.
+        # A trial that Ray gave up before has used up some of its retries.
         name = self._shared.assignments[trial.trial_id].name
-        self._shared.retries.begins(name)
-        trial.max_failures = self._shared.retries.of(name)
+        self._shared.retries.record_dispatch(name)
+        trial.max_failures = self._shared.retries.max_failures(name)
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         assignment = self._shared.assignments[trial.trial_id]
-        goes_on = self._shared.kept(lambda: self._record(assignment, result), True)
+        continues = self._shared.kept(lambda: self._record(assignment, result), True)
         if self._shared.waits(assignment):
             self._shared.saving.add(assignment.name)
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
 
     def _record(self, assignment: Assignment, result: dict[str, Any]) -> bool:
         state, at = self._shared.state, time.time()
@@ -162,7 +165,7 @@ class StateScheduler(FIFOScheduler):
 
 
 class EndWhen(tune.Stopper):
-    """Ends the whole search when `reached` says so; unfinished trials stay unfinished."""
+    """Ends the whole search once `reached` returns True; unfinished trials stay unfinished."""
 
     def __init__(self, reached: Callable[[], bool]) -> None:
         self._reached = reached
@@ -181,13 +184,13 @@ class EndWhen(tune.Stopper):
 
 
 class Housekeeping(tune.Callback):
-    """Tells the state of failures, drops the checkpoints of trials that ended, and lets the display refresh.
+    """Reports failures to the state, drops the checkpoints of ended trials, and calls `on_idle`.
 
     Args:
         shared: the state.
-        on_retry: called with what lost its worker and is tried again, and the reason.
+        on_retry: called with the title of a retried assignment and the reason of its failure.
         on_idle: called at each turn of Ray's loop.
-        drop_checkpoints: removes those of an assignment, by its name, but so many of the newest.
+        drop_checkpoints: removes the checkpoints of an assignment; gets its name and the number of newest ones to keep.
     """
 
     def __init__(
@@ -208,9 +211,9 @@ class Housekeeping(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         assignment, trace = self._assignment(trial), failure_trace(trial)
         if not self._ends_search(trace):
-            goes_on = self._shared.retries.goes_on(assignment.name, trace)
-            trial.max_failures = self._shared.retries.of(assignment.name) if goes_on else 0
-            if goes_on:
+            is_retried = self._shared.retries.record_failure(assignment.name, trace)
+            trial.max_failures = self._shared.retries.max_failures(assignment.name) if is_retried else 0
+            if is_retried:
                 self._on_retry(assignment.title, reason_in_words(trace))
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
@@ -218,10 +221,10 @@ class Housekeeping(tune.Callback):
         if self._ends_search(trace):
             return
         if self._shared.waits(assignment):
-            # Its result is known; promoted, it goes on from an older checkpoint.
+            # Its result is known; once promoted, it resumes from an older checkpoint.
             self._shared.saving.discard(assignment.name)
             return
-        if self._shared.retries.goes_on(assignment.name, trace):
+        if self._shared.retries.record_failure(assignment.name, trace):
             self._shared.given_up.add(assignment.name)
             self._on_retry(assignment.title, reason_in_words(trace))
             return
@@ -233,8 +236,8 @@ class Housekeeping(tune.Callback):
     def on_checkpoint(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, checkpoint: tune.Checkpoint, **info: Any
     ) -> None:
-        # Not left to Ray's `num_to_keep`: it writes and copies the state of all trials every so many checkpoints of
-        # one, which takes the longer the more trials there were.
+        # Not by Ray's `num_to_keep`, which regularly writes and copies the state of all trials: its cost grows with
+        # the number of trials.
         self._drop_checkpoints(self._assignment(trial).name, CHECKPOINTS_KEPT)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
@@ -250,7 +253,7 @@ class Housekeeping(tune.Callback):
         return (tune.Callback, ())
 
     def _ends_search(self, trace: str) -> bool:
-        # Trial after trial would fail for it; as it is, all go on when it is mended.
+        # Every trial would fail; a resumed search continues all of them once the cause is removed.
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if tells_of_full_disk(trace) else None
         cause = full or self._shared.what_fails_all()
         self._shared.failure = self._shared.failure or cause
@@ -261,7 +264,7 @@ class Housekeeping(tune.Callback):
 
 
 def failure_trace(trial: RayTrial) -> str:
-    """What a worker raised last, as Ray wrote it down; empty where it wrote nothing."""
+    """The last exception of a worker as Ray recorded it; empty without a record."""
     file = trial.error_file
     text = Path(file).read_text(errors="replace")[-MAX_TRACE_CHARACTERS:] if file and Path(file).is_file() else ""
     return text.rpartition("Failure # ")[2]

@@ -1,41 +1,40 @@
-"""Whose fault it is that a trial broke off, and whether it goes on."""
+"""Counts failures of trials by cause, and decides whether a trial is retried."""
 
 import re
 from collections import Counter
 
 MAX_RETRIES = 2
-# A trial that takes every machine down with it must end some time.
+# Bound for a trial that crashes every machine.
 MAX_NODES_LOST = 10
-# What Ray says where the machine is gone or out of reach, and not only the worker.
+# Ray's words for a machine, not only a worker, that is gone or out of reach.
 _NODE_LOST = re.compile(r"its node has died|the actor's node was|is unavailable: |node it was running on is dead")
 
 
 class RetryCount:
-    """Counts how often each trial or run of a session broke off, and by whose fault.
+    """Counts the failures of each trial and replicate of a session.
 
-    A worker that fails is the trial's own doing, and tried again `MAX_RETRIES` times. A machine that goes away is
-    not, and does not use those up.
+    A failed worker counts against the trial, which is retried `MAX_RETRIES` times. The loss of a machine does not.
     """
 
     def __init__(self) -> None:
         self._faults: Counter[str] = Counter()
         self._nodes_lost: Counter[str] = Counter()
-        # Failures that Ray has forgotten.
+        # Failures before the last dispatch, which Ray does not count.
         self._before: Counter[str] = Counter()
 
-    def begins(self, name: str) -> None:
-        """A trial or run is given to Ray, which counts its failures from 0: for the first time, or after it gave up."""
+    def record_dispatch(self, name: str) -> None:
+        """Record that a trial or replicate is dispatched to Ray, which counts its failures from 0."""
         self._before[name] = self._faults[name] + self._nodes_lost[name]
 
-    def goes_on(self, name: str, failure: str) -> bool:
-        """Take in that a trial broke off.
+    def record_failure(self, name: str, failure: str) -> bool:
+        """Record a failure.
 
         Args:
-            name: its own.
-            failure: what Ray says of it.
+            name: of the trial or replicate.
+            failure: Ray's message.
 
         Returns:
-            Whether it is to be tried again.
+            Whether to retry.
         """
         if node_was_lost(failure):
             self._nodes_lost[name] += 1
@@ -43,11 +42,11 @@ class RetryCount:
         self._faults[name] += 1
         return self._faults[name] <= MAX_RETRIES
 
-    def of(self, name: str) -> int:
-        """How many failures of any kind Ray is to put up with since it was given this: it counts all of them alike."""
+    def max_failures(self, name: str) -> int:
+        """Failures that Ray tolerates since the last dispatch. Node losses are added, because Ray counts both."""
         return max(0, MAX_RETRIES + min(self._nodes_lost[name], MAX_NODES_LOST) - self._before[name])
 
 
 def node_was_lost(failure: str) -> bool:
-    """Whether Ray says that the machine, and not only the worker, is gone or out of reach."""
+    """Whether Ray's message says that the machine, not only the worker, is gone or out of reach."""
     return _NODE_LOST.search(failure) is not None

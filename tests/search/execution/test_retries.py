@@ -24,33 +24,32 @@ def test_a_lost_node_is_told_from_a_lost_worker() -> None:
 
 def test_a_worker_s_faults_are_forgiven_so_often_and_no_more() -> None:
     retries = RetryCount()
-    assert [retries.goes_on("trial_0000", WORKER_DIED) for _ in range(MAX_RETRIES + 1)] == [True] * MAX_RETRIES + [
-        False
-    ]
-    assert retries.goes_on("trial_0001", WORKER_DIED), "each trial has its own"
+    is_retried = [retries.record_failure("trial_0000", WORKER_DIED) for _ in range(MAX_RETRIES + 1)]
+    assert is_retried == [True] * MAX_RETRIES + [False]
+    assert retries.record_failure("trial_0001", WORKER_DIED), "each trial has its own"
 
 
 def test_lost_nodes_do_not_use_up_the_retries_of_a_worker() -> None:
     retries = RetryCount()
-    assert all(retries.goes_on("trial_0000", WORKER_DIED) for _ in range(MAX_RETRIES))
-    assert all(retries.goes_on("trial_0000", NODE_DIED) for _ in range(3))
-    assert retries.of("trial_0000") == MAX_RETRIES + 3, "Ray counts both alike"
-    assert not retries.goes_on("trial_0000", WORKER_DIED)
+    assert all(retries.record_failure("trial_0000", WORKER_DIED) for _ in range(MAX_RETRIES))
+    assert all(retries.record_failure("trial_0000", NODE_DIED) for _ in range(3))
+    assert retries.max_failures("trial_0000") == MAX_RETRIES + 3, "Ray counts both alike"
+    assert not retries.record_failure("trial_0000", WORKER_DIED)
 
 
 def test_a_trial_that_takes_every_node_with_it_ends() -> None:
     retries = RetryCount()
-    assert all(retries.goes_on("trial_0000", NODE_DIED) for _ in range(MAX_NODES_LOST))
-    assert not retries.goes_on("trial_0000", NODE_DIED)
+    assert all(retries.record_failure("trial_0000", NODE_DIED) for _ in range(MAX_NODES_LOST))
+    assert not retries.record_failure("trial_0000", NODE_DIED)
 
 
 def test_what_ray_gives_up_and_is_given_again_has_no_new_retries() -> None:
     retries = RetryCount()
-    retries.begins("trial_0000")
-    assert retries.of("trial_0000") == MAX_RETRIES
-    retries.goes_on("trial_0000", WORKER_DIED)
-    retries.goes_on("trial_0000", NODE_DIED)
-    retries.begins("trial_0000")
-    assert retries.of("trial_0000") == MAX_RETRIES - 1, "one by its own fault"
-    retries.goes_on("trial_0000", NODE_DIED)
-    assert retries.of("trial_0000") == MAX_RETRIES, "which Ray counts from 0 again"
+    retries.record_dispatch("trial_0000")
+    assert retries.max_failures("trial_0000") == MAX_RETRIES
+    retries.record_failure("trial_0000", WORKER_DIED)
+    retries.record_failure("trial_0000", NODE_DIED)
+    retries.record_dispatch("trial_0000")
+    assert retries.max_failures("trial_0000") == MAX_RETRIES - 1, "one by its own fault"
+    retries.record_failure("trial_0000", NODE_DIED)
+    assert retries.max_failures("trial_0000") == MAX_RETRIES, "which Ray counts from 0 again"
