@@ -39,11 +39,11 @@ def write_tables(experiment: Experiment, history: History) -> None:
 
 
 def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAMETER_NAMES) -> str:
-    """One row a trial, in the order given; full precision.
+    """One row per trial, in the given order, with full precision.
 
     Args:
-        ranked: rows.
-        parameters: hyperparameters that get a column.
+        ranked: rows of the leaderboard.
+        parameters: names of the hyperparameters that get a column.
     """
     rows = []
     for row in ranked:
@@ -53,23 +53,23 @@ def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAME
 
 
 def curves_csv(history: History) -> str:
-    """One row a trial and epoch."""
+    """One row per trial and epoch."""
     return csv_text(CURVE_COLUMNS, curve_rows(history))
 
 
 def curve_rows(history: History) -> list[list[Any]]:
-    """Values of `CURVE_COLUMNS`."""
+    """Values of `CURVE_COLUMNS`, one row per trial and epoch."""
     trials = history.trials.values()
     return [[getattr(epoch, column) for column in CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
 
 
 def replicates_csv(history: History) -> str:
-    """One row a replicate and epoch."""
+    """One row per replicate and epoch."""
     return csv_text(REPLICATE_COLUMNS, replicate_rows(history))
 
 
 def replicate_rows(history: History) -> list[list[Any]]:
-    """Values of `REPLICATE_COLUMNS`."""
+    """Values of `REPLICATE_COLUMNS`, one row per replicate and epoch."""
     return [
         [run.number, run.trial, run.block, *(getattr(epoch, column) for column in _REPLICATE_EPOCH_COLUMNS)]
         for run in history.replicates.values()
@@ -80,8 +80,8 @@ def replicate_rows(history: History) -> list[list[Any]]:
 def csv_text(header: Sequence[str], rows: list[list[Any]]) -> str:
     """CSV with `\\n` line ends; None is an empty field, booleans are true and false.
 
-    Text shows itself (see `printable`), and text that a spreadsheet would run as a formula gets an apostrophe before
-    it; numbers are written as they are.
+    Text is made printable (see `printable`), and gets an apostrophe in front if a spreadsheet would run it as a
+    formula; numbers have full precision.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -96,5 +96,5 @@ def _csv_field(value: Any) -> Any:
         return str(value).lower()
     if not isinstance(value, str):
         return value
-    text = printable(value)  # also without the tabs and returns that a formula may begin with
+    text = printable(value)  # also removes tabs and returns, with which a formula can start
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

@@ -1,4 +1,4 @@
-"""A search as pandas frames, plotly figures and an HTML table, for notebooks. Pure functions of the history."""
+"""A search as pandas frames and an HTML table, for notebooks. Pure functions of the history."""
 
 import html
 
@@ -12,36 +12,35 @@ from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.printable import printable
 from spaces.schema import Space
 
-# A notebook's table of a search of thousands of trials is read by nobody, and slows its page down.
-MOST_ROWS = 20
+MOST_ROWS = 20  # rows of the HTML table: thousands of rows would slow the page of the notebook
 _OFTEN_MISSING = ("validation_accuracy", "validation_loss", "replicate_accuracy", "replicate_half_width")
 _PERCENTAGES = ("validation_accuracy", "replicate_accuracy", "replicate_half_width")
 
 
 def trials_frame(history: History) -> pd.DataFrame:
-    """A row a trial, the best first; the index is the trial's number."""
+    """One row per trial, best first; the index is the number of the trial."""
     rows = []
     for row in rank(history):
         content = row.as_dict()
         config = content.pop("config")
         rows.append([*(content[name] for name in RESULT_COLUMNS), *(config[name] for name in HYPERPARAMETER_NAMES)])
     frame = pd.DataFrame(rows, columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
-    # A column of None alone would be one of objects, which pandas shows as "None".
+    # pandas makes a column of None only an object column, and shows "None".
     return frame.astype(dict.fromkeys(_OFTEN_MISSING, float)).set_index("trial")
 
 
 def curves_frame(history: History) -> pd.DataFrame:
-    """A row a trial and epoch."""
+    """One row per trial and epoch."""
     return pd.DataFrame(curve_rows(history), columns=list(CURVE_COLUMNS))
 
 
 def replicates_frame(history: History) -> pd.DataFrame:
-    """A row a replicate and epoch."""
+    """One row per replicate and epoch."""
     return pd.DataFrame(replicate_rows(history), columns=list(REPLICATE_COLUMNS))
 
 
 def as_html(name: str, space: Space, history: History, chance: float | None = None) -> str:
-    """The leaderboard as a notebook shows it; nothing in it is taken for HTML but what is ours."""
+    """The leaderboard as HTML for a notebook; all text from the experiment is escaped."""
     frame = trials_frame(history)
     shown = ["rank", "status", "epochs", "validation_accuracy", "validation_loss"]
     shown += ["replicate_accuracy", "replicate_half_width", "n_replicates"] if history.replicates else []

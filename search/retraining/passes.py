@@ -1,4 +1,4 @@
-"""Retraining for a number of passes over the images, with the search's schedule stretched to them."""
+"""Retraining for a number of passes over all training images, with the schedule of the search stretched."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,11 +12,11 @@ class Passes:
     """A retraining whose epochs are full passes over all training images.
 
     Attributes:
-        n_passes: epochs of the retraining.
-        n_images: images that a pass takes.
-        search_epochs: `max_epochs` of the search, in whose epochs `step_size` was found.
-        search_epoch_images: images that an epoch of the search took.
-        n_search_images: images that the search trained on.
+        n_passes: number of passes, which are the epochs of the retraining.
+        n_images: number of images in a pass.
+        search_epochs: `max_epochs` of the search; `step_size` counts its epochs.
+        search_epoch_images: number of images in an epoch of the search.
+        n_search_images: number of training images of the search.
     """
 
     n_passes: int
@@ -27,18 +27,18 @@ class Passes:
 
     @classmethod
     def of(cls, space: Space, data: TrainingData, n_passes: int) -> "Passes":
-        """In place of the epochs of the search that `space` describes."""
+        """`n_passes` passes over `data` in place of the epochs of `space`."""
         train = data.train
-        # `data` may be cut for the retraining already: an epoch of the search is what the space says.
+        # From the space, because `data` may be reduced for the retraining.
         epoch_images = space.dataset.images_per_epoch or len(train)
         return cls(n_passes, len(data.everything), space.training.max_epochs, epoch_images, len(train))
 
     def step_epochs(self, step_size: int) -> Fraction:
-        """Passes between two drops of the learning rate: the same share of the training as in the search."""
+        """Passes between two drops of the learning rate: the same fraction of the training as in the search."""
         return Fraction(step_size * self.n_passes, self.search_epochs)
 
     def sentence(self, step_size: int) -> str:
-        """What becomes of the schedule, in one line."""
+        """One line about the changed schedule, for messages."""
         before = self.search_epochs * self.search_epoch_images / self.n_search_images
         return (
             f"{self.n_passes} passes instead of {before:.3g}: step_size {step_size} epochs of "
