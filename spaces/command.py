@@ -1,6 +1,6 @@
-"""What every command shares: one-line errors, exit codes, and the options that choose a space.
+"""Shared parts of all commands: one-line errors, exit codes, and the options for a space.
 
-Imports nothing heavy, so that `--help` answers at once.
+Imports no large packages, so that `--help` is fast.
 """
 
 import argparse
@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse whose errors are one line, and whose help ends with an example."""
+    """ArgumentParser with errors on one line and an example at the end of the help."""
 
     def __init__(self, prog: str, description: str, epilog: str) -> None:
         super().__init__(
@@ -40,7 +40,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """As argparse's, which would have to know the version before it is asked for."""
+    """Looks the version up when it is asked for, unlike argparse's action."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version and exit")
@@ -56,7 +56,7 @@ class _Version(argparse.Action):
 
 
 def completed(argument: argparse.Action, completer: Callable[..., Iterable[str]]) -> None:
-    """Have the Tab key offer what `completer` gives; see `spaces.completion`."""
+    """Use `completer` for the Tab key; see `spaces.completion`."""
     argument.completer = completer  # type: ignore[attr-defined]
 
 
@@ -73,7 +73,7 @@ def _complete_overrides(prefix: str, **values: Any) -> Iterable[str]:
 
 
 def add_space_arguments(parser: argparse.ArgumentParser) -> None:
-    """SPACE and `--set`."""
+    """Add SPACE and `--set`."""
     space = parser.add_argument(
         "space",
         nargs="?",
@@ -94,15 +94,15 @@ def add_space_arguments(parser: argparse.ArgumentParser) -> None:
 def run_command(
     parser: CommandParser, action: Callable[[argparse.Namespace], int], arguments: list[str] | None = None
 ) -> int:
-    """Parse, act, and turn what the user can mend into lines on standard error.
+    """Parse the arguments, run `action`, and print expected errors as lines on standard error.
 
     Args:
-        parser: the command's own.
-        action: does the work and gives the exit code.
-        arguments: instead of the process's own.
+        parser: parser of the command.
+        action: does the work and returns the exit code.
+        arguments: arguments; None for those of the process.
 
     Returns:
-        The exit code: 2 for bad input, 1 for what the machine refused, 130 after Ctrl-C.
+        Exit code: 2 for invalid input, 1 for failed work, 130 after Ctrl-C.
     """
     if "_ARGCOMPLETE" in os.environ:
         _answer_tab_key(parser)
@@ -119,7 +119,7 @@ def run_command(
         print(printable(error), file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
-        # The reader (head, less) has had enough; nothing more can be written, not even at exit.
+        # The reader (head, less) has closed the pipe. Python must not flush into it at exit.
         discard_output(sys.stdout)
         return 0
     except OSError as error:
@@ -132,18 +132,18 @@ def run_command(
 
 
 def discard_output(stream: IO[str]) -> None:
-    """Let what is still written to a stream go nowhere, because nobody reads it any more."""
+    """Redirect a stream to /dev/null, because its reader is gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 def _answer_tab_key(parser: CommandParser) -> None:
-    """Tell the shell what may follow what was typed, and exit; a shell that can ask has argcomplete."""
+    """Print completions for the shell and exit. Only shells with argcomplete call this."""
     import argcomplete
     from argcomplete.finders import safe_actions
 
-    # Actions of our own are passed over unless they say that they only take a value down.
+    # argcomplete skips custom actions, unless they are listed as safe: those that only store a value.
     safe_actions.update(type(each) for each in parser._actions if getattr(each, "only_stores", False))
     argcomplete.autocomplete(parser)
 

@@ -1,6 +1,6 @@
-"""What the Tab key offers after a command's options. Called by argcomplete only; nothing is imported for it before.
+"""Completions for the Tab key, called by argcomplete only.
 
-Each completer is given what was typed so far, and gives words that begin with it.
+Each completer takes the typed prefix and returns words that begin with it.
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def complete_spaces(prefix: str, **_: Any) -> Iterable[str]:
-    """Shipped names, and paths of YAML files."""
+    """Names of shipped spaces, and paths of YAML files."""
     from argcomplete.completers import FilesCompleter
 
     from spaces.loader import shipped_spaces
@@ -18,7 +18,7 @@ def complete_spaces(prefix: str, **_: Any) -> Iterable[str]:
 
 
 def complete_overrides(prefix: str, **_: Any) -> Iterable[str]:
-    """`section.key=`; what comes after it is the user's."""
+    """All `section.key=`, without values."""
     from spaces.parameters import HYPERPARAMETER_NAMES
     from spaces.schema import SECTIONS
 

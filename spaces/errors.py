@@ -1,29 +1,29 @@
-"""Errors that a command tells in lines of its own instead of a trace."""
+"""Errors that commands print as plain lines instead of a traceback."""
 
 import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-# Linux's limits, without the terminating NUL; other systems refuse some shorter ones themselves.
+# Limits of Linux, without the terminating NUL.
 MAX_PATH_BYTES = 4095
 MAX_NAME_BYTES = 255
 
 
 class RunError(RuntimeError):
-    """Work that could not be finished, through no fault of the input; one sentence that says what to do.
+    """Work that failed although the input was valid. The message is one sentence that says what to do.
 
     Commands print it to standard error and exit with code 1.
     """
 
 
 class InputError(ValueError):
-    """Bad input: each line names the value, the rule and what to do.
+    """Invalid input. Each line names the value, the rule and what to do.
 
     Commands print the lines to standard error and exit with code 2.
 
     Attributes:
-        lines: one finding each, already complete sentences.
+        lines: complete sentences, one problem each.
     """
 
     def __init__(self, lines: str | Iterable[str]) -> None:
@@ -35,13 +35,13 @@ class InputError(ValueError):
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """` Did you mean …?` for the most similar of `words`, to be put after a sentence; empty where none is similar."""
+    """` Did you mean …?` with the most similar of `words`, to append to a sentence; empty if none is similar."""
     match = nearest(word, words)
     return f" Did you mean `{match}`?" if match else ""
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The most similar of `words`, or None where none is similar."""
+    """The most similar of `words`; None if none is similar."""
     return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)), None)
 
 
@@ -49,7 +49,7 @@ def expanded(path: str | Path) -> Path:
     """`path` with `~` and `~user` expanded.
 
     Raises:
-        InputError: there is no such user, or no system has such a path.
+        InputError: the user does not exist, or no system can have such a path.
     """
     try:
         expanded_path = Path(path).expanduser()

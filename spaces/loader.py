@@ -1,4 +1,4 @@
-"""From a file name and `--set` options to a validated `Space`, or to every error at once."""
+"""Loads a space file with `--set` options into a validated `Space`, or reports all its errors at once."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -39,7 +39,7 @@ from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Search, Section, Space, T
 from spaces.yaml_lines import MAX_BYTES, Document, parse
 
 SHIPPED_FOLDER = Path(__file__).parent
-# An experiment's own, with every default written out.
+# Space file in an experiment's folder, with all defaults written out.
 EXPERIMENT_FILE = "experiment.yaml"
 
 TOP_LEVEL = (*SECTIONS, "space", "baseline")
@@ -66,10 +66,10 @@ def load_space(space: str, overrides: Iterable[str] = ()) -> Space:
 
     Args:
         space: a path, or the name of a shipped file such as `quickstart`.
-        overrides: `section.key=value` each, the value written as in YAML; they win over the file.
+        overrides: `section.key=value` each, with the value in YAML; they replace values of the file.
 
     Raises:
-        InputError: every finding, each with the line of the file or the `--set` that it is about.
+        InputError: all problems, each with its line of the file or its `--set`.
     """
     path = find_space(space)
     document = parse(_read(path), path.name)
@@ -83,21 +83,21 @@ def space_from_text(text: str, source: str, name: str, overrides: Iterable[str] 
 
     Args:
         text: the YAML.
-        source: where it comes from, for messages.
-        name: of the space.
-        overrides: as in `load_space`.
+        source: name of the text's origin, for messages.
+        name: name of the space.
+        overrides: see `load_space`.
 
     Raises:
-        InputError: every finding.
+        InputError: all problems.
     """
     return _validated(parse(text, source), source, name, overrides)
 
 
 def _validated(document: Document, source: str, name: str, overrides: Iterable[str]) -> Space:
     for key in RENAMED_KEYS:
-        section, _, name = key.partition(".")
+        section, _, old = key.partition(".")
         values = document.content.get(section)
-        if isinstance(values, dict) and name in values and Path(source).name != EXPERIMENT_FILE:
+        if isinstance(values, dict) and old in values and Path(source).name != EXPERIMENT_FILE:
             warn_once(f"{source}: {renamed_sentence(key)}")
     finder = _Overridden(replace(document, content=with_present_names(document.content)), source)
     finder.apply(overrides)
@@ -105,10 +105,10 @@ def _validated(document: Document, source: str, name: str, overrides: Iterable[s
 
 
 def find_space(space: str) -> Path:
-    """The file that `space` names: a path, or else a shipped name.
+    """Find the file of a shipped name, a path, or an experiment's folder.
 
     Raises:
-        InputError: there is none.
+        InputError: `space` is none of these.
     """
     if space in shipped_spaces():
         return SHIPPED_FOLDER / f"{space}.yaml"
@@ -123,7 +123,7 @@ def find_space(space: str) -> Path:
 
 
 def dump_space(space: Space) -> str:
-    """YAML text that `load_space` reads back to an equal space (but for its name)."""
+    """YAML text from which `load_space` reads an equal space, except for the name."""
     return str(yaml.safe_dump(space.as_dict(), sort_keys=False, allow_unicode=True))
 
 
@@ -134,7 +134,7 @@ def _space_name(path: Path) -> str:
 
 def _read(path: Path) -> str:
     try:
-        # An experiment's own may have come from elsewhere; any other file is the user's choice.
+        # An experiment's folder may come from another user, so its file must not be a link.
         return read_plain(path, MAX_BYTES, follow_links=path.name != EXPERIMENT_FILE).decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text, but a space must be a YAML file.") from None
@@ -149,7 +149,7 @@ def _unknown(key: str, what: str, known: Iterable[str]) -> str:
 
 
 def _with_section(key: str) -> str:
-    """Advice for a key that was given without its section: ` Write training.max_epochs.`, or an empty text."""
+    """Advice for a key without its section, such as ` Write training.max_epochs.`; empty if no key is similar."""
     keys = [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
     keys += [(section, name) for section in ("space", "baseline") for name in HYPERPARAMETER_NAMES]
     match = nearest(key, {name for _, name in keys})
@@ -158,7 +158,7 @@ def _with_section(key: str) -> str:
 
 
 class _Overridden:
-    """A document with `--set` options laid over it, which still knows where each value came from."""
+    """A document with `--set` options applied, which keeps the origin of each value."""
 
     def __init__(self, document: Document, source: str) -> None:
         self.content = document.content
@@ -205,14 +205,14 @@ class _Overridden:
         return None
 
     def _drop_from_training(self, name: str) -> None:
-        # A parameter that an option puts into `space` is not what the file's `training` says for all trials.
+        # An option that searches a parameter replaces the fixed value in the file's `training`.
         training = self.content.get("training")
         if isinstance(training, dict) and ("training", name) not in self._option_of:
             training.pop(name, None)
 
 
 def _with_grace(training: Section | None, search: Section | None) -> Section | None:
-    """With the default grace period, which hangs on another section: one rung, a reduction before the end."""
+    """Set the default grace period, which depends on `training`: one rung at `max_epochs / reduction_factor`."""
     if not isinstance(training, Training) or not isinstance(search, Search):
         return search
     share, rest = divmod(training.max_epochs, search.reduction_factor)
@@ -222,13 +222,13 @@ def _with_grace(training: Section | None, search: Section | None) -> Section | N
 
 
 class _Validation:
-    """Collects every finding of one file before it gives up."""
+    """Validates one document and collects all problems before it raises an error."""
 
     def __init__(self, source: _Overridden) -> None:
         self._source = source
         self._content = source.content
         self._findings: list[tuple[str, str]] = []
-        # Keys without a value that rules across keys could use.
+        # Keys without a valid value, which rules across keys must not use.
         self._unusable: set[tuple[str | int, ...]] = set()
 
     def run(self, name: str) -> Space:
@@ -277,12 +277,12 @@ class _Validation:
     def _usable_part(
         self, key: str, model: type[Section], raw: Any, errors: Mapping[tuple[str | int, ...], list[ErrorDetails]]
     ) -> Section | None:
-        """The section without its wrong keys, so that rules across keys can be checked beside other errors."""
+        """The section without its invalid keys, so that rules across keys can still be checked."""
         if not isinstance(raw, dict):
             return None
         wrong = {str(location[0]) for location in errors if location}
         for name in wrong - model.model_fields.keys():
-            # A misspelt key leaves the value of the key that was meant unknown.
+            # The user probably meant the nearest key, so its value is unknown too.
             self._unusable.add((key, nearest(name, model.model_fields) or name))
         try:
             return model.model_validate({name: value for name, value in raw.items() if name not in wrong})
@@ -290,7 +290,7 @@ class _Validation:
             return None
 
     def _can_use(self, *keys: str) -> bool:
-        """Whether `section.key` has, for each of `keys`, a value that is right or left out."""
+        """Whether none of `keys`, such as `search.trials`, has an invalid value."""
         return not any(tuple(key.split(".")) in self._unusable for key in keys)
 
     def _parameters(self) -> dict[str, Parameter]:
@@ -380,7 +380,7 @@ class _Validation:
         return Hyperparameters() if self._findings else Hyperparameters(**values)  # type: ignore[arg-type]
 
     def _baseline_section(self) -> dict[str, Any] | None:
-        """What the file gives as `baseline`; None where it is not a section."""
+        """Content of `baseline`; empty if it is missing, None if it is not a section."""
         raw = self._content.get("baseline")
         if raw is None:
             return {}
@@ -447,7 +447,7 @@ def _described(parameter: Parameter) -> str:
 
 
 def _by_key(errors: Iterable[ErrorDetails], model: type[Section]) -> dict[tuple[str | int, ...], list[ErrorDetails]]:
-    # A value that fits no member of a union is reported once a member; a reader wants it once.
+    # pydantic reports a value that fits no member of a union once per member: group these errors by key.
     grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for details in errors:
         depth = 2 if _inner_section(model, details["loc"]) else 1
@@ -456,7 +456,7 @@ def _by_key(errors: Iterable[ErrorDetails], model: type[Section]) -> dict[tuple[
 
 
 def _inner_section(model: type[Section], location: tuple[str | int, ...]) -> type[Section] | None:
-    """The section that a key of a section is itself, as `track.mlflow` is."""
+    """The nested section at a key, such as `track.mlflow`; None if the key holds a plain value."""
     field = model.model_fields.get(str(location[0])) if location else None
     kinds = (field.annotation, *get_args(field.annotation)) if field else ()
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)

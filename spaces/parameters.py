@@ -1,27 +1,28 @@
-"""What may be searched: hyperparameters, their limits, and the five ways to give one in a space."""
+"""Hyperparameters, their limits, and the five forms in which a space gives their values."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from spaces.errors import did_you_mean
 from spaces.printable import shortened
 
 Number = int | float
+_Bound = TypeVar("_Bound", int, float)
 
-# A longer text is not taken for a number.
+# Most characters of a text that may be a number.
 MOST_DIGITS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The values that a hyperparameter can take at all, whatever a space says.
+    """Valid values of a hyperparameter in any space.
 
     Attributes:
-        low, high: the ends, in the parameter's own unit.
-        includes_low, includes_high: whether an end itself is allowed.
-        whole: True for counts, which are `int`.
+        low, high: bounds, in the unit of the hyperparameter.
+        includes_low, includes_high: whether the bound itself is valid.
+        whole: whether values are whole numbers (`int`).
     """
 
     low: float
@@ -57,17 +58,17 @@ LIMITS: Mapping[str, Limits] = {
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """One complete configuration; the defaults are the original hand-picked ones.
+    """One complete configuration. The defaults are the original hand-picked values.
 
     Attributes:
-        lr: SGD's learning rate in the first epoch.
-        momentum: SGD's momentum.
-        gamma: factor by which StepLR multiplies the learning rate.
-        step_size: epochs between two such multiplications.
+        lr: learning rate of SGD in the first epoch.
+        momentum: momentum of SGD.
+        gamma: factor of each decay of the learning rate.
+        step_size: epochs between two decays.
         flip_p, shift_scale_rotate_p, coarse_dropout_p: probability of each augmentation, per image.
-        batch_size: images a step.
-        dropout: probability that `Dropout` zeroes a unit.
-        weight_decay: SGD's L2 penalty.
+        batch_size: images per step.
+        dropout: probability that dropout zeroes a unit.
+        weight_decay: L2 penalty of SGD.
     """
 
     lr: float = 0.05
@@ -89,10 +90,10 @@ class Hyperparameters:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Hyperparameters":
-        """Make one from a dict that came from outside (YAML, JSON, Ray).
+        """Make a configuration from a dict of an external source (YAML, JSON, Ray).
 
         Raises:
-            ValueError: a name is unknown, or a value is not allowed.
+            ValueError: a name is unknown, or a value is not valid.
         """
         unknown = set(values) - set(LIMITS)
         if unknown:
@@ -100,7 +101,7 @@ class Hyperparameters:
         return cls(**values)
 
     def as_dict(self) -> dict[str, Number]:
-        # Not `asdict`, which copies each value: a leaderboard asks every trial.
+        # Faster than `asdict`, which copies each value; a leaderboard calls this for every trial.
         return {name: getattr(self, name) for name in HYPERPARAMETER_NAMES}
 
 
@@ -108,50 +109,38 @@ HYPERPARAMETER_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Hyp
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform:
-    """Any number between `low` and `high`, all equally likely."""
-
-    low: float
-    high: float
+class _Range(Generic[_Bound]):
+    low: _Bound
+    high: _Bound
 
     def contains(self, value: Number) -> bool:
         return self.low <= value <= self.high
 
-    def as_yaml(self) -> dict[str, list[float]]:
-        return {"uniform": [self.low, self.high]}
+    def as_yaml(self) -> dict[str, list[_Bound]]:
+        return {type(self).__name__.lower(): [self.low, self.high]}
 
 
-@dataclass(frozen=True, slots=True)
-class LogUniform:
-    """Any number between `low` and `high`, all orders of magnitude equally likely."""
+class Uniform(_Range[float]):
+    """A number between `low` and `high`, uniformly distributed."""
 
-    low: float
-    high: float
-
-    def contains(self, value: Number) -> bool:
-        return self.low <= value <= self.high
-
-    def as_yaml(self) -> dict[str, list[float]]:
-        return {"loguniform": [self.low, self.high]}
+    __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RandInt:
-    """A whole number from `low` to `high`; both ends are included."""
+class LogUniform(_Range[float]):
+    """A number between `low` and `high`, whose logarithm is uniformly distributed."""
 
-    low: int
-    high: int
+    __slots__ = ()
 
-    def contains(self, value: Number) -> bool:
-        return self.low <= value <= self.high
 
-    def as_yaml(self) -> dict[str, list[int]]:
-        return {"randint": [self.low, self.high]}
+class RandInt(_Range[int]):
+    """A whole number from `low` to `high`, including both, uniformly distributed."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of `options`, without an order between them."""
+    """One of `options`, which have no order."""
 
     options: tuple[Number, ...]
 
@@ -182,18 +171,18 @@ KINDS = ("uniform", "loguniform", "randint", "choice")
 
 
 class ParameterError(ValueError):
-    """The text after the parameter's name in a message about it."""
+    """Invalid parameter. The message continues a sentence that starts with the parameter's name."""
 
 
 def parse_parameter(name: str, raw: Any) -> Parameter:
-    """Turn what a space says of the hyperparameter `name` into its typed form.
+    """Parse the YAML value of the hyperparameter `name`.
 
     Args:
-        name: one of `LIMITS`.
-        raw: as YAML gives it: a number, or a mapping of one of `KINDS` to a list.
+        name: a key of `LIMITS`.
+        raw: a number, or a mapping of one of `KINDS` to a list.
 
     Raises:
-        ParameterError: what is wrong, and what to do.
+        ParameterError: `raw` is not valid.
     """
     if isinstance(raw, list):
         _refuse_bare_list(name, raw)
@@ -210,7 +199,7 @@ def parse_parameter(name: str, raw: Any) -> Parameter:
 
 
 def out_of_limits(name: str, value: Any, limits: Limits | None = None) -> str | None:
-    """The complete sentence against `value` for the hyperparameter `name`, or None if it is allowed."""
+    """Message about an invalid `value` of the hyperparameter `name`; None if it is valid."""
     try:
         _checked(name, value, limits)
     except ParameterError as error:
@@ -219,7 +208,7 @@ def out_of_limits(name: str, value: Any, limits: Limits | None = None) -> str | 
 
 
 def _refuse_bare_list(name: str, values: list[Any]) -> NoReturn:
-    """Say how a list of values must be written, or what is wrong with the values themselves."""
+    """Raise an error that says how to write the list, or which of its values are not valid."""
     kind = "choice" if len(values) != 2 else "randint" if LIMITS[name].whole else "uniform"
     parse_parameter(name, {kind: values})
     written = shortened("{" + f"{kind}: {values}" + "}")
@@ -268,10 +257,10 @@ def _checked(name: str, value: Any, limits: Limits | None = None) -> Number:
 
 
 def as_number(value: Any) -> Number:
-    """`value` itself if it is a finite number.
+    """Return `value` if it is a finite number.
 
     Raises:
-        ParameterError: it is not; says so for the exponents that YAML 1.1 reads as text.
+        ParameterError: `value` is not a finite number, or is an exponent that YAML 1.1 reads as text.
     """
     if isinstance(value, str) and looks_like_exponent(value):
         raise ParameterError(
@@ -286,7 +275,7 @@ def as_number(value: Any) -> Number:
 
 
 def looks_like_exponent(text: str) -> bool:
-    """Whether `text` is a number to a person (`1e-3`), though YAML 1.1 makes it a string."""
+    """Whether `text` is a number with an exponent (`1e-3`) that YAML 1.1 reads as text."""
     try:
         return len(text) <= MOST_DIGITS and "e" in text.lower() and math.isfinite(float(text))
     except ValueError:
@@ -294,16 +283,16 @@ def looks_like_exponent(text: str) -> bool:
 
 
 def shorten(value: Any, limit: int = 60) -> str:
-    """`repr` for a message on one line: printable, and cut to `limit` characters."""
+    """Printable `repr` on one line, cut to `limit` characters."""
     try:
         text = repr(value) if str(value).isprintable() else ascii(value)
-    except ValueError:  # Python writes out no whole number of over 4,300 digits
+    except ValueError:  # Python refuses to convert integers of over 4,300 digits
         return "a number of thousands of digits"
     return shortened(text, limit)
 
 
 def as_yaml_numbers(text: str) -> str:
-    """How to write `text`, a number with an exponent, so that YAML reads a number: `0.01 or 1.0e-2`."""
+    """Spellings of `text`, a number with an exponent, that YAML reads as a number: `0.01 or 1.0e-2`."""
     mantissa, _, exponent = text.lower().partition("e")
     mantissa = mantissa if "." in mantissa else mantissa + ".0"
     sign = "" if exponent[:1] in "+-" else "+"

@@ -1,7 +1,7 @@
-"""Opens files that somebody else may have made: plain ones only, and no more of them than was agreed.
+"""Opens files of untrusted folders: regular files only, up to a given size.
 
-A folder from elsewhere can hold symbolic links to files of its reader, FIFOs that nobody writes to, and files
-without an end. Nothing of that is read, written or waited for.
+A folder from another user can hold symbolic links to the reader's own files, FIFOs without a writer, and endless
+files. The functions here refuse them, and never wait for them.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 
 from spaces.errors import InputError
 
-# Far more than Ray or we make; removing a folder recurses once a level.
+# Deepest allowed nesting, far above that of Ray's folders; removing a folder recurses once per level.
 MAX_DEPTH = 32
 MIB = 2**20
 
@@ -30,18 +30,18 @@ _LINK = "is a symbolic link, but must be a file of its own. Replace it by what i
 
 
 def open_plain(path: Path, mode: Mode = "rb", follow_links: bool = False) -> IO[Any]:
-    """Open a plain file, never waiting for it; writing modes refuse files that have a second name.
+    """Open a regular file without blocking. Writing modes refuse files with several hard links.
 
     Args:
-        path: links in its folders are followed: where those may come from elsewhere, look at them first.
-        mode: as `open` has it.
-        follow_links: whether `path` itself may be a symbolic link, as it may where the user named it.
+        path: file to open. Links in its parent folders are followed; check untrusted folders first.
+        mode: mode of `open`.
+        follow_links: whether `path` itself may be a symbolic link, for paths that the user named.
 
     Raises:
-        InputError: it is a symbolic link, FIFO, socket, device or folder.
-        OSError: it is not there, or must not be opened.
+        InputError: the path is a symbolic link, FIFO, socket, device or folder.
+        OSError: the file does not exist or cannot be opened.
     """
-    # Without O_NONBLOCK, to open a FIFO is to wait for somebody at its other end.
+    # Without O_NONBLOCK, opening a FIFO waits for a process at its other end.
     flags = _FLAGS[mode] | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     try:
         handle = os.open(path, flags, 0o666)
@@ -60,14 +60,14 @@ def open_plain(path: Path, mode: Mode = "rb", follow_links: bool = False) -> IO[
 
 
 def read_plain(path: Path, max_bytes: int, follow_links: bool = False) -> bytes:
-    """The content of a plain file.
+    """Read a regular file.
 
     Raises:
-        InputError: it is not plain (see `open_plain`), or has more than `max_bytes`.
-        OSError: it cannot be read.
+        InputError: the file is not regular (see `open_plain`), or is larger than `max_bytes`.
+        OSError: the file cannot be read.
     """
     with open_plain(path, follow_links=follow_links) as file:
-        # Python excludes as much memory as it is asked to read; the files of /proc say that they are empty.
+        # Python allocates as much memory as it is asked to read. Files in /proc report a size of 0.
         size = os.fstat(file.fileno()).st_size or max_bytes
         content: bytes = file.read(min(size, max_bytes) + 1)
     if len(content) > max_bytes:
@@ -77,9 +77,9 @@ def read_plain(path: Path, max_bytes: int, follow_links: bool = False) -> bytes:
 
 
 def must_hold_plain_files(folder: Path) -> None:
-    """Raise InputError if `folder` holds, however deep, anything but folders and plain files.
+    """Raise InputError if `folder` contains, at any depth, anything but folders and regular files.
 
-    What is written or removed in a folder that passed lies in that folder; it may itself be a symbolic link.
+    Writing or removing files in a folder that passed cannot affect other folders. `folder` may be a symbolic link.
     """
     waiting = [(folder, 1)]
     while waiting:
@@ -94,7 +94,7 @@ def must_hold_plain_files(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
-    """What lies in a folder, with its mode; what is removed meanwhile is passed over."""
+    """Entries of a folder with their modes; entries that are removed meanwhile are skipped."""
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Text from files on a terminal: it shows itself, and commands nothing."""
+"""Makes text from files safe to print on a terminal."""
 
 import functools
 import shlex
@@ -6,10 +6,10 @@ import sys
 
 
 def printable(text: object) -> str:
-    """`text` on one line, with everything that does not show replaced by its escape, such as `\\x1b` or `\\u202e`.
+    """`text` on one line, with each non-printable character replaced by its escape, such as `\\x1b` or `\\u202e`.
 
-    Names of folders, classes and files, and sentences from a journal, may hold sequences that move the cursor,
-    hide what follows or turn its direction; and bytes that no encoding can print.
+    Names of folders, classes and files, and sentences of a journal, may include sequences that move the cursor, hide
+    text or reverse its direction, and bytes that cannot be encoded.
     """
     return "".join(character if character.isprintable() else _escape(character) for character in str(text))
 
@@ -21,7 +21,7 @@ def shortened(text: object, limit: int = 60) -> str:
 
 
 def shell_word(text: object) -> str:
-    """`text` as one word of a command line that a user may copy: quoted where a shell would see more in it."""
+    """`text` as one word of a command line that a user may copy, quoted if necessary."""
     return shlex.quote(printable(text))
 
 

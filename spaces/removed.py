@@ -1,7 +1,7 @@
 """Keys that space files had in earlier versions.
 
-A renamed key is read under its old name. A removed key is refused where a user writes it, and left out where an
-experiment wrote its default.
+A renamed key is still read under its old name. A removed key is refused in a user's file, and ignored in an
+experiment's file if it has its old default.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RemovedKey:
-    """A key that no section has any more.
+    """A key that was removed.
 
     Attributes:
-        default: its value where a user said nothing; experiments have it written out.
-        reason: why it was removed, or what happens in its place.
+        default: its old default, which experiments have written out.
+        reason: reason of the removal, or the behaviour that replaced it.
     """
 
     default: Any
@@ -32,16 +32,16 @@ RENAMED_KEYS: Mapping[str, str] = {"search.explore": "search.audit_fraction"}
 
 
 def removed_sentence(key: str) -> str:
-    """What to tell a user who gives the removed `key`."""
+    """Message for a user who gives the removed `key`."""
     return f"`{key}` was removed: {REMOVED_KEYS[key].reason}. Take the line out."
 
 
 def with_current_keys(content: Mapping[str, Any], defaults_only: bool = False) -> dict[str, Any]:
-    """A space as a dict, with renamed keys under their present names and without removed keys.
+    """A space as a dict, with renamed keys under their current names and without removed keys.
 
     Args:
         content: sections by name; a value that is not a section stays as it is.
-        defaults_only: keep removed keys whose value is not the old default.
+        defaults_only: keep removed keys with another value than the old default.
     """
     kept = with_present_names(content)
     for key, removed in REMOVED_KEYS.items():
@@ -53,7 +53,7 @@ def with_current_keys(content: Mapping[str, Any], defaults_only: bool = False) -
 
 
 def with_present_names(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a space as a dict, with renamed keys under their present names; order is kept."""
+    """A copy of a space as a dict, with renamed keys under their current names, in the same order."""
     kept = {name: dict(section) if isinstance(section, dict) else section for name, section in content.items()}
     for old, new in RENAMED_KEYS.items():
         section, _, name = old.partition(".")
@@ -65,5 +65,5 @@ def with_present_names(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_sentence(key: str) -> str:
-    """What to tell a user who gives the renamed `key`."""
+    """Message for a user who gives the renamed `key`."""
     return f"`{key}` is called `{RENAMED_KEYS[key]}` now; it is read as that."

@@ -9,41 +9,41 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spaces.parameters import Fixed, Hyperparameters, Number, Parameter, Searched
 
-# The network shrinks an image by 16 pixels; a test holds this number against the network itself.
+# The network shrinks an image by 16 pixels; a test compares this number with the network.
 SMALLEST_IMAGE_PX = 17
 LARGEST_IMAGE_PX = 1024
 MOST_TRIALS = 1_000_000
 
 _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCII)
 
-# No user's name and password: the file stays with the experiment.
+# URIs without a user's name and password, because the file stays with the experiment.
 _TRACKING_URI = re.compile(r"https?://[^@\s/?#]+(/[^@\s]*)?|sqlite:///[^?#\s]+", re.ASCII)
 
 Precision = Literal["fp32", "bf16"]
 
 
 class Section(BaseModel):
-    """Refuses unknown keys and silent conversions (no `"3"` or `true` for 3).
+    """Base of all sections: refuses unknown keys and implicit conversions (such as `"3"` or `true` for 3).
 
-    A validator's ValueError says what the value must be, as in "must be a duration": the loader says the rest.
+    The ValueError of a validator only names the rule, such as "a duration"; the loader adds the rest of the sentence.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Dataset(Section):
-    """Which images, and how they are split.
+    """The images and their split.
 
     Attributes:
-        name: `digits` (embedded), `cifar10` (torchvision's) or `folder` (`train/<class>/*`, `test/<class>/*`).
-        root: where the images are; `~` is expanded. None: `cifar10` is in the cache folder. Not used by `digits`.
-        download: whether `cifar10` may be fetched from the network when it is not under `root`.
-        image_size: side of the square that every image is resized to, in pixels.
-        train_limit: take a stratified subset of at most this many training images (validation included); None: all.
-        images_per_epoch: how many images make an epoch; None: each training image once. An epoch may be a part of
-            a pass over the images (the next epoch goes on where it ended) or more than one.
-        validation_fraction: part of those that is held out for validation, per class.
-        split_seed: fixes the subset and the split, for every trial alike.
+        name: `digits` (scikit-learn's), `cifar10` (torchvision's) or `folder` (`train/<class>/*`, `test/<class>/*`).
+        root: folder of the images; `~` is expanded. None: the cache folder, for `cifar10`. `digits` does not use it.
+        download: whether `cifar10` may be downloaded if it is not in `root`.
+        image_size: side of the square to which images are resized, in pixels.
+        train_limit: size of a stratified subset of the training images (with validation); None: all images.
+        images_per_epoch: number of images in an epoch; None: each training image once. An epoch may be a part of a
+            pass over the images (the next epoch continues it) or more than one pass.
+        validation_fraction: share of the images that is held out for validation, per class.
+        split_seed: seed of the subset and of the split, which all trials share.
     """
 
     name: Literal["digits", "cifar10", "folder"]
@@ -57,12 +57,12 @@ class Dataset(Section):
 
 
 class Training(Section):
-    """How one configuration is trained.
+    """Training of one configuration.
 
     Attributes:
-        max_epochs: epochs of a trial that nothing stops; `grace_epochs × reduction_factor^k`, unless ASHA is off.
-        batch_size, dropout, weight_decay: for all trials, unless they stand in `space`.
-        precision: of activations; `auto` is bf16 where the processor has instructions for it.
+        max_epochs: epochs of a completed trial; `grace_epochs × reduction_factor^k`, unless ASHA is off.
+        batch_size, dropout, weight_decay: values for all trials, unless `space` searches them.
+        precision: precision of activations; `auto` is bf16 if the processor has bf16 instructions, otherwise fp32.
     """
 
     max_epochs: int = Field(ge=1, le=100_000)
@@ -73,26 +73,25 @@ class Training(Section):
 
 
 class Search(Section):
-    """How many configurations are tried, who proposes them, and how early weak ones are stopped.
+    """Size of the search, sampler and early stopping.
 
     At least one of `trials`, `epoch_budget` and `time_budget` is given; the first that is reached ends the search.
 
     Attributes:
-        trials: configurations to try, the baseline among them; None: as many as the budgets allow.
-        epoch_budget: start trials until so many epochs have been trained; those that run then go on. Replicates do
-            not count. None: no limit.
-        grace_epochs: ASHA's grace period: epochs that every trial gets, and the first rung. A space file that does not
-            say gets `max_epochs / reduction_factor` where that is whole (`benchmarks.replay` says why).
-        reduction_factor: each further rung lies this many times higher; about one in so many trials passes it.
-        asha: `stop` ends a trial at a rung at once, or never; `promote` lets each pause at a rung and go on
-            when it is among the best there; `off` trains all to the end.
-        sampler: who proposes: `random`, Optuna's `tpe`, or its `gp` (which learns nothing from stopped trials).
-        startup_trials: number of trials, the baseline among them, that are proposed at random before `tpe` or `gp`
-            proposes.
-        seed: of proposals, weights, order of the images, dropout and augmentation.
-        time_budget: stop after this long, such as `30m`, `1h30m` or `90s`; None: no limit.
-        audit_fraction: chance of each trial to be trained to the end whatever a rung says, so that what stopping loses
-            can be measured.
+        trials: number of trials, including the baseline; None: limited by the budgets only.
+        epoch_budget: total number of epochs after which no trial is started or promoted; running trials finish.
+            Epochs of replicates do not count. None: no limit.
+        grace_epochs: epochs that every trial gets, and the first rung of ASHA. Default: `max_epochs /
+            reduction_factor` if that is a whole number, otherwise 1 (see `benchmarks/replay/README.md`).
+        reduction_factor: ratio of epochs between two rungs; about one in `reduction_factor` trials passes a rung.
+        asha: `stop` stops or continues a trial as soon as it reaches a rung; `promote` pauses trials at a rung and
+            resumes the best of them; `off` trains all trials to the end.
+        sampler: `random`, Optuna's `tpe`, or Optuna's `gp` (which does not learn from stopped trials).
+        startup_trials: number of trials, including the baseline, before `tpe` or `gp` replaces random proposals.
+        seed: seed of proposals, weights, order of the images, dropout and augmentation.
+        time_budget: duration after which the search stops, such as `30m`, `1h30m` or `90s`; None: no limit.
+        audit_fraction: probability that a trial is an audit trial, which no rung stops; audit trials measure what
+            early stopping loses.
     """
 
     trials: int | None = Field(default=None, ge=1, le=MOST_TRIALS)
@@ -124,10 +123,10 @@ class Search(Section):
 
     @property
     def most_trials(self) -> int:
-        """How many trials are started at most."""
+        """Largest number of trials that the search can start."""
         if self.trials is not None:
             return self.trials
-        # Each trains an epoch at least. One that fails before would be followed by others for ever.
+        # Each trial trains at least one epoch. The limit also ends a search in which all trials fail before that.
         return MOST_TRIALS if self.epoch_budget is None else min(MOST_TRIALS, self.epoch_budget)
 
     @property
@@ -136,12 +135,12 @@ class Search(Section):
 
 
 class Confirm(Section):
-    """How the best trials are trained again, with fresh random streams, before one is called the winner.
+    """Replicates of the best trials: trainings with fresh random streams, before a winner is chosen.
 
     Attributes:
-        top: how many of the best completed trials, the baseline not counted, which always takes part; 0: none.
-        seeds: replicates of each, unless the order is clear before; trials that are tied then get more.
-        budget: epochs that replicates may take, as a share of what the search itself trained.
+        top: number of the best completed trials to replicate, in addition to the baseline; 0: no replicates.
+        seeds: number of replicates per trial; fewer if the order is clear before, more for tied trials.
+        budget: largest number of epochs of replicates, as a share of the epochs of the search.
     """
 
     top: int = Field(default=3, ge=0, le=100)
@@ -150,12 +149,12 @@ class Confirm(Section):
 
 
 class Resources(Section):
-    """What the search may use.
+    """Devices and parallel trials of the search.
 
     Attributes:
-        device: `auto` takes CUDA where there is one.
-        trials_at_once: on a CPU; `auto` is one a core.
-        trials_per_gpu: trials that share one GPU; `auto` times a few steps of 1, 2, 4 … at once.
+        device: `auto` is CUDA if torch finds a CUDA device, otherwise the CPU.
+        trials_at_once: number of parallel trials on a CPU; `auto` is one per core.
+        trials_per_gpu: number of trials that share one GPU; `auto` times a few steps of 1, 2, 4 … parallel trials.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -164,12 +163,11 @@ class Resources(Section):
 
 
 class MLflow(Section):
-    """Where MLflow keeps what it is told.
+    """Tracking by MLflow.
 
     Attributes:
-        tracking_uri: of a server, or of an SQLite file of one's own; relative paths are of the folder that the
-            search is started in.
-        experiment_name: in MLflow; None: the experiment's own.
+        tracking_uri: URI of a server or of an SQLite file; relative paths start at the working folder of the search.
+        experiment_name: name of the experiment in MLflow; None: the name of the search's experiment.
     """
 
     tracking_uri: str
@@ -178,19 +176,19 @@ class MLflow(Section):
     @field_validator("tracking_uri")
     @classmethod
     def _must_be_a_server_or_a_file(cls, uri: str) -> str:
-        # MLflow would load a plug-in for any other kind, and this file may have come from elsewhere.
+        # MLflow would load a plug-in for any other scheme, and the space file may be untrusted.
         if not _TRACKING_URI.fullmatch(uri):
             raise ValueError("http://HOST:PORT, https://HOST or sqlite:///PATH, without a name and password")
         return uri
 
 
 class Wandb(Section):
-    """Which project of Weights & Biases is told; its key comes from `wandb login` or WANDB_API_KEY, never from here.
+    """Tracking by Weights & Biases, whose key comes from `wandb login` or WANDB_API_KEY, never from a space file.
 
     Attributes:
-        project: its name.
-        entity: user or team; None: the user's own.
-        mode: `offline` leaves files in `./wandb`, where the search was started, for `wandb sync`.
+        project: name of the project.
+        entity: user or team; None: the user's default.
+        mode: `offline` writes files to `./wandb` in the working folder of the search, for `wandb sync`.
     """
 
     project: str = Field(min_length=1, max_length=128)
@@ -199,11 +197,11 @@ class Wandb(Section):
 
 
 class Track(Section):
-    """What else is told of each epoch of each trial and replicate.
+    """Trackers that receive each epoch of each trial and replicate.
 
     Attributes:
-        tensorboard: event files in the experiment's `ray/`, for `tensorboard --logdir`.
-        mlflow, wandb: None: not used.
+        tensorboard: whether to write event files to the experiment's `ray/`, for `tensorboard --logdir`.
+        mlflow, wandb: settings of the tracker; None: not used.
     """
 
     tensorboard: bool = True
@@ -211,7 +209,7 @@ class Track(Section):
     wandb: Wandb | None = None
 
 
-# Sections that a file may leave out.
+# Sections that a file may omit.
 OPTIONAL_SECTIONS = frozenset({"confirm", "resources", "track"})
 SECTIONS: Mapping[str, type[Section]] = {
     "dataset": Dataset,
@@ -225,12 +223,12 @@ SECTIONS: Mapping[str, type[Section]] = {
 
 @dataclass(frozen=True)
 class Space:
-    """A whole space file, validated.
+    """A validated space file.
 
     Attributes:
-        name: the file's name without its ending; for names of experiments and messages only.
-        parameters: for each hyperparameter that the file gives, what is searched.
-        baseline: the hand-picked configuration that runs first and to the end.
+        name: name of the file without its suffix, for names of experiments and messages only.
+        parameters: the hyperparameters that the file gives, searched or fixed, by name.
+        baseline: the hand-picked configuration, which is the first trial and always completes.
     """
 
     name: str
@@ -245,7 +243,7 @@ class Space:
 
     @property
     def searched(self) -> dict[str, Searched]:
-        """The parameters that a sampler decides, in the file's order."""
+        """The parameters that the sampler proposes, in the order of the file."""
         return {name: p for name, p in self.parameters.items() if not isinstance(p, Fixed)}
 
     @property
@@ -256,7 +254,7 @@ class Space:
         return rung_epochs(self.search.grace_epochs, self.search.reduction_factor, self.training.max_epochs)
 
     def complete(self, suggested: Mapping[str, Number]) -> Hyperparameters:
-        """The whole configuration for what a sampler suggested.
+        """The complete configuration for a proposal of the sampler.
 
         Args:
             suggested: a value for each of `searched`.
@@ -272,11 +270,11 @@ class Space:
         return Hyperparameters.from_mapping({**self.baseline.as_dict(), **suggested})
 
     def baseline_suggestion(self) -> dict[str, Number]:
-        """The baseline's values of the searched parameters."""
+        """Values of the searched parameters in the baseline."""
         return {name: getattr(self.baseline, name) for name in self.searched}
 
     def as_dict(self) -> dict[str, Any]:
-        """The file's content with every default written out, ready for YAML.
+        """Content of the file for YAML, with all defaults written out.
 
         Each hyperparameter has exactly one source: a fixed value in `space`, a value in `training`, or `baseline`.
         """

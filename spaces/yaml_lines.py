@@ -1,4 +1,4 @@
-"""YAML read safely, with the line of every key."""
+"""Reads YAML safely and records the line of each key."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,10 @@ import yaml
 from spaces.errors import InputError
 from spaces.printable import shortened
 
-# Far above any real space; they keep hostile files from taking time or stack.
+# Limits against malicious files; real spaces are far smaller.
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 8
-# Characters of PyYAML's own messages, which can hold parts of the file.
+# Most characters of PyYAML's messages, which can include parts of the file.
 MOST_SHOWN = 200
 
 Path = tuple[str | int, ...]
@@ -19,18 +19,18 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML mapping and where its parts stand.
+    """A YAML mapping with line numbers.
 
     Attributes:
         content: plain dicts, lists and scalars.
-        lines: for the path of each key or list item, its line, counted from 1.
+        lines: line of each key or list item by its path, counted from 1.
     """
 
     content: dict[str, Any]
     lines: dict[Path, int]
 
     def line_of(self, path: Path) -> int:
-        """The line of `path`, or of the nearest part around it that the file has."""
+        """Line of `path`, or of its nearest enclosing part in the file."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -40,13 +40,13 @@ def parse(text: str, source: str) -> Document:
     """Read one YAML mapping; aliases, tags, repeated keys and deep nesting are refused.
 
     Args:
-        text: the file's content.
-        source: the file's name, for messages.
+        text: content of the file.
+        source: name of the file, for messages.
 
     Raises:
-        InputError: one line a finding.
+        InputError: one line per problem.
     """
-    # A command line can hold bytes that are no text; YAML refuses them below.
+    # A command line can include undecodable bytes; YAML refuses them below.
     if len(text.encode(errors="surrogatepass")) > MAX_BYTES:
         raise InputError(f"{source}: is over {MAX_BYTES // 1024} KiB, but a space file must be smaller.")
     try:
