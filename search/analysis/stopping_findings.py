@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from search.analysis.cost import expected_epochs, expected_search
 from search.analysis.findings import Finding
 from search.analysis.ranking import rank
-from search.analysis.rung_correlation import (
+from search.analysis.rung_statistics import (
     MIN_TRIALS,
     Correlation,
     Losses,

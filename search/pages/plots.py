@@ -16,7 +16,7 @@ from optuna.visualization import plot_optimization_history
 
 from search.analysis.columns import short, short_name
 from search.analysis.importance import Importance
-from search.analysis.rung_survival import RungSurvival
+from search.analysis.rung_statistics import RungSurvival
 from search.experiment.final_results import FinalResults
 from search.experiment.history import Trial
 from search.pages.palette import BLUE, GREY, LINE, MUTED, ORANGE, PAPER, PURPLE, TEXT, Shade

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from search.analysis.importance import MIN_TRIALS, N_SHUFFLED, Importance, importance_at
 from search.analysis.ranking import lead_sentence, n_by_replicates
-from search.analysis.rung_survival import RungSurvival, rung_survival
+from search.analysis.rung_statistics import RungSurvival, rung_survival
 from search.analysis.stopping_findings import savings
 from search.experiment.folder import Experiment
 from search.experiment.manifest import timestamp

@@ -13,7 +13,7 @@ from search.analysis.columns import compact
 from search.analysis.cost import Remaining, recent_epoch_s, remaining
 from search.analysis.ranking import best_accuracy
 from search.experiment.events import Event, ReplicateEnded, TrialEnded
-from search.experiment.history import History, Trial
+from search.experiment.history import History, Replicate, Trial
 from search.policy import budget
 from search.terminal.live_screen import LiveScreen, can_show_screens
 from search.terminal.screen import Glyphs, LogLine, ScreenState, screen

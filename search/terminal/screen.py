@@ -11,7 +11,7 @@ from rich.text import Text
 from search.analysis.columns import compact, counted_replicate_text, exemption
 from search.analysis.cost import Remaining
 from search.analysis.ranking import Ranked, rank
-from search.analysis.rung_survival import rung_survival
+from search.analysis.rung_statistics import rung_survival
 from search.experiment.history import History, Replicate, Trial
 from search.policy.asha import waits_at_rung
 from search.policy.budget import epochs_trained, n_to_start

@@ -10,11 +10,10 @@ import pytest
 from optuna.samplers import RandomSampler
 
 from search.analysis.diagnosis import diagnose, failures, flatness
-from search.analysis.edges import crowded_edges, widened
 from search.analysis.findings import Finding
 from search.analysis.importance import importance_at
-from search.analysis.rung_correlation import expected_losses, first_refusals, rung_correlations, spearman
-from search.analysis.space_findings import divergences, edges, importances
+from search.analysis.rung_statistics import expected_losses, first_refusals, rung_correlations, spearman
+from search.analysis.space_findings import crowded_edges, divergences, edges, importances, widened
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.diagnose import findings_text
 from search.experiment.audits import is_audit

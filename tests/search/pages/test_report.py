@@ -18,7 +18,7 @@ from PIL import Image
 
 from search import report
 from search.analysis.ranking import lead_sentence, rank
-from search.analysis.rung_survival import rung_survival
+from search.analysis.rung_statistics import rung_survival
 from search.experiment.events import TrialEnded, TrialStarted
 from search.experiment.folder import Experiment
 from search.pages.palette import (

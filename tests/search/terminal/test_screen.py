@@ -11,7 +11,7 @@ from rich.console import Console
 
 from search.analysis.cost import recent_epoch_s, remaining
 from search.analysis.ranking import rank
-from search.analysis.rung_survival import rung_survival
+from search.analysis.rung_statistics import rung_survival
 from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
 from search.experiment.history import History, Trial
 from search.policy.asha import waits_at_rung
