@@ -68,7 +68,7 @@ def _watch(options: argparse.Namespace) -> int:
     if not experiment.is_live():
         code = _print(options, experiment)
         where = shell_word(experiment.location)
-        print(f"\nNo process searches in {where} now. Go on with: {resume_line(experiment)}")
+        print(f"\nNo process searches in {where} now. Resume with: {resume_line(experiment)}")
         return code
     try:
         watch(experiment, console)

@@ -45,14 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="ADDRESS",
         help="run the trials on a Ray cluster: `auto` on a machine of it, or HOST:PORT of its head (default: here)",
     )
-    resume = parser.add_argument("--resume", metavar="NAME", help="go on with an experiment where it was")
+    resume = parser.add_argument("--resume", metavar="NAME", help="resume an experiment where it stopped")
     completed(resume, complete_experiments)
     parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: so many more than it had")
     parser.add_argument("--add-epochs", type=int, metavar="N", help="with --resume: so much more epoch budget")
     parser.add_argument(
         "--allow-changed-space",
         action="store_true",
-        help="with --resume: go on although SPACE, --set or experiment.yaml changed what is searched",
+        help="with --resume: resume although SPACE, --set or experiment.yaml changed what is searched",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what it will cost, and stop")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
@@ -87,7 +87,7 @@ def _resume(options: argparse.Namespace, common: dict[str, Any]) -> str:
     given = [option.replace("_", "-") for option in refused if getattr(options, option) is not None]
     if given or options.dry_run:
         raise InputError(
-            f"--resume goes on with the experiment's own settings: it does not take --{(given or ['dry-run'])[0]}. "
+            f"--resume uses the experiment's own settings: it does not take --{(given or ['dry-run'])[0]}. "
             f"More trials: --add-trials N; more epochs: --add-epochs N; other settings: --set SECTION.KEY=VALUE."
         )
     for option, number in (("trials", options.add_trials), ("epochs", options.add_epochs)):

@@ -112,7 +112,7 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
         return state, network, _optimizer_state(tensors, content["optimizer_groups"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(
-            f"{folder}: is a damaged checkpoint ({str(error)[:200]}). Remove it to go on from an earlier one."
+            f"{folder}: is a damaged checkpoint ({str(error)[:200]}). Remove it to resume from an earlier one."
         ) from None
 
 
@@ -137,7 +137,7 @@ def must_fit(network: nn.Module, network_state: StateDict, optimizer_state: Stat
         reason = "it holds values that are not finite"
     else:
         return
-    raise InputError(f"{folder}: is a damaged checkpoint ({reason}). Remove it to go on from an earlier one.")
+    raise InputError(f"{folder}: is a damaged checkpoint ({reason}). Remove it to resume from an earlier one.")
 
 
 def tensors_sha256(folder: Path) -> str:

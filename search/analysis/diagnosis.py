@@ -107,7 +107,7 @@ def flatness(history: History, n_validation: int | None) -> Finding:
     sentence = f"The last third of the {spent} epochs brought the best from {_score_text(before)} to {_score_text(now)}"
     against = f" ({noise_is}: {100 * noise:.2f} points)" if noise else ""
     if gained > (noise or 0.0):
-        advice = "More trials may bring more: go on with --add-trials."
+        advice = "More trials may bring more: resume with --add-trials."
         return Finding("flatness", "change", f"{sentence}{against}: it still improves.", advice, numbers)
     advice = "More trials of this space will bring little: widen it, train longer, or change what is fixed."
     return Finding("flatness", "fine", f"{sentence}{against}: it has flattened.", advice, numbers)

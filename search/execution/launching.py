@@ -185,7 +185,7 @@ def _last_words(launch: Launch, observer: SearchObserver) -> str:
     observer.close()
     address = launch.cluster.address if launch.cluster else None
     more = f" --address {shell_word(address)}" if address else ""
-    return f"nothing is lost. Go on with: {resume_line(experiment, more)}"
+    return f"nothing is lost. Resume with: {resume_line(experiment, more)}"
 
 
 @contextlib.contextmanager
@@ -196,14 +196,14 @@ def _disk_in_one_line(experiment: Experiment) -> Iterator[None]:
     except Exception as error:
         if not (experiment.folder / "journal.jsonl").exists():
             raise RunError(
-                f"{experiment.folder}: its journal was removed while the search ran. Restore the folder, then go on "
+                f"{experiment.folder}: its journal was removed while the search ran. Restore the folder, then resume "
                 f"with: {resume_line(experiment)}"
             ) from error
         full = first_full(experiment.folder, Path(tempfile.gettempdir()))
         if full is None and not is_full_disk(error):
             raise
         raise RunError(
-            f"{full or experiment.folder}: no space left on the disk; what was trained is safe. Make room, then go on "
+            f"{full or experiment.folder}: no space left on the disk; what was trained is safe. Make room, then resume "
             f"with: {resume_line(experiment)}"
         ) from error
 
@@ -259,7 +259,7 @@ def damaged_images(launch: Launch) -> RunError | None:
         open_decoded(launch.data.decoded.folder)
     except InputError as error:
         again = resume_line(launch.experiment)
-        return RunError(f"{error} What was trained is safe. Then go on with: {again}")
+        return RunError(f"{error} What was trained is safe. Then resume with: {again}")
     return None
 
 

@@ -305,8 +305,7 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
     must_be_a_name(name)
     folder = results / name
     taken = InputError(
-        f"--name is {name}, but {folder} exists. Choose another name, or go on with it: "
-        f"{resume_line(Experiment(folder))}"
+        f"--name is {name}, but {folder} exists. Choose another name, or resume it: {resume_line(Experiment(folder))}"
     )
     if folder.exists():
         raise taken

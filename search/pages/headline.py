@@ -90,7 +90,7 @@ def remarks(known: ReportData) -> list[str]:
     if known.is_live:
         found.append("The search was running when this page was made.")
     elif is_unfinished(known):
-        found.append(f"The search is not finished; this goes on with it: {go_on_line(known)}")
+        found.append(f"The search is not finished; this resumes it: {go_on_line(known)}")
     n_aside = len(known.history.trials) - len(known.counting)
     if n_aside:
         lie = "lies" if n_aside == 1 else "lie"

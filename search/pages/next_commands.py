@@ -50,12 +50,12 @@ def _further(known: ReportData) -> Command:
     if known.is_live:
         return Command("Watch it while it runs", command_on("leaderboard", known.experiment, "--watch"))
     if is_unfinished(known):
-        return Command("Go on with this one", go_on_line(known))
+        return Command("Resume this search", go_on_line(known))
     search = known.space.search
     more = "" if search.trials is None else f" --add-trials {MORE_TRIALS}"
     if search.epoch_budget is not None:
         more += f" --add-epochs {math.ceil(MORE_EPOCHS * search.epoch_budget)}"
-    return Command("Go on with this one", f"{go_on_line(known)}{more}")
+    return Command("Resume this search", f"{go_on_line(known)}{more}")
 
 
 def _time_words(known: ReportData) -> str:

@@ -343,7 +343,7 @@ class SearchState:
         if len({_gist(reason) for reason in reasons}) == 1:
             which = "the only trial" if len(reasons) == 1 else f"the first {len(reasons)} trials"
             alike = "" if len(reasons) == 1 else " in the same way"
-            raise RunError(f"{which} failed{alike}: {reasons[0].rstrip('.')}. Mend that, then go on with --resume.")
+            raise RunError(f"{which} failed{alike}: {reasons[0].rstrip('.')}. Mend that, then resume with --resume.")
         self._accept_failures()
 
     def _accept_failures(self) -> None:

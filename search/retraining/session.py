@@ -70,7 +70,7 @@ def retrain_and_test(request: RetrainRequest) -> None:
             try:
                 metrics = _with_progress(errors, plan)
             except KeyboardInterrupt:
-                print(f"Go on with: {same_command(plan, request)}", flush=True)
+                print(f"Resume with: {same_command(plan, request)}", flush=True)
                 raise
         print_result(experiment, metrics)
 
@@ -162,7 +162,7 @@ def _winner(experiment: Experiment, history: History) -> int:
     if not any(trial.status == "completed" for trial in history.counting):
         raise InputError(
             f"{experiment.folder}: no trial has completed, so that there is no winner. "
-            f"Go on with the search ({resume_line(experiment)}), or name one: --trial ID"
+            f"Resume the search ({resume_line(experiment)}), or name one: --trial ID"
         )
     chance = experiment.manifest.data.chance
     ranked = rank(history, chance)

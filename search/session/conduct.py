@@ -69,7 +69,7 @@ def time_left_s(experiment: Experiment, space: Space) -> float | None:
     if left_s <= 0:
         raise InputError(
             f"`search.time_budget` is {space.search.time_budget}, and {used_s:.0f} s are used. "
-            f"Go on with a longer one: --time-budget TIME, counted from the search's start."
+            f"Resume with a longer one: --time-budget TIME, counted from the search's start."
         )
     return left_s
 
@@ -167,7 +167,7 @@ def print_result(experiment: Experiment, end: SearchEnd, address: str | None) ->
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"
         more += f" --address {shell_word(address)}" if address else ""
-        print(f"{reason}; nothing is lost. Go on with: {resume_line(experiment, more)}")
+        print(f"{reason}; nothing is lost. Resume with: {resume_line(experiment, more)}")
     if best_completed(ranked):
         print(f"Next: {command_on('leaderboard', experiment)}")
         print(f"      {command_on('retrain' if winner(ranked) else 'diagnose', experiment)}")

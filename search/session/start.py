@@ -100,7 +100,7 @@ def must_be_new(name: str, results: Path, results_url: str | None) -> None:
         taken, where = RemoteResults(results_url).has(name), below(results_url, name)
     if taken:
         raise InputError(
-            f"--name is {name}, but {where} exists. Choose another name, or go on with it: "
+            f"--name is {name}, but {where} exists. Choose another name, or resume it: "
             f"{command_line('run', '--resume', name, results=results_url or results)}"
         )
 

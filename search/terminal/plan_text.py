@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from search.analysis.cost import Expected
-from search.analysis.estimates import duration_text, size_text
 from search.analysis.plan_cost import PlanCost, audit_epochs
 from search.experiment.manifest import Device
 from search.policy import budget, confirmation
-from spaces.counted import counted
+from spaces.counted import counted, duration_text, size_text
 from spaces.parameters import Fixed
 from spaces.printable import printable
 from spaces.schema import Space

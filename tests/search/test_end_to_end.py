@@ -585,7 +585,7 @@ def test_kill_ends_a_search_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Go on with: python -m search.run --resume tiny" in output
+    assert "Resume with: python -m search.run --resume tiny" in output
     assert json.loads((results / "tiny" / "manifest.json").read_text())["state"] == "interrupted"
     assert list(temporary.iterdir()) == []
     shutil.rmtree(temporary)
@@ -617,7 +617,7 @@ def test_an_ended_retraining_leaves_its_checkpoints_and_the_test_set_unopened(
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert errors == "Interrupted.\n"
-        go_on = r"Go on with: python -m search\.retrain tiny --trial \d --seeds 3 --epochs 500"
+        go_on = r"Resume with: python -m search\.retrain tiny --trial \d --seeds 3 --epochs 500"
         assert re.fullmatch(go_on, output.splitlines()[-1])
     wait_until(lambda: not (list(temporary.iterdir()) or marked_commands(guarded)), 20)
     assert list(folder.glob(".retraining/*/seed_*/checkpoint_*/state.json"))
@@ -652,7 +652,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 130, errors
-        assert "Go on with: python -m search.run --resume tiny" in output
+        assert "Resume with: python -m search.run --resume tiny" in output
         assert errors == ""
         assert list(temporary.iterdir()) == []
     elif how == "power cut":

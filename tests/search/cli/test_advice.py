@@ -108,9 +108,9 @@ def advise_everything(results: Path, space: Space, monkeypatch: pytest.MonkeyPat
         raise InputError("manifest.json: cannot be read")
     with pytest.raises(InputError, match="Start one with"):
         open_experiment(None, results / "empty")
-    with pytest.raises(InputError, match="go on with it"):
+    with pytest.raises(InputError, match="resume it"):
         create_experiment(results, "mine", space, made.manifest)
-    with pytest.raises(InputError, match="go on with it"):
+    with pytest.raises(InputError, match="resume it"):
         start.must_be_new("mine", results, None)
     with pytest.raises(InputError, match="does not say what was searched"):
         resume.changed_space(ResumeRequest(started_s=0.0, results=results, experiment=made), History())

@@ -85,7 +85,7 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
         (
             "run",
             ["--name", "mine"],
-            "Choose another name, or go on with it: python -m search.run --resume mine",
+            "Choose another name, or resume it: python -m search.run --resume mine",
         ),
         ("run", ["--resume", "nobody"], "`nobody` is not an experiment: results/ has mine."),
         ("run", ["--resume", "mine", "--trials", "3"], "does not take --trials. More trials: --add-trials N"),

@@ -68,7 +68,7 @@ def test_a_finished_search_goes_on_with_more_of_what_limits_it(
     tmp_path: Path,
 ) -> None:
     made = finished(tmp_path / "some where", *overrides)
-    program, *words = offered(made, "Go on with this one")
+    program, *words = offered(made, "Resume this search")
     assert program == "search.run"
     assert run_command.main(words) == 0
     ((space, _),) = resumed
@@ -80,11 +80,11 @@ def test_an_unfinished_search_goes_on_without_more(
     resumed: list[tuple[Space, float | None]], tiny_space: Space, tmp_path: Path
 ) -> None:
     made = foreign.make_experiment(tmp_path / "elsewhere", "mine", tiny_space)
-    words = offered(made, "Go on with this one")
+    words = offered(made, "Resume this search")
     assert words == ["search.run", "--resume", "mine", "--results", str(tmp_path / "elsewhere")]
     assert run_command.main(words[1:]) == 0
     assert resumed == [(made.space, None)]
-    assert remarks(read_all(made)) == [f"The search is not finished; this goes on with it: python -m {' '.join(words)}"]
+    assert remarks(read_all(made)) == [f"The search is not finished; this resumes it: python -m {' '.join(words)}"]
 
 
 def test_a_search_without_time_left_goes_on_with_more(
@@ -105,7 +105,7 @@ def test_a_running_search_is_watched_and_a_retraining_is_none(tiny_space: Space,
         assert offered(made, "Watch it while it runs")[0] == "search.leaderboard"
         assert remarks(read_all(made)) == ["The search was running when this page was made."]
         made.write_manifest(made.manifest.model_copy(update={"state": "interrupted"}))
-        assert offered(made, "Go on with this one")[0] == "search.run"
+        assert offered(made, "Resume this search")[0] == "search.run"
 
 
 def test_names_and_places_are_found_again(
@@ -151,6 +151,6 @@ def test_an_experiment_at_a_url_is_named_by_it(
     for command in commands(read_all(remote)):
         assert shlex.split(command.line)[-2:] == ["--results", url], command
     assert load_space(offered(remote, "The same search again")[1]).as_dict() == tiny_space.as_dict()
-    assert run_command.main(offered(remote, "Go on with this one")[1:]) == 0
+    assert run_command.main(offered(remote, "Resume this search")[1:]) == 0
     ((space, _),) = resumed
     assert space.as_dict() == tiny_space.as_dict()

@@ -316,7 +316,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert code == 130
     assert "after whatever ends this, the same command resumes" in output
     again = """--again 'it'"'"'s a test'"""
-    go_on = f"Go on with: python -m search.retrain mine --results {tmp_path}/results --trial 0 --seeds 3 --epochs 2"
+    go_on = f"Resume with: python -m search.retrain mine --results {tmp_path}/results --trial 0 --seeds 3 --epochs 2"
     assert output.splitlines()[-1] == f"{go_on} {again}"
     assert errors.splitlines()[-1] == "Interrupted."
 

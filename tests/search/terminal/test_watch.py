@@ -204,7 +204,7 @@ def test_what_does_not_run_is_shown_once_and_said_not_to(
     assert (code, errors) == (0, "")
     assert "mine: 1 of 8 trials ended\n" in output
     assert output.splitlines()[-1] == (
-        "No process searches in results/mine now. Go on with: python -m search.run --resume mine"
+        "No process searches in results/mine now. Resume with: python -m search.run --resume mine"
     )
     code, output, errors = call("mine", "--watch", "--top", "3")
     assert (code, output) == (2, "")
