@@ -1,4 +1,4 @@
-"""A Ray cluster of this process's own, which leaves nothing behind."""
+"""A private Ray cluster of this process, which leaves no process and no file behind."""
 
 import contextlib
 import logging
@@ -21,20 +21,20 @@ from spaces.errors import RunError, first_line
 from spaces.schema import Space
 from trainable.allocator import ALLOCATOR_ENVIRONMENT
 
-# Objects that we put into Ray's store are small: images are memory-mapped files.
+# Our objects in Ray's store are small: images are memory-mapped files.
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 
-# Of the process that a search runs in.
+# Environment of the process that runs the search.
 DRIVER_ENVIRONMENT = {
-    # No reports to anybody, no second progress display, no handler of Ctrl-C beside ours.
+    # No usage reports, no second progress display, no second handler of Ctrl-C.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     # Traces of calls whose results nobody waits for, as when a search ends early; Tune reports all others.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # After an end, an actor in the middle of an epoch is not waited for.
+    # At the end, do not wait for an actor in the middle of an epoch.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
-    # Trials start together, as many as the searcher gives out; Ray's default is one after the other.
+    # Dispatch as many trials at once as the searcher proposes; Ray's default is one after the other.
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",
     # One log a trial (`result.json`, see `launching`), not the same in three forms.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -46,7 +46,7 @@ DRIVER_ENVIRONMENT = {
 # Of both: trackers that a space may name report to nobody else, and leave the terminal alone.
 _TRACKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 
-# Of the processes that trials run in.
+# Environment of the processes that run trials.
 WORKER_ENVIRONMENT = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     # One thread a trial and a trial a core: more only compete, whatever the user's shell has set.
@@ -64,7 +64,7 @@ _ENVIRONMENT = {
 }
 
 
-# Of a cluster that nobody else gets into, and of which nothing stays.
+# Keep other users out of the cluster.
 _PRIVACY = {
     # All listen on the loopback only, as they do where Ray has no clusters of several machines.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -72,7 +72,7 @@ _PRIVACY = {
     # Processes are known by their environment, over which Ray would write their names.
     "SPT_NOENV": "1",
 }
-# Without one of these, no trial goes on. Their names are Ray's.
+# No trial runs without these; the names are Ray's.
 _NEEDED_PROCESSES = ("raylet", "gcs_server")
 
 # Would be taken instead of the cluster's own token.
@@ -153,7 +153,7 @@ class LocalCluster:
             raise RunError(f"Ray could not be started ({reason}). Try again when the machine is less busy.") from error
         if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
             raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
-        # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
+        # We report failures of trials in our words; the trace lies in the trial's folder.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def what_is_gone(self) -> str | None:
@@ -163,12 +163,12 @@ class LocalCluster:
         return f"Ray's process {dead[0]} is gone (killed, perhaps for its memory)" if dead else None
 
     def log_to(self, path: Path) -> None:
-        """Keep what Ray's C++ code says in this process in `path`, unless it says nothing."""
+        """Keep the log of Ray's C++ code in this process in `path`, unless it is empty."""
         if self._errors:
             self._errors.send_to(path)
 
     def end(self) -> None:
-        """End Ray's processes and give the environment back; nothing where that is done already."""
+        """End Ray's processes and restore the environment; a second call does nothing."""
         self._is_ending = True
         self._started.close()
 

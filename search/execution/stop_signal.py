@@ -30,7 +30,7 @@ class ClusterLostError(BaseException):
 
 
 class StopSignal:
-    """Takes Ctrl-C and `kill` as a wish to end cleanly; a second one ends at once. A context manager.
+    """Treats Ctrl-C and `kill` as a request to end cleanly; a second one ends at once. A context manager.
 
     Within it, a thread watches the command, because the main thread may be in a call to Ray's C++ code that never
     returns. The thread learns of signals from the kernel (`signal.set_wakeup_fd`), and asks every `POLL_S` whether
@@ -38,11 +38,12 @@ class StopSignal:
     last words; whatever it started is ended by its guardian (`search.processes.guarded_folder`).
 
     Args:
-        what_is_gone: asked every `POLL_S` in the thread: why the cluster is gone, as one line, or None. Must not block.
+        what_is_gone: called every `POLL_S` in the thread; returns the reason of the cluster's loss, or None. Must
+            not block.
 
     Attributes:
-        requested: a signal came.
-        lost: why the cluster is gone, as one line; None while it is there.
+        requested: whether a signal was received.
+        lost: reason of the cluster's loss in one line; None while it runs.
     """
 
     def __init__(self, what_is_gone: Callable[[], str | None] = lambda: None) -> None:
@@ -59,9 +60,9 @@ class StopSignal:
         self._wakeup = -1
 
     def listen(self) -> None:
-        """Take the signals; again after something else, such as `ray.init`, has taken them for itself."""
+        """Install the signal handlers; again after other code, such as `ray.init`, has replaced them."""
         for number in self._before:
-            signal.signal(number, self._wish)
+            signal.signal(number, self._request)
 
     def leave_last_words(self, last_words: Callable[[], str]) -> None:
         """Call `last_words` in the watching thread where the command has to be ended: it writes what must be written.
@@ -95,13 +96,13 @@ class StopSignal:
             raise RunError(f"{self.lost}; {self._last_words()}")
 
     def end(self) -> None:
-        """Stop watching: what follows may take as long as it takes."""
+        """Stop watching: the time of the following steps is not limited."""
         if self._wakeup >= 0:
             signal.set_wakeup_fd(-1)
             os.close(self._wakeup)  # the thread reads the end of its pipe
             self._wakeup = -1
 
-    def _wish(self, signal_number: int, frame: FrameType | None) -> None:
+    def _request(self, signal_number: int, frame: FrameType | None) -> None:
         if self._breaks_off:
             self._breaks_off = False
             if self._is_inside_ray:

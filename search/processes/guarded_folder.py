@@ -1,4 +1,4 @@
-"""A command's temporary folder: with the command, however that ends, go the folder and all that was started within."""
+"""A command's temporary folder. However the command ends, the folder and all processes started within are removed."""
 
 import contextlib
 import fcntl
@@ -13,28 +13,28 @@ from pathlib import Path
 from search.processes import guardian
 from trainable.environment import environment_with
 
-# A socket's path has at most 107 bytes, and Ray's below this folder take all that is left.
+# A socket's path has at most 107 bytes, of which Ray's paths below this folder need the rest.
 LONGEST_TEMPORARY_PATH = 26
-# Longer than the guardian is patient itself.
+# Longer than the guardian's own limit.
 GUARDIAN_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedFolder:
-    """A private folder: processes that are started within put their temporary files into `path`."""
+    """A private folder: processes that are started within the block put their temporary files into `path`."""
 
     path: Path
 
 
 @contextlib.contextmanager
 def guarded_folder() -> Iterator[GuardedFolder]:
-    """Make a temporary folder; after the block, or this process's end, it is gone, and so are all processes that were
-    started within the block, and theirs.
+    """Make a temporary folder. After the block or the end of this process, remove it and end all processes started
+    within, with their children.
 
-    `kill -9` of this process, or of all its process group, is an end like any other. Where the guardian is killed as
-    well, the next one in the same temporary folder removes what stayed.
+    This holds for `kill -9` of this process or its process group too. Where the guardian is killed as well, the next
+    guardian in the same temporary folder removes the rest.
 
-    Processes are known by a variable of their environment, which is set here for all that inherit this process's.
+    Processes are recognised by an environment variable, which is set here and inherited.
     """
     temporary = tempfile.gettempdir()
     short = temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp"
@@ -48,14 +48,14 @@ def guarded_folder() -> Iterator[GuardedFolder]:
 
 @contextlib.contextmanager
 def _owned(path: Path) -> Iterator[int]:
-    """Hold the lock that says that somebody looks after a folder; on the folder, where systemd's cleaning heeds it.
+    """Hold the lock that marks a folder as in use; on the folder itself, where systemd's cleaning respects it.
 
     Yields:
         The lock's file descriptor.
     """
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: nobody can take it for forsaken either
+        with contextlib.suppress(OSError):  # without locks, no guardian finds the folder stale either
             fcntl.flock(lock, fcntl.LOCK_EX)
         (path / guardian.OWNER).write_text(str(os.getpid()))
         yield lock
@@ -67,8 +67,8 @@ def _owned(path: Path) -> Iterator[int]:
 def _guarded(path: Path, lock: int) -> Iterator[None]:
     """Start the guardian without waiting for it, and end it by closing its pipe.
 
-    It has a session of its own, so that what is sent to this process's group or terminal does not reach it, and its
-    share of the lock. No child inherits this end of the pipe.
+    The guardian has its own session, so that signals to this process's group or terminal do not reach it, and it
+    inherits the lock. No child inherits this end of the pipe.
     """
     theirs, ours = os.pipe()
     try:
@@ -98,7 +98,7 @@ def _wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
     try:
         was_killed = process.wait(GUARDIAN_PATIENCE_S) != 0
     except subprocess.TimeoutExpired:
-        return  # it goes on alone
+        return  # the guardian finishes alone
     if was_killed:
         guardian.end_marked(path)
 
@@ -107,6 +107,6 @@ def _environment_within(path: Path) -> dict[str, str]:
     return {
         guardian.MARK: str(path),
         "TMPDIR": str(path),
-        # torch makes an empty cache for its compiler wherever it is imported.
+        # Wherever torch is imported, it creates an empty cache for its compiler.
         "TORCHINDUCTOR_CACHE_DIR": f"{path}/inductor",
     }

@@ -1,4 +1,4 @@
-"""What native code writes to this process's standard error: kept in a file, away from the terminal."""
+"""Redirects the standard error of native code in this process to a file, away from the terminal."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ FILE_NAME = "driver.err"
 
 
 class NativeErrors:
-    """Sends file descriptor 2 to a file, while `sys.stderr` still leads to the terminal.
+    """Redirects file descriptor 2 to a file, while `sys.stderr` still writes to the terminal.
 
-    Ray's C++ code writes there whatever log level it is given, and the processes that are started meanwhile inherit it.
+    Ray's C++ code writes to descriptor 2 at every log level, and child processes inherit it.
     """
 
     def __init__(self) -> None:
         self.path: Path | None = None
 
     def send_to(self, path: Path) -> None:
-        """Append to `path` from now on; the file before, if it stayed empty, is removed."""
+        """Append to `path` from now on; remove the previous file if it is empty."""
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         os.dup2(handle, 2)
@@ -30,13 +30,13 @@ class NativeErrors:
 
 @contextlib.contextmanager
 def native_errors_in(path: Path) -> Iterator[NativeErrors]:
-    """Send native code's standard error to `path` within the block; the file is removed if it stays empty."""
+    """Redirect the standard error of native code to `path` within the block; remove the file if it is empty."""
     sys.stderr.flush()
     terminal = os.dup(2)
     before = sys.stderr
     errors = NativeErrors()
     try:
-        # Under pytest, and while a screen is shown, `sys.stderr` leads elsewhere already.
+        # Under pytest, and while a screen is shown, `sys.stderr` is redirected already.
         if _leads_to_descriptor_2():
             sys.stderr = open(terminal, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
         errors.send_to(path)
