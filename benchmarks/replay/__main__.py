@@ -20,7 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.replay.arms import ARMS, REFERENCE_NAMES, Arm
-from benchmarks.replay.searches import N_WORKERS, Replay, replay
+from benchmarks.replay.searches import N_WORKERS, Job, Replay, replay_job, set_surrogates
 from benchmarks.replay.surrogate import MODEL_NAMES, Surrogate, best_model, fit, held_out_scores, ties
 from benchmarks.replay.tables import FOLDER, Table, read_table, stored_tables
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
@@ -33,7 +33,6 @@ from spaces.errors import expanded
 from trainable.files import replacing
 
 EPOCHS = 27
-BUDGET_IN_TRIALS = 40
 # Parts of the budget after which tables give the regret.
 PARTS = (0.25, 0.5, 1.0)
 LEVELS = (1.0, 0.5)
@@ -41,16 +40,6 @@ LEVELS = (1.0, 0.5)
 MOST_FACTOR = 2.0
 SEEDS_PER_JOB = 5
 TOLD_EVERY_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Some seeds of one arm on one table."""
-
-    setting: str
-    arm: Arm
-    seeds: tuple[int, ...]
-    n_workers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +220,8 @@ def _replay_all(jobs: Sequence[Job], surrogates: Mapping[str, Surrogate], at_onc
     n_done, began = 0, time.perf_counter()
     told = began
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(at_once, len(jobs)), context, _take, (dict(surrogates),)) as pool:
-        futures = {pool.submit(_replay_job, job): job for job in jobs}
+    with ProcessPoolExecutor(min(at_once, len(jobs)), context, set_surrogates, (dict(surrogates),)) as pool:
+        futures = {pool.submit(replay_job, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 job = futures[future]
@@ -245,19 +234,6 @@ def _replay_all(jobs: Sequence[Job], surrogates: Mapping[str, Surrogate], at_onc
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     return {key: several for key, several in replays.items() if several}
-
-
-_surrogates: dict[str, Surrogate] = {}
-
-
-def _take(surrogates: dict[str, Surrogate]) -> None:
-    _surrogates.update(surrogates)
-
-
-def _replay_job(job: Job) -> list[Replay]:
-    surrogate = _surrogates[job.setting]
-    budget = BUDGET_IN_TRIALS * surrogate.table.epochs
-    return [replay(job.arm, surrogate, seed, budget, job.n_workers) for seed in job.seeds]
 
 
 # By setting and arm, then by the title of the reference's column.

@@ -25,6 +25,7 @@ from spaces.parameters import Number
 N_WORKERS = 4
 # Largest deviation of an epoch's length, as a share of it.
 JITTER = 0.1
+BUDGET_IN_TRIALS = 40
 METRIC = "validation_accuracy"
 
 
@@ -216,3 +217,29 @@ def drive(searcher: Searcher, surrogate: Surrogate, seed: int, budget: int, n_wo
 
 def _epoch_length(speed: random.Random) -> float:
     return 1 + speed.uniform(-JITTER, JITTER)
+
+
+# Other processes cannot unpickle functions of `__main__`, so these are here.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Some seeds of one arm on one table."""
+
+    setting: str
+    arm: Arm
+    seeds: tuple[int, ...]
+    n_workers: int
+
+
+_surrogates: dict[str, Surrogate] = {}
+
+
+def set_surrogates(surrogates: dict[str, Surrogate]) -> None:
+    """Give a process the surrogates of its jobs, by setting."""
+    _surrogates.update(surrogates)
+
+
+def replay_job(job: Job) -> list[Replay]:
+    """Replay the searches of a job, in the order of its seeds."""
+    surrogate = _surrogates[job.setting]
+    budget = BUDGET_IN_TRIALS * surrogate.table.epochs
+    return [replay(job.arm, surrogate, seed, budget, job.n_workers) for seed in job.seeds]

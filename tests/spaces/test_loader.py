@@ -455,3 +455,7 @@ def with_key(text: str, key: str, value: str) -> tuple[str, int]:
     content.setdefault(section, {})[name] = yaml.safe_load(value)
     written = yaml.safe_dump(content)
     return written, 1 + next(n for n, line in enumerate(written.splitlines()) if line.strip().startswith(f"{name}:"))
+
+
+def test_a_space_keeps_its_name() -> None:
+    assert load_space("quickstart").name == "quickstart"
