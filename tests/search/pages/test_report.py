@@ -16,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from search import Experiment as NotebookExperiment
 from search import report
 from search.analysis.ranking import lead_sentence, rank
 from search.analysis.rung_statistics import rung_survival
@@ -215,7 +216,7 @@ def test_an_unfinished_search_without_a_winner_says_so(tiny_space: Space, tmp_pa
     assert "no searched configuration beat it" in empty.text
     made = foreign.make_experiment(tmp_path, "begun", tiny_space)
     begun = Page(report_html(made))
-    assert "The search is not finished; this goes on with it" in begun.text
+    assert "The search is not finished; this resumes it" in begun.text
     assert "The test images have not been opened." in begun.text
     assert "The training images of this search are not on this machine" in begun.text
     assert "importance" not in begun.figures()
@@ -247,8 +248,9 @@ def test_a_space_that_was_edited_after_the_search_is_reported(edit: dict[str, An
     page = Page(report_html(copy))
     assert (f"{n_outside} trials lie outside the space as it was changed later" in page.text) == bool(n_outside)
     assert "Optimisation history" in page.text
-    assert "learning_curves" in copy.figures
-    assert len(Experiment(copy.folder).trials) == len(trials)
+    shown_in_a_notebook = NotebookExperiment(copy.folder)
+    assert "learning_curves" in shown_in_a_notebook.figures
+    assert len(shown_in_a_notebook.trials) == len(trials)
 
 
 def test_trials_that_failed_or_diverged_are_shown(tiny_space: Space, tmp_path: Path) -> None:
@@ -445,7 +447,10 @@ def test_a_trial_that_does_not_run_is_called_unfinished_in_table_and_plots(tiny_
     for word, other in (("unfinished", "running"), ("running", "unfinished")):
         with made.exclusive() if word == "running" else contextlib.nullcontext():
             page = Page(report_html(made))
-            figures = {**page.figures(), **{name: json.loads(f.to_json()) for name, f in made.figures.items()}}
+            figures = {
+                **page.figures(),
+                **{name: json.loads(f.to_json()) for name, f in NotebookExperiment(made.folder).figures.items()},
+            }
         cells = [attributes.get("data-key") for tag, attributes in page.elements if tag == "td"]
         assert word in cells
         assert other not in cells
