@@ -36,7 +36,7 @@ def _compare(options: argparse.Namespace) -> int:
     import json
 
     from search.analysis.comparison import as_dict, compared_rows, read_compared
-    from search.terminal.tables import comparison_text
+    from search.terminal.comparison import comparison_text
     from spaces.errors import InputError
 
     if len(options.experiments) < 2:

@@ -1,4 +1,4 @@
-"""The leaderboard as a table, CSV, JSON or Markdown, and experiments side by side as a table."""
+"""The leaderboard as a table, CSV, JSON or Markdown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from search.analysis.columns import LeaderboardColumn, short, short_name, shown_columns
-from search.analysis.comparison import ExperimentSummary, SummaryRow, lead_of, remarks
 from search.analysis.csv_files import trials_csv
 from search.analysis.ranking import METRIC, Ranked, n_by_replicates
 from search.experiment.manifest import TestSetUse
@@ -79,7 +78,7 @@ def as_table(
     for i, (row, cells) in enumerate(zip(in_table, rows, strict=True), 1):
         style = "" if row.status == "completed" else STATUS_STYLES[row.status]
         table.add_row(*(Text(cells[name]) for name in shown), style=style, end_section=i == n_confirmed < len(rows))
-    lines = _printed(table, width)
+    lines = printed_lines(table, width)
     if 0 < n_confirmed < len(rows):
         baseline = ", the baseline by its replicates" if any(row.replicates for row in in_table[n_confirmed:]) else ""
         lines.append(f"(above the line: ranked by replicates; below it: by the accuracy in the search{baseline})")
@@ -90,29 +89,7 @@ def as_table(
     return "\n".join([*lines, *_reasons(ranked)])
 
 
-def comparison_text(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow], width: int | None = None) -> str:
-    """Experiments side by side, and a sentence about each.
-
-    Args:
-        compared: experiments, a column each.
-        rows: as `compared_rows` gives them. Rows that differ are marked with `≠`, and bold in a terminal.
-        width: of the terminal, in characters; None gives plain text.
-    """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("")
-    table.add_column("", overflow="fold")
-    for one in compared:
-        table.add_column(Text(printable(one.name)), overflow="fold")
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        texts = [Text(printable(text)) for text in (row.name, *row.values)]
-        style = "bold" if row.differs else "dim"
-        is_last = following is not None and following.section != row.section
-        table.add_row(Text("≠" if row.differs else ""), *texts, style=style, end_section=is_last)
-    sentences = [f"{printable(one.name)}: {lead_of(one)}" for one in compared]
-    return "\n".join([*_printed(table, width), "", *sentences, *remarks(compared)])
-
-
-def _printed(table: Table, width: int | None) -> list[str]:
+def printed_lines(table: Table, width: int | None) -> list[str]:
     """Lines of a table; with colours where it is for a terminal of `width` characters."""
     buffer = StringIO()
     Console(file=buffer, width=width or WIDE, force_terminal=width is not None).print(table)

@@ -15,7 +15,7 @@ from search.experiment.folder import Experiment
 from search.experiment.manifest import Session
 from search.pages.headline import headline
 from search.pages.report_data import read_all
-from search.terminal.tables import comparison_text
+from search.terminal.comparison import comparison_text
 from spaces import Space, load_space
 from tests.support import foreign, shown_experiment
 from tests.support.simulation import result, run_result

@@ -1,0 +1,33 @@
+"""Experiments side by side, as a table for a terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from search.analysis.comparison import ExperimentSummary, SummaryRow, lead_of, remarks
+from search.terminal.tables import printed_lines
+from spaces.printable import printable
+
+
+def comparison_text(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow], width: int | None = None) -> str:
+    """Experiments side by side, and a sentence about each.
+
+    Args:
+        compared: experiments, a column each.
+        rows: as `compared_rows` gives them. Rows that differ are marked with `≠`, and bold in a terminal.
+        width: of the terminal, in characters; None gives plain text.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for one in compared:
+        table.add_column(Text(printable(one.name)), overflow="fold")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        texts = [Text(printable(text)) for text in (row.name, *row.values)]
+        style = "bold" if row.differs else "dim"
+        is_last = following is not None and following.section != row.section
+        table.add_row(Text("≠" if row.differs else ""), *texts, style=style, end_section=is_last)
+    sentences = [f"{printable(one.name)}: {lead_of(one)}" for one in compared]
+    return "\n".join([*printed_lines(table, width), "", *sentences, *remarks(compared)])
