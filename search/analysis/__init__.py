@@ -1,0 +1,1 @@
+"""From a history to numbers and findings, without layout. Pure functions."""

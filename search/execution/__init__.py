@@ -1,0 +1,1 @@
+"""Runs assignments on Ray. The only folder of `search` that imports ray."""

@@ -1,0 +1,1 @@
+"""Numbers as HTML: the report, and the frames of notebooks."""

@@ -1,0 +1,1 @@
+"""Starts a new search or resumes one: the part of `search.run` that is not the command line."""

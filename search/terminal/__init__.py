@@ -1,0 +1,1 @@
+"""Numbers on a terminal: tables, the live screen, the plan."""

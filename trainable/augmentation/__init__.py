@@ -1,0 +1,1 @@
+"""Augmentation of images, on the host with albumentations and in batches on the device."""

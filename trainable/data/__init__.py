@@ -1,0 +1,1 @@
+"""Images: sources, cache, splits, batches, and the held-out test set."""

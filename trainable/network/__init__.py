@@ -1,0 +1,1 @@
+"""The network, its initialisation, and its fused batch norm, ReLU and dropout."""
