@@ -29,27 +29,27 @@ DRIVER_ENVIRONMENT = {
     # No usage reports, no second progress display, no second handler of Ctrl-C.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Traces of calls whose results nobody waits for, as when a search ends early; Tune reports all others.
+    # Hides traces of calls whose results are not used, as when a search ends early; Tune reports all other errors.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # At the end, do not wait for an actor in the middle of an epoch.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
     # Dispatch as many trials at once as the searcher proposes; Ray's default is one after the other.
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",
-    # One log a trial (`result.json`, see `launching`), not the same in three forms.
+    # One log per trial (`result.json`, see `launching`) instead of three with the same content.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Ray's snapshots are never read back.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
-# Of both: trackers that a space may name report to nobody else, and leave the terminal alone.
+# Environment of both: no usage statistics of trackers, and no output of trackers on the terminal.
 _TRACKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 
 # Environment of the processes that run trials.
 WORKER_ENVIRONMENT = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
-    # One thread a trial and a trial a core: more only compete, whatever the user's shell has set.
+    # One thread per trial and one trial per core, whatever the user's shell has set: more threads would compete.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     **ALLOCATOR_ENVIRONMENT,
@@ -66,36 +66,36 @@ _ENVIRONMENT = {
 
 # Keep other users out of the cluster.
 _PRIVACY = {
-    # All listen on the loopback only, as they do where Ray has no clusters of several machines.
+    # Listen on the loopback interface only, as Ray does on systems where it has no multi-node clusters.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
-    # Processes are known by their environment, over which Ray would write their names.
+    # Ray would write process names over the environment, by which the guardian finds processes.
     "SPT_NOENV": "1",
 }
 # No trial runs without these; the names are Ray's.
 _NEEDED_PROCESSES = ("raylet", "gcs_server")
 
-# Would be taken instead of the cluster's own token.
+# These would be used instead of the cluster's own token.
 _OTHER_TOKEN = "RAY_AUTH_TOKEN"
 
-# Tune starts its actors with these where they are set, and workers that stand ready do not have them.
+# If these are set, Tune starts its actors with them, and cannot use workers that stand ready without them.
 _HANDED_ON_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 
 
 class LocalCluster:
-    """Ray on this machine; a context manager that starts it, and ends all of it with the block.
+    """Ray on this machine; a context manager that starts Ray, and ends it with the block.
 
-    However this process ends, none of Ray's outlives it; see `guarded_folder`. Nothing but the loopback is listened
-    on, and whoever connects needs a token that only this user can read, and that ends with the cluster.
+    No process of Ray outlives this process, however it ends; see `guarded_folder`. Ray listens on the loopback
+    interface only. Connections need a token, which only this user can read and which ends with the cluster.
 
-    Must be entered before anything imports Ray, which reads its settings then, and in the thread that lives longest:
-    Ray's processes end with the thread that started them.
+    Must be entered before Ray is imported, because Ray reads its settings then, and in the thread that lives longest,
+    because Ray's processes end with the thread that started them.
 
     Args:
-        n_workers: processes to start at once, and the CPUs that Ray may hand out.
-        n_gpus: that it may hand out; None for all that are there.
-        keeps_credentials: leave AWS's in the environment, for results at a URL that wants them; workers that stand
-            ready are not used then.
+        n_workers: number of worker processes that start with the cluster, and of CPUs that Ray may allocate.
+        n_gpus: number of GPUs that Ray may allocate; None for all GPUs of this machine.
+        keeps_credentials: leave AWS's credentials in the environment, for results at a URL that needs them. Workers
+            that stand ready are not used then.
     """
 
     # Workers map the images that the driver decoded.
@@ -134,7 +134,7 @@ class LocalCluster:
 
         keep_ray_to_itself()
         try:
-            # `local`: without it Ray joins whatever cluster the machine's temporary folder names.
+            # Without `local`, Ray joins any cluster that the machine's temporary folder names.
             ray.init(
                 address="local",
                 num_cpus=self._n_workers,
@@ -143,17 +143,17 @@ class LocalCluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                # Below the private folder: Ray lets everybody write to what it is given here.
+                # Below the private folder, because Ray makes this folder writable for all users.
                 _temp_dir=str(folder / "ray"),
             )
         except OSError:
             raise
-        except Exception as error:  # Ray has no type for it
+        except Exception as error:  # Ray raises no type of its own
             reason = first_line(error).partition(". ")[0]
             raise RunError(f"Ray could not be started ({reason}). Try again when the machine is less busy.") from error
         if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
             raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
-        # We report failures of trials in our words; the trace lies in the trial's folder.
+        # Failures of trials are reported by this project; the trace is in the trial's folder.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def what_is_gone(self) -> str | None:
@@ -188,7 +188,7 @@ def _environment_given_back() -> Iterator[None]:
 
 
 def _write_token(folder: Path) -> Path:
-    # Ray's own would stay in the user's home, for all clusters, and readable by others.
+    # Ray's own token would stay in the user's home, be shared by all clusters, and be readable by other users.
     path = folder / "token"
     path.write_text(secrets.token_hex(32))
     return path
@@ -205,7 +205,7 @@ def shut_down_ray() -> None:
 
 
 def cluster_for(space: Space, keeps_credentials: bool = False) -> LocalCluster:
-    """The cluster that a search of `space` needs; told without torch, so that both can start side by side."""
+    """The cluster for a search of `space`, chosen without torch, so that torch and Ray can start at the same time."""
     wanted = space.resources.trials_at_once
     n_workers = count_cores() if wanted == "auto" or space.resources.device == "cuda" else wanted
     n_gpus = 0 if space.resources.device == "cpu" else None

@@ -1,6 +1,7 @@
-"""A Ray cluster that is running already: joined for one search, and left running after it.
+"""Joins an existing Ray cluster for one search, and leaves it running afterwards.
 
-The driver must run on a machine of the cluster. It ships this code and the decoded images to the others.
+The driver must run on a machine of the cluster. It ships the project's code and the decoded images to the other
+machines.
 """
 
 from __future__ import annotations
@@ -29,31 +30,31 @@ if TYPE_CHECKING:
     from trainable.data.datasets import TrainingData
     from trainable.ray_trainable import ShippedImages
 
-# To reach the head; to hear from every node, which imports torch for the first time.
+# Time limits: to reach the head; for the answers of all nodes, which import torch for the first time.
 REACH_S = 5.0
 ANSWER_S = 180.0
-# How often the list of nodes is read. A head that answers none of the questions for this long is gone; Ray itself would
-# end this process after 60 s, and a head with a database behind it may be started again before.
+# Interval at which the list of nodes is read, and the time without an answer after which the head counts as lost. Ray
+# itself would end this process after 60 s; a head with a database may be restarted before that.
 LIST_EVERY_S = 5.0
 SILENCE_S = 45.0
 _SHIPPED_PACKAGES = ("spaces", "trainable", "search")
-# Ray reserves what a task asks for; looking at a GPU must not wait for a whole one.
+# Ray reserves the resources of a task; a task that inspects a GPU must not wait for a whole one.
 _TOKEN_GPU = 0.001
 
 
 class JoinedCluster:
-    """The cluster at `address`; a context manager that joins it, and leaves it running without anything of ours.
+    """The cluster at `address`; a context manager that joins it, and at its end removes this search's actors from it.
 
     Args:
-        address: `auto` for the one that this machine is a node of, or HOST:PORT of its head.
-        results: a folder that every node must see; None where results are kept at a URL.
+        address: `auto` for the cluster that this machine belongs to, or HOST:PORT of the head.
+        results: folder that every node must see; None if results are kept at a URL.
 
     Attributes:
         address: as given.
-        nodes: that can run trials, as they were when it was joined.
+        nodes: nodes that can run trials, read when the cluster was joined.
 
     Raises:
-        InputError: on entering, where the address is wrong, the cluster cannot be joined, or a node is not usable.
+        InputError: on entering: the address is wrong, the cluster cannot be joined, or a node cannot be used.
     """
 
     shares_disk = False
@@ -72,9 +73,9 @@ class JoinedCluster:
         self._before = dict(os.environ)
         try:
             os.environ.update(DRIVER_ENVIRONMENT)
-            # Where the job that this runs in, as with `ray job submit`, has said something of these, ours counts.
+            # These settings override those of a surrounding job, such as of `ray job submit`.
             os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
-            # By default Ray looks for a node on this machine for a minute.
+            # By default, Ray searches for a node on this machine for a minute.
             os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "20")
             folder = self._started.enter_context(tempfile.TemporaryDirectory(prefix="dws-"))
             self._errors = self._started.enter_context(native_errors_in(Path(folder) / FILE_NAME))
@@ -108,9 +109,9 @@ class JoinedCluster:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (Exception, SystemExit) as error:  # Ray exits where the head's answer never comes
+        except (Exception, SystemExit) as error:  # Ray exits if the head never answers
             raise InputError(why_not_joined(self.address, error)) from error
-        # What goes wrong in a trial is told in our words, and its trace lies in the trial's folder.
+        # Failures of trials are reported by this project; the trace is in the trial's folder.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def seconds_per_epoch(self, space: Space, data: TrainingData, resource_plan: ResourcePlan) -> float:
@@ -128,17 +129,17 @@ class JoinedCluster:
         return float(seconds)
 
     def what_is_gone(self) -> str | None:
-        """Why the cluster can no longer be used, as one line; None while it can. Asked every `POLL_S`."""
+        """Reason, in one line, why the cluster can no longer be used; None while it can. Called every `POLL_S`."""
         gone = self._nodes_watch.what_is_gone(POLL_S) if self._nodes_watch else None
         return f"The cluster at {self.address} is lost: {gone}" if gone else None
 
     def log_to(self, path: Path) -> None:
-        """Keep what Ray's C++ code says in this process in `path`, unless it says nothing."""
+        """Keep the log of Ray's C++ code in this process in `path`, unless it is empty."""
         if self._errors:
             self._errors.send_to(path)
 
     def end(self) -> None:
-        """Leave the cluster, which ends our actors on it; nothing where that is done already."""
+        """Leave the cluster, which ends this search's actors; a second call does nothing."""
         before, self._before = self._before, None
         if before is None:
             return
@@ -154,10 +155,10 @@ class JoinedCluster:
 
 
 class _NodesWatch:
-    """Reads the cluster's list of nodes again and again, in a thread: a head that is gone does not answer.
+    """Reads the cluster's list of nodes at intervals, in a thread, because a lost head never answers.
 
-    Whether this machine's own raylet lives is asked of the kernel, where it is visible: as soon as the head misses it,
-    Ray ends this process without a word.
+    The state of this machine's own raylet is read from `/proc`, if it is visible there: when the head misses the
+    raylet, Ray ends this process without a message.
     """
 
     def __init__(self) -> None:
@@ -168,12 +169,12 @@ class _NodesWatch:
         self._own_id = ray.get_runtime_context().get_node_id()
         self._ended = threading.Event()
         self._own_is_alive = True
-        # Counted by whoever asks, not read from a clock: this process may have been stopped (SIGSTOP) meanwhile.
+        # Count calls instead of reading a clock, because this process may have been stopped (SIGSTOP) meanwhile.
         self._n_asked_since = 0
         threading.Thread(target=self._read_lists, name="nodes", daemon=True).start()
 
     def what_is_gone(self, every_s: float) -> str | None:
-        """Asked every `every_s`: what of the cluster is gone; None while it can be used."""
+        """The lost part of the cluster; None while the cluster can be used. Called every `every_s`."""
         self._n_asked_since += 1
         if self._raylet and has_ended(self._raylet):
             return "this machine's raylet is gone (killed, perhaps for its memory)"
@@ -192,7 +193,7 @@ class _NodesWatch:
         while not self._ended.wait(LIST_EVERY_S):
             try:
                 nodes = ray.nodes()  # type: ignore[no-untyped-call]
-            except Exception:  # Ray has many types for it; that no list came is what counts
+            except Exception:  # Ray raises many types; only the missing list matters
                 continue
             own = [node["Alive"] for node in nodes if node["NodeID"] == self._own_id]
             self._own_is_alive = any(own)
@@ -200,16 +201,16 @@ class _NodesWatch:
 
 
 def process_with_argument(argument: str) -> Path | None:
-    """The folder in `/proc` of a process with that argument; None where none is to be seen from here."""
+    """Folder in `/proc` of a process with this argument; None if no such process is visible."""
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             if os.fsencode(argument) in (process / "cmdline").read_bytes().split(b"\0"):
                 return process
     return None
 
 
 def has_ended(process: Path) -> bool:
-    """Whether the process of a folder in `/proc` is gone, or only its exit code is still there."""
+    """Whether the process of a folder in `/proc` has ended; a zombie has."""
     try:
         return (process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -245,9 +246,9 @@ def must_be_joinable(address: str) -> None:
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether a server greets as gRPC's do; Ray itself would try for two minutes to make sense of another one.
+    """Whether a server answers like a gRPC server. With another server, Ray would try for two minutes.
 
-    Source: RFC 9113, section 3.4: both sides begin with a SETTINGS frame, ours after the client's preface.
+    Source: RFC 9113, section 3.4: both sides begin with a SETTINGS frame, the client after its preface.
     """
     try:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
@@ -258,7 +259,7 @@ def _speaks_http2(connection: socket.socket) -> bool:
 
 
 def why_not_joined(address: str, error: BaseException) -> str:
-    """One line for what `ray.init` raised."""
+    """One line for an exception of `ray.init`."""
     texts = []
     cause: BaseException | None = error
     while cause is not None:
@@ -299,7 +300,7 @@ def _no_answer(address: str) -> str:
 
 
 def _ask_nodes(address: str, marker: str | None) -> tuple[NodeFacts, ...]:
-    """What every node that Ray may place a trial on says of itself, by its id."""
+    """Facts of every node that can run trials, by node id; each node is asked by a task."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -321,7 +322,7 @@ def _ask_nodes(address: str, marker: str | None) -> tuple[NodeFacts, ...]:
         except ray.exceptions.GetTimeoutError:
             raise InputError(_no_answer(address)) from None
         except ray.exceptions.RayError as error:
-            # What our packages need to be imported at all is not there, or the node went away meanwhile.
+            # A dependency of the project is missing on the node, or the node was lost meanwhile.
             reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
             facts.append(NodeFacts(node_id[:8], n_cpus, n_gpus, "", None, reason, True))
     return tuple(facts)
@@ -329,7 +330,7 @@ def _ask_nodes(address: str, marker: str | None) -> tuple[NodeFacts, ...]:
 
 @contextlib.contextmanager
 def _marker_in(results: Path | None) -> Iterator[str | None]:
-    """A file in the results folder, for as long as the block lasts."""
+    """Create a file in the results folder, and remove it after the block."""
     if results is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""The process that outlives a command: it ends what the command left, and removes the command's temporary folder.
+"""A process that outlives a command, ends the processes that the command left, and removes its temporary folder.
 
 `search.processes.guarded_folder` starts it as a script, without the packages beside it, so that it starts at once and
 takes little memory. It uses the standard library only, and Linux's `/proc` to find processes.
@@ -14,23 +14,23 @@ import sys
 import time
 from pathlib import Path
 
-# Names the folder in the environment of every process that a command starts.
+# Environment variable that names the folder, in every process that a command starts.
 MARK = "DEPTHWISE_SEARCH_FOLDER"
 PREFIX = "dws-"
-# Holds the command's process id; there as soon as the folder is locked.
+# File with the command's process id; it exists as soon as the folder is locked.
 OWNER = "owner"
 
-# Serves a command's children, and ends after the last of them, when it has removed what they left in shared memory.
+# Python's resource tracker, which ends after the last child and then removes their shared memory.
 _RESOURCE_TRACKER = b"multiprocessing.resource_tracker"
 
 GRACE_S = 1.0
-# A process that cannot be ended, such as one that waits for a device, is not waited for longer.
+# Longest wait for a process that cannot be ended, such as one that waits for a device.
 PATIENCE_S = 10.0
 POLL_S = 0.05
 
 
 def main() -> None:
-    """Wait until standard input ends, which is when the command does, and clear up after it."""
+    """Wait until standard input is closed, which happens when the command ends, and clean up."""
     folder = Path(sys.argv[1])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def end_marked(folder: Path) -> None:
-    """End every process that carries the mark of `folder`: SIGTERM, and SIGKILL for what is there `GRACE_S` later."""
+    """End every process with the mark of `folder`: SIGTERM, and SIGKILL for those that live `GRACE_S` later."""
     asked: set[int] = set()
     started_s = time.monotonic()
     while pids := marked_processes(folder):
@@ -60,8 +60,8 @@ def end_marked(folder: Path) -> None:
 def marked_processes(folder: Path) -> list[int]:
     """Processes that were started with the mark of `folder` in their environment.
 
-    One that marks itself later, as the command does for its children, is not among them, nor is Python's own process
-    that looks after shared memory.
+    Processes that set the mark later, as the command does for its children, are not included, nor is Python's
+    resource tracker.
     """
     mark = os.fsencode(f"{MARK}={folder}")
     return [
@@ -72,8 +72,8 @@ def marked_processes(folder: Path) -> list[int]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a command's folder, its owner's record last: without it, what a power cut leaves would never be stale."""
-    with contextlib.suppress(OSError):  # gone already, or as much as can be removed is
+    """Remove a command's folder, its owner file last, by which a folder that a power cut left is recognised."""
+    with contextlib.suppress(OSError):  # removed already, or partly removable only
         for entry in folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -83,26 +83,25 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_stale_folders(parent: Path) -> None:
-    """Remove the folders in `parent` whose command and guardian are both gone, and first end what they left.
+    """Remove the folders in `parent` whose command and guardian have both ended, after ending their processes.
 
-    Only folders that are surely such: of this user and private, as this program made them, with an owner on record
-    who holds them no longer. The lock is the kernel's and ends with its holders, whatever process id, namespace or
-    container they had; where locks do not work, folders stay.
+    Only folders of this user with private permissions and an owner file whose lock is free are removed. The kernel
+    releases the lock with its holders, in any namespace or container; where locks do not work, folders stay.
     """
-    with contextlib.suppress(OSError):  # no longer there, or not to be read: nothing of ours
+    with contextlib.suppress(OSError):  # removed, or not readable: not a folder of this program
         for folder in parent.glob(f"{PREFIX}*"):
             _remove_if_stale(folder)
 
 
 def _remove_if_stale(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # a live one's lock, somebody else's, a link: all of these stay
+    with contextlib.suppress(OSError):  # locked, of another user, or a link: left alone
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             status = os.fstat(handle)
             if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) != 0o700:
                 return
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Empty or missing: just being made.
+            # Empty or missing: the folder is being made.
             if os.stat(OWNER, dir_fd=handle, follow_symlinks=False).st_size:
                 end_marked(folder)
                 remove_folder(folder)
@@ -113,7 +112,7 @@ def _remove_if_stale(folder: Path) -> None:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError:  # the process has ended, or is somebody else's
+    except OSError:  # the process has ended, or belongs to another user
         return b""
 
 

@@ -178,13 +178,13 @@ def sparkline(values: Sequence[float], low: float, high: float, width: int, glyp
     return "".join(glyphs.levels[min(n_levels - 1, max(0, int(share * n_levels)))] for share in shares)
 
 
-def happenings(history: History, notes: Iterable[LogLine], most: int) -> list[LogLine]:
+def latest_log_lines(history: History, notes: Iterable[LogLine], most: int) -> list[LogLine]:
     """The latest ends of trials and replicates, and notes; newest first, at most `most`."""
     trials = (trial for trial in history.trials.values() if trial.end)
     runs = (run for run in history.replicates.values() if run.end)
     ended: list[Trial | Replicate] = nlargest(most, trials, key=_ended_at)
     ended += nlargest(most, runs, key=_ended_at)
-    each = [*map(_warned, ended), *notes]
+    each = [*map(_log_line_of, ended), *notes]
     return sorted(each, key=lambda one: one.at, reverse=True)[:most]
 
 
@@ -430,7 +430,7 @@ def _rungs(scene: ScreenState, glyphs: Glyphs) -> _Block:
 
 def _events(scene: ScreenState, room: int) -> _Block:
     lines = []
-    for one in happenings(scene.history, scene.notes, min(max(room, 0), _MORE_EVENTS_THAN_ROWS)):
+    for one in latest_log_lines(scene.history, scene.notes, min(max(room, 0), _MORE_EVENTS_THAN_ROWS)):
         line = Text()
         line.append(f"{time.strftime('%H:%M:%S', time.localtime(one.at))} ", style="dim")
         line.append(printable(one.text), style=one.style or "default")
@@ -444,7 +444,7 @@ def _ended_at(one: Trial | Replicate) -> float:
     return one.end.at if one.end else 0.0
 
 
-def _warned(one: Trial | Replicate) -> LogLine:
+def _log_line_of(one: Trial | Replicate) -> LogLine:
     assert one.end is not None
     accuracy = f"{one.last.validation_accuracy:.2%}" if one.last and not one.last.diverged else ""
     if isinstance(one, Trial):
