@@ -1,6 +1,6 @@
-"""What the exported network said of each test image: a table, and the images where it was surest and wrong.
+"""Predictions of the exported network for the test images: a table, and its most confident mistakes as pictures.
 
-Made while the test set is open, from what it was opened for, because nothing looks at it again.
+They are made while the test set is in use, because nothing reads it again.
 """
 
 import re
@@ -27,14 +27,14 @@ _MOST_NAME_CHARACTERS = 40
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A test image that was given a wrong class.
+    """A test image with a wrong prediction.
 
     Attributes:
-        file: its picture, relative to `final/`.
-        image: its position in the test split, from 0.
-        true, predicted: names of classes.
-        probability: of the predicted class, 0 to 1.
-        probability_of_true: of the true one.
+        file: path of its picture, relative to `final/`.
+        image: index in the test split, from 0.
+        true, predicted: names of the classes.
+        probability: probability of the predicted class, 0 to 1.
+        probability_of_true: probability of the true class, 0 to 1.
     """
 
     file: str
@@ -51,7 +51,7 @@ class Mistake:
 def predictions_csv(
     log_probabilities: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str]
 ) -> str:
-    """One row a test image, in the order of the split.
+    """CSV with one row per test image, in the order of the split.
 
     Args:
         log_probabilities: (N, classes).
@@ -72,7 +72,7 @@ def surest_mistakes(
     class_names: Sequence[str],
     n_most: int = N_MISTAKES,
 ) -> list[Mistake]:
-    """The wrong answers with the highest probabilities, the surest first; equal ones in the order of the split."""
+    """The mistakes with the highest probabilities, highest first; ties in the order of the split."""
     predicted, probability, of_true = _answers(log_probabilities, labels)
     wrong = np.flatnonzero(predicted != labels)
     order = wrong[np.argsort(-probability[wrong], kind="stable")][:n_most]
@@ -94,7 +94,7 @@ def surest_mistakes(
 
 
 def write_mistakes(folder: Path, test_set: ImageSet, mistakes: Sequence[Mistake]) -> None:
-    """Write each one's image as a PNG, in the size that the network saw."""
+    """Write the image of each mistake as a PNG, in the size of the network's input."""
     (folder / MISTAKES_FOLDER).mkdir()
     images, _ = test_set.gather(np.array([mistake.image for mistake in mistakes], dtype=np.int64))
     for mistake, image in zip(mistakes, images, strict=True):
@@ -105,7 +105,7 @@ def write_mistakes(folder: Path, test_set: ImageSet, mistakes: Sequence[Mistake]
 def _answers(
     log_probabilities: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """For each image the predicted class, its probability, and the true class's."""
+    """For each image: the predicted class, its probability, and the probability of the true class."""
     rows = np.arange(len(labels))
     predicted = log_probabilities.argmax(axis=1)
     probabilities = np.exp(log_probabilities.astype(np.float64)).clip(0, 1)
@@ -113,5 +113,5 @@ def _answers(
 
 
 def _in_a_file_name(class_name: str) -> str:
-    """What of a class's name can stand in a file's name anywhere."""
+    """A class name reduced to characters that are valid in file names on every system."""
     return _NOT_IN_A_FILE_NAME.sub("-", class_name)[:_MOST_NAME_CHARACTERS].strip(".-") or "class"

@@ -1,4 +1,4 @@
-"""The trained network as files that other programs load, each loaded again and compared."""
+"""Writes the trained network as files for other programs; each is loaded again and compared with the network."""
 
 import contextlib
 import copy
@@ -21,7 +21,7 @@ from spaces.errors import RunError
 from trainable.network.model import DepthwiseSeparableNet
 from trainable.network.normalisation import Normalise
 
-# Largest difference of a log-probability that an exported model may show.
+# Largest accepted difference between a log-probability of an exported model and of the network.
 TOLERANCE = 1e-3
 INPUT_NAME = "images"
 OUTPUT_NAME = "log_probabilities"
@@ -32,11 +32,11 @@ class ExportError(RunError):
 
 
 class ImageClassifier(nn.Module):
-    """What is exported: takes images as users have them.
+    """The exported module: network and normalisation, with uint8 images as input.
 
     Args:
-        network: trained.
-        normalise: of the data set that it was trained on.
+        network: trained network.
+        normalise: normalisation of its data set.
     """
 
     def __init__(self, network: DepthwiseSeparableNet, normalise: Normalise) -> None:
@@ -52,13 +52,13 @@ class ImageClassifier(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far one exported model is from the network on the same images.
+    """Difference between an exported model and the network on the same images.
 
     Attributes:
-        n_images: compared.
+        n_images: number of compared images.
         max_difference: largest difference of a log-probability.
-        n_other_class: images that it gives another class: within `TOLERANCE`, those whose two likeliest classes are
-            as good as tied.
+        n_other_class: number of images with another predicted class; within `TOLERANCE`, their two most likely classes
+            are nearly tied.
     """
 
     n_images: int
@@ -76,18 +76,18 @@ def export_all(
     """Write `model.safetensors`, `model.onnx` and `model.pt2`, and compare each with the network.
 
     Args:
-        folder: exists.
-        network, normalise: trained, of the same data set.
-        class_names: in the order of the labels; kept in the ONNX file's metadata.
-        sample: (N, H, W, 3) uint8 real images to compare on.
+        folder: existing folder.
+        network, normalise: as for the exported module.
+        class_names: in the order of the labels; stored in the metadata of the ONNX file.
+        sample: (N, H, W, 3) uint8, images for the comparison.
 
     Returns:
-        By file name, how far each is from the network.
+        The difference from the network, by file name.
 
     Raises:
         ExportError: a file differs by more than `TOLERANCE`.
     """
-    # Training keeps weights in channels_last order on its device; files hold them in plain order.
+    # Weights are channels_last during training, and contiguous in files.
     plain = copy.deepcopy(network).cpu().to(memory_format=torch.contiguous_format)
     classifier = ImageClassifier(plain, copy.deepcopy(normalise).cpu()).eval()
     with torch.inference_mode():
@@ -165,7 +165,7 @@ def _compare(expected: NDArray[np.float32], found: NDArray[np.float32]) -> Agree
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    # The exporter narrates its steps on standard output; errors are raised all the same.
+    # The exporter prints its steps on standard output; errors are raised anyway.
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The text that goes with a model."""
+"""The model card."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,17 +8,17 @@ from spaces import Space
 from spaces.counted import counted
 from spaces.printable import printable
 
-# Characters by which a name would end its cell of a table, or become a link, a picture or HTML.
+# Characters in names that would end a table cell, or make a link, a picture or HTML.
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`|<["})
 
 
 def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[TestSetUse]) -> str:
-    """Markdown: what the model is, how good, on what, and how to use it.
+    """Markdown about the model: data, accuracy, use and limits.
 
     Args:
-        space: that was searched.
+        space: the searched space.
         metrics: the content of `metrics.json`.
-        openings: every time that the test set was opened, from the manifest.
+        openings: all uses of the test set, from the manifest.
     """
     interval = metrics["test_accuracy_interval_95"]
     n_seeds = len(metrics["test_accuracy_per_seed"])
@@ -110,5 +110,5 @@ def _openings(openings: Sequence[TestSetUse]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A name or a sentence from elsewhere, as itself and nothing more."""
+    """Text from a file, escaped for a Markdown table."""
     return printable(text).translate(_MARKDOWN)

@@ -1,4 +1,4 @@
-"""Pictures of a retraining, for people who look into `final/`. matplotlib is imported when one is drawn."""
+"""Pictures of a retraining in `final/`. matplotlib is imported when a picture is drawn."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 130
-# More counts or names than these cannot be read on one page.
+# Largest numbers of counts and of names that are readable on one page.
 MOST_COUNTS = 20
 MOST_NAMES = 50
 MOST_NAME_CHARACTERS = 24
-# Of Wong, "Points of view: Color blindness" (Nature Methods 8, 2011), in an order of good contrast on white.
+# Colours of Wong, "Points of view: Color blindness" (Nature Methods 8, 2011), in an order of good contrast on white.
 SEED_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def draw_learning_curve(path: Path, progress: Sequence[Progress], title: str) -> None:
-    """Write a PNG of training loss and accuracy over the epochs, a line a seed.
+    """Write a PNG of training loss and accuracy over the epochs, one line per seed.
 
     Args:
         path: of the PNG.
@@ -55,7 +55,7 @@ def draw_learning_curve(path: Path, progress: Sequence[Progress], title: str) ->
 
 
 def draw_confusion_matrix(path: Path, confusion: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
-    """Write a PNG of who is taken for whom; colours are shares of the true class, figures are images.
+    """Write a PNG of the confusion matrix; colours are shares of the true class, figures are numbers of images.
 
     Args:
         path: of the PNG.
@@ -76,7 +76,7 @@ def draw_confusion_matrix(path: Path, confusion: NDArray[np.int64], class_names:
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{confusion[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
     names = [_short(name) for name in class_names] if n_classes <= MOST_NAMES else []
-    # A dollar in a name would start a formula.
+    # A dollar sign in a name would start a formula.
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel("predicted class")
@@ -97,7 +97,7 @@ def _make_plain(axes: Axes) -> None:
 def _save(figure: Figure, path: Path, title: str) -> None:
     figure.suptitle(title, parse_math=False, fontsize=11)
     with replacing(path) as temporary, warnings.catch_warnings():
-        # Of names in scripts that the font does not have: they are drawn as boxes.
+        # Hides warnings about characters that the font lacks; they are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        # Without the version of matplotlib, equal pictures are equal files.
+        # Without the version of matplotlib, so that equal pictures are equal files.
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})

@@ -1,7 +1,7 @@
 """Retrains one configuration on all training images, tests it once, and exports it.
 
-All of it happens in a hidden folder of the experiment, from which a later call with the same settings resumes, and
-which becomes `final/` when it is complete.
+The files are written to a hidden folder of the experiment, which is renamed to `final/` when it is complete. A later
+call with the same settings resumes from that folder.
 """
 
 import contextlib
@@ -40,25 +40,25 @@ from trainable.files import write_json, write_text
 
 N_COMPARED_IMAGES = 256
 REPLACED = ".final-replaced"
-# Holds a folder for each retraining that is not finished.
+# Contains one folder per unfinished retraining.
 WORK_FOLDER = ".retraining"
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """What to do.
+    """A planned retraining.
 
     Attributes:
-        experiment: held exclusively by the caller.
-        space: of the experiment; its `dataset` says how images are cut and how many make an epoch here.
-        trial: whose configuration is retrained.
+        experiment: the experiment, locked by the caller.
+        space: space of the experiment; its `dataset` gives the image size and the number of images per epoch.
+        trial: trial whose configuration is retrained.
         data: the training images.
-        n_seeds: runs.
-        epochs: of each.
-        compute: what to compute with.
-        n_cores: that may be used.
-        again: why the test set is opened once more; None for the first time.
-        passes: the schedule, where the epochs are passes over all images; None for that of the search.
+        n_seeds: number of runs.
+        epochs: number of epochs of each run.
+        compute: device and precision.
+        n_cores: number of cores to use.
+        again: reason for another use of the test set; None for the first use.
+        passes: stretched schedule, if the epochs are passes over all images; None for the schedule of the search.
     """
 
     experiment: Experiment
@@ -78,12 +78,12 @@ class Retraining:
 
     @property
     def schedule(self) -> str | None:
-        """What `passes` makes of the configuration's schedule, in one line."""
+        """One line about the stretched schedule."""
         return self.passes.sentence(self.trial.config.step_size) if self.passes else None
 
     @cached_property
     def folder(self) -> Path:
-        """Where this retraining lies until it is `final/`; named for all that its weights depend on but the seeds."""
+        """Folder of the unfinished retraining, named by everything that determines the weights but the seeds."""
         settings = {
             "trial": self.trial.number,
             "config": self.trial.config.as_dict(),
@@ -100,7 +100,7 @@ class Retraining:
 
     @property
     def runs(self) -> list[FullRun]:
-        """One for each seed."""
+        """One run for each seed."""
         config = self.trial.config
         return [
             FullRun(
@@ -129,7 +129,7 @@ class Retraining:
 
 
 def unfinished_use_of_test_set(plan: Retraining) -> TestSetUse | None:
-    """The last opening of the test set, where it was for the checkpoints of `plan` and `final/` was not written."""
+    """The last use of the test set, if it was for the checkpoints of `plan` and `final/` was not written."""
     openings = plan.experiment.manifest.test_openings
     if not openings or any(saved_epochs(run) < run.epochs for run in plan.runs):
         return None
@@ -137,7 +137,7 @@ def unfinished_use_of_test_set(plan: Retraining) -> TestSetUse | None:
 
 
 def must_be_allowed(plan: Retraining) -> None:
-    """Raise InputError if the test set was opened for other checkpoints, and no reason is given to do it again."""
+    """Raise InputError if the test set was used for other checkpoints and no reason for another use is given."""
     openings = plan.experiment.manifest.test_openings
     if not openings or plan.again or unfinished_use_of_test_set(plan):
         return
@@ -151,24 +151,24 @@ def must_be_allowed(plan: Retraining) -> None:
 
 
 def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
-    """Train all seeds, export the first, test each once, and put `final/` in place when all of it is there.
+    """Train all seeds, export the first, test each once, and rename the complete folder to `final/`.
 
-    The test set comes last: whatever fails before has not cost the one look at it. Its files are decoded before the
-    training, so that a bad one is found then, but no image of it is predicted or handed out before the opening is on
-    record. Between the opening and `metrics.json`, nothing happens but predictions and their counts. Whenever this
-    ends early, the next call with the same settings resumes, and finishes the same opening.
+    The test set comes last, so that an earlier failure does not use it up. Its files are decoded before the training,
+    so that a damaged file is found then, but no image is predicted before the use is recorded. Between the record and
+    `metrics.json`, only predictions are made and counted. After an interruption, the next call with the same settings
+    resumes, and finishes the same use of the test set.
 
     Args:
-        plan: what to do.
-        on_progress: called after each epoch of each seed that is trained now.
+        plan: the planned retraining.
+        on_progress: called after each epoch that is trained in this call.
 
     Returns:
         The content of `metrics.json`.
 
     Raises:
-        InputError: the test split is not there or not usable, or a checkpoint is not one of this retraining.
-        RunError: a seed diverged, an exported model does not compute what the network computes, or the opening of the
-            test set cannot be recorded where others would read it.
+        InputError: the test split is missing or damaged, or a checkpoint belongs to another retraining.
+        RunError: a seed diverged, an exported model differs from the network, or the use of the test set cannot be
+            recorded at the results' URL.
     """
     must_be_allowed(plan)
     check_test_set(plan.space.dataset)
@@ -213,7 +213,7 @@ def _hashes(plan: Retraining) -> list[str]:
 
 
 def _opened_test_set(plan: Retraining) -> tuple[TestSetUse, ImageSet]:
-    """The record of the opening, which is made first, so that no crash can hide it, and the images."""
+    """The record of this use, written first so that no crash can hide it, and the test images."""
     opening = unfinished_use_of_test_set(plan)
     if opening is None:
         opening = TestSetUse(
@@ -236,7 +236,7 @@ def _record_result(plan: Retraining, opening: TestSetUse, scores: list[SeedScore
 
 
 def _sample(data: TrainingData) -> NDArray[np.uint8]:
-    # Training images: the comparison is of programs, and must not be another look at the test set.
+    # Training images, because comparing programs must not be another use of the test set.
     positions = np.linspace(0, len(data.everything) - 1, N_COMPARED_IMAGES).astype(np.int64)
     return data.everything.gather(np.unique(positions))[0]
 
@@ -274,7 +274,7 @@ def _test_results(
     class_names: Sequence[str],
     mistakes: list[Mistake],
 ) -> dict[str, Any]:
-    """The rest of it. `log_probabilities` are the exported seed's."""
+    """The other part of `metrics.json`. `log_probabilities` are those of the exported seed."""
     confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), len(class_names))
     accuracies = [score.accuracy for score in scores]
     return {
@@ -294,7 +294,7 @@ def _test_results(
 
 
 def _replicates(plan: Retraining) -> dict[str, float | int | None] | None:
-    """What replicates on the search's own split said of the configuration; None where there were none."""
+    """Validation accuracy of the configuration's replicates; None without replicates."""
     replicates = replicate_results(plan.experiment.history()).get(plan.trial.number)
     if replicates is None:
         return None
@@ -320,7 +320,7 @@ def _config(plan: Retraining) -> str:
 
 
 def _put_in_place(folder: Path, final: Path) -> None:
-    # Temporary folders and safetensors' files are private; a model is meant to be handed on.
+    # Temporary folders and safetensors files are private; give them the usual permissions.
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     replaced = final.with_name(REPLACED)
@@ -331,14 +331,14 @@ def _put_in_place(folder: Path, final: Path) -> None:
 
 
 def _remove_work(plan: Retraining) -> None:
-    """Remove the checkpoints; those of other settings, which nobody finished, stay."""
+    """Remove the checkpoints of this retraining; unfinished retrainings with other settings stay."""
     shutil.rmtree(plan.folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # not empty
         plan.folder.parent.rmdir()
 
 
 def _clear_leftovers(experiment: Experiment) -> None:
-    """Remove what a killed retraining left; bring back the old `final/` if it died between two renames."""
+    """Remove files of a killed retraining; restore the old `final/` if it was killed between two renames."""
     replaced = experiment.folder / REPLACED
     if replaced.is_dir() and not experiment.final_folder.exists():
         replaced.rename(experiment.final_folder)

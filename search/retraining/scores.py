@@ -1,4 +1,4 @@
-"""Test results of several seeds: means, intervals, and who is taken for whom. Pure functions."""
+"""Test results of several seeds: means, intervals and confusion matrices. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from scipy.stats import t as student_t
 
 @dataclass(frozen=True, slots=True)
 class SeedScore:
-    """One seed on the test set.
+    """Test result of one seed.
 
     Attributes:
-        seed: the retraining's number.
-        accuracy: 0 to 1.
+        seed: number of the seed in the retraining.
+        accuracy: test accuracy, 0 to 1.
         loss: mean negative log-likelihood.
     """
 
@@ -38,7 +38,7 @@ def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], n_
 
 
 def per_class_accuracy(confusion: NDArray[np.int64]) -> list[float | None]:
-    """Share of each class's images that are named right; None for a class without images."""
+    """Accuracy of each class, 0 to 1; None for a class without images."""
     totals = confusion.sum(axis=1)
     return [float(right / total) if total else None for right, total in zip(np.diag(confusion), totals, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Several full training runs of one configuration, side by side in processes of their own, saved after each epoch."""
+"""Trains several runs of one configuration in parallel processes, with a checkpoint after each epoch."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class FullRun:
 
     Attributes:
         decoded_folder: the cached training images.
-        dataset: how they are cut.
+        dataset: settings of the data set.
         hyperparameters: the configuration.
-        experiment_seed, number: name the run's random streams, which no trial shares.
-        epochs: how many.
-        compute: what to compute with.
-        threads: on a CPU.
-        folder: where the run saves a checkpoint after each epoch, and is resumed from.
+        experiment_seed, number: determine the random streams of the run, which differ from those of all trials.
+        epochs: number of epochs.
+        compute: device and precision.
+        threads: number of threads on a CPU.
+        folder: folder of the checkpoints, from which the run is resumed.
         step_epochs: epochs between two drops of the learning rate; None for the configuration's `step_size`.
     """
 
@@ -73,7 +73,7 @@ class FullRun:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An epoch of a run is done, and saved."""
+    """A finished and saved epoch of a run."""
 
     number: int
     epoch: int
@@ -86,25 +86,25 @@ _CURVE = TypeAdapter(list[Progress])
 
 
 class DivergedError(RunError):
-    """A run's loss or weights left the finite numbers."""
+    """The loss or a weight of a run is NaN or infinite."""
 
 
 def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
-    """Train all runs, `n_workers` at once, each in a process of its own, from the newest checkpoint of each.
+    """Train all runs from their newest checkpoints, `n_workers` at once, each in its own process.
 
-    A run that was finished before is not trained again. Each leaves the checkpoint of its last epoch.
+    A finished run is not trained again. Each run leaves the checkpoint of its last epoch.
 
-    Whatever goes wrong, also Ctrl-C, no process is left when this returns; see `guarded_folder` for `kill -9`.
+    No process is left when this returns, also after an error or Ctrl-C; see `guarded_folder` for `kill -9`.
 
     Args:
-        runs: what to train.
-        n_workers: processes.
+        runs: the runs.
+        n_workers: number of processes.
         on_progress: called in this process after each epoch of each run.
 
     Raises:
         DivergedError: a run diverged.
         RunError: a process was killed.
-        InputError: a checkpoint is not one of this run.
+        InputError: a checkpoint belongs to another run.
     """
     waiting = [run for run in runs if saved_epochs(run) < run.epochs]
     with HelperPool() as pool:
@@ -126,16 +126,16 @@ def _train_in_process(run: FullRun, pipe: Connection) -> None:
 
 
 def saved_epochs(run: FullRun) -> int:
-    """Epochs that the newest intact checkpoint of a run holds; 0 where there is none.
+    """Number of epochs in the newest intact checkpoint of a run; 0 without one.
 
     Raises:
-        InputError: a checkpoint is of another configuration, seed or number of epochs.
+        InputError: a checkpoint belongs to another configuration, seed or number of epochs.
     """
     for folder in sorted(run.folder.glob("checkpoint_*"), reverse=True):
         try:
             state, _, _ = read_checkpoint(folder)
         except InputError:
-            continue  # cut short by a kill or a full disk: the one before it counts
+            continue  # incomplete after a kill or a full disk: use the previous one
         state.must_belong_to(run.hyperparameters, run.seed, folder)
         if state.epoch > run.epochs or folder != run.checkpoint(state.epoch):
             raise InputError(f"{folder}: is a checkpoint after {state.epoch} of {run.epochs} epochs. Remove it.")
@@ -144,7 +144,7 @@ def saved_epochs(run: FullRun) -> int:
 
 
 def read_curve(run: FullRun, epoch: int) -> list[Progress]:
-    """What each epoch up to `epoch` gave, as its checkpoint tells.
+    """Results of each epoch up to `epoch`, from the checkpoint.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -162,10 +162,10 @@ def read_curve(run: FullRun, epoch: int) -> list[Progress]:
 
 
 def restored(run: FullRun, images: ImageSet, epoch: int) -> FitEvaluate:
-    """A run as it was after `epoch` epochs; 0: as it starts.
+    """A run restored after `epoch` epochs; 0 for a new run.
 
     Raises:
-        InputError: the checkpoint is damaged, not of this run, or holds numbers that are not finite.
+        InputError: the checkpoint is damaged, belongs to another run, or holds numbers that are not finite.
     """
     from trainable.fit_evaluate import FitEvaluate
 
@@ -201,7 +201,7 @@ def _train(run: FullRun, report: Callable[[Progress], None]) -> None:
 
 
 def _save(run: FullRun, fit: FitEvaluate, curve: list[Progress]) -> None:
-    """Write the epoch's checkpoint beside the one before, which is removed when this one is whole."""
+    """Write the checkpoint of an epoch, and then remove the previous one."""
     folder = run.checkpoint(fit.epoch)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CURVE_FILE, [asdict(one) for one in curve])
