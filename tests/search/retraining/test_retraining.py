@@ -324,7 +324,7 @@ def test_ctrl_c_says_how_to_go_on(
 KILLED_AFTER_THE_OPENING = """
 import os, signal
 from search.retraining import retraining
-from search.processes.guardian import main
+from search.retrain import main
 retraining.open_test_set = lambda dataset: os.kill(os.getpid(), signal.SIGKILL)
 main(["mine", "--seeds", "2", "--epochs", "3"])
 """
