@@ -710,7 +710,7 @@ def test_replicates_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path)
         assert len(list(csv.DictReader(file))) == sum(fresh.n_epochs for fresh in history.replicates.values())
     assert not list((results / "tiny").glob("ray/session_*/*/checkpoint_*"))
     rows = json.loads(run("search.leaderboard", "--format", "json", cwd=tmp_path).stdout)["trials"]
-    assert rows[0]["replicates"] >= 2
+    assert rows[0]["n_replicates"] >= 2
     shutil.rmtree(temporary, ignore_errors=True)
 
 
