@@ -28,6 +28,24 @@ MAY_IMPORT = {
     "retraining": {"experiment", "policy", "analysis", "processes"},
     "session": {"experiment", "policy", "analysis", "processes", "execution", "terminal"},
 }
+# Folder of trainable/: likewise. All may import the files at the top of trainable/.
+TRAINABLE_MAY_IMPORT = {"augmentation": set(), "network": set(), "data": {"augmentation"}}
+FILES = 13
+MOST_BODY_LINES = 50
+
+# Folder of search/: the folders whose modules it may import. The commands at the top may import all.
+MAY_IMPORT = {
+    "experiment": set(),
+    "cli": {"experiment"},
+    "policy": {"experiment"},
+    "processes": set(),
+    "analysis": {"experiment", "policy"},
+    "terminal": {"experiment", "policy", "analysis"},
+    "pages": {"experiment", "policy", "analysis"},
+    "execution": {"experiment", "policy", "analysis", "processes"},
+    "retraining": {"experiment", "policy", "analysis", "processes"},
+    "session": {"experiment", "policy", "analysis", "processes", "execution", "terminal"},
+}
 # Folder of trainable/: likewise. The files at its top may import all, and only some files of its top are below them.
 TRAINABLE_MAY_IMPORT = {
     "augmentation": {"data"},
@@ -97,6 +115,13 @@ def test_a_folder_of_search_imports_those_that_the_table_allows(folder: str) -> 
             if module.startswith("search.") and imported != folder and imported not in MAY_IMPORT[folder]:
                 problems.append(f"{named(path)} imports {module}")
     assert not problems
+
+
+@pytest.mark.parametrize("folder", TRAINABLE_MAY_IMPORT)
+def test_a_folder_of_trainable_imports_those_that_the_table_allows(folder: str) -> None:
+    for path in (ROOT / "trainable" / folder).glob("*.py"):
+        imported = {folder_of(module) for module in imports(path) if module.startswith("trainable.")}
+        assert imported <= {None, folder, *TRAINABLE_MAY_IMPORT[folder]}, named(path)
 
 
 def test_the_table_names_every_folder_and_has_no_circle() -> None:

@@ -49,7 +49,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _show_augmentations(space: Space, path: Path) -> int:
     from spaces import InputError
-    from trainable.augmentation.samples import augmentation_samples, draw_grid, sample_images
+    from trainable.data.augmentation_samples import augmentation_samples, draw_grid, sample_images
     from trainable.data.datasets import prepare_training_data
 
     if path.suffix.lower() != ".png":

@@ -38,7 +38,7 @@ def augmented_pictures(data: Data, image_size: int, config: Hyperparameters | No
     decoded = find_training_images(data.content_sha256, image_size)
     if decoded is None:
         return [], "The training images of this search are not on this machine, so that none can be shown augmented."
-    from trainable.augmentation.samples import augmentation_samples, sample_images
+    from trainable.data.augmentation_samples import augmentation_samples, sample_images
 
     columns = augmentation_samples(sample_images(decoded), config, decoded.mean)
     pictures = [

@@ -8,7 +8,7 @@ from PIL import Image
 
 from spaces import Dataset, Hyperparameters
 from trainable import train
-from trainable.augmentation.samples import N_DRAWS, augmentation_samples, draw_grid, sample_images
+from trainable.data.augmentation_samples import N_DRAWS, augmentation_samples, draw_grid, sample_images
 from trainable.data.cache import DecodedSet, decode_once, find_training_images
 
 
