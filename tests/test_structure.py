@@ -30,28 +30,6 @@ MAY_IMPORT = {
 }
 # Folder of trainable/: likewise. All may import the files at the top of trainable/.
 TRAINABLE_MAY_IMPORT = {"augmentation": set(), "network": set(), "data": {"augmentation"}}
-FILES = 13
-MOST_BODY_LINES = 50
-
-# Folder of search/: the folders whose modules it may import. The commands at the top may import all.
-MAY_IMPORT = {
-    "experiment": set(),
-    "cli": {"experiment"},
-    "policy": {"experiment"},
-    "processes": set(),
-    "analysis": {"experiment", "policy"},
-    "terminal": {"experiment", "policy", "analysis"},
-    "pages": {"experiment", "policy", "analysis"},
-    "execution": {"experiment", "policy", "analysis", "processes"},
-    "retraining": {"experiment", "policy", "analysis", "processes"},
-    "session": {"experiment", "policy", "analysis", "processes", "execution", "terminal"},
-}
-# Folder of trainable/: likewise. The files at its top may import all, and only some files of its top are below them.
-TRAINABLE_MAY_IMPORT = {
-    "augmentation": {"data"},
-    "network": set(),
-    "data": {"augmentation"},
-}
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
