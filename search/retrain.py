@@ -22,9 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_experiment_arguments(parser)
     parser.add_argument("--trial", type=int, metavar="ID", help="another configuration than the winner's")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs (default: 3)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="number of runs (default: 3)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, metavar="E", help="of each (default: the search's max_epochs)")
+    length.add_argument("--epochs", type=int, metavar="E", help="epochs of each run (default: the search's max_epochs)")
     length.add_argument(
         "--passes",
         type=int,

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m search.run cifar10 --set dataset.train_limit=4000 --time-budget 30m --name first",
     )
     add_space_arguments(parser)
-    parser.add_argument("--name", help="of the experiment (default: the space's name and the time)")
+    parser.add_argument("--name", help="name of the experiment (default: the space's name and the time)")
     add_results_argument(parser)
     parser.add_argument("--trials", type=int, metavar="N", help="configurations to try, the baseline among them")
     parser.add_argument(
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="start trials until N epochs are trained, instead of a number of trials (unless --trials is given too)",
     )
     parser.add_argument("--time-budget", metavar="TIME", help="stop after this long, such as 30m, 1h30m or 90s")
-    parser.add_argument("--seed", type=int, help="of proposals, weights, order, dropout and augmentation")
+    parser.add_argument("--seed", type=int, help="seed of proposals, weights, order, dropout and augmentation")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
         "--address",
@@ -47,12 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     resume = parser.add_argument("--resume", metavar="NAME", help="resume an experiment where it stopped")
     completed(resume, complete_experiments)
-    parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: so many more than it had")
-    parser.add_argument("--add-epochs", type=int, metavar="N", help="with --resume: so much more epoch budget")
+    parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: raise search.trials by N")
+    parser.add_argument("--add-epochs", type=int, metavar="N", help="with --resume: raise search.epoch_budget by N")
     parser.add_argument(
         "--allow-changed-space",
         action="store_true",
-        help="with --resume: resume although SPACE, --set or experiment.yaml changed what is searched",
+        help="with --resume: accept a change of the searched space by SPACE, --set or experiment.yaml",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what it will cost, and stop")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
