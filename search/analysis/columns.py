@@ -162,6 +162,12 @@ LEADERBOARD = (
 )
 
 
+def parameter_column(name: str) -> LeaderboardColumn:
+    """The column of a hyperparameter in tables and pages."""
+    value = attrgetter(f"config.{name}")
+    return LeaderboardColumn(name, short_name(name), text=lambda row: short(value(row)), value=value, help=name)
+
+
 def shown_columns(has_replicates: bool) -> list[LeaderboardColumn]:
     """Columns of tables and pages, in order; those with `after_parameters` are last."""
     shown = [column for column in LEADERBOARD if column.heading and (has_replicates or not column.only_with_replicates)]

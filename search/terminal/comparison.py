@@ -20,14 +20,11 @@ def comparison_text(compared: Sequence[ExperimentSummary], rows: Sequence[Summar
         width: of the terminal, in characters; None gives plain text.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("")
-    table.add_column("", overflow="fold")
-    for one in compared:
-        table.add_column(Text(printable(one.name)), overflow="fold")
+    for heading in ("", "", *(printable(one.name) for one in compared)):
+        table.add_column(Text(heading), overflow="fold")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        texts = [Text(printable(text)) for text in (row.name, *row.values)]
-        style = "bold" if row.differs else "dim"
+        texts = [Text(printable(text)) for text in ("≠" if row.differs else "", row.name, *row.values)]
         is_last = following is not None and following.section != row.section
-        table.add_row(Text("≠" if row.differs else ""), *texts, style=style, end_section=is_last)
+        table.add_row(*texts, style="bold" if row.differs else "dim", end_section=is_last)
     sentences = [f"{printable(one.name)}: {lead_of(one)}" for one in compared]
     return "\n".join([*printed_lines(table, width), "", *sentences, *remarks(compared)])

@@ -4,86 +4,54 @@ import contextlib
 import io
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Callable, Iterator
 
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.text import Text
 
-from search.terminal.screen import ASCII, UNICODE, Glyphs
-
-REFRESH_S = 0.5
-LARGEST_SHARE = 0.01  # of a core's time that drawing may take; LONGEST_PAUSE_S has precedence
-# Callers call `refresh` at least once a second, so that draws are at most 2 s apart.
-LONGEST_PAUSE_S = 1.0
-
-Draw = Callable[[int, int, Glyphs], Sequence[Text]]
+REFRESH_S = 1.0
 
 
 def can_show_screens(console: Console) -> bool:
-    """Whether the console is a terminal with a movable cursor, and `NO_COLOR` is not set."""
-    return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("NO_COLOR")
+    """Whether the console is a terminal with a movable cursor and UTF-8, and `NO_COLOR` is not set."""
+    moves = console.is_terminal and not console.is_dumb_terminal
+    return moves and not console.options.ascii_only and not os.environ.get("NO_COLOR")
 
 
-class LiveScreen:
-    """The terminal's alternate screen; a context manager.
+@contextlib.contextmanager
+def live_screen(
+    console: Console, draw: Callable[[], RenderableType], on_message: Callable[[str], None]
+) -> Iterator[Live]:
+    """Show the terminal's alternate screen, which `refresh()` of the result draws, in the caller's thread.
 
-    `refresh` draws in the caller's thread, so that the shown data does not change meanwhile. Text that is written to
-    standard error is kept, and written to the terminal after the screen closes.
+    Text that is written to standard error is kept, and written to the terminal after the screen closes.
 
     Args:
         console: a terminal.
-        draw: makes the lines from a width, a height and the terminal's characters.
+        draw: makes the content.
         on_message: called with each line that is written to standard error.
     """
-
-    def __init__(self, console: Console, draw: Draw, on_message: Callable[[str], None] = lambda line: None) -> None:
-        self._console = console
-        self._draw = draw
-        self._glyphs = ASCII if console.options.ascii_only else UNICODE
-        self._messages = _Messages(on_message)
-        self._stderr = sys.stderr
-        self._due_s = 0.0
-        self._live = Live(
-            console=console,
-            screen=True,
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-        )
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        self._stderr, sys.stderr = sys.stderr, self._messages
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the alternate screen. A second call does nothing; a terminal that is gone is ignored."""
-        keeps_messages = sys.stderr is self._messages
-        if keeps_messages:
-            sys.stderr = self._stderr
+    live = Live(
+        get_renderable=draw,
+        console=console,
+        screen=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    messages, stderr = _Messages(on_message), sys.stderr
+    try:
+        live.start()
+        sys.stderr = messages
+        yield live
+    finally:
+        if sys.stderr is messages:
+            sys.stderr = stderr
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            live.stop()
         with contextlib.suppress(OSError):
-            self._live.stop()
-        if keeps_messages:
-            with contextlib.suppress(OSError):
-                self._stderr.write(self._messages.getvalue())
-                self._stderr.flush()
-
-    def refresh(self, at_once: bool = False) -> None:
-        """Draw if the last draw was long enough ago, or `at_once`."""
-        if not at_once and time.monotonic() < self._due_s:
-            return
-        started_s = time.thread_time()
-        width, height = self._console.size
-        self._live.update(Group(*self._draw(width, height, self._glyphs)), refresh=True)
-        cost_s = time.thread_time() - started_s
-        self._due_s = time.monotonic() + min(max(REFRESH_S, cost_s / LARGEST_SHARE), LONGEST_PAUSE_S)
+            stderr.write(messages.getvalue())
+            stderr.flush()
 
 
 class _Messages(io.StringIO):

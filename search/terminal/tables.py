@@ -1,7 +1,7 @@
 """The leaderboard as a table, CSV, JSON or Markdown."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import StringIO
 
 from rich import box
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.analysis.columns import LeaderboardColumn, short, short_name, shown_columns
+from search.analysis.columns import LeaderboardColumn, parameter_column, shown_columns
 from search.analysis.csv_files import trials_csv
 from search.analysis.ranking import METRIC, Ranked, n_by_replicates
 from search.experiment.manifest import TestSetUse
@@ -44,8 +44,9 @@ def as_csv(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
 
 def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     """A table for a README or an issue."""
-    headings = [*(column.heading for column in _result_columns(ranked)), *parameters]
-    rows = [list(_cells(row, parameters, _result_columns(ranked)).values()) for row in ranked]
+    columns = fitting_columns(ranked, parameters)
+    headings = [column.name if column.name in parameters else column.heading for column in columns]
+    rows = [[column.text_of(row) for column in columns] for row in ranked]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [headings, ["---:"] * len(headings), *rows])
 
 
@@ -66,27 +67,52 @@ def as_table(
         live: whether the search runs now; if not, running trials are shown as unfinished.
         most_rows: number of rows to show; None shows all.
     """
-    n_confirmed, in_table = n_by_replicates(ranked), ranked[:most_rows]
-    columns = _result_columns(ranked)
-    rows = [_cells(row, parameters, columns, live) for row in in_table]
-    shown = _columns_that_fit(columns, parameters, rows, width)
-    left_out = [name for name in parameters if name not in shown]
+    n_confirmed, rows = n_by_replicates(ranked), ranked[:most_rows]
+    columns = fitting_columns(rows, parameters, width, live)
     table = Table(box=_BOX, pad_edge=False, show_edge=False)
-    texts = {column.heading for column in columns if not column.is_number}
-    for name in shown:
-        table.add_column(short_name(name), justify="left" if name in texts else "right", no_wrap=True)
-    for i, (row, cells) in enumerate(zip(in_table, rows, strict=True), 1):
+    for column in columns:
+        table.add_column(column.heading, justify="right" if column.is_number else "left", no_wrap=True)
+    for i, row in enumerate(rows, 1):
         style = "" if row.status == "completed" else STATUS_STYLES[row.status]
-        table.add_row(*(Text(cells[name]) for name in shown), style=style, end_section=i == n_confirmed < len(rows))
+        cells = (Text(column.text_of(row, live)) for column in columns)
+        table.add_row(*cells, style=style, end_section=i == n_confirmed < len(rows))
     lines = printed_lines(table, width)
     if 0 < n_confirmed < len(rows):
-        baseline = ", the baseline by its replicates" if any(row.replicates for row in in_table[n_confirmed:]) else ""
+        baseline = ", the baseline by its replicates" if any(row.replicates for row in rows[n_confirmed:]) else ""
         lines.append(f"(above the line: ranked by replicates; below it: by the accuracy in the search{baseline})")
     if len(rows) < len(ranked):
         lines.append(f"(the first {len(rows):,} of {len(ranked):,} trials: --top N shows more, --format csv all)")
+    left_out = [name for name in parameters if name not in {column.name for column in columns}]
     if left_out:
         lines.append(f"(wider terminals also show {', '.join(left_out)})")
     return "\n".join([*lines, *_reasons(ranked)])
+
+
+def fitting_columns(
+    ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None, live: bool = True
+) -> list[LeaderboardColumn]:
+    """The result columns that fit into `width` characters, then as many hyperparameters as fit; None shows all."""
+    results = shown_columns(has_replicates=any(row.replicates for row in ranked))
+    shown = [column for column in results if not column.after_parameters]
+    more = [parameter_column(name) for name in parameters]
+    if width is None:
+        return [*shown, *more]
+    widths = {
+        column.name: max(map(len, [column.heading, *(column.text_of(row, live) for row in ranked)]))
+        for column in (*shown, *more)
+    }
+
+    def fits(columns: Sequence[LeaderboardColumn]) -> bool:
+        return sum(widths[column.name] + GAP for column in columns) - GAP <= width
+
+    for column in sorted((column for column in shown if column.drop_order), key=lambda column: column.drop_order):
+        if len(shown) > N_ALWAYS_SHOWN and not fits(shown):
+            shown.remove(column)
+    for column in more:
+        if not fits([*shown, column]):
+            break
+        shown.append(column)
+    return shown
 
 
 def printed_lines(table: Table, width: int | None) -> list[str]:
@@ -103,40 +129,3 @@ def _reasons(ranked: Sequence[Ranked]) -> list[str]:
     if len(bad) > MOST_REASONS:
         lines.append(f"(and {len(bad) - MOST_REASONS:,} more that failed or do not count: --format csv says why)")
     return lines
-
-
-def _result_columns(ranked: Sequence[Ranked]) -> list[LeaderboardColumn]:
-    shown = shown_columns(has_replicates=any(row.replicates for row in ranked))
-    return [column for column in shown if not column.after_parameters]
-
-
-def _cells(
-    row: Ranked, parameters: Sequence[str], columns: Sequence[LeaderboardColumn], live: bool = True
-) -> dict[str, str]:
-    """Cells by heading; hyperparameters by their full name."""
-    values = row.config.as_dict()
-    results = {column.heading: column.text_of(row, live) for column in columns}
-    return {**results, **{name: short(values[name]) for name in parameters}}
-
-
-def _columns_that_fit(
-    columns: Sequence[LeaderboardColumn],
-    parameters: Sequence[str],
-    rows: Sequence[Mapping[str, str]],
-    width: int | None,
-) -> list[str]:
-    """Headings of the result columns that fit, then as many hyperparameters as fit."""
-    shown = [column.heading for column in columns]
-    for column in sorted((column for column in columns if column.drop_order), key=lambda column: column.drop_order):
-        if len(shown) > N_ALWAYS_SHOWN and not _fits(shown, rows, width):
-            shown.remove(column.heading)
-    for name in parameters:
-        if not _fits([*shown, name], rows, width):
-            break
-        shown.append(name)
-    return shown
-
-
-def _fits(shown: Sequence[str], rows: Sequence[Mapping[str, str]], width: int | None) -> bool:
-    widths = [max(map(len, [short_name(name), *(row[name] for row in rows)])) for name in shown]
-    return width is None or sum(widths) + GAP * (len(shown) - 1) <= width

@@ -2,7 +2,6 @@ import csv
 import io
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -92,22 +91,6 @@ def test_a_long_table_shows_its_first_rows_and_reasons_and_says_so(tiny_space: S
     assert text.count(": why") == tables.MOST_REASONS
     assert text.endswith("(and 5 more that failed or do not count: --format csv says why)")
     assert tables.as_csv(rank(found), ["lr"]).count("\n") == 55
-
-
-def test_laying_out_a_table_takes_no_more_rows_for_more_trials(
-    tiny_space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    n_calls = 0
-    cells = tables._cells
-
-    def counted(*arguments: Any) -> dict[str, str]:
-        nonlocal n_calls
-        n_calls += 1
-        return cells(*arguments)
-
-    monkeypatch.setattr(tables, "_cells", counted)
-    tables.as_table(rank(history(tiny_space, *[("completed", [0.7])] * 1000)), ["lr"], most_rows=tables.MOST_ROWS)
-    assert n_calls == tables.MOST_ROWS
 
 
 def test_ranking_asks_each_trial_a_fixed_number_of_times(tiny_space: Space, monkeypatch: pytest.MonkeyPatch) -> None:

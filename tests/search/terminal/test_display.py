@@ -3,7 +3,7 @@ import os
 import re
 import sys
 import time
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 from rich.console import Console
@@ -12,8 +12,7 @@ from rich.text import Text
 from search.experiment.history import History
 from search.policy.state import SearchState
 from search.terminal.display import SearchConsole, SearchDisplay, print_while_read
-from search.terminal.live_screen import LONGEST_PAUSE_S, REFRESH_S, LiveScreen
-from search.terminal.screen import Glyphs
+from search.terminal.live_screen import live_screen
 from spaces import Space, load_space
 from tests.support.simulation import result, simulate
 
@@ -27,6 +26,7 @@ def space() -> Space:
 def _a_terminal_that_can_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("search.terminal.display.REFRESH_S", 0.0)
 
 
 def shown(space: Space, terminal: bool, quiet: bool = False) -> str:
@@ -45,17 +45,14 @@ def test_piped_output_is_plain_with_one_line_a_trial_that_ends(space: Space) -> 
     ends, fresh = lines[:12], lines[12:-1]
     assert [line.split("[")[1].split(" ")[0] for line in ends] == [f"{n}/12" for n in range(1, 13)]
     assert all("best " in line for line in ends)
-    assert fresh
+    assert ", 1 replicate, " in fresh[0]
+    assert "1 replicates" not in "".join(fresh)
+    left_s = [float(found[1]) for line in lines if (found := re.search(r"about (\d+) seconds? left", line))]
+    assert left_s[0] > left_s[-1]
+    assert "left" not in fresh[-1]
     assert all(
         re.match(r"replicate  completed epoch   9 +[\d.]+%  of trial \d+  \[12/12 trials", line) for line in fresh
     )
-
-
-def test_the_time_left_falls_to_nothing(space: Space) -> None:
-    lines = shown(space, terminal=False).splitlines()[:-1]
-    seconds = [float(match.group(1)) for line in lines if (match := re.search(r"about (\d+) seconds? left", line))]
-    assert seconds[0] > seconds[-1]
-    assert "left" not in lines[-1]
 
 
 @pytest.mark.parametrize("trials", ["1000", "null"])
@@ -67,8 +64,6 @@ def test_the_time_left_ends_with_the_time_budget(trials: str) -> None:
         console = Console(file=stream, force_terminal=terminal, width=100, highlight=False)
         with SearchDisplay(space, console, 2, started_s=started_s, time_left_s=3600 + 80) as display:
             simulate(SearchState(space, History(), observe=display.observe), seed=0, max_results=20)
-            time.sleep(LONGEST_PAUSE_S if terminal else 0)
-            display.refresh()
         left = re.findall(r"about (\d+) (\w+) left", stream.getvalue())
         assert left
         assert all(int(number) <= 80 and unit == "seconds" for number, unit in left)
@@ -79,29 +74,26 @@ def test_a_terminal_gets_one_screen_and_is_given_back(space: Space) -> None:
     screen, _, after = text.partition("\x1b[?1049l")
     assert screen.startswith("\x1b[?1049h\x1b[H")
     assert "\x1b[?25h" in text, "the cursor is shown again"
-    assert "── workers" in screen
+    assert "workers" in screen
+    assert "quickstart" in screen
     assert "trial 3 lost its worker" in after, "what went wrong is told when the screen is gone"
     assert "completed" not in after
     assert "stopped" not in after
 
 
-@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_who_wants_no_screen_gets_plain_lines(
-    name: str, value: str, space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, value)
-    text = shown(space, terminal=True)
+@pytest.mark.parametrize("why", ["NO_COLOR", "TERM", "plain", "not UTF-8"])
+def test_a_terminal_without_a_screen_gets_plain_lines(why: str, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why in ("NO_COLOR", "TERM"):
+        monkeypatch.setenv(why, {"NO_COLOR": "1", "TERM": "dumb"}[why])
+    stream = TextIOWrapper(BytesIO(), encoding="latin-1" if why == "not UTF-8" else "utf-8", write_through=True)
+    console = Console(file=stream, force_terminal=True, width=100)
+    with SearchDisplay(space, console, 2, plain=why == "plain") as display:
+        simulate(SearchState(space, History(), observe=display.observe), seed=0)
+    stream.seek(0)
+    text = stream.read()
     assert "\x1b[?1049h" not in text
     assert text.count("trials, ") >= 12
     assert all(line.strip() for line in text.splitlines())
-
-
-def test_plain_lines_can_be_asked_for(space: Space) -> None:
-    stream = StringIO()
-    console = Console(file=stream, force_terminal=True, width=100)
-    with SearchDisplay(space, console, 2, plain=True) as display:
-        simulate(SearchState(space, History(), observe=display.observe), seed=0, max_results=9)
-    assert "\x1b[?1049h" not in stream.getvalue()
 
 
 def test_messages_to_standard_error_are_shown_and_kept(space: Space, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +101,6 @@ def test_messages_to_standard_error_are_shown_and_kept(space: Space, capsys: pyt
     with SearchDisplay(space, Console(file=stream, force_terminal=True, width=100), 2) as display:
         print("the copy of the journal is used", file=sys.stderr)
         assert capsys.readouterr().err == ""
-        time.sleep(REFRESH_S)
         display.refresh()
     assert "the copy of the journal is used" in stream.getvalue()
     assert capsys.readouterr().err == "the copy of the journal is used\n"
@@ -119,7 +110,6 @@ def test_a_screen_that_cannot_be_drawn_costs_no_search(space: Space, monkeypatch
     stream = StringIO()
     with SearchDisplay(space, Console(file=stream, force_terminal=True, width=100), 2) as display:
         monkeypatch.setattr("search.terminal.display.screen", lambda *_: 1 / 0)
-        time.sleep(REFRESH_S)
         simulate(SearchState(space, History(), observe=display.observe), seed=0)
     after = stream.getvalue().partition("\x1b[?1049l")[2]
     assert "The screen cannot be drawn (ZeroDivisionError: division by zero)" in after
@@ -147,7 +137,6 @@ def test_a_terminal_that_goes_away_costs_no_search(
     terminal.gone = gone_when == "before"
     console = Console(file=terminal, force_terminal=True, width=100)
     with SearchDisplay(space, console, 2, plain=plain) as display:
-        time.sleep(REFRESH_S)
         terminal.gone = gone_when != "at the end"
         simulate(SearchState(space, history, observe=display.observe), seed=0)
         display.note("trial 3 lost its worker")
@@ -160,40 +149,27 @@ def test_a_terminal_that_goes_away_costs_no_search(
 def test_a_screen_is_closed_though_its_terminal_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    screen = LiveScreen(Console(file=terminal, force_terminal=True, width=100), lambda *_: [Text("x")])
-    with screen:
+    with live_screen(Console(file=terminal, force_terminal=True, width=100), lambda: Text("x"), print) as live:
         print("a message", file=sys.stderr)
         terminal.gone = True
         with pytest.raises(OSError, match="Input/output error"):
-            screen.refresh(at_once=True)
+            live.refresh()
     assert sys.stderr is terminal
-    terminal.gone = False
-    screen.close()
-    assert terminal.getvalue().count("\x1b[?1049l") == 0
+    assert "\x1b[?1049l" not in terminal.getvalue()
 
 
-@pytest.mark.parametrize(("cost_s", "pause_s"), [(0.001, 0.5), (0.008, 0.8), (0.2, 1.0)])
-def test_drawing_takes_little_time_but_never_pauses_for_long(
-    cost_s: float, pause_s: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_screen_is_drawn_once_a_second_at_most(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"now": 100.0}
-    monkeypatch.setattr("search.terminal.live_screen.time.monotonic", lambda: clock["now"])
-    monkeypatch.setattr("search.terminal.live_screen.time.thread_time", lambda: clock["now"])
+    monkeypatch.setattr("search.terminal.display.REFRESH_S", 1.0)
+    monkeypatch.setattr("search.terminal.display.time.monotonic", lambda: clock["now"])
     drawn_s: list[float] = []
-
-    def draw(width: int, height: int, glyphs: Glyphs) -> list[Text]:
-        drawn_s.append(clock["now"])
-        clock["now"] += cost_s
-        return [Text("x")]
-
-    live = LiveScreen(Console(file=StringIO(), force_terminal=True, width=100), draw)
-    live.refresh()
-    clock["now"] += pause_s - 0.01
-    live.refresh()
-    assert len(drawn_s) == 1
-    clock["now"] += 0.02
-    live.refresh()
-    assert len(drawn_s) == 2
+    draw = SearchDisplay._draw
+    monkeypatch.setattr(SearchDisplay, "_draw", lambda display: drawn_s.append(clock["now"]) or draw(display))
+    with SearchDisplay(space, Console(file=StringIO(), force_terminal=True, width=100), 2) as display:
+        drawn_s.clear()
+        for clock["now"] in (100.99, 101.01, 101.5, 102.0, 102.02):
+            display.refresh()
+    assert drawn_s == [101.01, 102.02]
 
 
 def test_a_pipe_without_its_reader_costs_no_search(space: Space) -> None:
@@ -207,12 +183,6 @@ def test_a_pipe_without_its_reader_costs_no_search(space: Space) -> None:
             simulate(SearchState(space, history, observe=display.observe), seed=0)
         print("the result", file=pipe, flush=True)
     assert history.n_ended == 12
-
-
-def test_one_replicate_is_in_the_singular(space: Space) -> None:
-    text = shown(space, terminal=False)
-    assert ", 1 replicate, " in text
-    assert "1 replicates" not in text
 
 
 def test_quiet_shows_failures_only(space: Space) -> None:

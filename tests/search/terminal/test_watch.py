@@ -22,7 +22,6 @@ from search.experiment.folder import Experiment
 from search.experiment.journal import JournalFollower, read_history
 from search.experiment.manifest import Session, timestamp
 from search.terminal import watch
-from search.terminal.screen import UNICODE
 from spaces import InputError, Space, load_space
 from tests.support.foreign import make_experiment
 from tests.support.simulation import result
@@ -98,7 +97,7 @@ def test_a_followed_journal_that_is_damaged_is_read_from_its_copy(experiment: Ex
 def test_it_follows_a_search_to_its_end(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("search.terminal.watch.POLL_S", 0.6)
+    monkeypatch.setattr("search.terminal.watch.REFRESH_S", 0.2)
     stream = StringIO()
     held = threading.Event()
 
@@ -106,18 +105,18 @@ def test_it_follows_a_search_to_its_end(
         with Experiment(experiment.folder).exclusive():
             journal = experiment.journal()
             held.set()
-            time.sleep(1.0)
+            time.sleep(0.5)
             journal.append(result(1, 2, 0.9123))
             journal.append(TrialEnded(1, "stopped", "91.23% at rung 2, below its cutoff 99%", time.time()))
-            time.sleep(1.5)
+            time.sleep(0.8)
 
     other = threading.Thread(target=search)
     other.start()
     held.wait()
-    assert watch.watch(experiment, Console(file=stream, force_terminal=True, width=80, height=24)) == "ended"
+    watch.watch(experiment, Console(file=stream, force_terminal=True, width=80, height=24))
     other.join()
     text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
-    first, _, after = text.partition("91.23% at rung 2")
+    first, _, after = text.partition("stopped   epoch   2")
     assert "mine  searching" in first
     assert "q leaves; the search goes on" in first
     assert "\x1b[?1049l" in after
@@ -132,8 +131,9 @@ def test_the_time_left_is_what_earlier_sessions_left_of_the_budget(tmp_path: Pat
         Session(started_at=timestamp(now - 1800)),
     ]
     experiment.write_manifest(experiment.manifest.model_copy(update={"sessions": sessions}))
-    heading = watch._Watched(experiment).draw(80, 24, UNICODE)[0].plain
-    assert heading.rstrip().endswith("about 30 minutes left")
+    stream = StringIO()
+    Console(file=stream, width=80).print(watch._Watched(experiment).draw(80, 24))
+    assert stream.getvalue().splitlines()[0].rstrip().endswith("about 30 minutes left")
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
