@@ -210,8 +210,8 @@ def rungs_reached(
     reached = np.full(len(exempt), len(rung_epochs))
     for trial in range(len(exempt)):
         for i, epoch in enumerate(rung_epochs[:-1]):
-            verdict = rungs.arrive(trial, epoch, float(values[i, trial]))
-            if verdict and not verdict.passed and not exempt[trial]:
+            refused = rungs.arrive(trial, epoch, float(values[i, trial]))
+            if refused and not exempt[trial]:
                 reached[trial] = i + 1
                 break
     return reached

@@ -192,8 +192,7 @@ def first_refusals(
             rungs.diverge(trial.number, result.epoch, is_exempt(trial))
             refused.setdefault(trial.number, result.epoch)
             continue
-        verdict = rungs.arrive(trial.number, result.epoch, result.validation_accuracy)
-        if verdict and not verdict.passed:
+        if rungs.arrive(trial.number, result.epoch, result.validation_accuracy):
             refused.setdefault(trial.number, result.epoch)
     return refused
 

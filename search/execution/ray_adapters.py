@@ -117,7 +117,7 @@ class StateSearcher(Searcher):
         if assignment is None:
             # An assignment that was given up does not end in this round.
             stuck = self._shared.given_up and n_running == 0
-            return None if state.awaits_more and not stuck else Searcher.FINISHED
+            return None if state.n_running and not stuck else Searcher.FINISHED
         self._shared.assignments[trial_id] = assignment
         return self._shared.to_ray_config(assignment)
 

@@ -11,24 +11,18 @@ from typing import Protocol
 from search.experiment.events import EpochDone
 from search.experiment.history import History, Trial
 from search.policy.order import result_order
-from search.policy.rungs import WORST, RungRule, Rungs, Verdict, refusal_text
+from search.policy.rungs import WORST, Rungs, at_chance_text, rungs_of_diverged
 from spaces.schema import Space
 
 # Sort key of a result at a rung: accuracy, then loss, then the number of the trial; see `result_order`.
 _Rank = tuple[float, float, int]
 
 
-class Asha(Protocol):
+class RungRule(Protocol):
     """Decides which trials stop, wait or continue, from results in the order in which they were recorded."""
 
-    def apply(self, trial: Trial, result: EpochDone) -> None:
-        """Apply the newest result of a trial; `trial` includes it."""
-
-    def reason_to_stop(self, trial: Trial) -> str | None:
-        """Why a trial must end after its newest result; None if it continues or waits."""
-
-    def is_paused(self, trial: Trial) -> bool:
-        """Whether a trial that has not ended waits at a rung."""
+    def apply(self, trial: Trial, result: EpochDone) -> str | None:
+        """Apply the newest result of a trial, which `trial` includes. Returns why the trial must end; else None."""
 
     def next_promoted(self, history: History) -> Trial | None:
         """The waiting trial that is promoted next; None if no trial can be promoted."""
@@ -37,17 +31,10 @@ class Asha(Protocol):
         """Why a waiting trial ends at its rung, when no more trials are promoted."""
 
 
-def asha_of(space: Space, chance: float | None = None, rule: RungRule = RungRule.OURS) -> Asha:
-    """The variant of `search.asha`; with `off`, the space has no rungs.
-
-    Args:
-        space: the searched space.
-        chance: as in `Rungs`.
-        rule: rule of the stopping variant.
-    """
-    if space.search.asha == "promote":
-        return PromotingRungs(space.rung_epochs, space.search.reduction_factor, chance)
-    return StoppingRungs(Rungs(space.rung_epochs, space.search.reduction_factor, rule, chance))
+def rung_rule(space: Space, chance: float | None = None) -> RungRule:
+    """The rule of `search.asha`; `chance` as in `Rungs`. With `off`, the space has no rungs."""
+    variant = PromotingRungs if space.search.asha == "promote" else StoppingRungs
+    return variant(space.rung_epochs, space.search.reduction_factor, chance)
 
 
 def is_exempt(trial: Trial) -> bool:
@@ -59,34 +46,22 @@ def is_exempt(trial: Trial) -> bool:
 
 
 def waits_at_rung(trial: Trial, space: Space) -> bool:
-    """Whether a trial waits to be promoted; like `Asha.is_paused`, from the trial and the space alone."""
+    """Whether a trial waits to be promoted."""
     return space.search.asha == "promote" and _waits(trial, space.rung_epochs[:-1])
 
 
 class StoppingRungs:
-    """The stopping variant: a trial that does not pass a rung ends there."""
+    """The stopping variant: a trial that does not pass a rung ends there. Arguments as in `Rungs`."""
 
-    def __init__(self, rungs: Rungs) -> None:
-        self._rungs = rungs
-        self._verdicts: dict[int, Verdict] = {}
+    def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None) -> None:
+        self._rungs = Rungs(rung_epochs, reduction_factor, chance)
 
-    def apply(self, trial: Trial, result: EpochDone) -> None:
-        self._verdicts.pop(trial.number, None)
+    def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:
             self._rungs.diverge(trial.number, result.epoch, is_exempt(trial))
-            return
-        verdict = self._rungs.arrive(trial.number, result.epoch, result.validation_accuracy)
-        if verdict and not verdict.passed and not is_exempt(trial):
-            self._verdicts[trial.number] = verdict
-
-    def reason_to_stop(self, trial: Trial) -> str | None:
-        verdict = self._verdicts.get(trial.number)
-        if verdict is None or trial.last is None:
             return None
-        return refusal_text(verdict, trial.last.validation_accuracy, trial.last.epoch)
-
-    def is_paused(self, trial: Trial) -> bool:
-        return False
+        reason = self._rungs.arrive(trial.number, result.epoch, result.validation_accuracy)
+        return None if is_exempt(trial) else reason
 
     def next_promoted(self, history: History) -> Trial | None:
         return None
@@ -100,12 +75,7 @@ class PromotingRungs:
 
     This is `get_job` of the paper: from the highest rung downwards, the best trial that was not promoted yet. A trial
     at chance is not promoted if another trial is above chance. A diverged trial is never promoted, and counts as the
-    worst at the next rung. Exempt trials do not wait, but count at each rung.
-
-    Args:
-        rung_epochs: epochs of the rungs, ascending; trials end at the last.
-        reduction_factor: about one trial in so many is promoted.
-        chance: as in `Rungs`.
+    worst at the next rung. Exempt trials do not wait, but count at each rung. Arguments as in `Rungs`.
     """
 
     def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None) -> None:
@@ -114,25 +84,19 @@ class PromotingRungs:
         # Sorted, best first.
         self._ranks: dict[int, list[_Rank]] = {epoch: [] for epoch in rung_epochs[:-1]}
 
-    def apply(self, trial: Trial, result: EpochDone) -> None:
+    def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:
-            ahead = [rung for rung in self._ranks if rung >= result.epoch]
-            for rung in ahead if is_exempt(trial) else ahead[:1]:
+            for rung in rungs_of_diverged(self._ranks, result.epoch, is_exempt(trial)):
                 bisect.insort(self._ranks[rung], (-WORST, math.inf, trial.number))
         elif result.epoch in self._ranks:
             bisect.insort(self._ranks[result.epoch], result_order(trial.number, result))
-
-    def reason_to_stop(self, trial: Trial) -> str | None:
         return None
-
-    def is_paused(self, trial: Trial) -> bool:
-        return _waits(trial, self._ranks)
 
     def next_promoted(self, history: History) -> Trial | None:
         for epoch in reversed(self._ranks):
             for value, _, number in self._ranks[epoch][: self._n_promoted(epoch)]:
                 trial = history.trials[number]
-                if trial.n_epochs == epoch and self.is_paused(trial) and not self._is_at_chance(-value, epoch):
+                if trial.n_epochs == epoch and _waits(trial, self._ranks) and not self._is_at_chance(-value, epoch):
                     return trial
         return None
 
@@ -140,7 +104,7 @@ class PromotingRungs:
         assert trial.last is not None
         epoch, value = trial.last.epoch, trial.last.validation_accuracy
         if self._is_at_chance(value, epoch):
-            return f"at chance ({value:.2%}) at rung {epoch}, where others have learned"
+            return at_chance_text(value, epoch)
         n_arrived, n_promoted = len(self._ranks[epoch]), self._n_promoted(epoch)
         if result_order(trial.number, trial.last) in self._ranks[epoch][:n_promoted]:
             return f"{value:.2%} at rung {epoch}, among the best {n_promoted} of {n_arrived}, when the budget was used"
@@ -152,9 +116,7 @@ class PromotingRungs:
         return len(self._ranks[epoch]) // self._reduction_factor
 
     def _is_at_chance(self, value: float, epoch: int) -> bool:
-        if self._chance is None:
-            return False
-        return value <= self._chance < -self._ranks[epoch][0][0]
+        return self._chance is not None and value <= self._chance < -self._ranks[epoch][0][0]
 
 
 def _waits(trial: Trial, rungs: Container[int]) -> bool:

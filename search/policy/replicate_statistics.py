@@ -14,6 +14,7 @@ Gauss-Newton method" (Biometrika 61, 1974).
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,7 @@ from search.experiment.history import History
 
 # Lower bound of `scale`, reached at accuracies of 0.5 % and 99.5 %: validation sets are finite.
 LEAST_SCALE = 0.005
-EQUAL = 1e-9  # smaller standard deviations are rounding errors of equal accuracies
-# Limit of the design matrix: 3,000 replicates of 100 trials in 900 blocks. A foreign journal may have more.
-MOST_CELLS = 3_000_000
+EQUAL = 1e-9  # smaller differences and standard deviations are rounding errors of equal accuracies
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Lead:
 
     @property
     def is_clear(self) -> bool:
-        return self.half_width is not None and abs(self.mean) > self.half_width
+        return self.half_width is not None and abs(self.mean) > max(self.half_width, EQUAL)
 
 
 def replicate_results(history: History) -> dict[int, ReplicateSummary]:
@@ -74,19 +73,16 @@ def replicate_results(history: History) -> dict[int, ReplicateSummary]:
 
     Intervals are Student's t, with the spread within trials pooled on the scale of the model.
     """
-    runs = _Runs.of(history)
-    model = _Model.of(runs.values)
-    means = {number: runs.mean(number, model) for number in runs.numbers}
-    order = sorted(means, key=lambda number: (-means[number], number))
+    runs = _Runs(history)
+    order = sorted(runs.means, key=lambda number: (-runs.means[number], number))
     return {
         number: ReplicateSummary(
             trial=number,
             n_runs=runs.n_runs(number),
             n_diverged=runs.n_diverged.get(number, 0),
-            mean=means[number],
-            half_width=model.half_width(number) if runs.have_intervals(number) else None,
-            is_tied=number == order[0]
-            or (number not in runs.n_diverged and not _lead(runs, model, order[0], number).is_clear),
+            mean=runs.means[number],
+            half_width=runs.fit.half_width(number) if runs.have_intervals(number) else None,
+            is_tied=number == order[0] or (number not in runs.n_diverged and not runs.lead(order[0], number).is_clear),
         )
         for number in order
     }
@@ -94,19 +90,18 @@ def replicate_results(history: History) -> dict[int, ReplicateSummary]:
 
 def lead(history: History, first: int, second: int) -> Lead:
     """Lead of trial `first` over trial `second`; 0 without an interval if one has no replicate."""
-    runs = _Runs.of(history)
-    return _lead(runs, _Model.of(runs.values), first, second)
+    return _Runs(history).lead(first, second)
 
 
 def run_sd(history: History, accuracy: float) -> float | None:
     """Standard deviation of the accuracy of a replicate, for a trial with mean `accuracy`; None if unknown."""
-    spread = _Model.of(_Runs.of(history).values).within
-    return None if spread.freedom == 0 else spread.sd * _scale(accuracy)
+    fit = _Runs(history).fit
+    return fit.within_sd * _scale(accuracy) if fit.within_freedom else None
 
 
 def diverged(history: History) -> set[int]:
     """Numbers of the trials with a diverged replicate."""
-    return set(_Runs.of(history).n_diverged)
+    return set(_Runs(history).n_diverged)
 
 
 def leaders(history: History, numbers: Collection[int], level: float) -> set[int]:
@@ -118,172 +113,124 @@ def leaders(history: History, numbers: Collection[int], level: float) -> set[int
         level: error probability of the test of the worst against the best trial, in (0, 1).
     """
     left = set(numbers)
-    values = _Runs.of(history).values
+    values = _Runs(history).values
     while len(left) > 1:
         common = set.intersection(*(set(values.get(number, ())) for number in left))
         if len(common) < 2:
             break
-        model = _Model.of({number: {block: values[number][block] for block in sorted(common)} for number in left})
-        means = {number: model.mean(number) for number in sorted(left)}
+        fit = _Fit({number: {block: values[number][block] for block in common} for number in left})
+        means = {number: fit.mean(number) for number in sorted(left)}
         best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-        if means[best] - means[worst] <= _student(1 - level, model.residual.freedom) * model.error(best, worst):
+        least = _student(1 - level, fit.residual_freedom) * fit.error(best, worst)
+        if means[best] - means[worst] <= max(least, EQUAL):
             break
         left.remove(worst)
     return left
 
 
-def _lead(runs: "_Runs", model: "_Model", first: int, second: int) -> Lead:
-    if first == second or not {first, second} <= runs.numbers:
-        return Lead(0.0, None)
-    ahead = runs.mean(first, model) - runs.mean(second, model)
-    if not runs.have_intervals(first, second) or not model.residual.freedom:
-        return Lead(ahead, None)
-    return Lead(ahead, _student(0.975, model.residual.freedom) * model.error(first, second))
-
-
-@dataclass(frozen=True, slots=True)
 class _Runs:
-    """Finished replicates of trials that count.
+    """Finished replicates of trials that count, with their means and leads.
 
-    Attributes:
-        values: accuracies by trial and block, without diverged replicates.
-        n_diverged: numbers of diverged replicates by trial, for trials that have any.
+    `values` has accuracies by trial and block, without diverged replicates; `n_diverged` numbers of those by trial.
     """
 
-    values: Mapping[int, Mapping[int, float]]
-    n_diverged: Mapping[int, int]
-
-    @classmethod
-    def of(cls, history: History) -> "_Runs":
-        values: dict[int, dict[int, float]] = {}
-        n_diverged: dict[int, int] = {}
+    def __init__(self, history: History) -> None:
+        self.values: dict[int, dict[int, float]] = {}
+        self.n_diverged: dict[int, int] = {}
         for run in history.replicates.values():
             if run.end is None or run.end.status == "failed" or run.last is None or history.trials[run.trial].excluded:
                 continue
             if run.end.status == "diverged":
-                n_diverged[run.trial] = n_diverged.get(run.trial, 0) + 1
+                self.n_diverged[run.trial] = self.n_diverged.get(run.trial, 0) + 1
             else:
-                values.setdefault(run.trial, {})[run.block] = run.last.validation_accuracy
-        return cls(values, n_diverged)
+                self.values.setdefault(run.trial, {})[run.block] = run.last.validation_accuracy
 
-    @property
-    def numbers(self) -> set[int]:
-        return {*self.values, *self.n_diverged}
+    @cached_property
+    def fit(self) -> "_Fit":
+        return _Fit(self.values)
+
+    @cached_property
+    def means(self) -> dict[int, float]:
+        return dict.fromkeys(self.n_diverged, 0.0) | {
+            number: self.fit.mean(number) * len(values) / self.n_runs(number) for number, values in self.values.items()
+        }
 
     def n_runs(self, number: int) -> int:
         return len(self.values.get(number, ())) + self.n_diverged.get(number, 0)
 
     def have_intervals(self, *numbers: int) -> bool:
-        """Whether each trial has at least two replicates, and no diverged one.
-
-        The pooled spread would allow an interval from one replicate, but that would not look credible.
-        """
+        """Whether each trial has at least two replicates, and no diverged one."""
+        # The pooled spread would allow an interval from one replicate, but that would not look credible.
         return all(len(self.values.get(number, ())) > 1 and number not in self.n_diverged for number in numbers)
 
-    def mean(self, number: int, model: "_Model") -> float:
-        if number not in self.values:
-            return 0.0
-        return model.mean(number) * len(self.values[number]) / self.n_runs(number)
+    def lead(self, first: int, second: int) -> Lead:
+        if first == second or not {first, second} <= self.means.keys():
+            return Lead(0.0, None)
+        ahead = self.means[first] - self.means[second]
+        if not self.have_intervals(first, second) or not self.fit.residual_freedom:
+            return Lead(ahead, None)
+        return Lead(ahead, _student(0.975, self.fit.residual_freedom) * self.fit.error(first, second))
 
 
-@dataclass(frozen=True, slots=True)
-class _Spread:
-    """A standard deviation on the scale of the model, infinite without degrees of freedom."""
+class _Fit:
+    """Least squares of `accuracy / scale = trial + block + error`.
 
-    sd: float
-    freedom: int
-
-    @classmethod
-    def of(cls, squares: float, freedom: int) -> "_Spread":
-        return cls(math.sqrt(max(squares, 0.0) / freedom) if freedom else math.inf, freedom)
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """`accuracy = mean + scale × (block + error)`, fitted by least squares of `accuracy / scale`.
-
-    Attributes:
-        scales: `scale` by trial.
-        n_runs: number of replicates by trial.
-        levels: mean over all blocks divided by `scale`, by trial, in the order of `covariance`.
-        covariance: (trials + blocks, trials + blocks) covariance of all effects, in units of the residual variance.
-        within: spread of the replicates of a trial.
-        residual: spread that is explained neither by trial nor by block.
+    The spreads are standard deviations on that scale: `within_sd` of the replicates of a trial, `residual_sd` of what
+    neither trial nor block explains; each has its degrees of freedom, and is infinite without any.
     """
 
-    scales: Mapping[int, float]
-    n_runs: Mapping[int, int]
-    levels: Mapping[int, float]
-    covariance: NDArray[np.float64]
-    within: _Spread
-    residual: _Spread
-
-    @classmethod
-    def of(cls, values: Mapping[int, Mapping[int, float]]) -> "_Model":
-        """Fit the model to accuracies by trial and block."""
-        if not values:
-            return cls({}, {}, {}, np.zeros((0, 0)), _Spread.of(0.0, 0), _Spread.of(0.0, 0))
-        numbers = sorted(values)
-        plain = {number: float(np.mean(list(values[number].values()))) for number in numbers}
-        scales = {number: _scale(plain[number]) for number in numbers}
-        n_runs = {number: len(values[number]) for number in numbers}
-        scaled = np.array([value / scales[number] for number in numbers for value in values[number].values()])
-        trials = np.repeat(np.arange(len(numbers)), list(n_runs.values()))
-        blocks = np.unique([block for number in numbers for block in values[number]], return_inverse=True)[1]
-        levels = np.array([plain[number] / scales[number] for number in numbers])
-        within = _Spread.of(float(np.square(scaled - levels[trials]).sum()), len(scaled) - len(numbers))
-        if len(scaled) * (len(numbers) + blocks.max() + 1) > MOST_CELLS:
-            # Without block effects.
-            covariance, residual = np.diag([1 / n for n in n_runs.values()]), within
-        else:
-            levels, covariance, residual = _without_blocks(scaled, trials, blocks)
-        return cls(scales, n_runs, dict(zip(numbers, levels.tolist(), strict=True)), covariance, within, residual)
+    def __init__(self, values: Mapping[int, Mapping[int, float]]) -> None:
+        self._numbers = sorted(values)
+        n_trials = len(self._numbers)
+        self._n_runs = {number: len(values[number]) for number in self._numbers}
+        plain = [float(np.mean(list(values[number].values()))) for number in self._numbers]
+        self._scales = {number: _scale(mean) for number, mean in zip(self._numbers, plain, strict=True)}
+        runs = [(i, block, value) for i, number in enumerate(self._numbers) for block, value in values[number].items()]
+        trials = np.array([i for i, _, _ in runs], dtype=np.intp)
+        all_blocks, blocks = np.unique([block for _, block, _ in runs], return_inverse=True)
+        self._n_blocks = len(all_blocks)
+        scaled = np.array([value / self._scales[self._numbers[i]] for i, _, value in runs])
+        columns = (trials, n_trials + blocks)
+        normal = np.zeros((n_trials + self._n_blocks,) * 2)
+        for rows in columns:
+            for others in columns:
+                np.add.at(normal, (rows, others), 1.0)
+        # Covariance of all effects, in units of the residual variance.
+        self._covariance = np.linalg.pinv(normal, hermitian=True)
+        effects = self._covariance @ sum(np.bincount(column, scaled, len(normal)) for column in columns)
+        self._levels = effects[:n_trials] + (effects[n_trials:].mean() if runs else 0.0)
+        self.within_freedom = len(runs) - n_trials
+        levels = np.array([mean / _scale(mean) for mean in plain])
+        self.within_sd = _sd(scaled - levels[trials], self.within_freedom)
+        self.residual_freedom = len(runs) - (int(np.linalg.matrix_rank(normal, hermitian=True)) if runs else 0)
+        self.residual_sd = _sd(scaled - effects[columns[0]] - effects[columns[1]], self.residual_freedom)
 
     def mean(self, number: int) -> float:
         """Mean accuracy, as if the trial had been in all blocks, 0 to 1."""
-        return self.scales[number] * self.levels[number]
+        return self._scales[number] * float(self._levels[self._numbers.index(number)])
 
     def half_width(self, number: int) -> float | None:
-        if not self.within.freedom or self.within.sd < EQUAL:
+        if not self.within_freedom or self.within_sd < EQUAL:
             return None
-        error = self.scales[number] * self.within.sd / math.sqrt(self.n_runs[number])
-        return _student(0.975, self.within.freedom) * error
+        error = self._scales[number] * self.within_sd / math.sqrt(self._n_runs[number])
+        return _student(0.975, self.within_freedom) * error
 
     def error(self, first: int, second: int) -> float:
         """The standard error of the difference of two means."""
-        numbers, weights = list(self.levels), np.zeros(len(self.covariance))
-        weights[numbers.index(first)], weights[numbers.index(second)] = self.scales[first], -self.scales[second]
-        between = self.scales[first] - self.scales[second]
-        n_blocks = len(weights) - len(numbers)
-        if n_blocks:
-            weights[len(numbers) :] = between / n_blocks
-        of_chance = self.residual.sd**2 * float(weights @ self.covariance @ weights)
+        between = self._scales[first] - self._scales[second]
+        weights = np.full(len(self._covariance), between / self._n_blocks)
+        weights[: len(self._numbers)] = 0.0
+        weights[self._numbers.index(first)] = self._scales[first]
+        weights[self._numbers.index(second)] = -self._scales[second]
+        of_chance = self.residual_sd**2 * float(weights @ self._covariance @ weights)
         # Block effects do not cancel if the scales differ, and the blocks are a random sample.
-        of_blocks = max(0.0, self.within.sd**2 - self.residual.sd**2) if n_blocks else 0.0
-        n_runs = min(self.n_runs[first], self.n_runs[second])
+        of_blocks = max(0.0, self.within_sd**2 - self.residual_sd**2)
+        n_runs = min(self._n_runs[first], self._n_runs[second])
         return math.sqrt(of_chance + between**2 * of_blocks / n_runs)
 
 
-def _without_blocks(
-    scaled: NDArray[np.float64], trials: NDArray[np.intp], blocks: NDArray[np.intp]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], _Spread]:
-    """Least squares of trial + block.
-
-    Args:
-        scaled: (N,) accuracies, divided by their trial's scale.
-        trials, blocks: (N,) index of the trial and of the block of each accuracy, from 0.
-
-    Returns:
-        (trials,) levels as if all trials had been in all blocks, the covariance of all effects, and the residual.
-    """
-    n_trials, runs = trials.max() + 1, np.arange(len(scaled))
-    design = np.zeros((len(scaled), n_trials + blocks.max() + 1))
-    design[runs, trials] = design[runs, n_trials + blocks] = 1
-    covariance = np.linalg.pinv(design.T @ design, hermitian=True)
-    effects = covariance @ design.T @ scaled
-    rest = float(np.square(scaled - design @ effects).sum())
-    residual = _Spread.of(rest, len(scaled) - int(np.linalg.matrix_rank(design)))
-    return effects[:n_trials] + effects[n_trials:].mean(), covariance, residual
+def _sd(deviations: NDArray[np.float64], freedom: int) -> float:
+    return math.sqrt(float(np.square(deviations).sum()) / freedom) if freedom else math.inf
 
 
 def _scale(accuracy: float) -> float:

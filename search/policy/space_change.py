@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search.experiment.history import History, Replicate, Trial
+from search.experiment.history import History, Trial
 from search.experiment.journaled_space import differences
 from spaces.errors import InputError
 from spaces.parameters import Hyperparameters
@@ -23,6 +23,8 @@ _FREE = (
     "resources",
     "track",
 )
+# Values of keys that old journals do not have.
+_ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup_trials": 10}
 # Keys that all results depend on: trials before and after such a change cannot be compared.
 _NEVER = ("dataset", "training.max_epochs", "training.precision", "search.seed")
 
@@ -44,23 +46,17 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
     """
     before = {**before, "search": {**_ALWAYS_WAS, **(before.get("search") or {})}}
     changes = list(differences(before, after.as_dict()))
-    never = [line for key, line in changes if _is_of(key, _NEVER) and not _is_of(key, _FREE)]
-    if never:
-        raise InputError(
-            [
-                *(f"{folder}: {line}." for line in never),
-                f"{folder}: its trials would not compare with later ones. Change that back, or start a new search.",
-            ]
+    checked = [(key, line) for key, line in changes if not _is_of(key, _FREE)]
+    lines = [line for key, line in checked if _is_of(key, _NEVER)]
+    advice = "its trials would not compare with later ones. Change that back, or start a new search."
+    if not lines and not allowed:
+        lines = [line for _, line in checked]
+        advice = (
+            "the space was changed since the search began. Change that back, or give --allow-changed-space: trials "
+            "that lie in the new space count on, others are excluded."
         )
-    askable = [line for key, line in changes if not _is_of(key, _FREE)]
-    if askable and not allowed:
-        raise InputError(
-            [
-                *(f"{folder}: {line}." for line in askable),
-                f"{folder}: the space was changed since the search began. Change that back, or give "
-                f"--allow-changed-space: trials that lie in the new space count on, others are excluded.",
-            ]
-        )
+    if lines:
+        raise InputError([f"{folder}: {text}" for text in (*(f"{line}." for line in lines), advice)])
     return bool(changes)
 
 
@@ -83,11 +79,10 @@ def excluded_text(outside: Sequence[int], history: History) -> str | None:
 
 def contains(space: Space, config: Hyperparameters) -> bool:
     """Whether a configuration lies in `space`."""
-    values = config.as_dict()
     searched = space.searched
     return all(
         searched[name].contains(value) if name in searched else value == getattr(space.baseline, name)
-        for name, value in values.items()
+        for name, value in config.as_dict().items()
     )
 
 
@@ -97,20 +92,6 @@ def counting_in(space: Space, history: History) -> list[Trial]:
     Equal to `history.counting`, unless `experiment.yaml` was edited after the search.
     """
     return [trial for trial in history.counting if contains(space, trial.config)]
-
-
-def unfinished_outside(space: Space, history: History) -> list[Trial]:
-    """Unfinished trials that lie outside `space`."""
-    return [trial for trial in history.unfinished if not contains(space, trial.config)]
-
-
-def unfinished_replicates_outside(space: Space, history: History) -> list[Replicate]:
-    """Unfinished replicates of trials that lie outside `space`."""
-    return [run for run in history.unfinished_replicates if not contains(space, history.trials[run.trial].config)]
-
-
-# Values of keys that old journals do not have.
-_ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup_trials": 10}
 
 
 def _is_of(key: str, keys: Iterable[str]) -> bool:

@@ -28,9 +28,8 @@ from search.experiment.events import (
 from search.experiment.history import History, Replicate, Trial
 from search.experiment.journal import Journal
 from search.policy import budget
-from search.policy.asha import asha_of
+from search.policy.asha import rung_rule, waits_at_rung
 from search.policy.confirmation import most_runs, next_run
-from search.policy.rungs import RungRule
 from search.policy.study import Proposer
 from spaces.errors import RunError
 from spaces.parameters import Hyperparameters
@@ -49,9 +48,8 @@ class Assignment:
     Attributes:
         kind: `trial` or `run` (a replicate).
         number: number of the trial or replicate.
-        trial: number of the trial whose configuration is trained.
+        trial: number of the trial whose configuration `config` is trained.
         seed_number: selects the random streams, together with `kind`: number of the trial, or block of the replicate.
-        config: the configuration.
         n_epochs_known: number of epochs whose results are in the journal; positive after a resume or a promotion.
         n_before: number of earlier dispatches in this session; a trial is dispatched again after each promotion.
     """
@@ -63,14 +61,6 @@ class Assignment:
     config: Hyperparameters
     n_epochs_known: int
     n_before: int = 0
-
-    @classmethod
-    def of_trial(cls, trial: Trial, n_before: int = 0) -> Assignment:
-        return cls("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs, n_before)
-
-    @classmethod
-    def of_run(cls, run: Replicate, config: Hyperparameters) -> Assignment:
-        return cls("run", run.number, run.trial, run.block, config, run.n_epochs)
 
     @property
     def name(self) -> str:
@@ -121,7 +111,6 @@ class SearchState:
         fails_alone: whether a trial of this session has trained an epoch. Until then, the cause of a failure may
             affect all trials.
         chance: the highest accuracy of a run that only guesses (`rungs.chance_accuracy`); None if unknown.
-        rule: rule by which trials pass rungs.
         is_late: returns whether the rest of the time budget is reserved for replicates. From then on no trial is
             started, if a trial can be replicated.
     """
@@ -135,7 +124,6 @@ class SearchState:
         now: Callable[[], float] = time.time,
         fails_alone: bool = False,
         chance: float | None = None,
-        rule: RungRule = RungRule.OURS,
         is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         self.space = space
@@ -144,21 +132,23 @@ class SearchState:
         self._observe = observe
         self._now = now
         self._is_late = is_late
-        self._asha = asha_of(space, chance, rule)
-        for result in history.results_in_order:
-            if not history.trials[result.trial].excluded:
-                self._asha.apply(history.trials[result.trial], result)
+        self._rule = rung_rule(space, chance)
+        reasons_to_stop = {
+            result.trial: self._rule.apply(history.trials[result.trial], result)
+            for result in history.results_in_order
+            if not history.trials[result.trial].excluded
+        }
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()
         self._runs_running: set[int] = set()
         for trial in history.unfinished:
             # The search was interrupted between a result and its consequence.
             if trial.last:
-                self._end_if_due(trial, trial.last)
+                self._end_if_due(trial, trial.last, reasons_to_stop.get(trial.number))
         for run in history.unfinished_replicates:
             if run.last:
                 self._end_run_if_due(run, run.last)
-        self._to_resume = [trial for trial in history.unfinished if not self._asha.is_paused(trial)]
+        self._to_resume = [trial for trial in history.unfinished if not waits_at_rung(trial, space)]
         self._runs_to_resume = list(history.unfinished_replicates)
         self._dispatched: list[int] = []
         self.fails_alone = fails_alone
@@ -172,10 +162,9 @@ class SearchState:
     @property
     def most_assignments(self) -> int:
         """An upper bound of the number of assignments that `next_assignment` returns."""
-        # A trial is dispatched at its start and after each promotion.
-        each = len(self.space.rung_epochs)
         n_trials = len(self.history.unfinished) + self._n_to_propose
-        return each * n_trials + len(self._runs_to_resume) + most_runs(self.space) + 1
+        n_dispatches = len(self.space.rung_epochs) * n_trials  # at the start and after each promotion
+        return n_dispatches + len(self._runs_to_resume) + most_runs(self.space) + 1
 
     @property
     def n_running(self) -> int:
@@ -196,13 +185,13 @@ class SearchState:
         Unfinished trials come first, then promoted ones, then new proposals, then replicates of the best trials.
 
         Returns:
-            None if nothing can be dispatched now. A running trial may change that: see `awaits_more`.
+            None if nothing can be dispatched now; a running trial or replicate may change that.
         """
         if self._to_resume:
             return self._dispatch(self._to_resume.pop(0))
-        is_late = self._is_late() and self._has_to_confirm
+        is_late = self._is_late() and bool(self.history.replicates or next_run(self.history, self.space))
         begins_none = is_late or budget.is_used(self.history, self.space)
-        promoted = None if begins_none else self._asha.next_promoted(self.history)
+        promoted = None if begins_none else self._rule.next_promoted(self.history)
         if promoted:
             self._record(TrialPromoted(promoted.number, promoted.n_epochs, at=self._now()))
             return self._dispatch(promoted)
@@ -214,12 +203,8 @@ class SearchState:
             return None
         if not self._n_to_propose:
             for trial in self.history.unfinished:
-                self._end(trial, "stopped", self._asha.reason_left_behind(trial))
+                self._end(trial, "stopped", self._rule.reason_left_behind(trial))
         return self._next_run()
-
-    @property
-    def _has_to_confirm(self) -> bool:
-        return bool(self.history.replicates) or next_run(self.history, self.space) is not None
 
     def _propose(self) -> Trial:
         number = len(self.history.trials)
@@ -235,17 +220,12 @@ class SearchState:
         n_before = self._dispatched.count(trial.number) if trial.promoted_at else 0
         self._dispatched.append(trial.number)
         self._running.add(trial.number)
-        return Assignment.of_trial(trial, n_before)
+        return Assignment("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs, n_before)
 
     def has_ended(self, assignment: Assignment) -> bool:
         """Whether the trial or replicate of an assignment has ended."""
         of_its_kind = self.history.replicates if assignment.kind == "run" else self.history.trials
         return of_its_kind[assignment.number].end is not None
-
-    @property
-    def awaits_more(self) -> bool:
-        """Whether `next_assignment` may return an assignment later, after a running one has ended."""
-        return self.n_running > 0
 
     def _next_run(self) -> Assignment | None:
         if self._runs_to_resume:
@@ -258,7 +238,8 @@ class SearchState:
             self._record(ReplicateStarted(number, *chosen, at=self._now()))
             run = self.history.replicates[number]
         self._runs_running.add(run.number)
-        return Assignment.of_run(run, self.history.trials[run.trial].config)
+        config = self.history.trials[run.trial].config
+        return Assignment("run", run.number, run.trial, run.block, config, run.n_epochs)
 
     def record(self, result: EpochDone) -> bool:
         """Record the result of an epoch of a trial.
@@ -277,8 +258,7 @@ class SearchState:
             self._accept_failures()
             if not result.diverged:
                 self._proposer.report(trial.number, result.epoch, result.validation_accuracy)
-            self._asha.apply(trial, result)
-            self._end_if_due(trial, result)
+            self._end_if_due(trial, result, self._rule.apply(trial, result))
         if self.is_paused(trial.number):
             self._running.discard(trial.number)
             return False
@@ -286,7 +266,7 @@ class SearchState:
 
     def is_paused(self, number: int) -> bool:
         """Whether a trial waits at a rung. It is not trained then, and keeps its checkpoint."""
-        return self._asha.is_paused(self.history.trials[number])
+        return waits_at_rung(self.history.trials[number], self.space)
 
     def record_run(self, result: ReplicateEpochDone) -> bool:
         """Record the result of an epoch of a replicate; like `record`."""
@@ -329,10 +309,8 @@ class SearchState:
 
     @property
     def _no_more_can_tell(self) -> bool:
-        """Whether trials failed, but too few to conclude that all would fail, and earlier sessions trained others.
-
-        Such failures are recorded: otherwise each session would start with the same trials, and never end.
-        """
+        """Whether trials failed, but too few to conclude that all would fail, and earlier sessions trained others."""
+        # Such failures are recorded: otherwise each session would start with the same trials, and never end.
         others = (trial for trial in self.history.counting if trial.number not in self._unexplained)
         too_few = len(self._dispatched) < ALIKE_FAILURES and not self.n_left and not self._n_trials_running
         return bool(self._unexplained) and too_few and any(trial.epochs for trial in others)
@@ -352,13 +330,13 @@ class SearchState:
             self._end(self.history.trials[number], "failed", reason)
         self._unexplained.clear()
 
-    def _end_if_due(self, trial: Trial, result: EpochDone) -> None:
+    def _end_if_due(self, trial: Trial, result: EpochDone, reason_to_stop: str | None) -> None:
         if result.diverged:
             self._end(trial, "diverged", f"the loss was not finite in epoch {result.epoch}")
         elif result.epoch >= self.space.training.max_epochs:
             self._end(trial, "completed", "")
-        elif reason := self._asha.reason_to_stop(trial):
-            self._end(trial, "stopped", reason)
+        elif reason_to_stop:
+            self._end(trial, "stopped", reason_to_stop)
 
     def _end_run_if_due(self, run: Replicate, result: ReplicateEpochDone) -> None:
         if result.diverged:

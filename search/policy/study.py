@@ -57,7 +57,6 @@ class Proposer:
 
         Raises:
             ValueError: `number` is not the number of the next trial.
-            InputError: the sampler needs a package that is not installed.
         """
         self._study.sampler = sampler_for(self._space, number)
         if baseline:
@@ -77,7 +76,9 @@ class Proposer:
         asked = self._asked.pop(trial.number)
         for key, value in _user_attributes(trial).items():
             asked.set_user_attr(key, value)
-        self._study.tell(asked, _final_value(trial), state=_STATES[trial.status])
+        # Optuna takes the value of a pruned trial from the reported ones; a failed trial has none.
+        accuracy = _last_accuracy(trial) if trial.status == "completed" else None
+        self._study.tell(asked, accuracy, state=_STATES[trial.status])
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -122,47 +123,25 @@ def _distribution(parameter: Searched) -> BaseDistribution:
 
 
 def _frozen(trial: Trial, space: Space) -> FrozenTrial:
-    # `experiment.yaml` may have been edited after the search ended; the next resume journals the excluded trials.
-    if trial.excluded or not contains(space, trial.config):
-        return _nothing_known(trial)
-    return FrozenTrial(
-        number=trial.number,
-        trial_id=trial.number,
-        state=_STATES[trial.status],
-        value=_last_accuracy(trial) if trial.status == "stopped" else _final_value(trial),
-        # Optuna stores local times without a time zone.
-        datetime_start=datetime.fromtimestamp(trial.started_at),
-        datetime_complete=datetime.fromtimestamp(trial.end.at) if trial.end else None,
+    # A trial outside the present space keeps its number, but the sampler ignores it. `contains`: `experiment.yaml` may
+    # have been edited after the search ended; the next resume journals the excluded trials.
+    is_known = not trial.excluded and contains(space, trial.config)
+    frozen = optuna.trial.create_trial(
+        state=_STATES[trial.status] if is_known else TrialState.FAIL,
+        value=_last_accuracy(trial) if is_known and trial.status in ("completed", "stopped") else None,
         # Not the suggested values: the space may have been changed since.
-        params={name: getattr(trial.config, name) for name in space.searched},
-        distributions=distributions(space),
+        params={name: getattr(trial.config, name) for name in space.searched} if is_known else {},
+        distributions=distributions(space) if is_known else {},
         user_attrs=_user_attributes(trial),
-        system_attrs={},
-        intermediate_values={epoch.epoch: epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged},
+        intermediate_values={
+            epoch.epoch: epoch.validation_accuracy for epoch in trial.epochs if is_known and not epoch.diverged
+        },
     )
-
-
-def _nothing_known(trial: Trial) -> FrozenTrial:
-    """A trial outside the present space: it keeps its number, but the sampler ignores it."""
-    started = datetime.fromtimestamp(trial.started_at)
-    return FrozenTrial(
-        number=trial.number,
-        trial_id=trial.number,
-        state=TrialState.FAIL,
-        value=None,
-        datetime_start=started,
-        datetime_complete=started,
-        params={},
-        distributions={},
-        user_attrs=_user_attributes(trial),
-        system_attrs={},
-        intermediate_values={},
-    )
-
-
-def _final_value(trial: Trial) -> float | None:
-    # `Study.tell` computes the value of a pruned trial from the reported ones; a failed trial has no value.
-    return _last_accuracy(trial) if trial.status == "completed" else None
+    # Optuna stores local times without a time zone.
+    frozen.datetime_start = datetime.fromtimestamp(trial.started_at)
+    if frozen.state.is_finished():
+        frozen.datetime_complete = datetime.fromtimestamp(trial.end.at if trial.end else trial.started_at)
+    return frozen
 
 
 def _last_accuracy(trial: Trial) -> float | None:

@@ -13,13 +13,7 @@ from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
 from search.experiment.folder import Experiment, load_space_or_experiment
 from search.experiment.history import History
 from search.experiment.journaled_space import journaled_space
-from search.policy.space_change import (
-    excluded,
-    excluded_text,
-    must_be_allowed,
-    unfinished_outside,
-    unfinished_replicates_outside,
-)
+from search.policy.space_change import excluded, excluded_text, must_be_allowed
 from search.policy.state import is_done
 from search.session import conduct
 from search.session.request import ResumeRequest
@@ -114,10 +108,12 @@ def adopt_space(experiment: Experiment, space: Space, history: History) -> None:
         experiment.warn_once(f"{experiment.folder}: {text}")
     experiment.write_space(space)
     journal = experiment.journal()
-    for trial in unfinished_outside(space, history):
-        journal.append(TrialEnded(trial.number, "stopped", "the space was changed", time.time()))
-    for replicate in unfinished_replicates_outside(space, history):
-        journal.append(ReplicateEnded(replicate.number, "failed", "the space was changed", time.time()))
+    for trial in history.unfinished:
+        if trial.number in outside:
+            journal.append(TrialEnded(trial.number, "stopped", "the space was changed", time.time()))
+    for replicate in history.unfinished_replicates:
+        if replicate.trial in outside:
+            journal.append(ReplicateEnded(replicate.number, "failed", "the space was changed", time.time()))
     journal.append(SpaceSet(space.as_dict(), outside, time.time()))
 
 

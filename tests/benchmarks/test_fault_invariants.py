@@ -41,7 +41,7 @@ from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.experiment.journal import Journal, read_history
 from search.experiment.manifest import Session, seconds_used, timestamp
-from search.policy.asha import asha_of
+from search.policy.asha import rung_rule
 from search.policy.state import SearchState
 from search.policy.study import write_study
 from spaces import Space, load_space
@@ -175,7 +175,7 @@ def test_a_search_that_forgets_its_rungs_is_noticed(space: Space, tmp_path: Path
     path = tmp_path / "journal.jsonl"
     simulate(SearchState(space, History(), Journal(path)), 0, 25)
     state = SearchState(space, read_history(path), Journal(path))
-    state._asha = asha_of(space)
+    state._rule = rung_rule(space)
     simulate(state, 1)
     problems = rung_problems(events_of(path.read_bytes()), ASKED)
     assert any("but was to be stopped" in problem or "but was not to end" in problem for problem in problems)

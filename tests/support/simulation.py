@@ -20,9 +20,15 @@ def result(trial: int, epoch: int, value: float, loss: float = 1.0) -> EpochDone
     return EpochDone(trial, epoch, 0.01, loss, value, loss, value, 0.5, 0.1, 100.0 * trial + epoch)
 
 
+def numbers(state: SearchState, n: int) -> list[int | None]:
+    """Numbers of the next `n` assignments; None where nothing is dispatched."""
+    assignments = [state.next_assignment() for _ in range(n)]
+    return [assignment and assignment.number for assignment in assignments]
+
+
 def simulate(
     state: SearchState,
-    seed: int,
+    seed: int = 0,
     max_results: int | None = None,
     trials_at_once: int = 2,
     curve: Curve = accuracy,

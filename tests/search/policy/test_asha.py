@@ -1,4 +1,4 @@
-"""Who goes on at a rung, and when a search is over: in searches without Ray."""
+"""Which trial continues at a rung, and when a search ends: in searches without Ray."""
 
 import json
 import math
@@ -11,10 +11,11 @@ from benchmarks.faults.invariants import Asked, TrialLines, first_to_promote, hi
 from search.experiment.events import Event, SpaceSet, TrialPromoted, TrialStarted, event_as_dict, event_from_dict
 from search.experiment.history import History, Trial
 from search.experiment.journal import Journal, read_history
+from search.policy.asha import waits_at_rung
 from search.policy.budget import epochs_trained, most_epochs_over
 from search.policy.state import Assignment, SearchState, is_done
 from spaces import Hyperparameters, InputError, Space, load_space
-from tests.support.simulation import accuracy, result, simulate
+from tests.support.simulation import numbers, result, simulate
 
 CHANCE = 0.12
 
@@ -42,23 +43,21 @@ def asked_of(space: Space, chance: float | None) -> Asked:
 
 
 def recorded(space: Space, seed: int, workers: int, chance: float | None = CHANCE) -> tuple[History, list[Event]]:
+    """A whole search, held against the invariants' naive reference, which reads the whole journal at each decision."""
     events: list[Event] = []
     history = History([SpaceSet(space.as_dict(), [], 0.0)])
     state = SearchState(space, history, observe=lambda event, history: events.append(event), chance=chance)
     simulate(state, seed, trials_at_once=workers, curve=crossing)
+    content = [event_as_dict(event) for event in events]
+    assert rung_problems(content, asked_of(space, chance)) == []
+    assert history_problems(content, asked_of(space, chance), finished=True) == []
     return state.history, events
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-@pytest.mark.parametrize("chance", [CHANCE, None])
+@pytest.mark.parametrize(("workers", "chance"), [(1, CHANCE), (2, None), (5, CHANCE), (5, None)])
 def test_promotions_are_the_paper_s_get_job(workers: int, chance: float | None) -> None:
-    """Held against a naive reference that looks through the whole journal at each decision."""
     space = promoting()
     history, events = recorded(space, 3, workers, chance)
-    content = [event_as_dict(event) for event in events]
-    asked = asked_of(space, chance)
-    assert rung_problems(content, asked) == []
-    assert history_problems(content, asked, finished=True) == []
     assert any(isinstance(event, TrialPromoted) for event in events)
     for epoch in space.rung_epochs[:-1]:
         arrived = [trial for trial in history.trials.values() if trial.n_epochs >= epoch]
@@ -67,7 +66,8 @@ def test_promotions_are_the_paper_s_get_job(workers: int, chance: float | None) 
         assert len(passed) >= len(arrived) // 3 - (chance is not None) * 2
     # In the end nobody who should have been promoted was left behind.
     lines = {n: _lines(trial) for n, trial in history.trials.items()}
-    assert first_to_promote(lines, {n: t.promoted_at for n, t in history.trials.items()}, asked) is None
+    promoted_at = {n: trial.promoted_at for n, trial in history.trials.items()}
+    assert first_to_promote(lines, promoted_at, asked_of(space, chance)) is None
 
 
 def _lines(trial: Trial) -> TrialLines:
@@ -78,19 +78,16 @@ def _lines(trial: Trial) -> TrialLines:
 
 def test_a_trial_waits_at_a_rung_until_it_is_among_the_best() -> None:
     state = SearchState(promoting(), History())
-    baseline, first, second, third = (state.next_assignment() for _ in range(4))
-    assert None not in (baseline, first, second, third)
+    numbers(state, 4)
     assert not state.record(result(1, 1, 0.5))
     assert state.is_paused(1)
     assert state.n_running == 3
     assert state.history.trials[1].end is None
     assert not state.record(result(2, 1, 0.7))
-    fourth = state.next_assignment()
-    assert fourth is not None
-    assert fourth.number == 4, "of two nobody is promoted"
+    assert numbers(state, 1) == [4], "of two nobody is promoted"
     assert not state.record(result(3, 1, 0.6))
-    again = state.next_assignment()
-    assert again == Assignment("trial", 2, 2, 2, second.config, n_epochs_known=1, n_before=1)  # type: ignore[union-attr]
+    config = state.history.trials[2].config
+    assert state.next_assignment() == Assignment("trial", 2, 2, 2, config, n_epochs_known=1, n_before=1)
     assert not state.is_paused(2)
     assert state.record(result(2, 2, 0.7))
     assert not state.record(result(2, 3, 0.7)), "at the next rung it waits again"
@@ -98,48 +95,40 @@ def test_a_trial_waits_at_a_rung_until_it_is_among_the_best() -> None:
 
 def test_ties_go_to_the_lower_loss_then_to_the_earlier_trial() -> None:
     state = SearchState(promoting(), History())
-    for _ in range(7):
-        state.next_assignment()
+    numbers(state, 7)
     for number, loss in ((1, 0.9), (2, 0.8), (3, 0.8), (4, math.inf), (5, 0.9), (6, 0.95)):
         diverged = not math.isfinite(loss)
         assert not state.record(result(number, 1, 0.1 if diverged else 0.5, loss))
-    assert [state.next_assignment().number for _ in range(2)] == [2, 3]  # type: ignore[union-attr]
-    third = state.next_assignment()
-    assert third is not None
-    assert third.number == 7, "a third of six are two"
+    assert numbers(state, 3) == [2, 3, 7], "a third of six are two"
 
 
-def test_the_baseline_and_explored_trials_do_not_wait() -> None:
-    space = promoting("search.audit_fraction=0.3")
-    history, events = recorded(space, 0, 2)
-    exempt = [trial for trial in history.trials.values() if trial.baseline or trial.audit]
+def test_the_baseline_and_audit_trials_do_not_wait() -> None:
+    state = SearchState(promoting("search.audit_fraction=0.3"), History())
+    simulate(state, curve=crossing)
+    exempt = [trial for trial in state.history.trials.values() if trial.baseline or trial.audit]
     assert len(exempt) > 5
-    assert {trial.status for trial in exempt} == {"completed"}
-    assert not {event.trial for event in events if isinstance(event, TrialPromoted)} & {t.number for t in exempt}
+    assert {(trial.status, len(trial.promotions)) for trial in exempt} == {("completed", 0)}
 
 
 def test_what_is_at_chance_is_not_promoted_where_any_run_has_learned() -> None:
     state = SearchState(promoting("search.trials=7"), History(), chance=CHANCE)
-    for _ in range(7):
-        state.next_assignment()
+    numbers(state, 7)
     for number in range(1, 4):
         state.record(result(number, 1, 0.1))
-    assert state.next_assignment().number == 1, "none has learned"  # type: ignore[union-attr]
-    state.record(result(4, 1, 0.11))
-    state.record(result(5, 1, 0.12))
-    state.record(result(6, 1, 0.3))
-    assert state.next_assignment().number == 6  # type: ignore[union-attr]
-    assert state.next_assignment() is None, "of the best two of six one is at chance"
+    assert numbers(state, 1) == [1], "none has learned"
+    for number, value in ((4, 0.11), (5, 0.12), (6, 0.3)):
+        state.record(result(number, 1, value))
+    assert numbers(state, 2) == [6, None], "of the best two of six one is at chance"
     for number, epoch in ((6, 2), (6, 3), (1, 2), (1, 3), *((0, e) for e in range(1, 10))):
         state.record(result(number, epoch, {0: 0.1, 1: 0.2, 6: 0.3}[number]))
-    assert state.next_assignment().number == 6  # type: ignore[union-attr]
+    assert numbers(state, 1) == [6]
     for epoch in range(4, 10):
         state.record(result(6, epoch, 0.3))
     assert state.next_assignment() is None, "nobody is left to promote"
-    ends = {number: trial.end for number, trial in state.history.trials.items()}
-    assert all(end is not None for end in ends.values())
-    assert ends[2].reason == "at chance (10.00%) at rung 1, where others have learned"  # type: ignore[union-attr]
-    assert ends[1].reason == "20.00% at rung 3, not among the best 1 of 3 that go on"  # type: ignore[union-attr]
+    reasons = [trial.end and trial.end.reason for trial in state.history.trials.values()]
+    assert reasons[1] == "20.00% at rung 3, not among the best 1 of 3 that go on"
+    assert reasons[2] == "at chance (10.00%) at rung 1, where others have learned"
+    assert None not in reasons
 
 
 def driven(state: SearchState, workers: int) -> None:
@@ -153,7 +142,7 @@ def driven(state: SearchState, workers: int) -> None:
         number = min(running)
         assignment, epoch = running[number][0], running[number][1] + 1
         running[number] = (assignment, epoch)
-        loss = math.inf if number % 11 == 10 and epoch == 2 else 1.0
+        loss = math.inf if number % 6 == 5 and epoch == 2 else 1.0
         if not state.record(result(number, epoch, crossing(number, assignment.config, epoch), loss)):
             del running[number]
 
@@ -166,16 +155,16 @@ def without_times(events: list[Event]) -> list[dict[str, Any]]:
     "overrides",
     [
         ("search.asha=promote",),
-        ("search.asha=promote", "search.trials=null", "search.epoch_budget=35"),
-        ("search.asha=stop", "search.trials=null", "search.epoch_budget=35"),
+        ("search.asha=promote", "search.trials=null", "search.epoch_budget=25"),
+        ("search.asha=stop", "search.trials=null", "search.epoch_budget=25"),
         ("search.asha=stop", "search.audit_fraction=0.2"),
     ],
 )
 def test_after_a_break_at_any_event_the_search_decides_as_if_there_had_been_none(overrides: tuple[str, ...]) -> None:
-    space, workers = space_with("search.trials=12", *overrides), 3
+    space, workers = space_with("search.trials=8", *overrides), 3
     undisturbed: list[Event] = []
     driven(SearchState(space, History(), observe=lambda e, h: undisturbed.append(e), chance=CHANCE), workers)
-    assert len(undisturbed) > 40
+    assert len(undisturbed) > 30
     for n_events in range(len(undisturbed)):
         events = undisturbed[:n_events]
         history = History(event_from_dict(event_as_dict(event)) for event in events)
@@ -190,69 +179,56 @@ def test_a_waiting_trial_is_not_given_out_on_resume_before_it_is_promoted(tmp_pa
     space = promoting()
     simulate(SearchState(space, History(), Journal(path)), seed=2, max_results=30, curve=crossing)
     history = read_history(path)
-    state = SearchState(space, history)
-    waiting = [number for number in history.trials if state.is_paused(number)]
+    waiting = {number for number, trial in history.trials.items() if waits_at_rung(trial, space)}
+    unfinished = [trial.number for trial in history.unfinished if trial.number not in waiting]
     assert waiting
-    given = state.next_assignment()
-    while given and given.n_epochs_known and given.number not in waiting:
-        given = state.next_assignment()
-    assert given is not None
-    assert given.number not in waiting or history.trials[given.number].promoted_at == given.n_epochs_known
+    state = SearchState(space, history)
+    assert numbers(state, len(unfinished)) == unfinished
+    (following,) = numbers(state, 1)
+    assert following not in waiting or history.trials[following].promoted_at == history.trials[following].n_epochs  # type: ignore[index]
+    running = [trial for trial in state._proposer._study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+    assert len(running) == len(history.unfinished), "a waiting trial is a running one for the sampler"
 
 
-def test_an_epoch_budget_ends_a_search_without_a_number_of_trials() -> None:
-    space = space_with("search.trials=null", "search.epoch_budget=100")
-    for workers in (1, 4):
-        state = SearchState(space, History())
-        simulate(state, seed=1, trials_at_once=workers, curve=crossing)
-        n_epochs = epochs_trained(state.history)
-        assert 100 <= n_epochs <= 100 + most_epochs_over(space, workers)
-        assert is_done(state.history, space)
-        assert not state.history.unfinished
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("asha", ["stop", "promote"])
+def test_an_epoch_budget_ends_a_search_without_a_number_of_trials(asha: str, workers: int) -> None:
+    space = space_with("search.trials=null", "search.epoch_budget=80", f"search.asha={asha}")
+    history, _ = recorded(space, 5, workers)
+    assert 80 <= epochs_trained(history) <= 80 + most_epochs_over(space, workers)
+    assert is_done(history, space)
+    reasons = [trial.end.reason for trial in history.trials.values() if trial.end and trial.status == "stopped"]
+    assert all(" rung " in reason for reason in reasons)
 
 
-def test_trials_and_epochs_limit_together() -> None:
-    few = space_with("search.trials=5", "search.epoch_budget=1000")
-    state = SearchState(few, History())
+@pytest.mark.parametrize(("trials", "epoch_budget"), [(5, 1000), (1000, 30)])
+def test_trials_and_epochs_limit_together(trials: int, epoch_budget: int) -> None:
+    state = SearchState(space_with(f"search.trials={trials}", f"search.epoch_budget={epoch_budget}"), History())
     simulate(state, seed=1, curve=crossing)
-    assert len(state.history.trials) == 5
-    budget = space_with("search.trials=1000", "search.epoch_budget=30")
-    state = SearchState(budget, History())
-    simulate(state, seed=1, curve=crossing)
-    assert len(state.history.trials) < 30
+    assert len(state.history.trials) == 5 if trials == 5 else len(state.history.trials) < 30
 
 
 def test_more_epochs_start_more_trials_and_replicates_do_not_count() -> None:
-    space = load_space("quickstart", ["search.trials=null", "search.epoch_budget=60", "search.sampler=random"])
+    space, more = (
+        load_space("quickstart", ["search.trials=null", f"search.epoch_budget={n}", "search.sampler=random"])
+        for n in (60, 90)
+    )
     state = SearchState(space, History())
     simulate(state, seed=1)
     assert is_done(state.history, space)
     assert sum(run.n_epochs for run in state.history.replicates.values()) > 0
-    n_trials, n_epochs = len(state.history.trials), epochs_trained(state.history)
-    assert n_epochs == state.history.n_epochs
-    more = load_space("quickstart", ["search.trials=null", "search.epoch_budget=90", "search.sampler=random"])
+    n_trials = len(state.history.trials)
+    assert epochs_trained(state.history) == state.history.n_epochs
     assert not is_done(state.history, more)
     simulate(SearchState(more, state.history), seed=1)
     assert len(state.history.trials) > n_trials
     assert epochs_trained(state.history) >= 90
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_a_promoting_search_keeps_to_its_epochs(workers: int) -> None:
-    space = promoting("search.trials=null", "search.epoch_budget=80")
-    history, events = recorded(space, 5, workers)
-    assert 80 <= epochs_trained(history) <= 80 + most_epochs_over(space, workers)
-    content = [event_as_dict(event) for event in events]
-    assert rung_problems(content, asked_of(space, CHANCE)) == []
-    assert history_problems(content, asked_of(space, CHANCE), finished=True) == []
-    reasons = [trial.end.reason for trial in history.trials.values() if trial.end and trial.status == "stopped"]
-    assert all(" at rung " in reason for reason in reasons)
-
-
 def test_without_asha_every_trial_is_trained_to_the_end() -> None:
     space = space_with("search.asha=off", "search.trials=6", "training.max_epochs=7")
     state = SearchState(space, History())
-    simulate(state, seed=0)
+    simulate(state)
     assert {(trial.status, trial.n_epochs) for trial in state.history.trials.values()} == {("completed", 7)}
 
 
@@ -274,8 +250,7 @@ def test_a_search_without_any_limit_is_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize("damage", [{"epoch": 2}, {"trial": 9}, {"epoch": 0}])
 def test_a_promotion_that_contradicts_the_journal_is_refused(damage: dict[str, int]) -> None:
-    space = promoting()
-    start = TrialStarted(0, {}, space.baseline, False, 0.0)
+    start = TrialStarted(0, {}, promoting().baseline, False, 0.0)
     history = History([start, result(0, 1, 0.5)])
     promotion = {**event_as_dict(TrialPromoted(0, 1, 2.0)), **damage}
     with pytest.raises(ValueError, match="trial"):
@@ -283,12 +258,3 @@ def test_a_promotion_that_contradicts_the_journal_is_refused(damage: dict[str, i
     history.apply(TrialPromoted(0, 1, 2.0))
     with pytest.raises(ValueError, match="where it does not wait"):
         history.apply(TrialPromoted(0, 1, 2.0))
-
-
-def test_the_state_of_a_trial_that_waits_is_running_for_the_sampler() -> None:
-    space = load_space("quickstart", ["confirm.top=0", "search.asha=promote", "search.trials=30"])
-    state = SearchState(space, History())
-    simulate(state, seed=0, max_results=60, curve=accuracy)
-    n_waiting = sum(state.is_paused(number) for number in state.history.trials)
-    running = [trial for trial in state._proposer._study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
-    assert len(running) == len(state.history.unfinished) >= n_waiting > 3

@@ -1,6 +1,5 @@
-"""Replicates: who gets them, when it is enough, and what they say. Compared with scipy where it has the same test."""
+"""Replicates: which trials get them, how many, and what they say; compared with scipy where it has the same test."""
 
-import json
 import random
 from pathlib import Path
 
@@ -11,28 +10,25 @@ from scipy import stats
 from search.analysis.columns import replicate_text
 from search.analysis.cost import remaining
 from search.analysis.ranking import lead_sentence, rank, sort_by, winner
-from search.experiment.events import (
-    Event,
-    ReplicateEnded,
-    ReplicateEpochDone,
-    ReplicateStarted,
-    TrialEnded,
-    TrialStarted,
-)
+from search.experiment.events import Event, ReplicateEnded, ReplicateStarted, TrialEnded, TrialStarted
 from search.experiment.history import History
 from search.experiment.journal import Journal, read_history
 from search.policy.confirmation import budget_epochs, candidates, next_run, seconds_to_confirm
 from search.policy.replicate_statistics import lead, replicate_results
-from search.policy.state import SearchState, is_done
+from search.policy.state import Assignment, SearchState, is_done
 from search.terminal.tables import as_table
 from spaces import Space, load_space
 from tests.support.simulation import result, run_result, simulate
 
 EPOCHS = 9
+Table = dict[int, list[float]]  # accuracies of replicates in blocks 1, 2 …, by trial
 
 
 def quickstart(*overrides: str) -> Space:
     return load_space("quickstart", ["search.trials=5", "confirm.budget=20", *overrides])
+
+
+SPACE = quickstart()
 
 
 def searched(space: Space, *accuracies: float) -> History:
@@ -46,16 +42,20 @@ def searched(space: Space, *accuracies: float) -> History:
     return history
 
 
-def with_run(history: History, trial: int, block: int, value: float) -> None:
+def with_run(history: History, trial: int, block: int, value: float | None) -> History:
+    """Adds a replicate with a final accuracy; None for one that diverged."""
     number = len(history.replicates)
     history.apply(ReplicateStarted(number, trial, block, 1.0))
-    for epoch in range(1, EPOCHS + 1):
-        history.apply(run_result(number, epoch, value))
-    history.apply(ReplicateEnded(number, "completed", "", 2.0))
+    if value is None:
+        history.apply(run_result(number, 1, 0.1, loss=float("nan")))
+    else:
+        for epoch in range(1, EPOCHS + 1):
+            history.apply(run_result(number, epoch, value))
+    history.apply(ReplicateEnded(number, "diverged" if value is None else "completed", "", 2.0))
+    return history
 
 
-def with_table(history: History, table: dict[int, list[float]]) -> History:
-    """Replicates: for each trial its accuracies in blocks 1, 2 …"""
+def with_table(history: History, table: Table) -> History:
     for block in range(max(len(values) for values in table.values())):
         for trial, values in table.items():
             if block < len(values):
@@ -63,148 +63,146 @@ def with_table(history: History, table: dict[int, list[float]]) -> History:
     return history
 
 
-def race(history: History, space: Space, value_of: dict[int, list[float]]) -> list[tuple[int, int]]:
+def confirmed(accuracies: tuple[float, ...], table: Table) -> History:
+    return with_table(searched(SPACE, *accuracies), table)
+
+
+def race(history: History, space: Space, value_of: Table) -> list[tuple[int, int]]:
     """Run what is asked for until it is enough."""
     asked = []
     while chosen := next_run(history, space):
         asked.append(chosen)
         trial, block = chosen
-        values = value_of[trial]
-        with_run(history, trial, block, values[(block - 1) % len(values)])
+        with_run(history, trial, block, value_of[trial][(block - 1) % len(value_of[trial])])
     return asked
+
+
+# Which trials, and how many replicates
+
+FIVE = (0.5, 0.7, 0.9, 0.8, 0.6)
 
 
 def test_the_best_few_and_the_baseline_take_part_best_first() -> None:
     space = quickstart("confirm.top=2")
-    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
-    assert [trial.number for trial in candidates(history, space)] == [2, 3, 0]
-    assert candidates(history, quickstart("confirm.top=0")) == []
+    assert [trial.number for trial in candidates(searched(space, *FIVE), space)] == [2, 3, 0]
+    assert candidates(searched(space, *FIVE), quickstart("confirm.top=0")) == []
     assert candidates(searched(space, 0.5), space) == [], "a baseline alone has nobody to compare with"
 
 
 def test_a_small_budget_goes_to_fewer_trials_rather_than_to_fewer_seeds() -> None:
     space = quickstart("confirm.budget=0.9")
-    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
+    history = searched(space, *FIVE)
     assert budget_epochs(history, space) == 40, "0.9 of 45: four runs of nine epochs"
     assert [trial.number for trial in candidates(history, space)] == [2, 0]
     assert race(history, space, {2: [0.9], 0: [0.9, 0.8]}) == [(2, 1), (0, 1), (2, 2), (0, 2)]
-    assert sum(run.n_epochs for run in history.replicates.values()) == 36
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.33, 0.5, 1.0, 1.7, 3.0])
 def test_replicates_never_take_more_epochs_than_their_share(share: float) -> None:
     space = quickstart(f"confirm.budget={share}")
-    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
+    history = searched(space, *FIVE)
     noise = random.Random(0)
     race(history, space, {n: [0.9 + noise.gauss(0, 0.02) for _ in range(9)] for n in range(5)})
     assert sum(run.n_epochs for run in history.replicates.values()) <= share * history.n_epochs
 
 
-def test_each_gets_its_seeds_block_by_block_and_ties_get_more() -> None:
-    space = quickstart("confirm.top=2", "confirm.seeds=3")
-    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
-    # Too noisy for any order: everybody stays in the race until the most that ties get.
-    table = {2: [0.8, 0.9, 0.7], 3: [0.9, 0.7, 0.8], 0: [0.7, 0.8, 0.9]}
-    asked = race(history, space, table)
-    assert asked[:9] == [(trial, block) for block in (1, 2, 3) for trial in (2, 3, 0)]
-    assert len(asked) == 27
+@pytest.mark.parametrize(
+    ("seeds", "table", "n_runs", "at_block_3"),
+    [
+        # Too noisy for any order: everybody stays in the race until the most that ties get.
+        (3, {2: [0.8, 0.9, 0.7], 3: [0.9, 0.7, 0.8], 0: [0.7, 0.8, 0.9]}, 27, {2, 3, 0}),
+        (5, {2: [0.90, 0.91], 3: [0.70, 0.712], 0: [0.50, 0.509]}, 6, set()),
+        (3, {2: [0.90, 0.92, 0.90], 3: [0.91, 0.91, 0.91], 0: [0.3, 0.31, 0.3]}, 20, {2, 3}),
+    ],
+)
+def test_each_gets_its_seeds_block_by_block_until_the_order_is_clear(
+    seeds: int, table: Table, n_runs: int, at_block_3: set[int]
+) -> None:
+    space = quickstart("confirm.top=2", f"confirm.seeds={seeds}")
+    asked = race(searched(space, *FIVE), space, table)
+    assert asked[:6] == [(trial, block) for block in (1, 2) for trial in (2, 3, 0)]
+    assert len(asked) == n_runs
+    assert {trial for trial, block in asked if block > 2} == at_block_3
 
 
-def test_a_clear_order_ends_the_race_early() -> None:
-    space = quickstart("confirm.top=2", "confirm.seeds=5")
-    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
-    asked = race(history, space, {2: [0.90, 0.91], 3: [0.70, 0.712], 0: [0.50, 0.509]})
-    assert asked == [(trial, block) for block in (1, 2) for trial in (2, 3, 0)]
-
-
-def test_only_trials_still_in_the_race_go_on() -> None:
-    space = quickstart("confirm.top=2", "confirm.seeds=3")
-    history = searched(space, 0.5, 0.7, 0.9, 0.8, 0.6)
-    asked = race(history, space, {2: [0.90, 0.92, 0.90], 3: [0.91, 0.91, 0.91], 0: [0.3, 0.31, 0.3]})
-    assert {trial for trial, block in asked if block > 2} == {2, 3}
+# Estimates
 
 
 def test_a_lead_is_the_paired_t_interval_of_two_trials_that_chance_moves_alike() -> None:
     # Means of 53 and 47 %: as far from a half, so that the scale is one.
     first, second = [0.52, 0.55, 0.50, 0.55], [0.47, 0.48, 0.46, 0.47]
-    history = with_table(searched(quickstart(), 0.5, 0.9), {1: first, 0: second})
-    found = lead(history, 1, 0)
+    found = lead(confirmed((0.5, 0.9), {1: first, 0: second}), 1, 0)
     reference = stats.ttest_rel(first, second)
     interval = reference.confidence_interval(0.95)
+    assert found.half_width is not None
     assert found.mean == pytest.approx(np.mean(np.subtract(first, second)))
-    assert found.mean - found.half_width == pytest.approx(interval.low)  # type: ignore[operator]
-    assert found.mean + found.half_width == pytest.approx(interval.high)  # type: ignore[operator]
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx(tuple(interval))
     assert found.is_clear == (reference.pvalue < 0.05)
 
 
 def test_a_mean_has_the_t_interval_of_the_spread_within_trials() -> None:
     values = [0.90, 0.93, 0.88]
-    fresh = replicate_results(with_table(searched(quickstart(), 0.5, 0.9), {1: values}))[1]
+    fresh = replicate_results(confirmed((0.5, 0.9), {1: values}))[1]
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert fresh.mean == pytest.approx(np.mean(values))
     assert (fresh.mean - fresh.half_width, fresh.mean + fresh.half_width) == pytest.approx((low, high))  # type: ignore[operator]
-    pooled = replicate_results(with_table(searched(quickstart(), 0.5, 0.9), {1: values, 0: [0.5, 0.51, 0.5]}))
+    pooled = replicate_results(confirmed((0.5, 0.9), {1: values, 0: [0.5, 0.51, 0.5]}))
     widths = {number: fresh.half_width or 0.0 for number, fresh in pooled.items()}
     scales = {number: fresh.mean * (1 - fresh.mean) for number, fresh in pooled.items()}
     assert widths[1] / widths[0] == pytest.approx(scales[1] / scales[0])
     assert widths[1] < fresh.half_width  # type: ignore[operator]
 
 
-def test_one_run_each_has_no_interval_and_nobody_is_beaten() -> None:
-    history = with_table(searched(quickstart(), 0.5, 0.9), {1: [0.9], 0: [0.5]})
-    fresh = replicate_results(history)
-    assert [f.half_width for f in fresh.values()] == [None, None]
-    assert all(f.is_tied for f in fresh.values())
-    assert "in too few runs to say how surely" in lead_sentence(history, rank(history))
+def test_intervals_hold_what_they_promise_where_chance_moves_weak_trials_more() -> None:
+    """Trials at 97, 95 and 85 %, in blocks that are easy or hard; 95 % intervals, 400 searches."""
+    truth, generator = {1: 0.97, 2: 0.95, 0: 0.85}, np.random.default_rng(5)
+    n_covered, n_leads = dict.fromkeys(truth, 0), 0
+    history = searched(SPACE, 0.5, 0.9, 0.8)
+    for _ in range(400):
+        blocks = generator.normal(0, 0.15, size=4)
+        history.replicates.clear()
+        for number, mean in truth.items():
+            for block, luck in enumerate(blocks, 1):
+                run = len(history.replicates)
+                history.apply(ReplicateStarted(run, number, block, 1.0))
+                value = mean + mean * (1 - mean) * (luck + generator.normal(0, 0.25))
+                history.apply(run_result(run, 1, value))
+                history.apply(ReplicateEnded(run, "completed", "", 2.0))
+        fresh, ahead = replicate_results(history), lead(history, 1, 0)
+        for number, mean in truth.items():
+            n_covered[number] += abs(fresh[number].mean - mean) <= (fresh[number].half_width or 0.0)
+        n_leads += abs(ahead.mean - 0.12) <= (ahead.half_width or 0.0)
+    assert all(0.91 <= n / 400 <= 0.99 for n in (*n_covered.values(), n_leads))
 
 
 def test_a_trial_that_left_early_is_not_ahead_for_having_missed_the_hard_blocks() -> None:
     # Blocks 3 and 4 cost everybody 10 points; trial 0 was in the easy ones only, and behind in both.
     table = {1: [0.90, 0.92, 0.80, 0.82], 2: [0.91, 0.91, 0.81, 0.81], 0: [0.88, 0.89]}
-    fresh = replicate_results(with_table(searched(quickstart(), 0.5, 0.9, 0.8), table))
+    history = confirmed((0.5, 0.9, 0.8), table)
+    fresh = replicate_results(history)
     assert list(fresh)[-1] == 0
     assert fresh[1].mean == pytest.approx(0.86), "the plain mean of a trial that was in all blocks"
     assert fresh[0].mean < 0.85, "not 88.5 %"
-
-
-def test_more_runs_than_any_search_makes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {1: [0.90, 0.92, 0.80, 0.82], 0: [0.88, 0.89]}
-    history = with_table(searched(quickstart(), 0.5, 0.9), table)
-    assert replicate_results(history)[0].mean < 0.85
-    monkeypatch.setattr("search.policy.replicate_statistics.MOST_CELLS", 10)
-    assert replicate_results(history)[0].mean == pytest.approx(0.885), "the plain mean"
+    assert lead(history, 1, 0).mean == pytest.approx(fresh[1].mean - fresh[0].mean), "as shown"
 
 
 def test_a_run_that_diverged_counts_as_nothing_and_one_that_failed_does_not_count() -> None:
-    history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), {1: [0.9, 0.9], 2: [0.8]})
-    history.apply(ReplicateStarted(3, 2, 2, 1.0))
-    history.apply(run_result(3, 1, 0.1, loss=float("nan")))
-    history.apply(ReplicateEnded(3, "diverged", "", 2.0))
+    history = with_run(confirmed((0.5, 0.9, 0.8), {1: [0.9, 0.9], 2: [0.8]}), 2, 2, None)
     history.apply(ReplicateStarted(4, 1, 3, 1.0))
     history.apply(ReplicateEnded(4, "failed", "no memory", 2.0))
     fresh = replicate_results(history)
-    assert (fresh[2].mean, fresh[2].n_runs) == (pytest.approx(0.4), 2)
-    assert fresh[1].n_runs == 2
-    assert (fresh[1].n_diverged, fresh[2].n_diverged) == (0, 1)
-    assert [fresh[1].is_tied, fresh[2].is_tied] == [True, False]
-    assert fresh[2].half_width is None
+    assert (fresh[1].n_runs, fresh[1].n_diverged, fresh[1].is_tied) == (2, 0, True)
+    assert (fresh[2].n_runs, fresh[2].n_diverged, fresh[2].is_tied) == (2, 1, False)
+    assert (fresh[2].mean, fresh[2].half_width) == (pytest.approx(0.4), None)
     assert "40.00%, 1 of 2 diverged" in replicate_text(fresh[2])
-
-
-def with_divergence(history: History, trial: int, block: int) -> History:
-    number = len(history.replicates)
-    history.apply(ReplicateStarted(number, trial, block, 1.0))
-    history.apply(run_result(number, 1, 0.1, loss=float("nan")))
-    history.apply(ReplicateEnded(number, "diverged", "", 2.0))
-    return history
 
 
 def test_a_run_that_diverged_widens_nobody_else_s_interval() -> None:
     space = quickstart("confirm.top=3", "confirm.seeds=4")
-    table = {1: [0.93, 0.94, 0.93], 2: [0.93, 0.92, 0.92], 0: [0.85, 0.86, 0.85], 3: [0.94]}
-    calm = with_table(searched(space, 0.5, 0.9, 0.8, 0.9), {number: table[number] for number in (1, 2, 0)})
-    shaken = with_divergence(with_table(searched(space, 0.5, 0.9, 0.8, 0.9), table), 3, 2)
-    before, after = replicate_results(calm), replicate_results(shaken)
+    table = {1: [0.93, 0.94, 0.93], 2: [0.93, 0.92, 0.92], 0: [0.85, 0.86, 0.85]}
+    before = replicate_results(confirmed((0.5, 0.9, 0.8, 0.9), table))
+    shaken = with_run(confirmed((0.5, 0.9, 0.8, 0.9), {**table, 3: [0.94]}), 3, 2, None)
+    after = replicate_results(shaken)
     for number in (0, 1, 2):
         assert after[number].mean == pytest.approx(before[number].mean)
         assert after[number].half_width == pytest.approx(before[number].half_width)
@@ -213,104 +211,113 @@ def test_a_run_that_diverged_widens_nobody_else_s_interval() -> None:
     assert next_run(shaken, space) == (1, 4), "trial 3 is out of the race, and in the way of nobody"
 
 
+def test_one_run_has_no_interval_whatever_others_spread_and_is_tied() -> None:
+    history = confirmed((0.5, 0.9, 0.8), {1: [0.74], 2: [0.74, 0.73, 0.72], 0: [0.5, 0.52]})
+    fresh = replicate_results(history)
+    assert fresh[1].half_width is None
+    assert fresh[2].half_width is not None
+    assert fresh[2].is_tied
+    assert "±" not in replicate_text(fresh[1])
+    assert lead(history, 1, 0).half_width is None
+    assert lead(history, 2, 0).half_width is not None
+
+
+def test_runs_that_are_all_equal_have_no_interval_and_are_tied() -> None:
+    fresh = replicate_results(confirmed((0.74, 0.74, 0.7), {1: [0.74] * 3, 0: [0.74] * 4, 2: [0.74] * 3})).values()
+    assert [(replicate_text(one), one.is_tied) for one in fresh] == [("74.00%", True)] * 3
+
+
+# What the leaderboard says
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "table", "order", "tied", "sentences"),
+    [
+        (
+            (0.50, 0.95, 0.90),
+            {1: [0.88, 0.89, 0.87], 2: [0.91, 0.92, 0.90], 0: [0.50, 0.51, 0.49]},
+            [2, 1, 0],
+            {2},
+            (
+                "Trial 2 wins: the search said 90.00%, 3 replicates say 91.00% ± ",
+                "The winner is 41.00 ± 2.83 points above the hand-picked configuration (trial 0, 50.00% ± ",
+            ),
+        ),
+        (
+            (0.80, 0.90),
+            {1: [0.88, 0.80, 0.90], 0: [0.82, 0.88, 0.84]},
+            [1, 0],
+            {1, 0},
+            (
+                "The winner is not distinguishable from the hand-picked configuration (trial 0",
+                "Not distinguishable from it: trial 0.",
+            ),
+        ),
+        (
+            (0.80, 0.90),
+            {1: [0.7, 0.7, 0.71], 0: [0.82, 0.81, 0.82]},
+            [0, 1],
+            {0},
+            ("It is the hand-picked configuration: no searched configuration beat it.",),
+        ),
+        (
+            (0.80, 0.96, 0.95, 0.94),
+            {1: [0.70, 0.72, 0.71], 0: [0.82, 0.81, 0.82]},
+            [0, 1, 2, 3],
+            {0},
+            (
+                "It is the hand-picked configuration: no searched one that was trained again beat it; better in the "
+                "search, but not trained again, were trial 2 (95.00%) and 1 more.",
+            ),
+        ),
+        ((0.5, 0.9), {1: [0.9], 0: [0.5]}, [1, 0], {1, 0}, ("in too few runs to say how surely",)),
+    ],
+)
+def test_the_winner_has_the_best_mean_and_its_luck_and_lead_are_said(
+    accuracies: tuple[float, ...], table: Table, order: list[int], tied: set[int], sentences: tuple[str, ...]
+) -> None:
+    history = confirmed(accuracies, table)
+    ranked = rank(history)
+    assert [row.trial for row in ranked] == order
+    assert winner(ranked).trial == order[0]  # type: ignore[union-attr]
+    sentence = lead_sentence(history, ranked)
+    assert [text for text in sentences if text not in sentence] == []
+    assert {row.trial for row in ranked if row.tied} == tied
+
+
 def test_where_the_hand_picked_configuration_diverged_it_is_said() -> None:
-    history = with_divergence(with_table(searched(quickstart(), 0.5, 0.9), {1: [0.9, 0.91], 0: [0.5]}), 0, 2)
+    history = with_run(confirmed((0.5, 0.9), {1: [0.9, 0.91], 0: [0.5]}), 0, 2, None)
     sentence = lead_sentence(history, rank(history))
     assert "The hand-picked configuration (trial 0) diverged in 1 of 2 replicates." in sentence
 
 
-def test_the_lead_is_the_difference_of_the_means_that_are_shown() -> None:
-    table = {1: [0.95, 0.97, 0.96, 0.98], 2: [0.96, 0.96, 0.97, 0.97], 0: [0.85, 0.91]}
-    history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), table)
-    fresh = replicate_results(history)
-    assert lead(history, 1, 0).mean == pytest.approx(fresh[1].mean - fresh[0].mean)
-
-
-def test_intervals_hold_what_they_promise_where_chance_moves_weak_trials_more() -> None:
-    """Trials at 97, 95 and 85 %, in blocks that are easy or hard; 95 % intervals, 400 searches."""
-    truth, generator = {1: 0.97, 2: 0.95, 0: 0.85}, np.random.default_rng(5)
-    n_covered, n_leads = dict.fromkeys(truth, 0), 0
-    for _ in range(400):
-        blocks = generator.normal(0, 0.15, size=4)
-        table = {
-            number: [mean + mean * (1 - mean) * (block + generator.normal(0, 0.25)) for block in blocks]
-            for number, mean in truth.items()
-        }
-        history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), table)
-        fresh, ahead = replicate_results(history), lead(history, 1, 0)
-        for number, mean in truth.items():
-            n_covered[number] += abs(fresh[number].mean - mean) <= (fresh[number].half_width or 0.0)
-        n_leads += abs(ahead.mean - 0.12) <= (ahead.half_width or 0.0)
-    assert all(0.91 <= n / 400 <= 0.99 for n in n_covered.values())
-    assert 0.91 <= n_leads / 400 <= 0.99
-
-
-def test_the_winner_is_the_best_mean_of_replicates_and_its_luck_is_said() -> None:
-    space = quickstart()
-    history = searched(space, 0.50, 0.95, 0.90)
-    with_table(history, {1: [0.88, 0.89, 0.87], 2: [0.91, 0.92, 0.90], 0: [0.50, 0.51, 0.49]})
-    ranked = rank(history)
-    assert [row.trial for row in ranked] == [2, 1, 0]
-    assert winner(ranked).validation_accuracy == 0.90  # type: ignore[union-attr]
-    sentence = lead_sentence(history, rank(history))
-    assert sentence.startswith("Trial 2 wins: the search said 90.00%, 3 replicates say 91.00% ± ")
-    assert "The winner is 41.00 ± 2.83 points above the hand-picked configuration (trial 0, 50.00% ± " in sentence
-    assert not any(row.tied for row in ranked[1:])
-
-
-def test_a_narrow_leaderboard_has_the_replicates_whole() -> None:
-    history = with_table(searched(quickstart(), 0.5, 0.95), {1: [0.88, 0.89, 0.87], 0: [0.50, 0.51, 0.49]})
-    text = as_table(rank(history), ("lr",), 80)
-    assert "…" not in text
-    assert "88.00% ± " in text
-    assert "seconds" not in text
-    assert "seconds" in as_table(rank(history), ("lr",), 120)
-
-
-def test_a_winner_that_is_not_ahead_for_sure_is_said_to_be_so() -> None:
-    history = searched(quickstart(), 0.80, 0.90)
-    with_table(history, {1: [0.88, 0.80, 0.90], 0: [0.82, 0.88, 0.84]})
-    sentence = lead_sentence(history, rank(history))
-    assert "The winner is not distinguishable from the hand-picked configuration (trial 0" in sentence
-    assert "Not distinguishable from it: trial 0." in sentence
-    assert [row.tied for row in rank(history)] == [True, True]
-
-
-def test_the_hand_picked_configuration_may_win() -> None:
-    history = searched(quickstart(), 0.80, 0.90)
-    with_table(history, {1: [0.7, 0.7, 0.71], 0: [0.82, 0.81, 0.82]})
-    sentence = lead_sentence(history, rank(history))
-    assert "It is the hand-picked configuration: no searched configuration beat it." in sentence
-
-
 def test_while_replicates_are_under_way_the_search_s_order_stands() -> None:
-    history = searched(quickstart(), 0.80, 0.90, 0.85)
-    with_run(history, 2, 1, 0.99)
+    history = with_run(searched(SPACE, 0.80, 0.90, 0.85), 2, 1, 0.99)
     assert [row.trial for row in rank(history)] == [1, 2, 0], "the best of the search has no replicate yet"
     with_run(history, 0, 1, 0.99)
     with_run(history, 1, 1, 0.89)
     assert [row.trial for row in rank(history)][2] == 1
 
 
-def test_the_baseline_that_nobody_chose_stands_where_its_mean_is() -> None:
+@pytest.mark.parametrize(
+    ("baseline", "order"),
+    [
+        (0.90, [0, 1, 2, 3, 4]),
+        (0.82, [1, 0, 2, 3, 4]),
+        (0.78, [1, 2, 3, 4, 0]),  # its mean is 79 %, less than the 80 % of trial 4
+        (0.795, [1, 2, 3, 0, 4]),  # 80.5 %, less than the 81 % of trial 2
+    ],
+)
+def test_the_baseline_that_nobody_chose_stands_where_its_mean_is(baseline: float, order: list[int]) -> None:
     # Chosen for replicates: trials 1 and 2. Trials 3 and 4 were not.
-    space, accuracies = quickstart("confirm.top=2"), (0.97, 0.96, 0.95, 0.94, 0.80)
-
-    def order(baseline: float) -> list[int]:
-        table = {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [baseline, baseline + 0.02]}
-        return [row.trial for row in rank(with_table(searched(space, *accuracies), table))]
-
-    assert order(0.90) == [0, 1, 2, 3, 4]
-    assert order(0.82) == [1, 0, 2, 3, 4]
-    assert order(0.78) == [1, 2, 3, 4, 0], "its mean is 79 %, less than the 80 % of trial 4"
-    assert order(0.795) == [1, 2, 3, 0, 4], "80.5 %, less than the 81 % of trial 2"
+    table = {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [baseline, baseline + 0.02]}
+    assert [row.trial for row in rank(confirmed((0.97, 0.96, 0.95, 0.94, 0.80), table))] == order
 
 
-def test_the_table_parts_ranks_by_replicates_from_the_others() -> None:
-    history = searched(quickstart(), 0.97, 0.96, 0.95, 0.94)
+def test_the_table_parts_ranks_by_replicates_from_the_others_and_cuts_no_figure() -> None:
+    history = searched(SPACE, 0.97, 0.96, 0.95, 0.94)
     assert "above the line" not in as_table(rank(history), ())
-    with_table(history, {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [0.5, 0.52]})
-    ranked = rank(history)
+    ranked = rank(with_table(history, {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [0.5, 0.52]}))
     lines = as_table(ranked, ()).splitlines()
     assert [row.trial for row in ranked] == [1, 2, 3, 0]
     (line,) = (i for i, text in enumerate(lines[2:], 2) if set(text.strip()) == {"─"})
@@ -321,81 +328,60 @@ def test_the_table_parts_ranks_by_replicates_from_the_others() -> None:
         "the baseline by its replicates)"
     )
     assert "above the line" not in as_table(sort_by(ranked, "lr")[::-1], ()), "not in the order of ranks"
+    for width in (50, 60, 70, 80):
+        text = as_table(ranked, ("lr",), width)
+        assert "…" not in text
+        for row in ranked:
+            assert row.replicates is None or f"{replicate_text(row.replicates)} ({row.n_replicates})" in text
+    assert "seconds" not in text
+    assert "seconds" in as_table(ranked, ("lr",), 120)
 
 
-@pytest.mark.parametrize("width", [50, 60, 70, 80])
-def test_a_narrow_table_leaves_out_columns_and_cuts_no_figure(width: int) -> None:
-    history = searched(quickstart(), 0.97, 0.96, 0.95, 0.94)
-    with_table(history, {1: [0.85, 0.87], 2: [0.80, 0.82], 0: [0.5, 0.52]})
-    ranked = rank(history)
-    text = as_table(ranked, ("lr",), width)
-    assert "…" not in text
-    for row in ranked:
-        assert row.replicates is None or f"{replicate_text(row.replicates)} ({row.n_replicates})" in text
-
-
-def test_a_baseline_is_unbeaten_only_if_all_that_looked_better_were_trained_again() -> None:
-    table = {1: [0.70, 0.72, 0.71], 0: [0.82, 0.81, 0.82]}
-    history = with_table(searched(quickstart(), 0.80, 0.96, 0.95, 0.94), table)
-    assert [row.trial for row in rank(history)][:2] == [0, 1]
-    assert lead_sentence(history, rank(history)).endswith(
-        "It is the hand-picked configuration: no searched one that was trained again beat it; better in the search, "
-        "but not trained again, were trial 2 (95.00%) and 1 more."
-    )
-    with_table(history, {2: [0.70, 0.72, 0.71], 3: [0.70, 0.72, 0.71]})
-    assert lead_sentence(history, rank(history)).endswith("no searched configuration beat it.")
-
-
-def test_one_run_has_no_interval_whatever_others_spread() -> None:
-    history = with_table(searched(quickstart(), 0.5, 0.9, 0.8), {1: [0.74], 2: [0.74, 0.73, 0.72], 0: [0.5, 0.52]})
-    fresh = replicate_results(history)
-    assert fresh[1].half_width is None
-    assert fresh[2].half_width is not None
-    assert "±" not in replicate_text(fresh[1])
-    assert lead(history, 1, 0).half_width is None
-    assert lead(history, 2, 0).half_width is not None
-    assert fresh[2].is_tied, "one run does not tell them apart"
-
-
-def test_runs_that_are_all_equal_have_no_interval() -> None:
-    history = with_table(searched(quickstart(), 0.74, 0.74), {1: [0.74] * 3, 0: [0.74] * 3})
-    assert [replicate_text(fresh) for fresh in replicate_results(history).values()] == ["74.00%", "74.00%"]
+# Whole searches
 
 
 def noisy(trial: int, block: int, epoch: int) -> float:
     return 0.8 + random.Random(trial * 100 + block).gauss(0, 0.02)
 
 
-def test_a_search_goes_on_to_replicates_and_ends() -> None:
-    space = load_space("quickstart", ["search.trials=12"])
-    state = SearchState(space, History())
-    simulate(state, seed=0, replicate_curve=noisy)
-    history = state.history
-    assert is_done(history, space)
-    assert not history.unfinished_replicates
-    n_epochs = sum(run.n_epochs for run in history.replicates.values())
-    assert 0 < n_epochs <= 1.8 * history.n_epochs
-    assert all(run.n_epochs == 9 for run in history.replicates.values())
-    assert {run.trial for run in history.replicates.values()} == {trial.number for trial in candidates(history, space)}
+def with_trials(n: int) -> Space:
+    return load_space("quickstart", [f"search.trials={n}", "search.sampler=random"])
+
+
+def starts_of(history: History) -> list[tuple[int, int]]:
+    """Trial and block of each replicate; no two are equal."""
     starts = [(run.trial, run.block) for run in history.replicates.values()]
     assert len(starts) == len(set(starts))
-    last_trial_end = max(trial.end.at for trial in history.trials.values() if trial.end)
-    assert all(run.started_at >= last_trial_end for run in history.replicates.values()), "the best are known only then"
+    return starts
 
 
-def test_with_many_places_the_race_waits_for_the_blocks_before() -> None:
-    space = load_space("quickstart", ["search.trials=12"])
+def test_a_search_goes_on_to_replicates_and_ends_also_when_it_is_extended() -> None:
+    history = History()
+    for space in (with_trials(6), with_trials(14)):
+        assert not is_done(history, space)
+        state = SearchState(space, history)
+        simulate(state, replicate_curve=noisy)
+        assert is_done(history, space)
+        assert not history.unfinished_replicates
+        assert all(run.n_epochs == 9 for run in history.replicates.values())
+        assert 0 < sum(run.n_epochs for run in history.replicates.values()) <= 1.8 * history.n_epochs
+        assert {trial for trial, _ in starts_of(history)} >= {trial.number for trial in candidates(history, space)}
+
+
+def test_with_many_slots_the_race_waits_for_the_blocks_before() -> None:
     began: list[tuple[int, int]] = []
 
     def observe(event: Event, history: History) -> None:
         if isinstance(event, ReplicateStarted):
             began.append((event.trial, event.block))
+            assert not history.unfinished, "the best are known when the last trial has ended"
             if event.block > 2:
                 assert all(run.end for run in history.replicates.values() if run.block < event.block)
 
     # Trial 0, the baseline, is clearly behind after two blocks.
+    space = with_trials(12)
     state = SearchState(space, History(), observe=observe)
-    simulate(state, seed=0, trials_at_once=16, replicate_curve=lambda *at: noisy(*at) if at[0] else 0.2)
+    simulate(state, trials_at_once=16, replicate_curve=lambda *at: noisy(*at) if at[0] else 0.2)
     assert is_done(state.history, space)
     assert (0, 2) in began
     assert max(block for _, block in began) > 2
@@ -404,42 +390,43 @@ def test_with_many_places_the_race_waits_for_the_blocks_before() -> None:
 
 def test_blocks_that_wait_count_in_the_time_left() -> None:
     space = quickstart("confirm.top=2", "confirm.seeds=3")
-    history = with_table(searched(space, 0.5, 0.7, 0.9), {2: [0.8, 0.9], 1: [0.9, 0.7], 0: [0.7, 0.8]})
-    history.apply(ReplicateStarted(len(history.replicates), 2, 3, 1.0))
-    history.apply(ReplicateStarted(len(history.replicates), 1, 3, 1.0))
-    assert sum(remaining(history, space).of_runs) == 3 * EPOCHS, "two that run, and one that was not given out"
-    history.replicates.pop(7)
-    history.replicates.pop(6)
-    history.apply(ReplicateStarted(len(history.replicates), 2, 2, 1.0))
-    assert next_run(history, space) is None, "block 3 waits for block 2"
-    assert sum(remaining(history, space).of_runs) == 3 * EPOCHS
+
+    def with_started(*starts: tuple[int, int]) -> History:
+        history = with_table(searched(space, 0.5, 0.7, 0.9), {2: [0.8, 0.9], 1: [0.9, 0.7], 0: [0.7, 0.8]})
+        for trial, block in starts:
+            history.apply(ReplicateStarted(len(history.replicates), trial, block, 1.0))
+        return history
+
+    both = with_started((2, 3), (1, 3))
+    assert sum(remaining(both, space).of_runs) == 3 * EPOCHS, "two that run, and one that was not given out"
+    waiting = with_started((2, 2))
+    assert next_run(waiting, space) is None, "block 3 waits for block 2"
+    assert sum(remaining(waiting, space).of_runs) == 3 * EPOCHS
 
 
 @pytest.mark.parametrize("asha", ["stop", "promote"])
 def test_when_the_time_for_trials_is_over_the_best_are_trained_again(asha: str) -> None:
-    space = load_space("quickstart", ["search.trials=null", "search.time_budget=1h", f"search.asha={asha}"])
+    limits = ["search.trials=null", "search.time_budget=1h", f"search.asha={asha}", "search.sampler=random"]
+    space = load_space("quickstart", limits)
     assert seconds_to_confirm(space) == pytest.approx(3600 * 1.8 / 2.8), "the quickstart's share is 1.8"
     history = History()
-    state = SearchState(space, history, is_late=lambda: history.n_epochs >= 60)
-    simulate(state, seed=0, replicate_curve=noisy)
+    simulate(SearchState(space, history, is_late=lambda: history.n_epochs >= 60), replicate_curve=noisy)
     assert history.n_epochs < 60 + 2 * EPOCHS, "no more than what ran then"
-    assert history.replicates
     assert not history.unfinished_replicates
     assert not is_done(history, space), "a longer time goes on"
-    n_trials, runs = len(history.trials), dict(history.replicates)
+    n_trials, n_runs = len(history.trials), len(starts_of(history))
     if asha == "promote":
         assert history.unfinished, "who waits at a rung may yet be promoted"
         assert all(trial.end.status == "completed" for trial in history.trials.values() if trial.end)
     simulate(SearchState(space, history, is_late=lambda: history.n_epochs >= 120), seed=1, replicate_curve=noisy)
     assert len(history.trials) > n_trials
-    starts = [(run.trial, run.block) for run in history.replicates.values()]
-    assert len(starts) == len(set(starts)) > len(runs)
+    assert len(starts_of(history)) > n_runs > 0
 
 
 def test_a_search_that_has_nobody_to_train_again_uses_its_time_for_trials() -> None:
     space = load_space("quickstart", ["search.trials=4", "search.time_budget=1h"])
     state = SearchState(space, History(), is_late=lambda: True)
-    simulate(state, seed=0, replicate_curve=noisy)
+    simulate(state, replicate_curve=noisy)
     assert len(state.history.trials) > 1
     assert seconds_to_confirm(load_space("quickstart", ["search.time_budget=1h", "confirm.top=0"])) == 0
     assert seconds_to_confirm(load_space("quickstart")) == 0
@@ -447,7 +434,7 @@ def test_a_search_that_has_nobody_to_train_again_uses_its_time_for_trials() -> N
 
 @pytest.mark.parametrize("broke_off_after", [40, 50, 55, 61, 70])
 def test_replicates_are_resumed_and_none_is_repeated(tmp_path: Path, broke_off_after: int) -> None:
-    space = load_space("quickstart", ["search.trials=8"])
+    space = with_trials(8)
     path = tmp_path / "journal.jsonl"
     simulate(SearchState(space, History(), Journal(path)), seed=1, max_results=broke_off_after, replicate_curve=noisy)
     before = read_history(path)
@@ -456,46 +443,21 @@ def test_replicates_are_resumed_and_none_is_repeated(tmp_path: Path, broke_off_a
     assert is_done(after, space)
     for number, run in before.replicates.items():
         assert after.replicates[number].epochs[: run.n_epochs] == run.epochs
-    starts = [(run.trial, run.block) for run in after.replicates.values()]
-    assert len(starts) == len(set(starts))
-
-
-def test_more_trials_are_confirmed_too() -> None:
-    space = load_space("quickstart", ["search.trials=6"])
-    state = SearchState(space, History())
-    simulate(state, seed=0, replicate_curve=noisy)
-    more = load_space("quickstart", ["search.trials=14"])
-    assert not is_done(state.history, more)
-    simulate(SearchState(more, state.history), seed=3, replicate_curve=noisy)
-    assert is_done(state.history, more)
-    confirmed = {run.trial for run in state.history.replicates.values()}
-    assert {trial.number for trial in candidates(state.history, more)} <= confirmed
+    assert starts_of(after)
 
 
 def test_replicates_of_one_block_differ_from_the_trial_s_and_share_their_streams() -> None:
-    state = SearchState(load_space("quickstart", ["search.trials=4"]), History())
-    given = []
-    original = state.next_assignment
+    given: list[Assignment] = []
 
-    def watched() -> object:
-        assignment = original()
-        if assignment and assignment.kind == "run":
-            given.append(assignment)
-        return assignment
+    class Watched(SearchState):
+        def next_assignment(self) -> Assignment | None:
+            assignment = super().next_assignment()
+            if assignment and assignment.kind == "run":
+                given.append(assignment)
+            return assignment
 
-    state.next_assignment = watched  # type: ignore[method-assign, assignment]
-    simulate(state, seed=0, replicate_curve=noisy)
+    state = Watched(with_trials(4), History())
+    simulate(state, replicate_curve=noisy)
     assert len({a.seed_number for a in given if a.trial == given[0].trial}) >= 2
     assert len({a.trial for a in given if a.seed_number == 1}) >= 2
     assert all(a.config == state.history.trials[a.trial].config for a in given)
-
-
-def test_events_of_replicates_survive_json() -> None:
-    from search.experiment.events import event_as_dict, event_from_dict
-
-    for event in (
-        ReplicateStarted(0, 3, 1, 1.0),
-        ReplicateEpochDone(0, 1, 0.5, 0.6, 0.7, 1.0, 0.1, 2.0),
-        ReplicateEnded(0, "diverged", "the loss was not finite in epoch 1", 3.0),
-    ):
-        assert event_from_dict(json.loads(json.dumps(event_as_dict(event)))) == event

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from math import inf, nan
+from typing import Any
 
 from search.experiment.events import EndStatus, TrialEnded
 from search.experiment.history import Trial
@@ -8,37 +9,28 @@ from spaces import Hyperparameters
 from tests.support.simulation import result
 
 
-def trial(
-    number: int, *accuracies: float, status: EndStatus | None = "completed", loss: float = 1.0, excluded: bool = False
-) -> Trial:
-    made = Trial(number, {}, Hyperparameters(), number == 0, 0.0, excluded=excluded)
-    made.epochs = [
-        replace(result(number, epoch, accuracy), validation_loss=loss) for epoch, accuracy in enumerate(accuracies, 1)
-    ]
-    made.end = TrialEnded(number, status, "", 0.0) if status else None
-    return made
+def trial(number: int, *accuracies: float, status: EndStatus | None = "completed", **changes: Any) -> Trial:
+    epochs = [replace(result(number, epoch, accuracy), **changes) for epoch, accuracy in enumerate(accuracies, 1)]
+    end = TrialEnded(number, status, "", 0.0) if status else None
+    return Trial(number, {}, Hyperparameters(), number == 0, 0.0, epochs, end)
 
 
 def test_trials_are_ordered_by_status_then_epochs_then_result() -> None:
     best_first = [
         trial(9, 0.1, 0.6),
-        trial(8, 0.1, 0.5, loss=0.5),
+        trial(8, 0.1, 0.5, validation_loss=0.5),
         trial(2, 0.1, 0.5),
         trial(3, 0.1, 0.5),
-        trial(1, 0.1, 0.5, loss=nan),
+        trial(1, 0.1, 0.5, validation_loss=nan),
         trial(7, 0.1, 0.3, status=None),
         trial(0, 0.9, status="stopped"),
         trial(6, 0.8, status=None),
         trial(4, status=None),
         trial(10, 0.9, status="failed"),
         trial(5, 0.9, status="diverged"),
-        trial(11, 0.99, excluded=True),
+        replace(trial(11, 0.99), excluded=True),
     ]
     assert sorted(reversed(best_first), key=search_order) == best_first
-
-
-def test_a_diverged_epoch_has_no_result() -> None:
-    diverged = trial(1, 0.9, status="diverged")
-    diverged.epochs = [replace(diverged.epochs[0], train_loss=nan)]
-    assert search_order(diverged)[-3:] == (1.0, inf, 1)
-    assert result_order(2, result(2, 1, 0.5))[0] == -0.5
+    assert result_order(2, result(2, 1, 0.5)) == (-0.5, 1.0, 2)
+    diverged = trial(1, 0.9, status="diverged", train_loss=nan)
+    assert search_order(diverged)[-3:] == (1.0, inf, 1), "a diverged epoch has no result"

@@ -8,7 +8,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
 from search.analysis.cost import expected_epochs, expected_epochs_left, passing_shares, seconds_left
-from search.policy.rungs import RungRule, Rungs, chance_accuracy, quantile, refusal_text
+from search.policy.rungs import Rungs, chance_accuracy, quantile
 from spaces.counted import duration_text
 
 
@@ -16,11 +16,15 @@ from spaces.counted import duration_text
     curves=st.lists(st.lists(st.integers(0, 20), min_size=9, max_size=9), min_size=1, max_size=12),
     order=st.randoms(use_true_random=False),
     reduction=st.integers(2, 4),
+    all_at_chance=st.booleans(),
 )
-def test_decisions_are_ray_s(curves: list[list[int]], order, reduction: int) -> None:  # type: ignore[no-untyped-def]
+def test_decisions_are_ray_s_except_that_a_tie_passes_only_while_all_are_at_chance(
+    curves: list[list[int]], order: np.random.Generator, reduction: int, all_at_chance: bool
+) -> None:
     max_epochs = reduction**2
-    rungs = Rungs((1, reduction, max_epochs), reduction, RungRule.RAYS)
+    rungs = Rungs((1, reduction, max_epochs), reduction, chance=1.0 if all_at_chance else None)
     bracket = _Bracket(1, max_epochs, reduction, 0)
+    before: dict[int, list[float]] = {1: [], reduction: []}
     epochs = dict.fromkeys(range(len(curves)), 0)
     while epochs:
         trial = order.choice(sorted(epochs))
@@ -30,10 +34,13 @@ def test_decisions_are_ray_s(curves: list[list[int]], order, reduction: int) -> 
             del epochs[trial]
             continue
         value = curves[trial][epoch % 9] / 20
-        rays = bracket.on_result(SimpleNamespace(trial_id=trial), epoch, value) == TrialScheduler.CONTINUE
-        verdict = rungs.arrive(trial, epoch, value)
-        assert (verdict is None or verdict.passed) == rays
-        if not rays:
+        values = before.get(epoch, [])
+        is_tie = bool(values) and value == np.percentile(values, (1 - 1 / reduction) * 100)
+        values.append(value)
+        continues_with_ray = bracket.on_result(SimpleNamespace(trial_id=trial), epoch, value) == TrialScheduler.CONTINUE
+        reason = rungs.arrive(trial, epoch, value)
+        assert (reason is None) == (continues_with_ray and (all_at_chance or not is_tie))
+        if reason:
             del epochs[trial]
 
 
@@ -43,80 +50,49 @@ def test_a_cutoff_is_numpy_s_percentile_to_the_last_bit(values: list[float], red
     assert quantile(sorted(values), percentile / 100) == np.percentile(values, percentile)
 
 
-def test_by_ray_s_rule_the_first_arrival_and_ties_go_on() -> None:
-    rungs = Rungs((1, 3), 3, RungRule.RAYS, chance=0.6)
-    first = rungs.arrive(0, 1, 0.5)
-    assert first is not None
-    assert first.passed
-    assert first.cutoff is None
-    tie = rungs.arrive(1, 1, 0.5)
-    assert tie is not None
-    assert tie.passed
-    below = rungs.arrive(2, 1, 0.49)
-    assert below is not None
-    assert not below.passed
-    assert below.cutoff == 0.5
+TIED, BELOW = "tied with the cutoff 50.00% of rung 1", "49.00% at rung 1, below its cutoff 50.00%"
+AT_CHANCE = "at chance ({}) at rung {}, where others have learned"
+AT_SECOND = AT_CHANCE.format("10.00%", 3)
 
 
-def test_a_tie_with_the_cutoff_does_not_pass() -> None:
-    rungs = Rungs((1, 3), 3)
-    assert rungs.arrive(0, 1, 0.5) is not None
-    tie = rungs.arrive(1, 1, 0.5)
-    assert tie is not None
-    assert (tie.passed, tie.why) == (False, "tied")
-    assert refusal_text(tie, 0.5, 1) == "tied with the cutoff 50.00% of rung 1"
-    above = rungs.arrive(2, 1, 0.51)
-    assert above is not None
-    assert above.passed
-
-
-def test_while_all_are_at_chance_ray_s_rule_alone_decides() -> None:
-    ours, rays = Rungs((1, 3), 3, chance=0.12), Rungs((1, 3), 3, RungRule.RAYS)
-    values = [0.10, 0.10, 0.11, 0.10, 0.09, 0.12, 0.11]
-    for trial, value in enumerate(values):
-        assert ours.arrive(trial, 1, value) == rays.arrive(trial, 1, value)
-
-
-def test_what_is_at_chance_does_not_pass_where_any_run_has_learned() -> None:
-    rungs = Rungs((1, 3), 3, chance=0.12)
-    for trial in range(9):
-        verdict = rungs.arrive(trial, 1, 0.10)
-        assert verdict is not None
-        assert verdict.passed
-    learned = rungs.arrive(9, 1, 0.13)
-    assert learned is not None
-    assert learned.passed
-    above_its_cutoff = rungs.arrive(10, 1, 0.12)
-    assert above_its_cutoff is not None
-    assert (above_its_cutoff.passed, above_its_cutoff.why) == (False, "chance")
-    assert refusal_text(above_its_cutoff, 0.12, 1) == "at chance (12.00%) at rung 1, where others have learned"
-    later = rungs.arrive(0, 3, 0.10)
-    assert later is None, "trials end at the last rung anyway"
-
-
-def test_each_rung_asks_for_itself_whether_any_run_has_learned() -> None:
-    rungs = Rungs((1, 3, 9), 3, chance=0.12)
-    rungs.arrive(0, 3, 0.9)
-    for trial in range(1, 4):
-        at_first = rungs.arrive(trial, 1, 0.10)
-        assert at_first is not None
-        assert at_first.passed
-    at_second = rungs.arrive(1, 3, 0.10)
-    assert at_second is not None
-    assert at_second.why == "chance"
+@pytest.mark.parametrize(
+    ("chance", "arrivals"),
+    [
+        # Trial, epoch, value, reason.
+        (None, [(0, 1, 0.5, None), (1, 1, 0.5, TIED), (2, 1, 0.49, BELOW), (3, 1, 0.51, None)]),
+        (0.6, [(0, 1, 0.5, None), (1, 1, 0.5, None), (2, 1, 0.49, BELOW)]),
+        (
+            0.12,
+            [
+                *((trial, 1, 0.10, None) for trial in range(9)),
+                (9, 1, 0.13, None),
+                (10, 1, 0.12, AT_CHANCE.format("12.00%", 1)),
+                (0, 9, 0.10, None),  # trials end at the last rung anyway
+            ],
+        ),
+        # Each rung has its own best value.
+        (
+            0.12,
+            [(0, 3, 0.9, None), (1, 1, 0.10, None), (2, 1, 0.10, None), (1, 3, 0.10, AT_CHANCE.format("10.00%", 3))],
+        ),
+        # Only the first arrival of a trial counts, and only at a rung.
+        (None, [(0, 2, 0.9, None), (0, 1, 0.9, None), (0, 1, 0.1, None), (1, 1, 0.9, TIED.replace("50", "90"))]),
+    ],
+)
+def test_why_a_trial_does_not_pass(chance: float | None, arrivals: list[tuple[int, int, float, str | None]]) -> None:
+    rungs = Rungs((1, 3, 9), 3, chance)
+    for trial, epoch, value, reason in arrivals:
+        assert rungs.arrive(trial, epoch, value) == reason
 
 
 def test_a_diverged_run_is_the_worst_at_the_rung_that_it_would_have_come_to() -> None:
     rungs = Rungs((1, 3, 9, 27), 3)
     rungs.diverge(0, 2, goes_to_the_end=False)
-    second, third = rungs.arrive(1, 3, 0.2), rungs.arrive(1, 9, 0.2)
-    assert second is not None
-    assert third is not None
-    assert (second.cutoff, third.cutoff) == (0.0, None)
+    assert rungs.arrive(1, 3, 0.0) == "tied with the cutoff 0.00% of rung 3"
+    assert rungs.arrive(1, 9, 0.2) is None, "the first there"
     rungs.diverge(2, 4, goes_to_the_end=True)
-    at_third = rungs.arrive(3, 9, 0.2)
-    assert at_third is not None
-    assert at_third.cutoff == pytest.approx(0.2 * 2 / 3), "between the run with 0.2 and the worst"
+    cutoff = "13.33%"  # between the run with 0.2 and the worst
+    assert rungs.arrive(3, 9, 0.1) == f"10.00% at rung 9, below its cutoff {cutoff}"
 
 
 def test_chance_is_the_commonest_class_and_the_luck_of_one_run_in_twenty() -> None:
@@ -129,38 +105,30 @@ def test_chance_is_the_commonest_class_and_the_luck_of_one_run_in_twenty() -> No
     assert (guesses > chance_accuracy(labels)).mean() == pytest.approx(0.05, abs=0.01)
 
 
-def test_only_the_first_arrival_of_a_trial_counts_and_only_at_a_rung() -> None:
-    rungs = Rungs((2, 6), 3)
-    assert rungs.arrive(0, 1, 0.9) is None
-    assert rungs.arrive(0, 2, 0.9) is not None
-    assert rungs.arrive(0, 2, 0.1) is None
-    assert rungs.arrive(0, 6, 0.9) is None, "trials end at the last rung anyway"
-    verdict = rungs.arrive(1, 2, 0.5)
-    assert verdict is not None
-    assert verdict.cutoff == 0.9
-
-
 def test_expected_epochs_lie_between_grace_for_all_and_everything() -> None:
     assert expected_epochs(1, (1, 3, 9), 3) == 9
     assert expected_epochs(20, (9,), 3) == 180
     assert 9 + 19 < expected_epochs(20, (1, 3, 9), 3) < 100
     assert expected_epochs(20, (1, 4, 16), 4) < expected_epochs(20, (4, 16), 4)
+    million, thousand = expected_epochs(1_000_000, (1, 3, 9, 27), 3), expected_epochs(1000, (1, 3, 9, 27), 3)
+    assert million == pytest.approx(1000 * thousand, rel=0.2), "estimated at once"
 
 
-def test_epochs_left_are_weighted_with_the_share_that_passes() -> None:
-    rungs, passing = (1, 3, 9), (0.5, 0.25)
-    assert expected_epochs_left(0, rungs, passing) == 1 + 0.5 * 2 + 0.125 * 6
-    assert expected_epochs_left(1, rungs, passing) == 2 + 0.25 * 6
-    assert expected_epochs_left(2, rungs, passing) == 1 + 0.25 * 6
-    assert expected_epochs_left(5, rungs, passing) == 4
-    assert expected_epochs_left(9, rungs, passing) == 0
+@pytest.mark.parametrize(
+    ("epoch", "left"), [(0, 1 + 0.5 * 2 + 0.125 * 6), (1, 2 + 0.25 * 6), (2, 1 + 0.25 * 6), (5, 4), (9, 0)]
+)
+def test_epochs_left_are_weighted_with_the_share_that_passes(epoch: int, left: float) -> None:
+    assert expected_epochs_left(epoch, (1, 3, 9), (0.5, 0.25)) == left
 
 
-def test_the_time_left_is_never_less_than_the_longest_trial_s() -> None:
-    assert seconds_left([1, 1, 1, 1], [], 2.0, 2) == 4
-    assert seconds_left([9, 1], [], 2.0, 2) == 18
-    assert seconds_left([], [], 2.0, 2) == 0
-    assert seconds_left([1, 1], [3, 3, 3], 2.0, 2) == 14, "the third run has no other beside it"
+@pytest.mark.parametrize(
+    ("trial_epochs", "run_epochs", "seconds"),
+    [([1, 1, 1, 1], [], 4), ([9, 1], [], 18), ([], [], 0), ([1, 1], [3, 3, 3], 14)],  # the third run is alone
+)
+def test_the_time_left_is_never_less_than_the_longest_trial_s(
+    trial_epochs: list[float], run_epochs: list[float], seconds: float
+) -> None:
+    assert seconds_left(trial_epochs, run_epochs, 2.0, 2) == seconds
 
 
 def test_about_one_trial_in_reduction_factor_passes_and_early_ones_more() -> None:
@@ -168,11 +136,6 @@ def test_about_one_trial_in_reduction_factor_passes_and_early_ones_more() -> Non
     assert all(1 / 3 < share < 0.45 for share in many)
     assert few[0] > many[0]
     assert passing_shares(1, (9,), 3) == ()
-
-
-def test_a_huge_search_is_estimated_at_once() -> None:
-    million, hundred = expected_epochs(1_000_000, (1, 3, 9, 27), 3), expected_epochs(1000, (1, 3, 9, 27), 3)
-    assert million == pytest.approx(1000 * hundred, rel=0.2)
 
 
 @pytest.mark.parametrize(

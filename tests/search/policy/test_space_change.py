@@ -1,5 +1,6 @@
 """A search whose space was changed: what is refused, what is excluded, and what counts on."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from search.analysis.ranking import lead_sentence, rank, winner
 from search.experiment.events import ReplicateStarted, SpaceSet, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment, load_space_or_experiment
 from search.experiment.history import History
-from search.policy.rungs import Rungs, Verdict
+from search.policy.rungs import Rungs
 from search.policy.space_change import contains, counting_in, excluded, must_be_allowed
 from search.policy.state import SearchState
 from search.policy.study import study_of
@@ -27,29 +28,31 @@ FOLDER = Path("results/mine")
 NARROWED = ("space.lr={loguniform: [0.002, 0.05]}",)
 
 
-@pytest.fixture
-def space() -> Space:
-    return load_space("quickstart", ["search.trials=20", "confirm.top=0"])
-
-
-@pytest.fixture
-def searched(space: Space) -> History:
-    state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
-    simulate(state, seed=0)
-    return state.history
-
-
 def changed(*overrides: str) -> Space:
-    return load_space("quickstart", ["search.trials=20", "confirm.top=0", *overrides])
+    return load_space("quickstart", ["search.trials=20", "search.sampler=random", "confirm.top=0", *overrides])
 
 
-def test_an_unchanged_space_is_no_change(space: Space) -> None:
-    assert not must_be_allowed(space.as_dict(), changed(), allowed=False, folder=FOLDER)
+SPACE = changed()
 
 
-@pytest.mark.parametrize("override", ["search.trials=30", "search.time_budget=1h", "resources.trials_at_once=1"])
-def test_what_does_not_touch_results_may_change(space: Space, override: str) -> None:
-    assert must_be_allowed(space.as_dict(), changed(override), allowed=False, folder=FOLDER)
+@pytest.fixture(scope="module")
+def finished() -> History:
+    history = History([SpaceSet(SPACE.as_dict(), [], 0.0)])
+    simulate(SearchState(SPACE, history))
+    return history
+
+
+@pytest.fixture
+def searched(finished: History) -> History:
+    return deepcopy(finished)
+
+
+@pytest.mark.parametrize(
+    ("override", "is_change"),
+    [("search.trials=20", False), ("search.trials=30", True), ("search.time_budget=1h", True)],
+)
+def test_what_does_not_touch_results_may_change(override: str, is_change: bool) -> None:
+    assert must_be_allowed(SPACE.as_dict(), changed(override), allowed=False, folder=FOLDER) == is_change
 
 
 @pytest.mark.parametrize(
@@ -61,28 +64,30 @@ def test_what_does_not_touch_results_may_change(space: Space, override: str) -> 
         ("space.dropout={uniform: [0, 0.5]}", "`space.dropout` was not given and is {uniform: [0.0, 0.5]}"),
     ],
 )
-def test_a_changed_space_is_shown_and_must_be_allowed(space: Space, override: str, line: str) -> None:
+def test_a_changed_space_is_shown_and_must_be_allowed(override: str, line: str) -> None:
     with pytest.raises(InputError) as error:
-        must_be_allowed(space.as_dict(), changed(override), allowed=False, folder=FOLDER)
+        must_be_allowed(SPACE.as_dict(), changed(override), allowed=False, folder=FOLDER)
     assert f"{FOLDER}: {line}." in error.value.lines
     assert "--allow-changed-space" in error.value.lines[-1]
-    assert must_be_allowed(space.as_dict(), changed(override), allowed=True, folder=FOLDER)
+    assert must_be_allowed(SPACE.as_dict(), changed(override), allowed=True, folder=FOLDER)
 
 
 @pytest.mark.parametrize(
     "override", ["dataset.train_limit=400", "training.max_epochs=27", "training.precision=fp32", "search.seed=1"]
 )
-def test_what_every_result_rests_on_cannot_change(space: Space, override: str) -> None:
+def test_what_every_result_rests_on_cannot_change(override: str) -> None:
     with pytest.raises(InputError, match="its trials would not compare with later ones"):
-        must_be_allowed(space.as_dict(), changed(override), allowed=True, folder=FOLDER)
+        must_be_allowed(SPACE.as_dict(), changed(override), allowed=True, folder=FOLDER)
 
 
-def test_trials_outside_count_no_more_and_those_inside_do(searched: History) -> None:
+def test_trials_outside_count_no_more_and_those_inside_do(searched: History, monkeypatch: pytest.MonkeyPatch) -> None:
     narrowed = changed(*NARROWED)
     outside = excluded(narrowed, searched)
     assert outside == [n for n, trial in searched.trials.items() if trial.config.lr > 0.05]
     assert 0 < len(outside) < 20
+    assert searched.n_ended == 20
     searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
+    assert searched.n_ended == 20 - len(outside), "a leaderboard of 20 trials never says that 25 have ended"
 
     ranked = rank(searched)
     assert [row.excluded for row in ranked] == sorted(row.excluded for row in ranked), "last"
@@ -92,7 +97,16 @@ def test_trials_outside_count_no_more_and_those_inside_do(searched: History) -> 
     study = study_of(narrowed, searched)
     assert [trial.number for trial in study.trials if not trial.params] == outside
 
+    at_rungs: set[int] = set()
+
+    class Recorded(Rungs):
+        def arrive(self, trial: int, epoch: int, value: float) -> str | None:
+            at_rungs.add(trial)
+            return super().arrive(trial, epoch, value)
+
+    monkeypatch.setattr("search.policy.asha.Rungs", Recorded)
     state = SearchState(narrowed, searched)
+    assert at_rungs == set(searched.trials) - set(outside)
     assert state.n_left == len(outside), "so many are tried in their place"
     simulate(state, seed=1)
     assert len(searched.counting) == 20
@@ -122,31 +136,15 @@ def test_a_study_of_an_edited_file_learns_nothing_from_trials_outside(
 def test_every_proposal_of_a_space_lies_in_it_so_that_a_resumed_study_knows_all(sampler: str) -> None:
     searched = ("space.batch_size={choice: [16, 32]}", "space.weight_decay={loguniform: [0.00001, 0.01]}")
     baseline = ("baseline.batch_size=16", "baseline.weight_decay=0.0001")
-    space = changed(*searched, *baseline, f"search.sampler={sampler}")
+    space = changed(*searched, *baseline, f"search.sampler={sampler}", "search.startup_trials=5")
     state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
-    simulate(state, seed=0, max_results=60)
+    simulate(state, max_results=40)
     assert state.history.unfinished
     assert excluded(space, state.history) == []
     read_back = space_from_text(dump_space(space), "experiment.yaml", "mine", ())
     for trial in study_of(read_back, state.history).trials:
         config = state.history.trials[trial.number].config
         assert trial.params == {name: getattr(config, name) for name in space.searched}
-
-
-def test_rungs_hold_no_trial_that_is_set_aside(searched: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    narrowed = changed(*NARROWED)
-    outside = excluded(narrowed, searched)
-    searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
-    told: list[int] = []
-
-    class Recorded(Rungs):
-        def arrive(self, trial: int, epoch: int, value: float) -> Verdict | None:
-            told.append(trial)
-            return super().arrive(trial, epoch, value)
-
-    monkeypatch.setattr("search.policy.asha.Rungs", Recorded)
-    SearchState(narrowed, searched)
-    assert set(told) == set(searched.trials) - set(outside)
 
 
 def test_a_new_baseline_is_run_and_led_against(searched: History) -> None:
@@ -167,14 +165,6 @@ def test_a_parameter_that_is_searched_from_now_on_takes_old_trials_at_their_fixe
     assert excluded(widened, searched) == []
     searched.apply(SpaceSet(widened.as_dict(), [], 1.0))
     assert all(trial.params["dropout"] == 0.1 for trial in study_of(widened, searched).trials)
-
-
-def test_trials_that_are_set_aside_are_not_counted_as_ended(searched: History) -> None:
-    narrowed = changed(*NARROWED)
-    outside = excluded(narrowed, searched)
-    assert searched.n_ended == 20
-    searched.apply(SpaceSet(narrowed.as_dict(), outside, 1.0))
-    assert searched.n_ended == 20 - len(outside), "a leaderboard of 20 trials never says that 25 have ended"
 
 
 def test_unfinished_runs_of_trials_that_are_set_aside_end_and_others_go_on(tiny_space: Space, tmp_path: Path) -> None:
@@ -239,22 +229,15 @@ def test_a_resumed_search_of_an_earlier_version_keeps_the_values_of_its_trials(
     assert "count no more" not in told
 
 
-def test_repeating_a_search_of_an_earlier_version_repeats_its_values(tmp_path: Path) -> None:
-    experiment = old_experiment(tmp_path, "0.01", 1)
-    assert load_space_or_experiment(str(experiment.folder), []).baseline.lr == 0.01
-    assert load_space_or_experiment(str(experiment.folder / "experiment.yaml"), []).baseline.lr == 0.01
-    assert load_space_or_experiment(str(experiment.folder), ["baseline.lr=0.2"]).baseline.lr == 0.2
-
-
-def test_an_old_search_without_trials_can_be_resumed(tmp_path: Path) -> None:
-    experiment = old_experiment(tmp_path, "0.05", 0)
-    assert changed_space(two_more(experiment), experiment.history()).search.trials == 18
-
-
-def test_an_old_search_that_loses_its_space_file_keeps_the_values_of_its_trials(tmp_path: Path) -> None:
-    experiment = old_experiment(tmp_path, "0.01", 1)
-    (experiment.folder / "experiment.yaml").unlink()
-    assert experiment.space.baseline.lr == 0.01
+def test_an_old_search_is_repeated_with_its_values_and_needs_neither_trials_nor_space_file(tmp_path: Path) -> None:
+    folder = old_experiment(tmp_path / "one", "0.01", 1).folder
+    assert load_space_or_experiment(str(folder), []).baseline.lr == 0.01
+    assert load_space_or_experiment(str(folder / "experiment.yaml"), []).baseline.lr == 0.01
+    assert load_space_or_experiment(str(folder), ["baseline.lr=0.2"]).baseline.lr == 0.2
+    (folder / "experiment.yaml").unlink()
+    assert Experiment(folder).space.baseline.lr == 0.01
+    without_trials = old_experiment(tmp_path / "two", "0.05", 0)
+    assert changed_space(two_more(without_trials), without_trials.history()).search.trials == 18
 
 
 def test_trials_are_never_set_aside_without_a_word(
