@@ -36,21 +36,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _retrain(options: argparse.Namespace) -> int:
-    from search.retraining.session import RetrainRequest, retrain_and_test
-
     for name in ("seeds", "epochs", "passes"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}, but must be at least 1.")
-    request = RetrainRequest(
-        experiment=chosen_experiment(options, options.experiment),
-        trial=options.trial,
-        seeds=options.seeds,
-        epochs=options.epochs,
-        passes=options.passes,
-        again=options.again,
-    )
-    retrain_and_test(request)
+    experiment = chosen_experiment(options, options.experiment)
+
+    from search.processes.guarded_folder import guarded_folder
+
+    with guarded_folder():  # before torch is imported, because torch creates a folder for its compiler
+        from search.retraining.session import planned, retrain_and_report
+
+        plan = planned(experiment, options.trial, options.seeds, options.epochs, options.passes, options.again)
+        retrain_and_report(plan)
     return 0
 
 

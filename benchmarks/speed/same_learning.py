@@ -18,7 +18,7 @@ from benchmarks.speed.images import SpaceChoice, add_images_argument, folder_set
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
 from benchmarks.stats import difference
 from search.processes.helper_pool import count_cores
-from search.retraining.scores import interval_95
+from search.retraining.answers import interval_95
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.command import CommandParser, run_command
 from trainable.allocator import ALLOCATOR_ENVIRONMENT

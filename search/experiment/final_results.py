@@ -55,7 +55,7 @@ class TestedOn(_Part):
 
 
 class ShownMistake(_Part):
-    """A wrong answer; see `search.retraining.answers.Mistake`."""
+    """A wrong answer; see `search.retraining.answers.surest_mistakes`."""
 
     file: str
     true: ClassName

@@ -1,17 +1,17 @@
-"""Predictions of the exported network for the test images: a table, and its most confident mistakes as pictures.
+"""What the retrained networks answer for the test images: scores of all seeds, and the exported seed's mistakes.
 
-They are made while the test set is in use, because nothing reads it again.
+Answers are written while the test set is in use, because nothing reads it again.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.stats import t as student_t
 
 from search.analysis.csv_files import csv_text
 from trainable.data.datasets import ImageSet
@@ -21,95 +21,110 @@ N_MISTAKES = 16
 PREDICTIONS_FILE = "test_predictions.csv"
 MISTAKES_FOLDER = "mistakes"
 
+_ANSWER_COLUMNS = ("image", "true", "predicted", "probability", "probability_of_true")
 _NOT_IN_A_FILE_NAME = re.compile(r"[^A-Za-z0-9.-]+")
 _MOST_NAME_CHARACTERS = 40
 
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """A test image with a wrong prediction.
-
-    Attributes:
-        file: path of its picture, relative to `final/`.
-        image: index in the test split, from 0.
-        true, predicted: names of the classes.
-        probability: probability of the predicted class, 0 to 1.
-        probability_of_true: probability of the true class, 0 to 1.
-    """
-
-    file: str
-    image: int
-    true: str
-    predicted: str
-    probability: float
-    probability_of_true: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+LogProbabilities = NDArray[np.float32]
+Labels = NDArray[np.int64]
 
 
-def predictions_csv(
-    log_probabilities: NDArray[np.float32], labels: NDArray[np.int64], class_names: Sequence[str]
-) -> str:
-    """CSV with one row per test image, in the order of the split.
+def results_on_test_set(
+    predictions: Sequence[LogProbabilities], labels: Labels, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The part of `metrics.json` that rests on the test set.
 
     Args:
-        log_probabilities: (N, classes).
+        predictions: (N, classes) of each seed; the first seed is exported.
         labels: (N,) true classes.
         class_names: in the order of the labels.
     """
-    predicted, probability, of_true = _answers(log_probabilities, labels)
-    rows = [
-        [i, class_names[true], class_names[said], round(float(sure), 6), round(float(true_p), 6)]
-        for i, (true, said, sure, true_p) in enumerate(zip(labels, predicted, probability, of_true, strict=True))
-    ]
-    return csv_text(["image", "true", "predicted", "probability", "probability_of_true"], rows)
+    scores = [{"seed": seed, **score(answers, labels)} for seed, answers in enumerate(predictions)]
+    accuracies = [one["accuracy"] for one in scores]
+    confusion = confusion_matrix(labels, predictions[0].argmax(axis=1), len(class_names))
+    return {
+        "tested_on": {"split": "test", "n_images": len(labels)},
+        "test_accuracy_per_seed": scores,
+        "test_accuracy_mean": float(np.mean(accuracies)),
+        "test_accuracy_interval_95": interval_95(accuracies),
+        "interval_is_over": "seeds of the training; not over test images",
+        "exported_test_accuracy": accuracies[0],
+        "class_names": list(class_names),
+        "per_class_accuracy": dict(zip(class_names, per_class_accuracy(confusion), strict=True)),
+        "confusion_matrix": confusion.tolist(),
+        "confusion_matrix_is": "of the exported seed; row = true class, column = predicted class",
+        "surest_mistakes": surest_mistakes(predictions[0], labels, class_names),
+        "surest_mistakes_are": f"of the exported seed; its answer to each test image is in {PREDICTIONS_FILE}",
+    }
+
+
+def score(log_probabilities: LogProbabilities, labels: Labels) -> dict[str, float]:
+    """Accuracy (0 to 1) and mean negative log-likelihood."""
+    of_true = log_probabilities[np.arange(len(labels)), labels]
+    return {
+        "accuracy": float((log_probabilities.argmax(axis=1) == labels).mean()),
+        "loss": float(-of_true.astype(np.float64).mean()),
+    }
+
+
+def interval_95(accuracies: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the mean, by Student's t, within 0 to 1; None for fewer than two values."""
+    if len(accuracies) < 2:
+        return None
+    mean, spread = float(np.mean(accuracies)), np.std(accuracies, ddof=1) / np.sqrt(len(accuracies))
+    half_width = float(student_t.ppf(0.975, len(accuracies) - 1) * spread)
+    return max(0.0, mean - half_width), min(1.0, mean + half_width)
+
+
+def confusion_matrix(labels: Labels, predicted: Labels, n_classes: int) -> Labels:
+    """(n_classes, n_classes) counts; row = true class, column = predicted class."""
+    return np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def per_class_accuracy(confusion: Labels) -> list[float | None]:
+    """Accuracy of each class, 0 to 1; None for a class without images."""
+    totals = confusion.sum(axis=1)
+    return [float(right / total) if total else None for right, total in zip(np.diag(confusion), totals, strict=True)]
+
+
+def predictions_csv(log_probabilities: LogProbabilities, labels: Labels, class_names: Sequence[str]) -> str:
+    """CSV with one row per test image, in the order of the split."""
+    answers = _answers(log_probabilities, labels, class_names)
+    rows = [[round(value, 6) if isinstance(value, float) else value for value in row.values()] for row in answers]
+    return csv_text(_ANSWER_COLUMNS, rows)
 
 
 def surest_mistakes(
-    log_probabilities: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    class_names: Sequence[str],
-    n_most: int = N_MISTAKES,
-) -> list[Mistake]:
-    """The mistakes with the highest probabilities, highest first; ties in the order of the split."""
-    predicted, probability, of_true = _answers(log_probabilities, labels)
-    wrong = np.flatnonzero(predicted != labels)
-    order = wrong[np.argsort(-probability[wrong], kind="stable")][:n_most]
-    mistakes = []
-    for place, i in enumerate(order, 1):
-        true, said = class_names[labels[i]], class_names[predicted[i]]
-        name = f"{place:02d}_true-{_in_a_file_name(true)}_predicted-{_in_a_file_name(said)}.png"
-        mistakes.append(
-            Mistake(
-                file=f"{MISTAKES_FOLDER}/{name}",
-                image=int(i),
-                true=true,
-                predicted=said,
-                probability=float(probability[i]),
-                probability_of_true=float(of_true[i]),
-            )
-        )
-    return mistakes
+    log_probabilities: LogProbabilities, labels: Labels, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The mistakes with the highest probabilities, highest first; `file` is the picture's path within `final/`."""
+    wrong = [row for row in _answers(log_probabilities, labels, class_names) if row["true"] != row["predicted"]]
+    surest = sorted(wrong, key=lambda row: -row["probability"])[:N_MISTAKES]
+    names = [
+        f"{rank:02d}_true-{_in_a_file_name(row['true'])}_predicted-{_in_a_file_name(row['predicted'])}.png"
+        for rank, row in enumerate(surest, 1)
+    ]
+    return [{"file": f"{MISTAKES_FOLDER}/{name}", **row} for name, row in zip(names, surest, strict=True)]
 
 
-def write_mistakes(folder: Path, test_set: ImageSet, mistakes: Sequence[Mistake]) -> None:
+def write_mistakes(folder: Path, test_set: ImageSet, mistakes: Sequence[dict[str, Any]]) -> None:
     """Write the image of each mistake as a PNG, in the size of the network's input."""
     (folder / MISTAKES_FOLDER).mkdir()
-    images, _ = test_set.gather(np.array([mistake.image for mistake in mistakes], dtype=np.int64))
+    images, _ = test_set.gather(np.array([mistake["image"] for mistake in mistakes], dtype=np.int64))
     for mistake, image in zip(mistakes, images, strict=True):
-        with replacing(folder / mistake.file) as temporary:
+        with replacing(folder / mistake["file"]) as temporary:
             Image.fromarray(image).save(temporary, format="PNG")
 
 
-def _answers(
-    log_probabilities: NDArray[np.float32], labels: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """For each image: the predicted class, its probability, and the probability of the true class."""
-    rows = np.arange(len(labels))
+def _answers(log_probabilities: LogProbabilities, labels: Labels, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Values of `_ANSWER_COLUMNS` for each image; probabilities are 0 to 1."""
     predicted = log_probabilities.argmax(axis=1)
     probabilities = np.exp(log_probabilities.astype(np.float64)).clip(0, 1)
-    return predicted, probabilities[rows, predicted], probabilities[rows, labels]
+    rows = [
+        (i, class_names[true], class_names[said], float(probabilities[i, said]), float(probabilities[i, true]))
+        for i, (true, said) in enumerate(zip(labels, predicted, strict=True))
+    ]
+    return [dict(zip(_ANSWER_COLUMNS, row, strict=True)) for row in rows]
 
 
 def _in_a_file_name(class_name: str) -> str:

@@ -1,6 +1,6 @@
 """The model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from search.experiment.manifest import TestSetUse
@@ -11,6 +11,12 @@ from spaces.printable import printable
 # Characters in names that would end a table cell, or make a link, a picture or HTML.
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`|<["})
 
+_LIMITS = """## Limits
+
+It names one of its classes for any image, also for one that shows none of them. It was tested on images of the same
+origin as those it was trained on; elsewhere it will do worse. `metrics.json` has the confusion matrix.
+"""
+
 
 def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[TestSetUse]) -> str:
     """Markdown about the model: data, accuracy, use and limits.
@@ -20,30 +26,40 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Test
         metrics: the content of `metrics.json`.
         openings: all uses of the test set, from the manifest.
     """
-    interval = metrics["test_accuracy_interval_95"]
-    n_seeds = len(metrics["test_accuracy_per_seed"])
-    spread = (
-        f" (95 % interval of the mean over {n_seeds} seeds: {interval[0]:.2%} to {interval[1]:.2%})" if interval else ""
-    )
-    size = space.dataset.image_size
-    classes = "\n".join(
-        f"| {_cell(name)} | {'-' if accuracy is None else f'{accuracy:.2%}'} |"
+    size, n_classes = space.dataset.image_size, len(metrics["class_names"])
+    schedule = f" The search's schedule was stretched: {metrics['schedule']}." if metrics["schedule"] else ""
+    per_seed, interval = metrics["test_accuracy_per_seed"], metrics["test_accuracy_interval_95"]
+    spread = ""
+    if interval:
+        spread = f" (95 % interval of the mean over {len(per_seed)} seeds: {interval[0]:.2%} to {interval[1]:.2%})"
+    exports = _rows((f"`{name}`", f"{export['max_difference']:.1e}") for name, export in metrics["exports"].items())
+    classes = _rows(
+        (_escaped(name), "-" if accuracy is None else f"{accuracy:.2%}")
         for name, accuracy in metrics["per_class_accuracy"].items()
     )
-    seeds = ", ".join(f"{score['accuracy']:.2%}" for score in metrics["test_accuracy_per_seed"])
-    exports = "\n".join(f"| `{name}` | {export['max_difference']:.1e} |" for name, export in metrics["exports"].items())
-    return f"""# {_cell(metrics["experiment"])}: classifier of {len(metrics["class_names"])} classes
+    return f"""# {_escaped(metrics["experiment"])}: classifier of {n_classes} classes
 
 A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
 (trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
 {counted(metrics["epochs"], "epoch")} of {metrics["trained_on"]["images_per_epoch"]:,} images, in
-{metrics["precision"]}.{_schedule(metrics)}
+{metrics["precision"]}.{schedule}
 
 **Test accuracy {metrics["test_accuracy_mean"]:.2%}**{spread}, on {metrics["tested_on"]["n_images"]:,} test images;
-by seed: {seeds}. The files here are the first seed's. The interval says how much another training run would differ,
-not how much another set of test images would.
+by seed: {", ".join(f"{one['accuracy']:.2%}" for one in per_seed)}. The files here are the first seed's. The interval
+says how much another training run would differ, not how much another set of test images would.
 {_on_validation(metrics)}
-{_usage(size, len(metrics["class_names"]))}
+## Use
+
+`model.onnx` and `model.pt2` take uint8 images (N, {size}, {size}, 3), RGB, N free, and give log-probabilities
+(N, {n_classes}); normalisation is inside. `model.safetensors` holds the network's weights alone.
+
+```python
+import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+log_probabilities = session.run(None, {{"images": images}})[0]
+```
+
 | file | largest difference from the network (log-probability) |
 |---|---|
 {exports}
@@ -58,43 +74,23 @@ not how much another set of test images would.
 
 {_openings(openings)}
 
-## Limits
-
-It names one of its classes for any image, also for one that shows none of them. It was tested on images of the same
-origin as those it was trained on; elsewhere it will do worse. `metrics.json` has the confusion matrix.
-"""
+{_LIMITS}"""
 
 
-def _usage(size: int, n_classes: int) -> str:
-    return f"""## Use
-
-`model.onnx` and `model.pt2` take uint8 images (N, {size}, {size}, 3), RGB, N free, and give log-probabilities
-(N, {n_classes}); normalisation is inside. `model.safetensors` holds the network's weights alone.
-
-```python
-import numpy as np, onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx")
-log_probabilities = session.run(None, {{"images": images}})[0]
-```
-"""
-
-
-def _schedule(metrics: Mapping[str, Any]) -> str:
-    return f" The search's schedule was stretched: {metrics['schedule']}." if metrics["schedule"] else ""
+def _rows(cells: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _on_validation(metrics: Mapping[str, Any]) -> str:
-    said = metrics["search_validation_accuracy"]
-    if said is None:
+    accuracy, replicates = metrics["search_validation_accuracy"], metrics["replicates"]
+    if accuracy is None:
         return ""
-    sentence = f"On the validation images the search said {said:.2%}"
-    replicates = metrics["replicates"]
+    sentence = f"On the validation images the search said {accuracy:.2%}"
     if replicates:
-        spread = "" if replicates["half_width_95"] is None else f" ± {100 * replicates['half_width_95']:.2f} points"
-        sentence += (
-            f"; {counted(replicates['n'], 'replicate')} said {replicates['validation_accuracy_mean']:.2%}{spread}"
-        )
+        half_width = replicates["half_width_95"]
+        spread = "" if half_width is None else f" ± {100 * half_width:.2f} points"
+        mean = replicates["validation_accuracy_mean"]
+        sentence += f"; {counted(replicates['n'], 'replicate')} said {mean:.2%}{spread}"
     return f"\n{sentence}.\n"
 
 
@@ -102,13 +98,12 @@ def _openings(openings: Sequence[TestSetUse]) -> str:
     lines = []
     for opening in openings:
         result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
-        reason = f", because: {_cell(opening.reason)}" if opening.reason else ""
-        lines.append(
-            f"- {_cell(opening.at)}: trial {opening.trial}, {counted(opening.seeds, 'seed')}, {result}{reason}"
-        )
+        reason = f", because: {_escaped(opening.reason)}" if opening.reason else ""
+        seeds = counted(opening.seeds, "seed")
+        lines.append(f"- {_escaped(opening.at)}: trial {opening.trial}, {seeds}, {result}{reason}")
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    """Text from a file, escaped for a Markdown table."""
+def _escaped(text: str) -> str:
+    """Text from a file, escaped for Markdown."""
     return printable(text).translate(_MARKDOWN)

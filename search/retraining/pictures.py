@@ -15,7 +15,6 @@ from spaces.printable import printable
 from trainable.files import replacing
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 130
@@ -23,45 +22,33 @@ DPI = 130
 MOST_COUNTS = 20
 MOST_NAMES = 50
 MOST_NAME_CHARACTERS = 24
-# Colours of Wong, "Points of view: Color blindness" (Nature Methods 8, 2011), in an order of good contrast on white.
-SEED_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def draw_learning_curve(path: Path, progress: Sequence[Progress], title: str) -> None:
-    """Write a PNG of training loss and accuracy over the epochs, one line per seed.
-
-    Args:
-        path: of the PNG.
-        progress: all epochs of all seeds, in any order.
-        title: of the picture.
-    """
+    """Write a PNG of training loss and accuracy over the epochs, one line per seed, in ascending order of epochs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     losses, accuracies = figure.subplots(2, 1, sharex=True)
     for seed in sorted({one.number for one in progress}):
-        epochs = sorted((one for one in progress if one.number == seed), key=lambda one: one.epoch)
-        numbers, colour = [one.epoch for one in epochs], SEED_COLOURS[seed % len(SEED_COLOURS)]
-        losses.plot(numbers, [one.train_loss for one in epochs], color=colour, marker=".", label=f"seed {seed}")
-        accuracies.plot(numbers, [100 * one.train_accuracy for one in epochs], color=colour, marker=".")
+        curve = [one for one in progress if one.number == seed]
+        epochs = [one.epoch for one in curve]
+        losses.plot(epochs, [one.train_loss for one in curve], marker=".", label=f"seed {seed}")
+        accuracies.plot(epochs, [100 * one.train_accuracy for one in curve], marker=".")
     losses.set_ylabel("training loss")
     accuracies.set_ylabel("training accuracy, %")
     accuracies.set_xlabel("epoch")
     accuracies.xaxis.get_major_locator().set_params(integer=True)
     for axes in (losses, accuracies):
-        _make_plain(axes)
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
     losses.legend(frameon=False)
     _save(figure, path, title)
 
 
 def draw_confusion_matrix(path: Path, confusion: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
-    """Write a PNG of the confusion matrix; colours are shares of the true class, figures are numbers of images.
+    """Write a PNG of (classes, classes) counts; row = true class, column = predicted class.
 
-    Args:
-        path: of the PNG.
-        confusion: (classes, classes) counts; row = true class, column = predicted class.
-        class_names: in the order of the rows.
-        title: of the picture.
+    Colours are shares of the true class, figures are numbers of images.
     """
     from matplotlib.figure import Figure
 
@@ -87,11 +74,6 @@ def draw_confusion_matrix(path: Path, confusion: NDArray[np.int64], class_names:
 def _short(name: str) -> str:
     shown = printable(name)
     return shown if len(shown) <= MOST_NAME_CHARACTERS else f"{shown[: MOST_NAME_CHARACTERS - 1]}…"
-
-
-def _make_plain(axes: Axes) -> None:
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _save(figure: Figure, path: Path, title: str) -> None:

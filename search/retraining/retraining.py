@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,12 @@ from search.experiment.folder import Experiment
 from search.experiment.history import Trial
 from search.experiment.manifest import TestSetUse, git_commit, timestamp, versions
 from search.policy.replicate_statistics import replicate_results
-from search.retraining.answers import PREDICTIONS_FILE, Mistake, predictions_csv, surest_mistakes, write_mistakes
-from search.retraining.export import Agreement, export_all
+from search.retraining.answers import PREDICTIONS_FILE, predictions_csv, results_on_test_set, write_mistakes
+from search.retraining.export import export_all
 from search.retraining.model_card import model_card
-from search.retraining.passes import Passes
 from search.retraining.pictures import draw_confusion_matrix, draw_learning_curve
-from search.retraining.scores import SeedScore, confusion_matrix, interval_95, per_class_accuracy, seed_score
 from search.retraining.training_runs import FullRun, Progress, read_curve, restored, saved_epochs, train_all
-from spaces import InputError, Space
+from spaces import Dataset, InputError, Space
 from spaces.printable import printable
 from trainable.checkpoint import tensors_sha256
 from trainable.compute import Compute
@@ -44,42 +43,59 @@ REPLACED = ".final-replaced"
 WORK_FOLDER = ".retraining"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Retraining:
     """A planned retraining.
 
     Attributes:
         experiment: the experiment, locked by the caller.
-        space: space of the experiment; its `dataset` gives the image size and the number of images per epoch.
+        space: space of the experiment.
         trial: trial whose configuration is retrained.
-        data: the training images.
+        dataset: of the space; its epochs are all images if the retraining is one of `n_passes`.
+        data: the training images of `dataset`.
         n_seeds: number of runs.
         epochs: number of epochs of each run.
+        n_passes: number of passes over all images, equal to `epochs`; None for the schedule of the search.
         compute: device and precision.
         n_cores: number of cores to use.
         again: reason for another use of the test set; None for the first use.
-        passes: stretched schedule, if the epochs are passes over all images; None for the schedule of the search.
     """
 
     experiment: Experiment
     space: Space
     trial: Trial
+    dataset: Dataset
     data: TrainingData
     n_seeds: int
     epochs: int
+    n_passes: int | None = None
     compute: Compute
     n_cores: int
     again: str | None
-    passes: Passes | None = None
 
     @property
     def n_workers(self) -> int:
         return min(self.n_seeds, self.n_cores) if self.compute.device_type == "cpu" else 1
 
     @property
+    def step_epochs(self) -> Fraction | None:
+        """Passes between two drops of the learning rate: the same fraction of the training as in the search."""
+        if self.n_passes is None:
+            return None
+        return Fraction(self.trial.config.step_size * self.n_passes, self.space.training.max_epochs)
+
+    @property
     def schedule(self) -> str | None:
         """One line about the stretched schedule."""
-        return self.passes.sentence(self.trial.config.step_size) if self.passes else None
+        if self.step_epochs is None:
+            return None
+        n_images = len(self.data.train)
+        epoch_images = self.space.dataset.images_per_epoch or n_images
+        return (
+            f"{self.n_passes} passes instead of {self.space.training.max_epochs * epoch_images / n_images:.3g}: "
+            f"step_size {self.trial.config.step_size} epochs of {epoch_images:,} images becomes "
+            f"{float(self.step_epochs):.4g} epochs of {len(self.data.everything):,} images"
+        )
 
     @cached_property
     def folder(self) -> Path:
@@ -88,8 +104,8 @@ class Retraining:
             "trial": self.trial.number,
             "config": self.trial.config.as_dict(),
             "epochs": self.epochs,
-            "step_epochs": str(self.passes.step_epochs(self.trial.config.step_size)) if self.passes else None,
-            "dataset": self.space.dataset.model_dump(mode="json", exclude={"root", "download"}),
+            "step_epochs": None if self.step_epochs is None else str(self.step_epochs),
+            "dataset": self.dataset.model_dump(mode="json", exclude={"root", "download"}),
             "images_sha256": self.data.decoded.content_sha256,
             "experiment_seed": self.space.search.seed,
             "device": self.compute.device_type,
@@ -101,19 +117,18 @@ class Retraining:
     @property
     def runs(self) -> list[FullRun]:
         """One run for each seed."""
-        config = self.trial.config
         return [
             FullRun(
                 decoded_folder=self.data.decoded.folder,
-                dataset=self.space.dataset,
-                hyperparameters=config,
+                dataset=self.dataset,
+                hyperparameters=self.trial.config,
                 experiment_seed=self.space.search.seed,
                 number=number,
                 epochs=self.epochs,
                 compute=self.compute,
                 threads=max(1, self.n_cores // self.n_workers),
                 folder=self.folder / f"seed_{number}",
-                step_epochs=self.passes.step_epochs(config.step_size) if self.passes else None,
+                step_epochs=self.step_epochs,
             )
             for number in range(self.n_seeds)
         ]
@@ -127,13 +142,18 @@ class Retraining:
         """
         return sum(saved_epochs(run) for run in self.runs)
 
+    @property
+    def checkpoint_hashes(self) -> list[str]:
+        """Hashes of the weights of each seed, after the last epoch."""
+        return [tensors_sha256(run.checkpoint(run.epochs)) for run in self.runs]
+
 
 def unfinished_use_of_test_set(plan: Retraining) -> TestSetUse | None:
     """The last use of the test set, if it was for the checkpoints of `plan` and `final/` was not written."""
     openings = plan.experiment.manifest.test_openings
-    if not openings or any(saved_epochs(run) < run.epochs for run in plan.runs):
+    if not openings or plan.n_epochs_saved < plan.n_seeds * plan.epochs:
         return None
-    return openings[-1] if openings[-1].checkpoints_sha256 == _hashes(plan) else None
+    return openings[-1] if openings[-1].checkpoints_sha256 == plan.checkpoint_hashes else None
 
 
 def must_be_allowed(plan: Retraining) -> None:
@@ -171,7 +191,7 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
             recorded at the results' URL.
     """
     must_be_allowed(plan)
-    check_test_set(plan.space.dataset)
+    check_test_set(plan.dataset)
     _clear_leftovers(plan.experiment)
     train_all(plan.runs, plan.n_workers, on_progress)
 
@@ -179,37 +199,29 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     folder = plan.folder / "final"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    title = f"{printable(plan.experiment.name)}, trial {plan.trial.number}"
     curve = [epoch for run in plan.runs for epoch in read_curve(run, run.epochs)]
-    draw_learning_curve(folder / "learning_curve.png", curve, f"{_title(plan)}: retraining")
+    draw_learning_curve(folder / "learning_curve.png", curve, f"{title}: retraining")
     write_text(folder / "config.yaml", _config(plan))
     class_names = plan.data.decoded.class_names
-    agreements = export_all(folder, fits[0].network, fits[0].normalise, class_names, _sample(plan.data))
-    facts = _facts(plan, agreements)
+    exports = export_all(folder, fits[0].network, fits[0].normalise, class_names, _sample(plan.data))
+    facts = _facts(plan, exports)
 
     opening, test_set = _opened_test_set(plan)
     predictions = [fit.predict(test_set) for fit in fits]
-    scores = [seed_score(i, p, test_set.labels) for i, p in enumerate(predictions)]
-    mistakes = surest_mistakes(predictions[0], test_set.labels, class_names)
-    metrics = {**facts, **_test_results(scores, predictions[0], test_set.labels, class_names, mistakes)}
+    metrics = facts | results_on_test_set(predictions, test_set.labels, class_names)
     write_json(folder / "metrics.json", metrics)
-    _record_result(plan, opening, scores)
+    opening = opening.model_copy(update={"test_accuracy_mean": metrics["test_accuracy_mean"]})
+    plan.experiment.write_manifest(plan.experiment.manifest.with_use_of_test_set(opening, new=False))
 
     write_text(folder / PREDICTIONS_FILE, predictions_csv(predictions[0], test_set.labels, class_names))
-    write_mistakes(folder, test_set, mistakes)
+    write_mistakes(folder, test_set, metrics["surest_mistakes"])
     confusion = np.array(metrics["confusion_matrix"])
-    draw_confusion_matrix(folder / "confusion_matrix.png", confusion, class_names, f"{_title(plan)}: test images")
+    draw_confusion_matrix(folder / "confusion_matrix.png", confusion, class_names, f"{title}: test images")
     write_text(folder / "MODEL_CARD.md", model_card(plan.space, metrics, plan.experiment.manifest.test_openings))
     _put_in_place(folder, plan.experiment.final_folder)
     _remove_work(plan)
     return metrics
-
-
-def _title(plan: Retraining) -> str:
-    return f"{printable(plan.experiment.name)}, trial {plan.trial.number}"
-
-
-def _hashes(plan: Retraining) -> list[str]:
-    return [tensors_sha256(run.checkpoint(run.epochs)) for run in plan.runs]
 
 
 def _opened_test_set(plan: Retraining) -> tuple[TestSetUse, ImageSet]:
@@ -223,16 +235,10 @@ def _opened_test_set(plan: Retraining) -> tuple[TestSetUse, ImageSet]:
             epochs=plan.epochs,
             seeds=plan.n_seeds,
             reason=plan.again,
-            checkpoints_sha256=_hashes(plan),
+            checkpoints_sha256=plan.checkpoint_hashes,
         )
         plan.experiment.publish_manifest(plan.experiment.manifest.with_use_of_test_set(opening, new=True))
-    return opening, open_test_set(plan.space.dataset)
-
-
-def _record_result(plan: Retraining, opening: TestSetUse, scores: list[SeedScore]) -> None:
-    mean = float(np.mean([score.accuracy for score in scores]))
-    finished = opening.model_copy(update={"test_accuracy_mean": mean})
-    plan.experiment.write_manifest(plan.experiment.manifest.with_use_of_test_set(finished, new=False))
+    return opening, open_test_set(plan.dataset)
 
 
 def _sample(data: TrainingData) -> NDArray[np.uint8]:
@@ -241,14 +247,15 @@ def _sample(data: TrainingData) -> NDArray[np.uint8]:
     return data.everything.gather(np.unique(positions))[0]
 
 
-def _facts(plan: Retraining, agreements: dict[str, Agreement]) -> dict[str, Any]:
+def _facts(plan: Retraining, exports: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The part of `metrics.json` that is known before the test set is opened."""
     last = plan.trial.last
+    replicates = replicate_results(plan.experiment.history()).get(plan.trial.number)
     return {
         "experiment": plan.experiment.name,
         "trial": plan.trial.number,
         "epochs": plan.epochs,
-        "passes": plan.passes.n_passes if plan.passes else None,
+        "passes": plan.n_passes,
         "schedule": plan.schedule,
         "trained_on": {
             "split": "train + validation",
@@ -258,47 +265,18 @@ def _facts(plan: Retraining, agreements: dict[str, Agreement]) -> dict[str, Any]
         "device": plan.compute.device,
         "precision": plan.compute.precision,
         "search_validation_accuracy": last.validation_accuracy if last else None,
-        "replicates": _replicates(plan),
+        "replicates": replicates
+        and {
+            "n": replicates.n_runs,
+            "validation_accuracy_mean": replicates.mean,
+            "half_width_95": replicates.half_width,
+        },
         "exported_seed": 0,
-        "exports": {name: asdict(agreement) for name, agreement in agreements.items()},
+        "exports": exports,
         "versions": versions(),
         "git_commit": git_commit(),
         "created_at": timestamp(),
     }
-
-
-def _test_results(
-    scores: list[SeedScore],
-    log_probabilities: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    class_names: Sequence[str],
-    mistakes: list[Mistake],
-) -> dict[str, Any]:
-    """The other part of `metrics.json`. `log_probabilities` are those of the exported seed."""
-    confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), len(class_names))
-    accuracies = [score.accuracy for score in scores]
-    return {
-        "tested_on": {"split": "test", "n_images": len(labels)},
-        "test_accuracy_per_seed": [asdict(score) for score in scores],
-        "test_accuracy_mean": float(np.mean(accuracies)),
-        "test_accuracy_interval_95": interval_95(accuracies),
-        "interval_is_over": "seeds of the training; not over test images",
-        "exported_test_accuracy": accuracies[0],
-        "class_names": list(class_names),
-        "per_class_accuracy": dict(zip(class_names, per_class_accuracy(confusion), strict=True)),
-        "confusion_matrix": confusion.tolist(),
-        "confusion_matrix_is": "of the exported seed; row = true class, column = predicted class",
-        "surest_mistakes": [mistake.as_dict() for mistake in mistakes],
-        "surest_mistakes_are": "of the exported seed; its answer to each test image is in test_predictions.csv",
-    }
-
-
-def _replicates(plan: Retraining) -> dict[str, float | int | None] | None:
-    """Validation accuracy of the configuration's replicates; None without replicates."""
-    replicates = replicate_results(plan.experiment.history()).get(plan.trial.number)
-    if replicates is None:
-        return None
-    return {"n": replicates.n_runs, "validation_accuracy_mean": replicates.mean, "half_width_95": replicates.half_width}
 
 
 def _config(plan: Retraining) -> str:
@@ -310,12 +288,11 @@ def _config(plan: Retraining) -> str:
         "class_names": list(decoded.class_names),
         "mean": list(decoded.mean),
         "std": list(decoded.std),
-        "dataset": plan.space.dataset.model_dump(),
+        "dataset": plan.dataset.model_dump(),
         "experiment_seed": plan.space.search.seed,
     }
-    if plan.passes:
-        step_epochs = float(plan.passes.step_epochs(plan.trial.config.step_size))
-        content |= {"passes": plan.passes.n_passes, "step_epochs": step_epochs, "schedule": plan.schedule}
+    if plan.step_epochs is not None:
+        content |= {"passes": plan.n_passes, "step_epochs": float(plan.step_epochs), "schedule": plan.schedule}
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 

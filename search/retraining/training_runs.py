@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from search.processes.helper_pool import HelperLostError, HelperPool
 from spaces import Dataset, Hyperparameters, InputError
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from trainable.fit_evaluate import EpochResult, FitEvaluate
 
 CURVE_FILE = "curve.json"
-# Of 100,000 epochs.
-MAX_CURVE_BYTES = 16 * MIB
+MAX_CURVE_BYTES = 16 * MIB  # of 100,000 epochs
 POLL_S = 0.2
 
 
@@ -44,8 +42,6 @@ class FullRun:
         dataset: settings of the data set.
         hyperparameters: the configuration.
         experiment_seed, number: determine the random streams of the run, which differ from those of all trials.
-        epochs: number of epochs.
-        compute: device and precision.
         threads: number of threads on a CPU.
         folder: folder of the checkpoints, from which the run is resumed.
         step_epochs: epochs between two drops of the learning rate; None for the configuration's `step_size`.
@@ -77,33 +73,22 @@ class Progress:
 
     number: int
     epoch: int
-    train_loss: float
-    train_accuracy: float
-    seconds: float
+    train_loss: FiniteFloat
+    train_accuracy: FiniteFloat
+    seconds: FiniteFloat
 
 
 _CURVE = TypeAdapter(list[Progress])
 
 
-class DivergedError(RunError):
-    """The loss or a weight of a run is NaN or infinite."""
-
-
 def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
     """Train all runs from their newest checkpoints, `n_workers` at once, each in its own process.
 
-    A finished run is not trained again. Each run leaves the checkpoint of its last epoch.
-
-    No process is left when this returns, also after an error or Ctrl-C; see `guarded_folder` for `kill -9`.
-
-    Args:
-        runs: the runs.
-        n_workers: number of processes.
-        on_progress: called in this process after each epoch of each run.
+    A finished run is not trained again. Each run leaves the checkpoint of its last epoch, and no process is left, also
+    after an error or Ctrl-C. `on_progress` is called in this process after each epoch of each run.
 
     Raises:
-        DivergedError: a run diverged.
-        RunError: a process was killed.
+        RunError: a run diverged, or a process was killed.
         InputError: a checkpoint belongs to another run.
     """
     waiting = [run for run in runs if saved_epochs(run) < run.epochs]
@@ -111,7 +96,7 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
         while waiting or pool.helpers:
             while waiting and len(pool.helpers) < n_workers:
                 with environment_with(ALLOCATOR_ENVIRONMENT):
-                    pool.start(partial(_train_in_process, waiting.pop(0)))
+                    pool.start(partial(_train_and_send, waiting.pop(0)))
             try:
                 for progress in pool.messages(POLL_S):
                     on_progress(progress)
@@ -119,10 +104,6 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
                 raise RunError(
                     "A training process was killed; most often memory ran out. Nothing was tested."
                 ) from None
-
-
-def _train_in_process(run: FullRun, pipe: Connection) -> None:
-    _train(run, pipe.send)
 
 
 def saved_epochs(run: FullRun) -> int:
@@ -154,9 +135,7 @@ def read_curve(run: FullRun, epoch: int) -> list[Progress]:
         curve = _CURVE.validate_json(read_plain(path, MAX_CURVE_BYTES), strict=True)
     except (OSError, ValidationError) as error:
         raise InputError(f"{path}: is damaged ({first_line(error)}). Remove its folder.") from None
-    expected = [(run.number, i) for i in range(1, epoch + 1)]
-    numbers = [value for one in curve for value in (one.train_loss, one.train_accuracy, one.seconds)]
-    if [(one.number, one.epoch) for one in curve] != expected or not all(map(math.isfinite, numbers)):
+    if [(one.number, one.epoch) for one in curve] != [(run.number, i) for i in range(1, epoch + 1)]:
         raise InputError(f"{path}: is not the curve of seed {run.number} over {epoch} epochs. Remove its folder.")
     return curve
 
@@ -177,7 +156,17 @@ def restored(run: FullRun, images: ImageSet, epoch: int) -> FitEvaluate:
     return fit
 
 
-def _train(run: FullRun, report: Callable[[Progress], None]) -> None:
+def _train_and_send(run: FullRun, pipe: Connection) -> None:
+    train(run, pipe.send)
+
+
+def train(run: FullRun, on_progress: Callable[[Progress], None]) -> None:
+    """Train a run from its newest checkpoint, in this process.
+
+    Raises:
+        RunError: its loss or a weight is not finite.
+        InputError: a checkpoint belongs to another run.
+    """
     import torch
 
     from trainable.data.datasets import open_training_data
@@ -189,13 +178,13 @@ def _train(run: FullRun, report: Callable[[Progress], None]) -> None:
 
     def save(result: EpochResult) -> None:
         if result.diverged or not fit.is_finite:
-            raise DivergedError(
+            raise RunError(
                 f"Retraining {run.number} diverged in epoch {result.epoch}: its loss or weights are not finite. "
                 f"Nothing was tested. The configuration is at the edge of what trains; retrain another: --trial ID"
             )
         curve.append(Progress(run.number, result.epoch, result.train_loss, result.train_accuracy, result.train_s))
         _save(run, fit, curve)
-        report(curve[-1])
+        on_progress(curve[-1])
 
     fit.epoch_training(run.epochs - begin, save)
 

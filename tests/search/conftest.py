@@ -1,40 +1,45 @@
-"""Fixtures of an experiment's folder that came from elsewhere."""
+"""Fixtures that run a command in this process, and an experiment's folder that came from elsewhere."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from search import diagnose, leaderboard, predict, retrain
-from search import run as run_command
 from search.experiment.folder import Experiment
 from spaces import Space
 from tests.support.foreign import Call, make_experiment, model
 
-COMMANDS = {
-    "leaderboard": (leaderboard.main, ()),
-    "diagnose": (diagnose.main, ()),
-    "retrain": (retrain.main, ()),
-    "predict": (predict.main, ("image.png",)),
-    "resume": (run_command.main, ()),
-    "repeat": (run_command.main, ("--dry-run",)),
-}
-
 
 @pytest.fixture
-def on_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Run a command on an experiment's folder: exit code, standard output, standard error."""
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run a command, such as `leaderboard`, in `tmp_path`: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
 
-    def call_command(command: str, folder: Path, *more: str) -> tuple[int, str, str]:
-        main, arguments = COMMANDS[command]
-        named = ["--resume", str(folder)] if command == "resume" else [str(folder)]
+    def call_command(command: str, *arguments: str) -> tuple[int, str, str]:
         try:
-            code = main([*named, *arguments, *more])
+            code = import_module(f"search.{command}").main(list(arguments))
         except SystemExit as stop:
             code = int(stop.code or 0)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
+
+    return call_command
+
+
+@pytest.fixture
+def on_folder(call: Call) -> Call:
+    """Run a command on an experiment's folder; `resume` and `repeat` are two uses of `run`."""
+
+    def call_command(command: str, folder: Path, *more: str) -> tuple[int, str, str]:
+        match command:
+            case "resume":
+                return call("run", "--resume", str(folder), *more)
+            case "repeat":
+                return call("run", str(folder), "--dry-run", *more)
+            case "predict":
+                return call("predict", str(folder), "image.png", *more)
+        return call(command, str(folder), *more)
 
     return call_command
 

@@ -7,8 +7,13 @@ import numpy as np
 from search.experiment.folder import Experiment, create_experiment
 from search.experiment.manifest import Data, Device, Session, TestSetUse, new_manifest
 from search.policy.state import SearchState
-from search.retraining.answers import PREDICTIONS_FILE, predictions_csv, surest_mistakes, write_mistakes
-from search.retraining.scores import confusion_matrix
+from search.retraining.answers import (
+    PREDICTIONS_FILE,
+    confusion_matrix,
+    predictions_csv,
+    surest_mistakes,
+    write_mistakes,
+)
 from spaces import Space
 from tests.support.simulation import simulate
 from trainable.data.datasets import TrainingData
@@ -64,7 +69,7 @@ def tested(experiment: Experiment, data: TrainingData) -> None:
         "test_accuracy_per_seed": [{"seed": i, "accuracy": accuracy, "loss": 0.1} for i in range(3)],
         "class_names": list(CLASS_NAMES),
         "confusion_matrix": confusion.tolist(),
-        "surest_mistakes": [mistake.as_dict() for mistake in mistakes],
+        "surest_mistakes": mistakes,
     }
     write_json(final / "metrics.json", metrics)
     opening = TestSetUse(

@@ -3,16 +3,13 @@ import io
 import json
 import math
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from search.analysis import ranking
 from search.analysis.csv_files import curves_csv, trials_csv
 from search.analysis.ranking import lead_sentence, rank, sort_by, winner
 from search.experiment.events import TrialEnded, TrialStarted
 from search.experiment.history import History, Trial
-from search.retraining.scores import confusion_matrix, interval_95, per_class_accuracy, seed_score
 from search.terminal import tables
 from spaces import Space
 from tests.support.simulation import result
@@ -179,23 +176,3 @@ def test_csv_files_have_a_row_a_trial_and_a_row_an_epoch(mixed: History) -> None
     curves = list(csv.DictReader(io.StringIO(curves_csv(mixed))))
     assert len(curves) == mixed.n_epochs
     assert curves[2]["validation_accuracy"] == "0.7"
-
-
-def test_the_interval_is_student_s() -> None:
-    values = [0.90, 0.92, 0.94]
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert interval_95(values) == pytest.approx((expected.low, expected.high))
-    assert interval_95([0.9]) is None
-    assert interval_95([1.0, 0.98]) == (pytest.approx(0.8629, abs=1e-3), 1.0)
-
-
-def test_scores_count_who_is_taken_for_whom() -> None:
-    labels = np.array([0, 0, 1, 1, 1])
-    probabilities = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]], dtype=np.float32))
-    score = seed_score(4, probabilities, labels)
-    assert score.seed == 4
-    assert score.accuracy == 0.6
-    assert score.loss == pytest.approx(-np.log([0.9, 0.2, 0.7, 0.4, 0.9]).mean(), rel=1e-5)
-    confusion = confusion_matrix(labels, probabilities.argmax(1), 3)
-    assert confusion.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
-    assert per_class_accuracy(confusion) == [0.5, pytest.approx(2 / 3), None]

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -10,8 +10,6 @@ from typing import IO
 import pytest
 
 from search import Experiment as NotebookExperiment
-from search import compare, diagnose, leaderboard, predict, report, retrain
-from search import run as run_command
 from search.execution.plan import ResourcePlan
 from search.experiment import folder as experiment_module
 from search.experiment.events import TrialEnded, TrialStarted
@@ -19,35 +17,9 @@ from search.experiment.folder import Experiment, create_experiment, open_experim
 from search.experiment.manifest import Data, Device, Session, TestSetUse, new_manifest, seconds_used, timestamp
 from spaces import InputError, Space
 from spaces.plain_files import Mode
+from tests.support.foreign import Call
 from tests.support.simulation import result
 from trainable.compute import Compute
-
-COMMANDS = {
-    "run": run_command.main,
-    "leaderboard": leaderboard.main,
-    "diagnose": diagnose.main,
-    "retrain": retrain.main,
-    "predict": predict.main,
-    "report": report.main,
-    "compare": compare.main,
-}
-
-
-@pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    monkeypatch.chdir(tmp_path)
-
-    def call_command(command: str, *arguments: str) -> tuple[int, str, str]:
-        try:
-            code = COMMANDS[command](list(arguments))
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call_command
 
 
 @pytest.fixture
@@ -60,14 +32,9 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
     journal = made.journal()
     for number in range(3):
         journal.append(TrialStarted(number, tiny_space.baseline_suggestion(), tiny_space.baseline, number == 0, 0.0))
-    for event in (
-        result(0, 1, 0.5),
-        result(0, 2, 0.6),
-        result(0, 3, 0.7),
-        result(1, 1, 0.1),
-        result(2, 1, 0.6),
-    ):
-        journal.append(event)
+    for number, accuracies in enumerate([(0.5, 0.6, 0.7), (0.1,), (0.6,)]):
+        for epoch, accuracy in enumerate(accuracies, 1):
+            journal.append(result(number, epoch, accuracy))
     journal.append(TrialEnded(0, "completed", "", 1.0))
     journal.append(TrialEnded(1, "stopped", "10.00% at rung 1, below its cutoff 50.00%", 1.0))
     return made
@@ -77,7 +44,7 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
     ("command", "arguments", "expected"),
     [
         ("run", ["quikstart"], "`quikstart` is not a space"),
-        ("run", ["--trials", "0"], "`search.trials` is 0, but must be at least 1."),
+        ("run", ["--trials", "0", "--results", "my--resume-tests"], "`search.trials` is 0, but must be at least 1."),
         ("run", ["--trials", "many"], "argument --trials: invalid int value: 'many'"),
         ("run", ["--time-budget", "soon"], "must be a duration such as 30m, 1h30m or 90s"),
         ("run", ["--seed", "-1"], "`search.seed` is -1, but must be at least 0."),
@@ -140,7 +107,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(
     command: str,
     arguments: list[str],
     expected: str,
-    call: Callable[..., tuple[int, str, str]],
+    call: Call,
     experiment: Experiment,
     tmp_path: Path,
 ) -> None:
@@ -153,7 +120,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(
     assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
 
 
-def test_cuda_is_refused_where_there_is_none(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_cuda_is_refused_where_there_is_none(call: Call) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -163,37 +130,13 @@ def test_cuda_is_refused_where_there_is_none(call: Callable[..., tuple[int, str,
     assert "torch finds no CUDA device here. Use --device cpu or auto." in errors
 
 
-def test_debug_shows_the_trace(call: Callable[..., tuple[int, str, str]]) -> None:
+def test_debug_shows_the_trace(call: Call) -> None:
     code, _, errors = call("run", "nobody", "--debug")
     assert code == 2
     assert "Traceback" in errors
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_ends_with_an_example(command: str, call: Callable[..., tuple[int, str, str]]) -> None:
-    code, output, _ = call(command, "--help")
-    assert code == 0
-    assert output.strip().splitlines()[-1].startswith(f"example: python -m search.{command} ")
-
-
-def test_help_imports_nothing_heavy(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    import subprocess
-    import sys
-
-    program = (
-        "import sys\n"
-        "from search import run, leaderboard, diagnose, retrain, predict, report, compare\n"
-        "from trainable import train\n"
-        "heavy = 'torch ray optuna numpy albumentations rich plotly matplotlib jinja2 PIL'.split()\n"
-        "print([name for name in heavy if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert result.stdout == "[]\n"
-
-
-def test_the_leaderboard_of_a_search_that_was_broken_off(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment
-) -> None:
+def test_the_leaderboard_of_a_search_that_was_broken_off(call: Call, experiment: Experiment) -> None:
     code, output, errors = call("leaderboard")
     assert code == 0, errors
     assert output.startswith("mine: 2 of 8 trials ended\n")
@@ -204,9 +147,7 @@ def test_the_leaderboard_of_a_search_that_was_broken_off(
     assert [row["status"] for row in rows] == ["completed", "running"]
 
 
-def test_a_search_in_which_nothing_learned_names_no_winner(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment
-) -> None:
+def test_a_search_in_which_nothing_learned_names_no_winner(call: Call, experiment: Experiment) -> None:
     manifest = experiment.manifest
     experiment.write_manifest(manifest.model_copy(update={"data": manifest.data.model_copy(update={"chance": 0.842})}))
     nothing = "No trial wins, for nothing was learned: 3 of 3 trials are at chance (at most 84.20%"
@@ -224,16 +165,8 @@ def test_a_search_in_which_nothing_learned_names_no_winner(
     assert "no winner: the best is at chance" in page
 
 
-def test_reading_a_journal_resolves_no_types_of_events(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("type hints are resolved for each line")
-
-    monkeypatch.setattr("search.experiment.events.get_type_hints", refuse)
-    assert len(experiment.history().trials) == 3
-
-
-def test_the_diagnosis_of_a_search_that_was_broken_off(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment
+def test_the_diagnosis_of_a_search_that_was_broken_off_and_of_one_without_trials(
+    call: Call, experiment: Experiment, tiny_space: Space
 ) -> None:
     code, output, errors = call("diagnose")
     assert code == 0, errors
@@ -251,11 +184,7 @@ def test_the_diagnosis_of_a_search_that_was_broken_off(
     assert by_name["savings"]["numbers"]["saved"] == 2
     assert by_name["edges"]["verdict"] == "unknown"
 
-
-def test_the_diagnosis_of_a_search_without_trials(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment, tiny_space: Space, tmp_path: Path
-) -> None:
-    create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest)
+    create_experiment(experiment.folder.parent, "begun", tiny_space, experiment.manifest)
     code, output, errors = call("diagnose", "begun")
     assert code == 0, errors
     assert output.startswith("begun: 0 of 8 trials ended, 0 epochs\n")
@@ -269,9 +198,7 @@ def test_a_name_needs_no_results_folder_to_be_a_path(experiment: Experiment, tmp
         open_experiment("mine", tmp_path / "elsewhere")
 
 
-def test_a_damaged_manifest_or_journal_is_named(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment
-) -> None:
+def test_a_damaged_manifest_or_journal_is_named(call: Call, experiment: Experiment) -> None:
     shutil.rmtree(experiment.folder / ".backup")
     (experiment.folder / "manifest.json").write_text("{")
     code, _, errors = call("retrain")
@@ -283,7 +210,7 @@ def test_a_damaged_manifest_or_journal_is_named(
     assert "journal.jsonl:1: is not an event of a search" in errors
 
 
-def test_a_search_can_begin_while_a_reader_asks_whether_one_runs(
+def test_a_folder_is_held_by_one_process_at_a_time_and_a_search_can_begin_while_a_reader_asks_whether_one_runs(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, began = experiment_module.open_plain, []
@@ -297,38 +224,18 @@ def test_a_search_can_begin_while_a_reader_asks_whether_one_runs(
                     began.append(path.name)
 
     with experiment.exclusive():
-        pass
+        assert experiment.is_live()
+        with pytest.raises(InputError, match="is in use by process"), Experiment(experiment.folder).exclusive():
+            pass
     monkeypatch.setattr(experiment_module, "open_plain", with_a_writer_beside)
     assert not experiment.is_live()
     assert began == [".lock"]
 
 
-def test_a_folder_is_held_by_one_process_at_a_time(experiment: Experiment) -> None:
-    assert not experiment.is_live()
-    with experiment.exclusive():
-        assert experiment.is_live()
-        with (
-            pytest.raises(InputError, match="is in use by process"),
-            Experiment(experiment.folder).exclusive(),
-        ):
-            pass
-    assert not experiment.is_live()
-
-
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("data", []),
-        ("sessions", None),
-        ("sessions", [{"started_at": 3}]),
-        ("test_openings", [{}]),
-        ("versions", "x"),
-        ("name", 1),
-    ],
+    ("key", "value"), [("data", []), ("sessions", [{"started_at": 3}]), ("test_openings", [{}]), ("name", 1)]
 )
-def test_a_manifest_of_another_shape_is_refused(
-    key: str, value: object, call: Callable[..., tuple[int, str, str]], experiment: Experiment
-) -> None:
+def test_a_manifest_of_another_shape_is_refused(key: str, value: object, call: Call, experiment: Experiment) -> None:
     path = experiment.folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     (experiment.folder / ".backup" / "manifest.json").unlink()
@@ -338,17 +245,7 @@ def test_a_manifest_of_another_shape_is_refused(
     assert len(errors.splitlines()) == 1
 
 
-def test_a_name_with_resume_in_it_is_no_resume(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment, tmp_path: Path
-) -> None:
-    code, _, errors = call("run", "--results", "my--resume-tests", "--trials", "0")
-    assert code == 2
-    assert "`search.trials` is 0" in errors
-
-
-def test_resuming_with_a_changed_space_is_refused(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment
-) -> None:
+def test_resuming_with_a_changed_space_is_refused(call: Call, experiment: Experiment) -> None:
     path = experiment.folder / "experiment.yaml"
     path.write_text(path.read_text().replace("    - 0.002\n", "    - 0.02\n").replace("  lr: 0.01\n", "  lr: 0.03\n"))
     before = sorted((file, file.stat().st_mtime_ns) for file in experiment.folder.rglob("*") if file.name != ".lock")
@@ -359,20 +256,13 @@ def test_resuming_with_a_changed_space_is_refused(
     assert "give --allow-changed-space" in errors.splitlines()[-1]
     after = sorted((file, file.stat().st_mtime_ns) for file in experiment.folder.rglob("*") if file.name != ".lock")
     assert after == before, "a refusal changes nothing"
-
-
-def test_a_change_that_makes_trials_incomparable_is_refused_whatever_is_allowed(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment
-) -> None:
     code, _, errors = call("run", "--resume=mine", "--set", "dataset.train_limit=300", "--allow-changed-space")
     assert code == 2
     assert "`dataset.train_limit` was 400 and is 300" in errors
-    assert "start a new search" in errors
+    assert "start a new search" in errors, "whatever is allowed: trials would not compare"
 
 
-def test_a_damaged_file_is_told_and_its_copy_shown(
-    call: Callable[..., tuple[int, str, str]], experiment: Experiment
-) -> None:
+def test_a_damaged_file_is_told_and_its_copy_shown(call: Call, experiment: Experiment) -> None:
     (experiment.folder / "journal.jsonl").write_text("garbage\n")
     code, output, errors = call("leaderboard")
     assert code == 0
@@ -382,31 +272,26 @@ def test_a_damaged_file_is_told_and_its_copy_shown(
     assert "its copy .backup/journal.jsonl is used" in errors
 
 
-def test_a_killed_session_counts_until_its_last_event(experiment: Experiment) -> None:
-    killed = Session(started_at="1970-01-01T00:00:00+00:00")
-    ended = Session(started_at="2026-01-01T00:00:00+00:00", seconds=12.5)
-    # The last event of the simulated trials stands at 201 s; nothing was journaled in the last session.
-    assert seconds_used([killed, ended, Session(started_at="2026-01-02T00:00:00+00:00")], experiment.history()) == 213.5
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([], 0),
+        # The last event stands at 201 s: a killed session counts until then, or until the next one begins.
+        ([(0.0, None), (400.0, 12.5), (500.0, None)], 213.5),
+        ([(0.0, None), (201.000001, None)], 201),
+    ],
+)
+def test_a_killed_session_counts_until_its_last_event(
+    sessions: list[tuple[float, float | None]], expected: float, experiment: Experiment
+) -> None:
+    given = [Session(started_at=timestamp(at), seconds=seconds) for at, seconds in sessions]
+    assert seconds_used(given, experiment.history()) == expected
 
 
 def test_a_session_that_runs_counts_until_now(experiment: Experiment) -> None:
     killed, running = Session(started_at=timestamp(0.0)), Session(started_at=timestamp(500.0))
     assert seconds_used([killed, running], experiment.history(), now=530.0) == 231
     assert seconds_used([running], experiment.history(), now=499.0) == 0, "its machine's clock may be ahead"
-    ended = Session(started_at=timestamp(500.0), seconds=12.5)
-    assert seconds_used([killed, ended], experiment.history(), now=530.0) == 213.5
-
-
-def test_a_session_that_begins_within_the_second_of_the_last_event_takes_nothing_from_the_one_before(
-    experiment: Experiment,
-) -> None:
-    # The last event of the simulated trials stands at 201 s.
-    sessions = [Session(started_at=timestamp(at)) for at in (0.0, 201.000001)]
-    assert seconds_used(sessions, experiment.history()) == 201
-
-
-def test_a_search_without_a_session_has_used_no_time(experiment: Experiment) -> None:
-    assert seconds_used([], experiment.history()) == 0
 
 
 def test_an_opening_of_the_test_set_is_replaced_by_its_result(experiment: Experiment) -> None:
@@ -417,13 +302,10 @@ def test_an_opening_of_the_test_set_is_replaced_by_its_result(experiment: Experi
     assert [o.test_accuracy_mean for o in manifest.test_openings] == [0.5, None]
 
 
-@pytest.mark.parametrize(("n_gpus", "at_once", "share"), [(1, 4, 0.25), (2, 3, 0.5), (2, 5, 1 / 3), (4, 3, 1.0)])
-def test_a_trial_s_share_of_a_gpu_lets_all_run_at_once(n_gpus: int, at_once: int, share: float) -> None:
-    resource_plan = ResourcePlan(Compute("cuda"), "", "GPU", 16, n_gpus, at_once)
-    assert resource_plan.resources_per_trial["gpu"] == pytest.approx(share, abs=1e-4)
-
-
-def test_every_share_fits_as_often_as_it_must_after_ray_has_rounded_it() -> None:
+def test_every_share_of_a_gpu_lets_all_trials_run_at_once_after_ray_has_rounded_it() -> None:
+    for n_gpus, at_once, share in ((1, 4, 0.25), (2, 3, 0.5), (2, 5, 1 / 3), (4, 3, 1.0)):
+        resource_plan = ResourcePlan(Compute("cuda"), "", "GPU", 16, n_gpus, at_once)
+        assert resource_plan.resources_per_trial["gpu"] == pytest.approx(share, abs=1e-4)
     for at_once in range(1, 65):
         shares = ResourcePlan(Compute("cuda"), "", "GPU", 16, 1, at_once).resources_per_trial
         assert round(shares["gpu"] * 10_000) * at_once <= 10_000

@@ -3,83 +3,60 @@
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
-from search.retraining import model_card, retraining, session
-from search.retraining.passes import Passes
+from search.retraining import retraining, session
 from search.retraining.retraining import Retraining
-from search.retraining.session import RetrainRequest
 from spaces import Space
-from tests.support.foreign import Call, make_experiment
-
-# Of 50,000 images, 45,000 are trained on: 27 epochs of 15,000 are nine passes.
-CIFAR = Passes(n_passes=27, n_images=50_000, search_epochs=27, search_epoch_images=15_000, n_search_images=45_000)
+from tests.support.foreign import make_experiment
 
 
-def test_nine_passes_become_27() -> None:
-    assert CIFAR.step_epochs(5) == 5
-    assert CIFAR.sentence(5) == (
-        "27 passes instead of 9: step_size 5 epochs of 15,000 images becomes 5 epochs of 50,000 images"
-    )
-    ten = replace(CIFAR, n_passes=10)
-    assert ten.step_epochs(5) == Fraction(50, 27)
-    assert "10 passes instead of 9: step_size 5 epochs of 15,000 images becomes 1.852 epochs of" in ten.sentence(5)
+@pytest.fixture
+def cifar(tiny_space: Space, tmp_path: Path) -> Retraining:
+    """27 passes. Of 50,000 images, 45,000 are searched on: the search's 27 epochs of 15,000 are nine passes."""
+    training = tiny_space.training.model_copy(update={"max_epochs": 27})
+    dataset = tiny_space.dataset.model_copy(update={"images_per_epoch": 15_000})
+    images: Any = SimpleNamespace(train=range(45_000), everything=range(50_000))
+    plan = session.planned(make_experiment(tmp_path, "mine", tiny_space), 0, n_passes=27)
+    return replace(plan, space=replace(tiny_space, training=training, dataset=dataset), data=images)
 
 
-@pytest.mark.parametrize("n_passes", [1, 9, 10, 27, 81])
+def test_the_schedule_is_stretched_and_says_so(cifar: Retraining) -> None:
+    step_size = cifar.trial.config.step_size
+    for n_passes, step_epochs in ((27, Fraction(step_size)), (10, Fraction(10 * step_size, 27))):
+        plan = replace(cifar, n_passes=n_passes)
+        assert plan.step_epochs == step_epochs
+        assert plan.schedule == (
+            f"{n_passes} passes instead of 9: step_size {step_size} epochs of 15,000 images becomes "
+            f"{float(step_epochs):.4g} epochs of 50,000 images"
+        )
+
+
 @pytest.mark.parametrize("step_size", [1, 4, 5, 27, 100])
-def test_the_rate_falls_at_the_same_shares_of_the_training(n_passes: int, step_size: int) -> None:
-    step_epochs = replace(CIFAR, n_passes=n_passes).step_epochs(step_size)
-    for epoch in range(n_passes):
-        share, share_of_a_step = Fraction(epoch, n_passes), Fraction(step_size, 27)
-        assert epoch // step_epochs == share // share_of_a_step
+def test_the_rate_falls_at_the_same_shares_of_the_training(cifar: Retraining, step_size: int) -> None:
+    trial: Any = SimpleNamespace(config=SimpleNamespace(step_size=step_size))
+    for n_passes in (1, 9, 10, 27, 81):
+        step_epochs = replace(cifar, n_passes=n_passes, trial=trial).step_epochs
+        assert step_epochs is not None
+        for epoch in range(n_passes):
+            share, share_of_a_step = Fraction(epoch, n_passes), Fraction(step_size, 27)
+            assert epoch // step_epochs == share // share_of_a_step
 
 
-def planned(space: Space, results: Path, n_passes: int | None) -> Retraining:
-    experiment = make_experiment(results, "mine", space)
-    request = RetrainRequest(experiment=experiment, seeds=1, passes=n_passes)
-    return session.planned(request, experiment.history().trials[0], False)
-
-
-def test_a_retraining_for_passes_takes_all_images_an_epoch_and_says_so(tiny_space: Space, tmp_path: Path) -> None:
+def test_a_retraining_for_passes_takes_all_images_an_epoch(tiny_space: Space, tmp_path: Path) -> None:
     space = replace(tiny_space, dataset=tiny_space.dataset.model_copy(update={"images_per_epoch": 160}))
-    plain = planned(space, tmp_path / "plain", None)
+    experiment = make_experiment(tmp_path, "mine", space)
+    plain, plan = session.planned(experiment, 0, n_seeds=1), session.planned(experiment, 0, n_seeds=1, n_passes=4)
     assert (plain.epochs, plain.data.everything.epoch_images, plain.schedule) == (3, 160, None)
-    plan = planned(space, tmp_path / "passes", 4)
-    assert plan.epochs == 4
-    assert plan.data.everything.epoch_images == 400
-    step_size = space.baseline.step_size
-    assert plan.schedule == (
-        f"4 passes instead of 1.5: step_size {step_size} epochs of 160 images becomes "
-        f"{4 * step_size / 3:.4g} epochs of 400 images"
-    )
-    (run,) = plan.runs
-    assert run.step_epochs == Fraction(4 * step_size, 3)
-    assert run.dataset.images_per_epoch is None
+    assert (plan.epochs, plan.data.everything.epoch_images) == (4, 400)
     assert plan.folder.name != plain.folder.name
-    config = yaml.safe_load(retraining._config(plan))
-    assert (config["passes"], config["schedule"]) == (4, plan.schedule)
-    assert config["step_epochs"] == pytest.approx(4 * step_size / 3)
-    facts = retraining._facts(plan, {})
-    assert (facts["passes"], facts["schedule"]) == (4, plan.schedule)
-    assert plan.schedule in model_card._schedule(facts)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--passes", "0"), "--passes is 0, but must be at least 1."),
-        (("--passes", "2.5"), "argument --passes: invalid int value: '2.5'"),
-        (("--passes", "2", "--epochs", "2"), "argument --epochs: not allowed with argument --passes"),
-    ],
-)
-def test_bad_input_is_one_line(
-    arguments: tuple[str, ...], expected: str, on_folder: Call, tiny_space: Space, tmp_path: Path
-) -> None:
-    experiment = make_experiment(tmp_path / "results", "mine", tiny_space)
-    code, output, errors = on_folder("retrain", experiment.folder, *arguments)
-    assert (code, output) == (2, "")
-    (line,) = errors.splitlines()
-    assert expected in line
+    (run,) = plan.runs
+    assert (run.step_epochs, run.dataset.images_per_epoch) == (plan.step_epochs, None)
+    config, facts = yaml.safe_load(retraining._config(plan)), retraining._facts(plan, {})
+    for written in (config, facts):
+        assert (written["passes"], written["schedule"]) == (4, plan.schedule)
+    assert config["step_epochs"] == pytest.approx(4 * plan.trial.config.step_size / 3)

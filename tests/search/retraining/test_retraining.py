@@ -10,19 +10,21 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from search.experiment.folder import Experiment
 from search.experiment.manifest import Manifest
-from search.retraining import retraining, training_runs
+from search.retraining import retraining, session, training_runs
 from search.retraining.retraining import WORK_FOLDER, Retraining, must_be_allowed, retrain
-from search.retraining.training_runs import FullRun, Progress, restored, saved_epochs, train_all
-from spaces import Dataset, InputError, Space, load_space
+from search.retraining.training_runs import FullRun, Progress, read_curve, restored, saved_epochs, train, train_all
+from spaces import Dataset, Hyperparameters, InputError, Space, load_space
 from spaces.errors import RunError
 from tests.conftest import TINY
 from tests.support.foreign import Call, bomb, make_experiment
@@ -37,7 +39,8 @@ def plan_of(results: Path, space: Space, dataset: Dataset) -> Retraining:
     experiment = make_experiment(results, "mine", space)
     return Retraining(
         experiment=experiment,
-        space=replace(space, dataset=dataset),
+        space=space,
+        dataset=dataset,
         trial=experiment.history().trials[0],
         data=prepare_training_data(dataset),
         n_seeds=N_SEEDS,
@@ -46,16 +49,6 @@ def plan_of(results: Path, space: Space, dataset: Dataset) -> Retraining:
         n_cores=1,
         again=None,
     )
-
-
-def train_here(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progress], None]) -> None:
-    """Train in this process what `train_all` would train in others."""
-    for run in runs:
-        training_runs._train(run, on_progress)
-
-
-def export_nothing(folder: Path, *_: Any) -> dict[str, Any]:
-    return {}
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +60,16 @@ def dataset() -> Dataset:
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_space: Space, dataset: Dataset) -> Retraining:
     """All seeds are trained, nothing is tested; not to be changed."""
     plan = plan_of(tmp_path_factory.mktemp("trained"), tiny_space, dataset)
-    train_here(plan.runs, 1, lambda progress: None)
+    for run in plan.runs:
+        train(run, lambda progress: None)
     return plan
 
 
 @pytest.fixture
 def plan(trained: Retraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Retraining:
-    """A copy of it. What would take seconds, exports, is left out."""
-    monkeypatch.setattr(retraining, "export_all", export_nothing)
+    """A copy of it. What would take seconds, exports and pictures, is left out."""
+    for function in ("export_all", "draw_learning_curve", "draw_confusion_matrix"):
+        monkeypatch.setattr(retraining, function, lambda *_: {})
     folder = shutil.copytree(trained.experiment.folder, tmp_path / "mine")
     return replace(trained, experiment=Experiment(folder))
 
@@ -108,93 +103,81 @@ def killed_in(function: str, plan: Retraining) -> None:
 
 
 def test_the_test_set_is_opened_after_that_is_on_record(plan: Retraining, monkeypatch: pytest.MonkeyPatch) -> None:
-    n_on_record = []
-    monkeypatch.setattr(
-        retraining,
-        "open_test_set",
-        lambda dataset: n_on_record.append(len(plan.experiment.manifest.test_openings)),
-    )
-    opening, _ = retraining._opened_test_set(plan)
-    assert n_on_record == [1]
+    def publish(manifest: Manifest) -> None:
+        raise RunError("no route to host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.experiment, "publish_manifest", publish)
+        patch.setattr(retraining, "open_test_set", never)
+        with pytest.raises(RunError, match="no route to host"):
+            retraining._opened_test_set(plan)
+
+    monkeypatch.setattr(retraining, "open_test_set", lambda dataset: len(plan.experiment.manifest.test_openings))
+    opening, n_on_record = retraining._opened_test_set(plan)
+    assert n_on_record == 1
     assert plan.experiment.manifest.test_openings == [opening]
     assert len(opening.checkpoints_sha256) == N_SEEDS
 
 
-def test_the_test_set_stays_shut_where_that_cannot_be_recorded(
-    plan: Retraining, monkeypatch: pytest.MonkeyPatch
+BEFORE_THE_OPENING = ("draw_learning_curve", "_config", "export_all", "git_commit")
+AFTER_THE_OPENING = ("open_test_set", "results_on_test_set", "write_json")
+AFTER_THE_RESULT = ("predictions_csv", "write_mistakes", "draw_confusion_matrix", "model_card", "_put_in_place")
+
+
+def test_a_kill_before_the_opening_costs_no_look_and_one_after_it_is_finished_by_the_same_checkpoints(
+    plan: Retraining,
 ) -> None:
-    def publish(manifest: Manifest) -> None:
-        raise RunError("no route to host")
-
-    monkeypatch.setattr(plan.experiment, "publish_manifest", publish)
-    monkeypatch.setattr(retraining, "open_test_set", never)
-    with pytest.raises(RunError, match="no route to host"):
-        retraining._opened_test_set(plan)
-
-
-AFTER_THE_OPENING = ("open_test_set", "seed_score", "write_json", "_record_result")
-AFTER_THE_METRICS = ("predictions_csv", "write_mistakes", "draw_confusion_matrix", "model_card", "_put_in_place")
-
-
-@pytest.mark.parametrize("function", [*AFTER_THE_OPENING, *AFTER_THE_METRICS])
-def test_a_look_that_was_cut_short_is_finished_with_the_same_checkpoints(function: str, plan: Retraining) -> None:
-    killed_in(function, plan)
-    (opening,) = plan.experiment.manifest.test_openings
-    assert not plan.experiment.final_folder.exists(), "half of it must not be there to read"
-    if function in AFTER_THE_METRICS:
-        known = json.loads((plan.folder / "final" / "metrics.json").read_text())
-        assert opening.test_accuracy_mean == known["test_accuracy_mean"]
+    for function in BEFORE_THE_OPENING:
+        killed_in(function, plan)
+        assert plan.experiment.manifest.test_openings == []
+    openings = []
+    for function in (*AFTER_THE_OPENING, *AFTER_THE_RESULT):
+        killed_in(function, plan)
+        openings += plan.experiment.manifest.test_openings
+        assert not plan.experiment.final_folder.exists(), "half of it must not be there to read"
 
     metrics = retrain(plan, never)
     (finished,) = plan.experiment.manifest.test_openings
-    assert (finished.at, finished.reason) == (opening.at, None)
-    assert finished.test_accuracy_mean == metrics["test_accuracy_mean"]
-    if function in AFTER_THE_METRICS:
-        assert opening == finished
+    assert {opening.at for opening in openings} == {finished.at}, "one use, however often it was cut short"
+    accuracy = metrics["test_accuracy_mean"]
+    n_unfinished = len(AFTER_THE_OPENING)
+    assert [opening.test_accuracy_mean for opening in openings[:n_unfinished]] == [None] * n_unfinished
+    assert {opening.test_accuracy_mean for opening in [*openings[n_unfinished:], finished]} == {accuracy}
     final = plan.experiment.final_folder
     assert json.loads((final / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
-    assert (final / "MODEL_CARD.md").is_file()
-    assert (final / "confusion_matrix.png").is_file()
+    assert f"{accuracy:.2%}" in (final / "MODEL_CARD.md").read_text()
     assert not (plan.experiment.folder / WORK_FOLDER).exists()
     with pytest.raises(InputError, match="its test set was opened on"):
         retrain(plan, never)
 
 
-def test_what_fails_before_the_opening_costs_no_look(plan: Retraining) -> None:
-    for function in ("draw_learning_curve", "export_all", "_config", "git_commit", "_replicates"):
-        killed_in(function, plan)
-        assert plan.experiment.manifest.test_openings == []
-    retrain(plan, never)
-
-
-@pytest.mark.parametrize("change", ["a checkpoint", "trial", "epochs", "seeds", "precision"])
-def test_nothing_else_finishes_the_look(change: str, plan: Retraining) -> None:
-    killed_in("open_test_set", plan)
-    match change:
-        case "a checkpoint":
-            run = plan.runs[1]
-            fit = restored(run, plan.data.everything, N_EPOCHS)
-            fit.network.classifier.bias.data += 1
-            fit.save(run.checkpoint(N_EPOCHS))
-            other = plan
-        case "trial":
-            other = replace(plan, trial=plan.experiment.history().trials[1])
-        case "epochs":
-            other = replace(plan, epochs=1)
-        case "seeds":
-            other = replace(plan, n_seeds=1)
-        case _:
-            other = replace(plan, compute=Compute(precision="bf16"))
+def assert_not_finished_by(other: Retraining) -> None:
     with pytest.raises(InputError, match="the same settings and unchanged checkpoints would finish it"):
         must_be_allowed(other)
     must_be_allowed(replace(other, again="a reason"))
-    if change == "a checkpoint":
-        retrain(replace(other, again="a reason"), never)
-        first, second = plan.experiment.manifest.test_openings
-        assert (first.reason, first.test_accuracy_mean) == (None, None)
-        assert second.reason == "a reason"
-        assert first.checkpoints_sha256[0] == second.checkpoints_sha256[0]
-        assert first.checkpoints_sha256[1] != second.checkpoints_sha256[1]
+
+
+def test_nothing_but_the_same_checkpoints_finishes_the_look(plan: Retraining) -> None:
+    killed_in("open_test_set", plan)
+    others = [
+        replace(plan, trial=plan.experiment.history().trials[1]),
+        replace(plan, epochs=1),
+        replace(plan, n_seeds=1),
+        replace(plan, compute=Compute(precision="bf16")),
+    ]
+    for other in others:
+        assert_not_finished_by(other)
+    run = plan.runs[1]
+    fit = restored(run, plan.data.everything, N_EPOCHS)
+    fit.network.classifier.bias.data += 1
+    fit.save(run.checkpoint(N_EPOCHS))
+    assert_not_finished_by(plan)
+    retrain(replace(plan, again="a reason"), never)
+    first, second = plan.experiment.manifest.test_openings
+    assert (first.reason, first.test_accuracy_mean) == (None, None)
+    assert second.reason == "a reason"
+    assert first.checkpoints_sha256[0] == second.checkpoints_sha256[0]
+    assert first.checkpoints_sha256[1] != second.checkpoints_sha256[1]
 
 
 def test_an_interrupted_seed_goes_on_bit_for_bit(trained: Retraining, tmp_path: Path) -> None:
@@ -203,15 +186,13 @@ def test_an_interrupted_seed_goes_on_bit_for_bit(trained: Retraining, tmp_path: 
 
     run = replace(trained.runs[1], folder=tmp_path / "seed_1")
     with pytest.raises(ProcessEnds):
-        training_runs._train(run, end_process)
+        train(run, end_process)
     assert saved_epochs(run) == 1
     progress: list[Progress] = []
-    train_here([run], 1, progress.append)
+    train(run, progress.append)
     assert [one.epoch for one in progress] == [2, 3]
     assert_same_tensors(tensors(run), tensors(trained.runs[1]))
-    losses, expected = (
-        [one.train_loss for one in training_runs.read_curve(each, 3)] for each in (run, trained.runs[1])
-    )
+    losses, expected = ([one.train_loss for one in read_curve(each, 3)] for each in (run, trained.runs[1]))
     assert losses == expected
     assert [path.name for path in run.folder.iterdir()] == ["checkpoint_000003"], "one checkpoint a seed"
 
@@ -237,9 +218,9 @@ def test_a_full_disk_costs_the_epoch_that_could_not_be_saved(
     with monkeypatch.context() as patch:
         patch.setattr(training_runs.FullRun, "checkpoint", checkpoint)
         with pytest.raises(OSError, match="No space left"):
-            training_runs._train(run, lambda progress: None)
+            train(run, lambda progress: None)
     assert saved_epochs(run) == 1
-    train_here([run], 1, lambda progress: None)
+    train(run, lambda progress: None)
     assert_same_tensors(tensors(run), tensors(trained.runs[0]))
 
 
@@ -255,15 +236,12 @@ def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(plan: Retraining)
 
 def test_another_s_checkpoint_is_refused(plan: Retraining) -> None:
     run = plan.runs[0]
+    with pytest.raises(InputError, match="after 3 of 2 epochs"):
+        saved_epochs(replace(run, epochs=2))
     shutil.rmtree(run.folder)
     shutil.copytree(plan.runs[1].folder, run.folder)
     with pytest.raises(InputError, match="was saved by"):
         saved_epochs(run)
-
-
-def test_a_checkpoint_of_more_epochs_is_refused(plan: Retraining) -> None:
-    with pytest.raises(InputError, match="after 3 of 2 epochs"):
-        saved_epochs(replace(plan.runs[0], epochs=2))
 
 
 def test_a_checkpoint_that_is_not_finite_is_refused(plan: Retraining) -> None:
@@ -284,24 +262,54 @@ def test_a_damaged_curve_is_refused_before_the_test(content: str | None, plan: R
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=r"curve\.json: is"):
-        retrain(plan, never)
-    assert plan.experiment.manifest.test_openings == []
+        read_curve(plan.runs[0], N_EPOCHS)
 
 
-def test_pickles_among_the_checkpoints_stay_shut(plan: Retraining, tmp_path: Path) -> None:
+def test_other_unfinished_settings_stay_and_pickles_among_the_checkpoints_stay_shut(
+    plan: Retraining, tmp_path: Path
+) -> None:
     for run in plan.runs:
         for name in ("optimizer.pt", "model.pkl", "data.pickle"):
             (run.checkpoint(N_EPOCHS) / name).write_bytes(bomb(tmp_path / "marker"))
-    retrain(plan, never)
-    assert not (tmp_path / "marker").exists()
-
-
-def test_other_unfinished_settings_stay(plan: Retraining) -> None:
     other = replace(plan, epochs=9)
     assert other.folder != plan.folder
     shutil.copytree(plan.folder, other.folder)
     retrain(plan, never)
     assert [path.name for path in (plan.experiment.folder / WORK_FOLDER).iterdir()] == [other.folder.name]
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_retraining_that_diverges_says_so(trained: Retraining, tmp_path: Path) -> None:
+    # SGD at the largest lr and weight decay that are allowed multiplies the weights by -9 a step.
+    config = Hyperparameters(lr=10.0, weight_decay=1.0, momentum=0.99)
+    run = replace(trained.runs[0], hyperparameters=config, epochs=20, folder=tmp_path / "seed_0")
+    with pytest.raises(RunError, match="Retraining 0 diverged in epoch"):
+        train(run, lambda progress: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--passes", "0"), "--passes is 0, but must be at least 1."),
+        (("--passes", "2.5"), "argument --passes: invalid int value: '2.5'"),
+        (("--passes", "2", "--epochs", "2"), "argument --epochs: not allowed with argument --passes"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], expected: str, on_folder: Call, tmp_path: Path) -> None:
+    code, output, errors = on_folder("retrain", tmp_path, *arguments)
+    assert (code, output) == (2, "")
+    (line,) = errors.splitlines()
+    assert expected in line
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_progress_is_not_cut(width: int) -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
+    with session.progress_bar(console) as bar:
+        bar.add_task("", total=27, completed=8, latest="seed 1, accuracy 97.57%")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "8/27 epochs," in text
+    assert "seed 1, accuracy 97.57%" in text
 
 
 def test_ctrl_c_says_how_to_go_on(
@@ -310,7 +318,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(retraining, "retrain", interrupt)
+    monkeypatch.setattr(session, "retrain", interrupt)
     experiment = make_experiment(tmp_path / "results", "mine", tiny_space)
     code, output, errors = on_folder("retrain", experiment.folder, "--epochs", "2", "--again", "it's a test")
     assert code == 130
