@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from spaces import InputError
 from spaces.schema import Precision
-from trainable.devices import choose_device
 
 # Without these instructions oneDNN emulates bf16, which is slower than fp32.
 _CPU_BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
@@ -87,3 +87,34 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
 
 def _cpu_capabilities() -> dict[str, Any]:
     return dict(torch.cpu.get_capabilities())
+
+
+def choose_device(wanted: str) -> str:
+    """Resolve `auto` to `cuda` if torch finds a CUDA device, otherwise to `cpu`.
+
+    Args:
+        wanted: `auto`, `cuda` or `cpu`.
+
+    Raises:
+        InputError: `wanted` is `cuda`, but torch finds no CUDA device.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda, but torch finds no CUDA device here. Use --device cpu or auto.")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def free_device_bytes(device: torch.device) -> int | None:
+    """GPU memory that new tensors of this process can use; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept_for_reuse
+
+
+def describe_device(device: str) -> str:
+    """Name of the device, for manifests and resource plans."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name(0))
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()})"

@@ -21,12 +21,18 @@ from spaces import Hyperparameters, InputError
 from trainable.augmentation.policy import AugmentationPolicy
 from trainable.checkpoint import TrainingState, must_fit, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
-from trainable.data.batches import Batch, Batches, DeviceImages, HostBatches, resident_batches
+from trainable.data.batches import (
+    Batch,
+    Batches,
+    DeviceImages,
+    HostBatches,
+    batch_bounds,
+    epoch_order,
+    resident_batches,
+)
 from trainable.data.datasets import ImageSet
-from trainable.data.order import batch_bounds, epoch_order
 from trainable.network.folding import folded
-from trainable.network.model import DepthwiseSeparableNet
-from trainable.network.normalisation import Normalise
+from trainable.network.model import DepthwiseSeparableNet, Normalise
 from trainable.schedule import StepDecay
 from trainable.seeding import RunSeed, Stream
 

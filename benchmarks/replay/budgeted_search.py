@@ -26,8 +26,8 @@ from search.processes.helper_pool import count_cores
 from spaces import Hyperparameters, InputError, Space, load_space
 from spaces.command import CommandParser, run_command
 from spaces.errors import RunError
-from trainable.allocator import ALLOCATOR_ENVIRONMENT
 from trainable.compute import Compute, choose_precision
+from trainable.environment import ALLOCATOR_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 OURS, STOCK, BASELINE = "search.run", "stock Ray", "hand-picked"

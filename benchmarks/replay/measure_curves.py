@@ -28,8 +28,8 @@ from search.processes.helper_pool import count_cores
 from spaces import Hyperparameters, InputError, Space, load_space
 from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command
 from spaces.schema import Dataset
-from trainable.allocator import ALLOCATOR_ENVIRONMENT
 from trainable.compute import Compute, choose_precision
+from trainable.environment import ALLOCATOR_ENVIRONMENT
 from trainable.files import replacing, write_json
 
 FOLDER = Path(__file__).parent / "curves"

@@ -21,8 +21,8 @@ from search.processes.helper_pool import count_cores
 from search.retraining.answers import interval_95
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.command import CommandParser, run_command
-from trainable.allocator import ALLOCATOR_ENVIRONMENT
 from trainable.compute import Compute, choose_precision
+from trainable.environment import ALLOCATOR_ENVIRONMENT
 
 ALL_OFF = "everything off"
 RECIPE = "whole recipe"

@@ -17,9 +17,9 @@ from typing import Any, Literal
 from benchmarks.speed.images import Images
 from spaces import Hyperparameters
 from spaces.errors import RunError
-from trainable.allocator import ALLOCATOR_ENVIRONMENT
 from trainable.compute import Compute
 from trainable.data.datasets import TrainingData
+from trainable.environment import ALLOCATOR_ENVIRONMENT
 
 N_WARM_UP_STEPS = 5
 # Longest time for imports, images and warm-up of all processes.

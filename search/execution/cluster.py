@@ -19,7 +19,7 @@ from search.processes.helper_pool import count_cores
 from search.processes.native_errors import FILE_NAME, NativeErrors, native_errors_in
 from spaces.errors import RunError, first_line
 from spaces.schema import Space
-from trainable.allocator import ALLOCATOR_ENVIRONMENT
+from trainable.environment import ALLOCATOR_ENVIRONMENT
 
 # Our objects in Ray's store are small: images are memory-mapped files.
 OBJECT_STORE_BYTES = 100 * 1024 * 1024

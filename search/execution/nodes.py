@@ -51,8 +51,7 @@ def facts_of_this_node(name: str, n_cpus: int, n_gpus: int, marker: str | None) 
     sees = marker is None or Path(marker).is_file()
     try:
         import trainable.ray_trainable  # noqa: F401 -- the first imports of a trial
-        from trainable.compute import choose_precision
-        from trainable.devices import describe_device
+        from trainable.compute import choose_precision, describe_device
         from trainable.fit_evaluate import FitEvaluate  # noqa: F401 -- its later imports
     except ImportError as error:
         return NodeFacts(name, n_cpus, n_gpus, "", None, str(error), sees)

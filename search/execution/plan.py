@@ -17,9 +17,8 @@ from search.processes.helper_pool import count_cores
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
 from spaces.schema import Dataset, Space
-from trainable.compute import Compute, choose_compute
+from trainable.compute import Compute, choose_compute, describe_device
 from trainable.data.datasets import ImageSet, TrainingData, open_training_data
-from trainable.devices import describe_device
 from trainable.fit_evaluate import FitEvaluate
 from trainable.network.model import DepthwiseSeparableNet, count_parameters
 from trainable.seeding import RunSeed

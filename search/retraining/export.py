@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spaces.errors import RunError
-from trainable.network.model import DepthwiseSeparableNet
-from trainable.network.normalisation import Normalise
+from trainable.network.model import DepthwiseSeparableNet, Normalise
 
 # Largest accepted difference between a log-probability of an exported model and of the network.
 TOLERANCE = 1e-3

@@ -19,7 +19,7 @@ from spaces.errors import InputError
 from spaces.printable import printable, shell_word
 from trainable.compute import choose_compute
 from trainable.data.datasets import prepare_training_data
-from trainable.devices import describe_device
+from trainable.compute import describe_device
 
 
 def planned(

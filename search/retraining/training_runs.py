@@ -17,10 +17,9 @@ from search.processes.helper_pool import HelperLostError, HelperPool
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.errors import RunError, first_line
 from spaces.plain_files import MIB, read_plain
-from trainable.allocator import ALLOCATOR_ENVIRONMENT
 from trainable.checkpoint import read_checkpoint
 from trainable.compute import Compute
-from trainable.environment import environment_with
+from trainable.environment import ALLOCATOR_ENVIRONMENT, environment_with
 from trainable.files import write_json
 from trainable.seeding import Purpose, RunSeed
 

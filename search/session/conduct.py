@@ -27,9 +27,9 @@ from search.terminal.tables import as_table
 from spaces import Space
 from spaces.errors import InputError, expanded
 from spaces.printable import printable, shell_word, warn
+from trainable.compute import choose_device
 from trainable.data.datasets import TrainingData, prepare_training_data
 from trainable.data.sources import problem_of_test_folder
-from trainable.devices import choose_device
 
 if TYPE_CHECKING:
     from search.execution.launching import SearchEnd

@@ -21,8 +21,7 @@ from benchmarks.stats import difference, factors, medians
 from spaces import Dataset, Hyperparameters, InputError
 from trainable.compute import Compute
 from trainable.data.datasets import TrainingData, prepare_training_data
-from trainable.network.model import DepthwiseSeparableNet
-from trainable.network.normalisation import Normalise
+from trainable.network.model import DepthwiseSeparableNet, Normalise
 
 
 @pytest.fixture(scope="module")

@@ -444,8 +444,7 @@ def test_the_torch_export_and_the_safetensors_get_it_too(retrained: Path) -> Non
     import yaml
     from safetensors.torch import load_file
 
-    from trainable.network.model import DepthwiseSeparableNet
-    from trainable.network.normalisation import Normalise
+    from trainable.network.model import DepthwiseSeparableNet, Normalise
 
     images, labels = digits_for_testing()
     stated = json.loads((retrained / "final" / "metrics.json").read_text())["exported_test_accuracy"]

@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import StepLR
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.schema import Precision
 from trainable.compute import Compute
+from trainable.data.batches import batch_bounds, epoch_order
 from trainable.data.datasets import ImageSet, TrainingData, prepare_training_data
-from trainable.data.order import batch_bounds, epoch_order
 from trainable.fit_evaluate import FitEvaluate
 from trainable.ray_trainable import restore_or_start_over
 from trainable.seeding import Purpose, RunSeed, Stream

@@ -1,13 +1,13 @@
 """The network: four blocks of dilated and depthwise-separable convolutions, 118,546 parameters for 10 classes."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 
 from trainable.network.dropout import DropoutNoise
 from trainable.network.fused_norm import NormReluDropout
-from trainable.network.initialisation import initialise
 
 # Each block's two dilated convolutions reduce the side by 4 px in total, and 1 px must remain after 4 blocks.
 SMALLEST_IMAGE_PX = 17
@@ -99,6 +99,52 @@ class DepthwiseSeparableNet(nn.Module):
         features = self.pool(self.blocks(images))
         # Always in fp32: in bf16 the loss would have only two or three significant digits.
         return torch.log_softmax(self.classifier(features).flatten(1).float(), dim=1)
+
+
+class Normalise(nn.Module):
+    """Scales 0-255 images to zero mean and unit standard deviation per channel, and puts the channels first.
+
+    Args:
+        mean, std: mean and standard deviation per channel, RGB, for pixels scaled to 0 to 1.
+        memory_format: memory format of the result.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        super().__init__()
+        self._memory_format = memory_format
+        deviation = torch.tensor(std, dtype=torch.float64)
+        scale = 1 / (255 * deviation)
+        shift = -torch.tensor(mean, dtype=torch.float64) / deviation
+        self.register_buffer("scale", scale.float(), persistent=False)
+        self.register_buffer("shift", shift.float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 → (N, 3, H, W) float32."""
+        normalised = (images.float() * self.scale + self.shift).permute(0, 3, 1, 2)
+        return normalised.contiguous(memory_format=self._memory_format)
+
+
+def initialise(network: nn.Module, generator: Generator) -> None:
+    """Initialise every convolution as torch does, with draws from `generator`.
+
+    torch's constructors can only use its global generator. The distribution is that of
+    `nn.Conv2d.reset_parameters`: uniform in ±1/√fan_in, for weights and biases.
+    """
+    for layer in network.modules():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+        if layer.bias is not None:
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
 
 def receptive_field_px(modules: Iterable[nn.Module]) -> int:

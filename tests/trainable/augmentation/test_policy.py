@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from spaces import Hyperparameters
 from trainable.augmentation.policy import AugmentationPolicy, Augmenter, geometric_transforms
-from trainable.network.normalisation import Normalise
+from trainable.network.model import Normalise
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2463, 0.2428, 0.2607)
 
