@@ -106,10 +106,7 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
             epoch=epoch,
             scheduler=content["scheduler"],
         )
-        network = {
-            name.removeprefix("network."): tensor for name, tensor in tensors.items() if name.startswith("network.")
-        }
-        return state, network, _optimizer_state(tensors, content["optimizer_groups"])
+        return state, _with_prefix(tensors, "network."), _optimizer_state(tensors, content["optimizer_groups"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(
             f"{folder}: is a damaged checkpoint ({str(error)[:200]}). Remove it to resume from an earlier one."
@@ -141,12 +138,7 @@ def must_fit(network: nn.Module, network_state: StateDict, optimizer_state: Stat
 
 
 def tensors_sha256(folder: Path) -> str:
-    """SHA-256 of a checkpoint's tensor file, which identifies the trained state.
-
-    Raises:
-        InputError: the file is not a regular file, or is larger than `MAX_TENSORS_BYTES`.
-        OSError: the file cannot be read.
-    """
+    """SHA-256 of a checkpoint's tensor file, which identifies the trained state. Raises as `read_plain`."""
     return hashlib.sha256(read_plain(folder / TENSORS_FILE, MAX_TENSORS_BYTES)).hexdigest()
 
 
@@ -164,10 +156,13 @@ def _plain(tensor: Tensor) -> Tensor:
     return torch.as_tensor(tensor).detach().cpu().contiguous()
 
 
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
 def _optimizer_state(tensors: dict[str, Tensor], groups: list[StateDict]) -> StateDict:
     slots: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            slots.setdefault(int(index), {})[name] = tensor
+    for key, tensor in _with_prefix(tensors, "optimizer.").items():
+        index, name = key.split(".", 1)
+        slots.setdefault(int(index), {})[name] = tensor
     return {"state": slots, "param_groups": groups}

@@ -71,10 +71,8 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
 
     `auto` becomes bf16 if the processor has bf16 instructions, otherwise fp32.
     """
-    if wanted == "fp32":
-        return "fp32", "as the space says"
-    if wanted == "bf16":
-        return "bf16", "as the space says"
+    if wanted != "auto":
+        return ("bf16" if wanted == "bf16" else "fp32"), "as the space says"
     if torch.device(device).type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has bf16 instructions"

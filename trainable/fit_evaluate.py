@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
@@ -23,7 +23,7 @@ from trainable.checkpoint import TrainingState, must_fit, read_checkpoint, write
 from trainable.compute import Compute
 from trainable.data.batches import (
     Batch,
-    Batches,
+    DeviceBatches,
     DeviceImages,
     HostBatches,
     batch_bounds,
@@ -111,9 +111,8 @@ class FitEvaluate:
         self._validation_set = validation
         self._batches = self._input(resident)
         weights_generator = torch.Generator().manual_seed(seed.stream(Stream.WEIGHTS))
-        network = DepthwiseSeparableNet(
-            len(train.decoded.class_names), hyperparameters.dropout, weights_generator, compute.fused
-        )
+        n_classes = len(train.decoded.class_names)
+        network = DepthwiseSeparableNet(n_classes, hyperparameters.dropout, weights_generator, compute.fused)
         self.network = network.to(compute.device).to(memory_format=compute.memory_format)
         normalise = Normalise(train.decoded.mean, train.decoded.std, compute.memory_format)
         self.normalise = normalise.to(compute.device)
@@ -215,14 +214,12 @@ class FitEvaluate:
             n_epochs: number of epochs to train, 1 or more.
             on_epoch: called with the result after each epoch.
             console: console for a progress bar; None for no progress bar.
-
-        Returns:
-            Results of the epochs, in order.
         """
         results = []
-        with _progress_bar(console, n_epochs * self.steps_per_epoch) as advance:
+        with Progress(console=console, transient=True, disable=console is None) as progress:
+            task = progress.add_task("training", total=n_epochs * self.steps_per_epoch)
             for _ in range(n_epochs):
-                results.append(self.run_epoch(advance))
+                results.append(self.run_epoch(lambda: progress.advance(task)))
                 if on_epoch:
                     on_epoch(results[-1])
                 if results[-1].diverged:
@@ -231,12 +228,7 @@ class FitEvaluate:
 
     def save(self, folder: Path) -> None:
         """Write the state of training, between two epochs, into `folder` (safetensors and JSON)."""
-        state = TrainingState(
-            hyperparameters=self.hyperparameters,
-            seed=self.seed,
-            epoch=self.epoch,
-            scheduler=self.scheduler.state_dict(),
-        )
+        state = TrainingState(self.hyperparameters, self.seed, self.epoch, self.scheduler.state_dict())
         write_checkpoint(folder, state, self.network.state_dict(), self.optimizer.state_dict())
 
     def restore(self, folder: Path) -> None:
@@ -257,7 +249,7 @@ class FitEvaluate:
         _lay_as_parameters(self.optimizer)
         self.epoch = state.epoch
 
-    def _input(self, resident: DeviceImages | None) -> Batches:
+    def _input(self, resident: DeviceImages | None) -> HostBatches | DeviceBatches:
         decoded = self._train_set.decoded
         policy = AugmentationPolicy.from_hyperparameters(self.hyperparameters, decoded.image_size, decoded.mean)
         if not self.compute.resident:
@@ -315,10 +307,7 @@ def _lay_as_parameters(optimizer: Optimizer) -> None:
     for parameter, slots in optimizer.state.items():
         for name, buffer in slots.items():
             if isinstance(buffer, Tensor) and buffer.stride() != parameter.stride():
-                laid = torch.empty_strided(
-                    parameter.size(), parameter.stride(), dtype=buffer.dtype, device=buffer.device
-                )
-                slots[name] = laid.copy_(buffer)
+                slots[name] = torch.empty_like(parameter, dtype=buffer.dtype).copy_(buffer)
 
 
 class _Totals:
@@ -336,20 +325,3 @@ class _Totals:
 
     def evaluation(self) -> Evaluation:
         return Evaluation(self._loss.item() / self._n_images, self._n_right.item() / self._n_images)
-
-
-@contextmanager
-def _progress_bar(console: Console | None, n_steps: int) -> Iterator[Callable[[], None] | None]:
-    if console is None:
-        yield None
-        return
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps,"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("training", total=n_steps)
-        yield lambda: progress.advance(task)

@@ -6,12 +6,12 @@ that the driver does not load them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from pydantic import BaseModel, ConfigDict
 from ray import tune
 
 from spaces import Dataset, Hyperparameters, InputError
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from trainable.fit_evaluate import FitEvaluate
 
 
-@dataclass(frozen=True, slots=True)
-class TrialConfig:
-    """Instructions to a worker for one trial or one replicate.
+class TrialConfig(BaseModel):
+    """Instructions to a worker for one trial or one replicate. Ray gets them as JSON values, which it can log.
 
     Attributes:
         name: name of the run's folder.
@@ -42,6 +41,8 @@ class TrialConfig:
         resume_from: folder or URL of the checkpoint to resume from; None to start from the first epoch.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     name: str
     trial: int
     purpose: Purpose
@@ -51,41 +52,7 @@ class TrialConfig:
     dataset: Dataset
     experiment_seed: int
     compute: Compute
-    resume_from: Path | str | None
-
-    def as_ray_config(self) -> dict[str, Any]:
-        """Plain values, which Ray can send and log."""
-        return {
-            "name": self.name,
-            "trial": self.trial,
-            "purpose": int(self.purpose),
-            "seed_number": self.seed_number,
-            "hyperparameters": self.hyperparameters.as_dict(),
-            "decoded_folder": str(self.decoded_folder),
-            "dataset": self.dataset.model_dump(),
-            "experiment_seed": self.experiment_seed,
-            "compute": asdict(self.compute),
-            "resume_from": None if self.resume_from is None else str(self.resume_from),
-        }
-
-    @classmethod
-    def from_ray_config(cls, config: Mapping[str, Any]) -> TrialConfig:
-        """Inverse of `as_ray_config`.
-
-        Raises:
-            TypeError: `config` has an unknown key.
-        """
-        values = dict(config)
-        resume_from = values.pop("resume_from")
-        return cls(
-            purpose=Purpose(values.pop("purpose")),
-            hyperparameters=Hyperparameters.from_mapping(values.pop("hyperparameters")),
-            decoded_folder=Path(values.pop("decoded_folder")),
-            dataset=Dataset.model_validate(values.pop("dataset")),
-            compute=Compute(**values.pop("compute")),
-            resume_from=Path(resume_from) if resume_from and not is_url(resume_from) else resume_from,
-            **values,
-        )
+    resume_from: str | None
 
 
 @dataclass(frozen=True)
@@ -130,7 +97,7 @@ class TrialTrainable(tune.Trainable):
         torch.set_num_threads(1)
         from trainable.data.batches import DeviceImages
 
-        trial = TrialConfig.from_ray_config(config)
+        trial = TrialConfig.model_validate(config)
         self._shipped = shipped
         self._resident = DeviceImages(torch.device(trial.compute.device))
         self._run: FitEvaluate | None = None
@@ -139,7 +106,7 @@ class TrialTrainable(tune.Trainable):
         self._start(trial)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._start(TrialConfig.from_ray_config(new_config))
+        self._start(TrialConfig.model_validate(new_config))
         return True
 
     def step(self) -> dict[str, Any]:
@@ -177,11 +144,11 @@ class TrialTrainable(tune.Trainable):
             config.compute,
             self._resident,
         )
-        if isinstance(config.resume_from, str):
+        if config.resume_from is not None and is_url(config.resume_from):
             with fetched(config.resume_from) as folder:
                 restore_or_start_over(self._run, folder)
         elif config.resume_from is not None:
-            restore_or_start_over(self._run, config.resume_from)
+            restore_or_start_over(self._run, Path(config.resume_from))
 
 
 def restore_or_start_over(run: FitEvaluate, folder: Path) -> None:

@@ -284,8 +284,8 @@ def _ray_config(launch: Launch, assignment: Assignment) -> dict[str, Any]:
         dataset=launch.space.dataset,
         experiment_seed=launch.space.search.seed,
         compute=launch.resource_plan.compute,
-        resume_from=resume_from,
-    ).as_ray_config()
+        resume_from=None if resume_from is None else str(resume_from),
+    ).model_dump(mode="json")
 
 
 def _open_session(experiment: Experiment, launch: Launch) -> int:

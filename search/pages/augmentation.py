@@ -42,8 +42,11 @@ def augmented_pictures(data: Data, image_size: int, config: Hyperparameters | No
 
     columns = augmentation_samples(sample_images(decoded), config, decoded.mean)
     pictures = [
-        [Picture(data_uri(thumbnail_png(Image.fromarray(column.images[row]))), column.label) for column in columns]
-        for row in range(len(columns[0].images))
+        [
+            Picture(data_uri(thumbnail_png(Image.fromarray(image))), label)
+            for label, image in zip(columns, row, strict=True)
+        ]
+        for row in zip(*columns.values(), strict=True)
     ]
     return pictures, (
         f"Training images; each transform alone; then four draws as the winner trains: flipped with probability "

@@ -1,7 +1,7 @@
 """Draws a grid of augmented images for visual inspection: each transform alone, and the whole policy."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +21,6 @@ LABEL_PX = 13
 GAP_PX = 6
 
 
-@dataclass(frozen=True)
-class SampleColumn:
-    """One column of the grid: all images after the same treatment.
-
-    Attributes:
-        label: name of the treatment.
-        images: (N, H, W, 3) uint8.
-    """
-
-    label: str
-    images: NDArray[np.uint8]
-
-
 def sample_images(decoded: DecodedSet, n_most: int = N_IMAGES) -> NDArray[np.uint8]:
     """The first image of each of up to `n_most` classes: (N, H, W, 3) uint8."""
     _, first = np.unique(decoded.labels, return_index=True)
@@ -42,7 +29,7 @@ def sample_images(decoded: DecodedSet, n_most: int = N_IMAGES) -> NDArray[np.uin
 
 def augmentation_samples(
     images: NDArray[np.uint8], hyperparameters: Hyperparameters, mean: Sequence[float], seed: int = 0
-) -> list[SampleColumn]:
+) -> dict[str, NDArray[np.uint8]]:
     """Columns of a grid: the originals, each transform alone with probability 1, several draws of the whole policy.
 
     Args:
@@ -50,6 +37,9 @@ def augmentation_samples(
         hyperparameters: source of the three probabilities.
         mean: the data set's mean colour, RGB, 0 to 1.
         seed: seed of the draws.
+
+    Returns:
+        (N, H, W, 3) uint8 images by the label of their column.
     """
     size = int(images.shape[1])
     policy = AugmentationPolicy.from_hyperparameters(hyperparameters, size, mean)
@@ -60,27 +50,27 @@ def augmentation_samples(
         "coarse dropout": replace(never, coarse_dropout_p=1.0),
         **{f"as trained, {draw}": policy for draw in range(1, N_DRAWS + 1)},
     }
-    columns = [SampleColumn("original", images)]
+    columns = {"original": images}
     for i, (label, treatment) in enumerate(treatments.items()):
         augmenter = Augmenter(treatment, size)
         augmenter.reseed(seed + i)
-        columns.append(SampleColumn(label, augmenter(images)))
+        columns[label] = augmenter(images)
     return columns
 
 
-def draw_grid(path: Path, columns: Sequence[SampleColumn]) -> None:
+def draw_grid(path: Path, columns: Mapping[str, NDArray[np.uint8]]) -> None:
     """Write a PNG with one row per image and one labelled column per treatment."""
-    cells = [[_cell(image) for image in column.images] for column in columns]
+    cells = [[_cell(image) for image in images] for images in columns.values()]
     cell_px = cells[0][0].width
     font = ImageFont.load_default(LABEL_PX)
-    widths = [max(cell_px, round(font.getlength(column.label))) for column in columns]
+    widths = [max(cell_px, round(font.getlength(label))) for label in columns]
     top = LABEL_PX + 2 * GAP_PX
     size = (sum(widths) + GAP_PX * (len(columns) + 1), top + len(cells[0]) * (cell_px + GAP_PX))
     grid = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(grid)
     left = GAP_PX
-    for column, pictures, width in zip(columns, cells, widths, strict=True):
-        pen.text((left, GAP_PX), column.label, fill="black", font=font)
+    for label, pictures, width in zip(columns, cells, widths, strict=True):
+        pen.text((left, GAP_PX), label, fill="black", font=font)
         for row, picture in enumerate(pictures):
             grid.paste(picture, (left, top + row * (cell_px + GAP_PX)))
         left += width + GAP_PX

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,26 +22,8 @@ Batch = tuple[Tensor, Tensor]
 RESERVED_BYTES = 2**30
 
 
-class Batches(Protocol):
-    """Batches of (B, H, W, 3) uint8 images and (B,) int64 labels on the run's device."""
-
-    def augmented(self, order: NDArray[np.int64], bounds: Bounds, seed: int) -> Iterator[Batch]:
-        """Augmented batches of one training epoch.
-
-        Args:
-            order: (n,) int64 positions in the training set, in the order of training.
-            bounds: start and stop of each batch in `order`.
-            seed: seed of the augmentation, in [0, 2^63).
-        """
-        ...
-
-    def plain(self, images: ImageSet, size: int) -> Iterator[Batch]:
-        """Batches of `size` images in order, without augmentation; the last batch may be smaller."""
-        ...
-
-
 class HostBatches:
-    """Reads the memory map and augments with albumentations, in this process.
+    """Batches of (B, H, W, 3) uint8 images and (B,) int64 labels, augmented by albumentations in this process.
 
     Args:
         train: training images.
@@ -56,12 +37,20 @@ class HostBatches:
         self._augmenter = Augmenter(policy, train.decoded.image_size)
 
     def augmented(self, order: NDArray[np.int64], bounds: Bounds, seed: int) -> Iterator[Batch]:
+        """Augmented batches of one training epoch.
+
+        Args:
+            order: (n,) int64 positions in the training set, in the order of training.
+            bounds: start and stop of each batch in `order`.
+            seed: seed of the augmentation, in [0, 2^63).
+        """
         self._augmenter.reseed(seed)
         for start, stop in bounds:
             images, labels = self._train.gather(order[start:stop])
             yield self._there(self._augmenter(images), labels)
 
     def plain(self, images: ImageSet, size: int) -> Iterator[Batch]:
+        """Batches of `size` images in order, without augmentation; the last batch may be smaller."""
         for start in range(0, len(images), size):
             yield self._there(*images.gather(slice(start, start + size)))
 
@@ -69,44 +58,37 @@ class HostBatches:
         return torch.from_numpy(images).to(self._device), torch.from_numpy(labels).to(self._device)
 
 
-def resident_bytes(train: ImageSet, validation: ImageSet | None) -> int:
-    """Memory that `DeviceBatches` needs: all images, the images of an epoch in order, and their augmented copies."""
-    image_bytes = train.decoded.image_size**2 * 3
-    return image_bytes * (len(train) + len(validation or ()) + 2 * train.epoch_images)
-
-
-def fits_on_device(needed_bytes: int, free_bytes: int | None) -> bool:
-    """Whether the images of a run may be kept on the device.
-
-    Args:
-        needed_bytes: result of `resident_bytes`.
-        free_bytes: free memory of the device; None for a CPU.
-    """
-    return free_bytes is None or needed_bytes + RESERVED_BYTES <= free_bytes
-
-
 class DeviceImages:
     """Cache of whole image sets on a device; each set is copied there once."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._resident: list[tuple[ImageSet, Batch]] = []
-
-    def holds(self, images: ImageSet) -> bool:
-        return any(known is images for known, _ in self._resident)
+        self._resident: dict[ImageSet, Batch] = {}
 
     def of(self, images: ImageSet) -> Batch:
         """All (N, H, W, 3) uint8 images and (N,) int64 labels of a set."""
-        for known, resident in self._resident:
-            if known is images:
-                return resident
-        pixels, labels = (torch.from_numpy(array).to(self.device) for array in images.gather(slice(None)))
-        self._resident.append((images, (pixels, labels)))
-        return pixels, labels
+        if images not in self._resident:
+            pixels, labels = images.gather(slice(None))
+            self._resident[images] = (
+                torch.from_numpy(pixels).to(self.device),
+                torch.from_numpy(labels).to(self.device),
+            )
+        return self._resident[images]
+
+    def have_room_for(self, train: ImageSet, validation: ImageSet | None) -> bool:
+        """Whether the device holds `train` already, or has free memory for `DeviceBatches` of these sets."""
+        free_bytes = free_device_bytes(self.device)
+        return train in self._resident or free_bytes is None or resident_bytes(train, validation) <= free_bytes
+
+
+def resident_bytes(train: ImageSet, validation: ImageSet | None) -> int:
+    """Memory that `DeviceBatches` needs: all images, an epoch's images in order, their augmented copies, a reserve."""
+    image_bytes = train.decoded.image_size**2 * 3
+    return RESERVED_BYTES + image_bytes * (len(train) + len(validation or ()) + 2 * train.epoch_images)
 
 
 class DeviceBatches:
-    """Augments the images of a whole epoch on the device at the start of the epoch.
+    """`HostBatches` from images on the device, which augments those of a whole epoch at the start of the epoch.
 
     Args:
         train: training images.
@@ -134,20 +116,13 @@ class DeviceBatches:
 
 def resident_batches(
     train: ImageSet, validation: ImageSet | None, policy: AugmentationPolicy, images: DeviceImages
-) -> Batches:
-    """Batches from the device if the images fit into its free memory, otherwise batches from the host.
-
-    Args:
-        train, validation: images of the run.
-        policy: augmentation policy.
-        images: cache of images on the device, shared by the runs of the process.
-    """
-    needed_bytes, free_bytes = resident_bytes(train, validation), free_device_bytes(images.device)
-    if images.holds(train) or fits_on_device(needed_bytes, free_bytes):
+) -> HostBatches | DeviceBatches:
+    """Batches from the device if the images fit into its free memory, otherwise batches from the host."""
+    if images.have_room_for(train, validation):
         return DeviceBatches(train, policy, images)
     warn_once(
-        f"The images need {needed_bytes / 1e9:.1f} GB of the GPU's memory, which has not so much free: they "
-        f"stay on the host and are augmented there, which is slower. Lower `dataset.train_limit` or "
+        f"The images need {resident_bytes(train, validation) / 1e9:.1f} GB of the GPU's memory, which has not so much "
+        f"free: they stay on the host and are augmented there, which is slower. Lower `dataset.train_limit` or "
         f"`dataset.image_size` to have them on the GPU."
     )
     return HostBatches(train, policy, images.device)

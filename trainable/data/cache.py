@@ -124,7 +124,7 @@ def decode_once(dataset: Dataset, split: Split, show_progress: bool = False) -> 
     if intact:
         return intact
     with filled_once(folder) as temporary:
-        _write_arrays(temporary, source, dataset.image_size, show_progress)
+        _decode(temporary, source, dataset.image_size, show_progress)
     return open_decoded(folder)
 
 
@@ -192,15 +192,7 @@ def _opened(folder: Path) -> DecodedSet:
         raise DamagedCacheError(f"{error.strerror or error}") from None
     if labels.min() < 0 or labels.max() >= len(description.class_names):
         raise DamagedCacheError("labels.npy holds labels of no class")
-    return DecodedSet(
-        images=images,
-        labels=labels,
-        class_names=description.class_names,
-        mean=description.mean,
-        std=description.std,
-        content_sha256=description.content_sha256,
-        folder=folder,
-    )
+    return DecodedSet(images, labels, folder=folder, **description.model_dump(exclude={"shape"}))
 
 
 def _mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -257,45 +249,58 @@ def filled_once(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _tracked(source: Source, image_size: int, show_progress: bool) -> Iterable[NDArray[np.uint8]]:
-    if not show_progress:
-        return source.chunks()
+def write_images(
+    folder: Path, labels: NDArray[np.int64], shape: tuple[int, ...], chunks: Iterable[NDArray[np.uint8]]
+) -> str:
+    """Write the arrays of a split into `folder`.
+
+    Args:
+        folder: folder of the split.
+        labels: (N,) int64.
+        shape: (N, H, W, 3), shape of the images.
+        chunks: the images in order, in parts.
+
+    Returns:
+        SHA-256 of the labels and pixels, in hexadecimal.
+    """
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    digest = hashlib.sha256(labels.tobytes())
+    start = 0
+    for chunk in chunks:
+        images[start : start + len(chunk)] = chunk
+        start += len(chunk)
+        digest.update(np.ascontiguousarray(chunk).reshape(-1).data)
+    images.flush()
+    np.save(folder / "labels.npy", labels, allow_pickle=False)
+    return digest.hexdigest()
+
+
+def _decode(folder: Path, source: Source, image_size: int, show_progress: bool) -> None:
+    """Decode all images of `source` into `folder`."""
     n_images = len(source.labels)
-    return track(
-        source.chunks(),
+    total, total_of_squares = np.zeros(3), np.zeros(3)
+
+    def measured() -> Iterator[NDArray[np.uint8]]:
+        for chunk in source.chunks():
+            scaled = chunk.reshape(-1, 3) / 255.0
+            np.add(total, scaled.sum(axis=0), out=total)
+            np.add(total_of_squares, np.square(scaled).sum(axis=0), out=total_of_squares)
+            yield chunk
+
+    chunks = track(
+        measured(),
         f"decoding {n_images:,} images",
         total=math.ceil(n_images / images_per_chunk(image_size)),
         console=Console(stderr=True),
         transient=True,
+        disable=not show_progress,
     )
-
-
-def _write_arrays(folder: Path, source: Source, image_size: int, show_progress: bool) -> None:
-    shape = (len(source.labels), image_size, image_size, 3)
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    digest = hashlib.sha256(source.labels.tobytes())
-    total = np.zeros(3)
-    total_of_squares = np.zeros(3)
-    start = 0
-    for chunk in _tracked(source, image_size, show_progress):
-        images[start : start + len(chunk)] = chunk
-        start += len(chunk)
-        digest.update(chunk.tobytes())
-        scaled = chunk.reshape(-1, 3) / 255.0
-        total += scaled.sum(axis=0)
-        total_of_squares += np.square(scaled).sum(axis=0)
-    images.flush()
-    n_pixels = shape[0] * image_size**2
+    shape = (n_images, image_size, image_size, 3)
+    content_sha256 = write_images(folder, source.labels, shape, chunks)
+    n_pixels = n_images * image_size**2
     mean = total / n_pixels
     std = np.sqrt(np.maximum(total_of_squares / n_pixels - mean**2, 1e-12))
-    measured = (tuple(mean.tolist()), tuple(std.tolist()))
-    mean_used, std_used = source.statistics or measured
-    np.save(folder / "labels.npy", source.labels, allow_pickle=False)
-    description = Description(
-        shape=shape,
-        class_names=source.class_names,
-        mean=mean_used,
-        std=std_used,
-        content_sha256=digest.hexdigest(),
-    )
-    description.write(folder)
+    mean_used, std_used = source.statistics or (tuple(mean.tolist()), tuple(std.tolist()))
+    Description(
+        shape=shape, class_names=source.class_names, mean=mean_used, std=std_used, content_sha256=content_sha256
+    ).write(folder)

@@ -3,7 +3,6 @@
 Only `trainable.data.test_set` opens the test split. Neither this module nor a search imports it.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spaces import Dataset, InputError
+from spaces.printable import warn
 from trainable.data.cache import DecodedSet, decode_once, open_decoded
 from trainable.data.splits import stratified_pick
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A subset of a decoded split.
+    """A subset of a decoded split; equal to itself only.
 
     Attributes:
         decoded: the whole split.
@@ -84,11 +84,8 @@ def prepare_training_data(dataset: Dataset, show_progress: bool = False) -> Trai
     decoded = decode_once(dataset, "train", show_progress)
     n_images = len(decoded.labels)
     if dataset.train_limit is not None and dataset.train_limit > n_images:
-        print(
-            f"`dataset.train_limit` is {dataset.train_limit:,}, and {n_images:,} training images were found: all are "
-            f"used.",
-            file=sys.stderr,
-        )
+        limit = f"`dataset.train_limit` is {dataset.train_limit:,}"
+        warn(f"{limit}, and {n_images:,} training images were found: all are used.")
     return cut(decoded, dataset)
 
 

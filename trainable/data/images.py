@@ -1,10 +1,7 @@
 """Decodes image files, in the same way for training and for prediction. Needs Pillow and numpy only."""
 
 import struct
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +15,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 # Accepted formats. Files with the suffixes above often have another of these formats. The other formats of Pillow
 # include EPS, which would run a program (Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-# Most pixels of one image, and of all images that are decoded at the same time; a pixel takes 4 to 16 bytes.
-# Pillow has the same limit, but would also warn about every image of half that size, so its limit is switched off.
+# Most pixels of one image; a pixel takes 4 to 16 bytes. Pillow has the same limit, but would also warn about every
+# image of half that size, so its limit is switched off.
 MAX_PIXELS = 178_956_970
 Image.MAX_IMAGE_PIXELS = None
 # Blocks above 32 MiB, which glibc returns to the system instead of keeping them in each thread.
@@ -46,11 +43,8 @@ def read_image(path: Path, image_size: int) -> NDArray[np.uint8]:
         UnreadableImageError: the file is not an image, is truncated, or cannot be opened.
     """
     try:
-        with (
-            open_plain(path, follow_links=True) as file,
-            Image.open(file, formats=FORMATS) as image,
-            _DECODING.reserved(_n_pixels(image)),
-        ):
+        with open_plain(path, follow_links=True) as file, Image.open(file, formats=FORMATS) as image:
+            _must_be_small_enough(image)
             return to_square(_upright(image), image_size)
     except UnreadableImageError:
         raise
@@ -64,37 +58,12 @@ def read_image(path: Path, image_size: int) -> NDArray[np.uint8]:
         raise UnreadableImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from None
 
 
-def _n_pixels(image: Image.Image) -> int:
+def _must_be_small_enough(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(
             f"has {width:,} x {height:,} pixels, but may have at most {MAX_PIXELS:,} in all: make it smaller"
         )
-    return width * height
-
-
-class _PixelBudget:
-    """Limits the total number of pixels of the images that threads decode at the same time."""
-
-    def __init__(self, n_pixels: int) -> None:
-        self._n_free = n_pixels
-        self._freed = threading.Condition()
-
-    @contextmanager
-    def reserved(self, n_pixels: int) -> Iterator[None]:
-        """Wait until `n_pixels` are free, and reserve them for the block."""
-        with self._freed:
-            self._freed.wait_for(lambda: n_pixels <= self._n_free)
-            self._n_free -= n_pixels
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._n_free += n_pixels
-                self._freed.notify_all()
-
-
-_DECODING = _PixelBudget(MAX_PIXELS)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -3,10 +3,12 @@
 A source lists the images of one split and decodes them on demand. `trainable.data.cache` stores the decoded images.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +32,8 @@ Split = Literal["train", "test"]
 # Images that are decoded at once: at most CHUNK_IMAGES, and at most CHUNK_PX resized pixels in total.
 CHUNK_IMAGES = 256
 CHUNK_PX = 256 * 128 * 128
+# Threads that decode. Each may hold a photograph of hundreds of megabytes.
+MOST_THREADS = min(8, os.cpu_count() or 1)
 # A fifth of each class of the digits is the test set, picked with a fixed seed.
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_TEST_SEED = 0
@@ -63,18 +67,17 @@ class Source:
 
 @dataclass(frozen=True)
 class _Listing:
-    """Names of the files of one split of an image folder.
+    """Names of the files of one split of an image folder, class by class.
 
     Attributes:
-        paths, labels: paths and labels of the images, class by class.
         problems: reasons why the split is not usable, one line each.
         unused: number of other files, by their suffix.
     """
 
-    paths: list[Path]
-    labels: list[int]
-    problems: list[str]
-    unused: Counter[str]
+    paths: list[Path] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
 
 
 def images_per_chunk(image_size: int) -> int:
@@ -108,7 +111,7 @@ def problem_of_test_folder(dataset: Dataset) -> str | None:
     if dataset.name != "folder":
         return None
     root = expanded(str(dataset.root))
-    problems = _listed(root / "test", _class_names(root, "train")).problems
+    problems = _listed(root / "test", _class_names(root)).problems
     if not problems:
         return None
     more = f" (and {len(problems) - 1} more like this)" if len(problems) > 1 else ""
@@ -125,17 +128,17 @@ def _digits(image_size: int, split: Split) -> Source:
     test_rows = stratified_pick(labels, round(DIGITS_TEST_FRACTION * len(labels)), generator)
     rows = test_rows if split == "test" else np.setdiff1d(np.arange(len(labels)), test_rows)
     grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
-
-    def chunks() -> Iterator[NDArray[np.uint8]]:
-        for images in _in_chunks(grey, image_size):
-            yield np.stack([to_square(Image.fromarray(image), image_size) for image in images])
-
     return Source(
         class_names=tuple(str(name) for name in digits.target_names),
         labels=labels[rows],
         identity={"digits": sklearn.__version__},
-        chunks=chunks,
+        chunks=partial(_resized_chunks, grey, image_size),
     )
+
+
+def _resized_chunks(arrays: NDArray[np.uint8], image_size: int) -> Iterator[NDArray[np.uint8]]:
+    for chunk in _in_chunks(arrays, image_size):
+        yield np.stack([to_square(Image.fromarray(array), image_size) for array in chunk])
 
 
 def _cifar10(dataset: Dataset, split: Split) -> Source:
@@ -148,22 +151,14 @@ def _cifar10(dataset: Dataset, split: Split) -> Source:
         cifar10 = _intact_cifar10(root, split)
     if cifar10 is None:
         remedy = "" if dataset.download else " Let it be fetched: --set dataset.download=true."
-        found = "it is not there"
-        if _exists(root / CIFAR10.base_folder):
-            found = "what is there is damaged"
-        elif _exists(root / CIFAR10.filename):
-            found = f"there is {CIFAR10.filename}, but not unpacked, or not whole"
+        is_begun = _exists(root / CIFAR10.base_folder) or _exists(root / CIFAR10.filename)
+        found = "what is there is not whole" if is_begun else "it is not there"
         raise InputError(f"`dataset.root` is {root}, but must hold an intact CIFAR-10: {found}.{remedy}")
-
-    def chunks() -> Iterator[NDArray[np.uint8]]:
-        for images in _in_chunks(cifar10.data, dataset.image_size):
-            yield np.stack([to_square(Image.fromarray(image), dataset.image_size) for image in images])
-
     return Source(
         class_names=tuple(cifar10.classes),
         labels=np.asarray(cifar10.targets, dtype=np.int64),
         identity={"cifar10": CIFAR10.tgz_md5},
-        chunks=chunks,
+        chunks=partial(_resized_chunks, cifar10.data, dataset.image_size),
         statistics=(CIFAR10_MEAN, CIFAR10_STD),
     )
 
@@ -186,21 +181,18 @@ def _fetch_cifar10(root: Path) -> None:
     """Download and unpack CIFAR-10; only unpack it if the archive is in `root` already."""
     from torchvision.datasets import CIFAR10
 
-    by_hand = f"Put {CIFAR10.filename} there by hand, or use an image folder: --set dataset.name=folder."
     for path in (root / CIFAR10.filename, root / CIFAR10.base_folder, *(root / CIFAR10.base_folder).glob("*")):
         if path.is_symlink():
             raise InputError(f"{path}: is a symbolic link, through which a download would write. Remove it.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         CIFAR10(str(root), download=True)
-    except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
+    except (URLError, ConnectionError, TimeoutError, HTTPException, RuntimeError) as error:
+        # torchvision raises a RuntimeError where the download has another checksum.
+        reason = "what came has another checksum" if isinstance(error, RuntimeError) else error
         raise InputError(
-            f"`dataset.root` is {root}, but CIFAR-10 is not there and cannot be fetched ({error}). {by_hand}"
-        ) from None
-    except RuntimeError:
-        raise InputError(
-            f"`dataset.root` is {root}, but CIFAR-10 could not be fetched whole: what came has another checksum. "
-            f"Try again. {by_hand}"
+            f"`dataset.root` is {root}, but CIFAR-10 is not there and cannot be fetched ({reason}). Try again, put "
+            f"{CIFAR10.filename} there by hand, or use an image folder: --set dataset.name=folder."
         ) from None
     except OSError as error:
         raise InputError(
@@ -210,14 +202,14 @@ def _fetch_cifar10(root: Path) -> None:
 
 
 def _folder(root: Path, image_size: int, split: Split) -> Source:
-    class_names = _class_names(root, "train")
+    class_names = _class_names(root)
     listing = _listed(root / split, class_names)
     _refuse(listing.problems, "Mend them.")
     paths = listing.paths
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
         unreadable: list[str] = []
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(MOST_THREADS) as pool:
             for chunk in _in_chunks(paths, image_size):
                 decoded = list(pool.map(lambda path: _read_or_reason(path, image_size), chunk))
                 unreadable += [image for image in decoded if isinstance(image, str)]
@@ -225,11 +217,10 @@ def _folder(root: Path, image_size: int, split: Split) -> Source:
                     yield np.stack([image for image in decoded if not isinstance(image, str)])
         _refuse(unreadable, "Remove or replace them.")
 
-    files = _sizes_and_times(root, paths)
     return Source(
         class_names=class_names,
         labels=np.asarray(listing.labels, dtype=np.int64),
-        identity={"folder": str(root.resolve()), "files": files},
+        identity={"folder": str(root.resolve()), "files": _sizes_and_times(root, paths)},
         chunks=chunks,
         remarks=_remarks(root / split, listing.unused),
     )
@@ -251,18 +242,15 @@ def _remarks(folder: Path, unused: Counter[str]) -> tuple[str, ...]:
     return (f"{folder}: {n_files} {are} neither .png nor .jpg and not used ({', '.join(kinds)}{more}).",)
 
 
-def _class_names(root: Path, split: Split) -> tuple[str, ...]:
-    folder = root / split
-    must_hold = f"`dataset.root` is {root}, but must be a folder that holds {split}/<class>/*.png or *.jpg"
+def _class_names(root: Path) -> tuple[str, ...]:
+    folder = root / "train"
+    must_hold = f"`dataset.root` is {root}, but must be a folder that holds train/<class>/*.png or *.jpg"
     for path in (root, folder):
         if _exists(path) and not path.is_dir():
             raise InputError(f"{must_hold}: {path} is a file.")
     if not _exists(folder):
         raise InputError(f"{must_hold}: there is no {folder}.")
-    try:
-        names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry)))
-    except OSError as error:
-        raise InputError(_cannot_be_read(folder, error)) from None
+    names = tuple(_class_folders(folder))
     if len(names) < 2:
         found = f"has one class folder (`{names[0]}`)" if names else "has no class folder"
         raise InputError(f"{folder}: {found}, but must have at least 2: one a class, with its images inside.")
@@ -274,32 +262,35 @@ def _class_names(root: Path, split: Split) -> tuple[str, ...]:
 
 
 def _listed(folder: Path, class_names: Sequence[str]) -> _Listing:
-    paths: list[Path] = []
-    labels: list[int] = []
-    unused: Counter[str] = Counter()
+    listing = _Listing()
     if not _exists(folder):
-        return _Listing(paths, labels, [f"{folder}: is not there, but must hold <class>/*.png or *.jpg."], unused)
-    try:
-        problems = [
-            f"{entry}: is a class that train/ does not have. Remove it, or add training images for it."
-            for entry in sorted(folder.iterdir())
-            if entry.is_dir() and not _is_hidden(entry) and entry.name not in class_names
-        ]
-    except OSError as error:
-        raise InputError(_cannot_be_read(folder, error)) from None
+        listing.problems.append(f"{folder}: is not there, but must hold <class>/*.png or *.jpg.")
+        return listing
+    for name in _class_folders(folder):
+        if name not in class_names:
+            listing.problems.append(
+                f"{folder / name}: is a class that train/ does not have. Remove it, or add training images for it."
+            )
     for label, name in enumerate(class_names):
         try:
             entries = sorted(path for path in (folder / name).iterdir() if not _is_hidden(path))
         except OSError as error:
-            problems.append(_cannot_be_read(folder / name, error))
+            listing.problems.append(_cannot_be_read(folder / name, error))
             continue
         images = [path for path in entries if path.suffix.lower() in SUFFIXES]
         if not images:
-            problems.append(f"{folder / name}: holds no .png or .jpg file, but every class must have images.")
-        paths += images
-        labels += [label] * len(images)
-        unused.update(_kind(path) for path in entries if path.suffix.lower() not in SUFFIXES)
-    return _Listing(paths, labels, problems, unused)
+            listing.problems.append(f"{folder / name}: holds no .png or .jpg file, but every class must have images.")
+        listing.paths.extend(images)
+        listing.labels.extend([label] * len(images))
+        listing.unused.update(_kind(path) for path in entries if path.suffix.lower() not in SUFFIXES)
+    return listing
+
+
+def _class_folders(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry))
+    except OSError as error:
+        raise InputError(_cannot_be_read(folder, error)) from None
 
 
 def _kind(path: Path) -> str:
@@ -308,8 +299,7 @@ def _kind(path: Path) -> str:
 
 def _sizes_and_times(root: Path, paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     """Name, size in bytes and modification time in nanoseconds of each file, to detect changes."""
-    files = []
-    problems = []
+    files, problems = [], []
     for path in paths:
         try:
             status = path.stat()

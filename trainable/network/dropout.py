@@ -17,10 +17,9 @@ SERVINGS = 64
 class DropoutNoise:
     """Draws dropout masks in which each unit is kept with probability 1 - p.
 
-    `bernoulli_` runs on one thread and takes a quarter of a training step on a CPU. This class fills a pool of draws
-    once, and gives each layer in each step a stretch of the pool at a random offset. The draws within a stretch are
-    independent. For a given unit, two stretches use the same draw with probability about 2⁻²². The pool is drawn
-    again every few dozen steps.
+    `bernoulli_` takes a quarter of a training step on a CPU. This class fills a pool of draws once, and gives each
+    layer in each step a stretch of it at a random offset. Draws within a stretch are independent; for a given unit,
+    two stretches use the same draw with probability about 2⁻²². The pool is drawn again every few dozen steps.
 
     Args:
         p: probability that a unit is zeroed, in [0, 1), rounded to a multiple of 2⁻¹⁶.
@@ -34,11 +33,6 @@ class DropoutNoise:
         self._offsets = random.Random()
         self._n_served = 0
 
-    @property
-    def most_at_once(self) -> int:
-        """Largest `n_units` that `draw` accepts."""
-        return STRETCH_UNITS
-
     def reseed(self, seed: int) -> None:
         """Restart the stream of draws from `seed`, in [0, 2^63)."""
         self._generator = torch.Generator().manual_seed(seed)
@@ -46,7 +40,7 @@ class DropoutNoise:
         self._pool = None
 
     def draw(self, n_units: int) -> NDArray[np.int16]:
-        """Draw the mask of `n_units` units.
+        """Draw the mask of `n_units` units, at most `STRETCH_UNITS`.
 
         Returns:
             (n_units,) int16: -1 for a kept unit, 0 for a zeroed unit. This is a view of the pool: do not write to

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from spaces.schema import Precision
+from trainable.network import dropout
 from trainable.network.dropout import DropoutNoise
 from trainable.network.kernels import Rows, as_rows, kernels_for
 
@@ -135,7 +136,7 @@ def _forward(
     if noise is None or noise.p == 0:
         forward(x, _f32(scale), _f32(shift), _NO_MASK, y)
         return
-    n_rows = max(1, noise.most_at_once // n_channels)
+    n_rows = max(1, dropout.STRETCH_UNITS // n_channels)
     for start in range(0, len(x), n_rows):
         part = slice(start, min(start + n_rows, len(x)))
         keep = noise.draw((part.stop - part.start) * n_channels).reshape(-1, n_channels)

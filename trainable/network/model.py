@@ -1,7 +1,7 @@
 """The network: four blocks of dilated and depthwise-separable convolutions, 118,546 parameters for 10 classes."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor, nn
@@ -88,14 +88,7 @@ class DepthwiseSeparableNet(nn.Module):
             initialise(self, generator)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the log-probabilities.
-
-        Args:
-            images: (N, 3, H, W) float, normalised; H and W are at least `SMALLEST_IMAGE_PX`.
-
-        Returns:
-            (N, n_classes) float32 log-probabilities.
-        """
+        """(N, 3, H, W) float, normalised, H and W at least `SMALLEST_IMAGE_PX` → (N, n_classes) float32."""
         features = self.pool(self.blocks(images))
         # Always in fp32: in bf16 the loss would have only two or three significant digits.
         return torch.log_softmax(self.classifier(features).flatten(1).float(), dim=1)
@@ -147,28 +140,10 @@ def initialise(network: nn.Module, generator: Generator) -> None:
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
 
-def receptive_field_px(modules: Iterable[nn.Module]) -> int:
-    """Side of the input square that one output pixel depends on.
-
-    Args:
-        modules: layers or containers in the order of the forward pass; only convolutions and poolings with a
-            kernel change the result.
-
-    Returns:
-        Pixels: 1 + Σ (kernel - 1) · dilation · product of the preceding strides (Araujo et al.,
-        "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019).
-    """
-    field_px, jump_px = 1, 1
-    for module in modules:
-        for layer in module.modules():
-            if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-                continue
-            kernel, stride, dilation = (
-                _side(getattr(layer, name, 1)) for name in ("kernel_size", "stride", "dilation")
-            )
-            field_px += (kernel - 1) * dilation * jump_px
-            jump_px *= stride
-    return field_px
+def receptive_field_px(module: nn.Module) -> int:
+    """Side of the input square that one output pixel depends on: 1 + Σ (kernel - 1) · dilation, at stride 1."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return 1 + sum((layer.kernel_size[0] - 1) * layer.dilation[0] for layer in layers)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -177,14 +152,12 @@ def count_parameters(module: nn.Module) -> int:
 
 def summary(network: DepthwiseSeparableNet, image_size: int) -> str:
     """Plain-text table of the network's stages for images of `image_size` × `image_size` pixels."""
-    side = image_size
     rows = []
     for number, block in enumerate(network.blocks, 1):
-        side -= 4
+        side = image_size - 4 * number
         rows.append((f"block {number}", f"64 x {side} x {side}", count_parameters(block)))
-    n_classes = network.classifier.out_channels
     rows.append(("max pool", "64 x 1 x 1", 0))
-    rows.append(("classifier", f"{n_classes}", count_parameters(network.classifier)))
+    rows.append(("classifier", f"{network.classifier.out_channels}", count_parameters(network.classifier)))
     lines = [f"{'stage':<12}{'output':>16}{'parameters':>14}"]
     lines += [f"{name:<12}{shape:>16}{n_parameters:>14,}" for name, shape, n_parameters in rows]
     lines.append(f"{'total':<28}{count_parameters(network):>14,}")
@@ -204,7 +177,3 @@ def _norm_relu(n_channels: int, noise: DropoutNoise | None) -> tuple[nn.Module, 
     if noise is None:
         return nn.BatchNorm2d(n_channels), nn.ReLU()
     return NormReluDropout(n_channels, None), nn.Identity()
-
-
-def _side(size: int | tuple[int, ...]) -> int:
-    return size if isinstance(size, int) else size[0]
