@@ -1,7 +1,6 @@
 """Device, precision and implementation of a run. They change speed and rounding, not the training algorithm."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -77,14 +76,11 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU has bf16 instructions"
         return "fp32", "the GPU has no bf16 instructions"
-    instructions = next((name for name in _CPU_BF16_INSTRUCTIONS if _cpu_capabilities().get(name)), None)
+    capabilities = torch.cpu.get_capabilities()
+    instructions = next((name for name in _CPU_BF16_INSTRUCTIONS if capabilities.get(name)), None)
     if instructions:
         return "bf16", f"the processor has {instructions.upper().replace('_', '-')}"
     return "fp32", "the processor has no bf16 instructions"
-
-
-def _cpu_capabilities() -> dict[str, Any]:
-    return dict(torch.cpu.get_capabilities())
 
 
 def choose_device(wanted: str) -> str:

@@ -23,7 +23,7 @@ from trainable.augmentation.batched import (
 )
 from trainable.augmentation.policy import AugmentationPolicy, Augmenter, geometric_transforms
 
-SIZES = (18, 32, 33)
+SIZES = (18, 33)
 # OpenCV 5 interpolates in float32, as torch does: only what is all but halfway between two levels is rounded
 # otherwise. OpenCV 4 rounds coordinates to 1/32 px: at most 1/64 px off along both axes, on each of which
 # neighbouring pixels differ by up to 255, and 1 more by rounding.
@@ -194,7 +194,7 @@ def test_each_transform_happens_as_often_as_its_probability_says() -> None:
 
 
 @pytest.mark.parametrize("image_size", SIZES)
-def test_scales_and_angles_are_distributed_as_albumentations_are(image_size: int) -> None:
+def test_moves_are_distributed_as_albumentations_are(image_size: int) -> None:
     theirs = moves_of(affine_params(image_size, 2000), image_size)
     ours = draw(policy(), 20_000, image_size, generator())
     assert 0.8 <= ours.scale.min() < 0.801
@@ -204,11 +204,6 @@ def test_scales_and_angles_are_distributed_as_albumentations_are(image_size: int
     assert stats.ks_2samp(ours.scale, theirs.scale).pvalue > 0.01
     assert stats.ks_2samp(ours.angle_degrees, theirs.angle_degrees).pvalue > 0.01
 
-
-@pytest.mark.parametrize("image_size", SIZES)
-def test_shifts_are_whole_pixels_distributed_as_albumentations_are(image_size: int) -> None:
-    theirs = moves_of(affine_params(image_size, 2000), image_size)
-    ours = draw(policy(), 20_000, image_size, generator())
     for axis in ("shift_x_px", "shift_y_px"):
         assert_same_distribution(getattr(ours, axis), getattr(theirs, axis).round())
 
@@ -238,7 +233,7 @@ def test_draws_say_nothing_of_each_other() -> None:
 
 
 def test_many_augmentations_of_one_image_have_albumentations_mean_and_spread() -> None:
-    n, some = 3000, policy(0.3, 0.6, 0.4)
+    n, some = 1500, policy(0.3, 0.6, 0.4)
     image = smooth(1, 32)
     theirs = Augmenter(some, 32)
     theirs.reseed(1)
@@ -249,7 +244,7 @@ def test_many_augmentations_of_one_image_have_albumentations_mean_and_spread() -
     spread = by_them.std(0)
     # A difference of two means of n has a standard error of sqrt(2 / n) spreads, and its mean size is 0.8 of that.
     assert np.mean(np.abs(by_us.mean(0) - by_them.mean(0)) / spread) < 1.6 * np.sqrt(2 / n)
-    assert np.mean(np.abs(by_us.std(0) / spread - 1)) < 0.03
+    assert np.mean(np.abs(by_us.std(0) / spread - 1)) < 0.045
 
 
 def test_a_seed_fixes_all_draws() -> None:
@@ -274,53 +269,12 @@ def test_images_are_augmented_in_parts_as_they_are_at_once(monkeypatch: pytest.M
     assert torch.equal(in_parts(images), at_once(images))
 
 
-def test_nothing_happens_at_probability_zero() -> None:
-    images, draws = noise(40), no_draws(40)
-    assert torch.equal(BatchedAugmenter(policy(), 32, "cpu")(images), images)
-    assert torch.equal(flip(images, draws), images)
-    assert torch.equal(shift_scale_rotate(images, draws), images)
-    assert torch.equal(cut_hole(images, draws, 9, hole_colour(policy(), "cpu")), images)
-
-
-def test_images_that_are_not_moved_stay_bit_for_bit() -> None:
-    images = noise(200)
-    draws = draw(policy(shift_scale_rotate_p=0.5), 200, 32, generator())
-    moved = shift_scale_rotate(images, draws)
-    assert torch.equal(moved[~draws.moved], images[~draws.moved])
-    assert (moved[draws.moved] != images[draws.moved]).flatten(1).any(1).float().mean() > 0.95
-
-
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_the_input_is_left_as_it_was(p: float) -> None:
+def test_the_input_is_left_as_it_was_and_changes_with_probability_zero_never() -> None:
     images = noise(40)
     before = images.clone()
-    BatchedAugmenter(policy(p, p, p), 32, "cpu")(images).zero_()
+    BatchedAugmenter(policy(1.0, 1.0, 1.0), 32, "cpu")(images).zero_()
+    assert torch.equal(BatchedAugmenter(policy(), 32, "cpu")(images), before)
     assert torch.equal(images, before)
-
-
-def test_no_images_are_no_error() -> None:
-    assert BatchedAugmenter(policy(1.0, 1.0, 1.0), 32, "cpu")(noise(0)).shape == (0, 32, 32, 3)
-
-
-@pytest.mark.parametrize(
-    "images, found",
-    [
-        (noise(2).float(), r"\(2, 32, 32, 3\) float32 on cpu"),
-        (noise(2, 18), r"\(2, 18, 18, 3\) uint8 on cpu"),
-        (noise(2)[0], r"\(32, 32, 3\) uint8 on cpu"),
-        (noise(2).permute(0, 3, 1, 2), r"\(2, 3, 32, 32\) uint8 on cpu"),
-        (noise(2).to("meta"), r"\(2, 32, 32, 3\) uint8 on meta"),
-    ],
-)
-def test_other_images_are_an_error_that_says_what_they_are_and_must_be(images: Tensor, found: str) -> None:
-    rule = r"but must be \(N, 32, 32, 3\) uint8 on cpu"
-    with pytest.raises(ValueError, match=f"`images` is {found}, {rule}"):
-        BatchedAugmenter(policy(), 32, "cpu")(images)
-
-
-def test_an_image_smaller_than_its_hole_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"`image_size` is 8, but must be at least 2 and `hole_px` \(9\)"):
-        BatchedAugmenter(policy(), 8, "cpu")
 
 
 @pytest.mark.gpu

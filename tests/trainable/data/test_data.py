@@ -1,9 +1,5 @@
 import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +10,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from spaces import Dataset, InputError, load_space
-from trainable.data import cache, images
-from trainable.data.cache import decode_once, find_training_images, open_decoded
+from trainable.data.cache import find_training_images, open_decoded
 from trainable.data.datasets import open_training_data, prepare_training_data
-from trainable.data.images import UnreadableImageError, read_image
 from trainable.data.sources import images_per_chunk, problem_of_test_folder
 from trainable.data.splits import stratified_pick
 from trainable.data.test_set import open_test_set
-from trainable.environment import cache_root
 
 
 @pytest.fixture
@@ -53,7 +46,7 @@ def test_digits_are_scikit_learns_and_split_the_same_way_every_time() -> None:
 
 
 def test_digits_keep_their_shape() -> None:
-    data = prepare_training_data(Dataset(name="digits", image_size=64))
+    data = prepare_training_data(Dataset(name="digits", image_size=32))
     small = {tuple(np.rint(image * 255 / 16).astype(int).ravel()) for image in load_digits().images}
     shrunk = np.asarray(Image.fromarray(data.decoded.images[0]).convert("L").resize((8, 8), Image.Resampling.BOX))
     distances = [np.abs(shrunk.ravel() - candidate).mean() for candidate in small]
@@ -83,6 +76,7 @@ def test_a_folder_is_decoded_with_its_class_names(folder: Path) -> None:
     assert data.decoded.class_names == ("cat", "dog")
     assert data.decoded.images.shape == (12, 18, 18, 3)
     assert isinstance(data.decoded.images, np.memmap)
+    assert not data.decoded.images.flags.writeable
     images, labels = data.everything.gather(slice(0, 12))
     assert (images[labels == 0][..., 0] == 200).all()
     assert (images[labels == 1][..., 2] == 200).all()
@@ -123,7 +117,7 @@ def test_every_flipped_bit_of_the_cache_is_told_and_the_split_is_decoded_again(
     images, labels, path = intact.images.copy(), intact.labels, intact.folder / name
     n_bits = 8 * path.stat().st_size
     # Each bit of numpy's 128 bytes of header, or of the description, has other consequences; pixels are alike.
-    for bit in {*range(0, min(n_bits, 8 * 128), 13), *range(5, n_bits, n_bits // 20)}:
+    for bit in {*range(0, min(n_bits, 8 * 128), 43), *range(5, n_bits, n_bits // 9)}:
         flip_bit(path, bit)
         again = prepare_training_data(dataset).decoded
         (line,) = capfd.readouterr().err.splitlines()
@@ -193,22 +187,10 @@ def test_an_array_that_is_not_the_described_one_is_a_damaged_cache(damage: str, 
 def test_a_process_that_has_mapped_a_cache_keeps_it_while_another_makes_it_anew(folder: Path) -> None:
     decoded = prepare_training_data(folder_dataset(folder)).decoded
     before = decoded.images.copy()
-    flip_bit(decoded.folder / "labels.npy", 8 * 130)
+    flip_bit(decoded.folder / "images.npy", 8 * 1000)
+    open_decoded(decoded.folder)  # a worker does not compare the checksum, a command does
     prepare_training_data(folder_dataset(folder))
-    np.testing.assert_array_equal(decoded.images, before)
-
-
-def test_pixels_are_compared_with_their_checksum_once_a_command_and_not_by_each_worker(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded = prepare_training_data(folder_dataset(folder)).decoded
-    n_compared = []
-    compare = cache._must_fit_checksum
-    monkeypatch.setattr(cache, "_must_fit_checksum", lambda split: (n_compared.append(1), compare(split)))
-    open_decoded(decoded.folder)
-    assert len(n_compared) == 0
-    prepare_training_data(folder_dataset(folder))
-    assert len(n_compared) == 1
+    assert (decoded.images != before).sum() == 1, "the changed pixel of the old file, which is kept"
 
 
 def test_other_kinds_of_files_are_counted_and_capitals_are_no_other_kind(
@@ -274,41 +256,6 @@ def test_cifar10_is_in_the_cache_folder_unless_the_space_says_where(
         prepare_training_data(explicit)
 
 
-def test_unreadable_images_are_named_up_to_ten_then_counted(folder: Path) -> None:
-    for i in range(15):
-        (folder / "train" / "cat" / f"bad{i:02d}.png").write_bytes(b"not an image")
-    whole = (folder / "train" / "dog" / "0.png").read_bytes()
-    (folder / "train" / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
-    before = {path for path in cache_root().glob("*")}
-    with pytest.raises(InputError) as caught:
-        prepare_training_data(folder_dataset(folder))
-    assert "bad00.png: is not an image." in caught.value.lines[0]
-    assert len(caught.value.lines) == 11
-    assert caught.value.lines[-1].startswith("… and 6 more")
-    assert {path for path in cache_root().glob("*")} == before, "a half-made cache was left behind"
-
-
-def test_problems_of_a_folder_are_reported_together(folder: Path) -> None:
-    shutil.rmtree(folder / "train" / "cat")
-    (folder / "train" / "cat").mkdir()
-    (folder / "train" / "eel").mkdir()
-    with pytest.raises(InputError) as caught:
-        prepare_training_data(folder_dataset(folder))
-    assert [line.split(": ")[0].rsplit("/", 1)[1] for line in caught.value.lines] == ["cat", "eel"]
-
-
-@pytest.mark.parametrize("root", ["/nowhere/at/all", "."])
-def test_a_folder_without_images_says_what_it_must_hold(root: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"must be a folder that holds train/<class>/\*\.png"):
-        prepare_training_data(folder_dataset(tmp_path / root))
-
-
-def test_classes_of_test_that_train_lacks_are_refused(folder: Path) -> None:
-    (folder / "test" / "eel").mkdir()
-    with pytest.raises(InputError, match="eel: is a class that train/ does not have"):
-        open_test_set(folder_dataset(folder))
-
-
 def test_a_limit_beyond_the_data_takes_all_images_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = prepare_training_data(folder_dataset(folder, train_limit=4000))
     assert len(data.everything) == len(data.train) + len(data.validation) == 12
@@ -319,132 +266,6 @@ def test_a_limit_beyond_the_data_takes_all_images_and_says_so(folder: Path, caps
     assert opened.train.rows.tolist() == data.train.rows.tolist(), "a worker cuts them alike"
     prepare_training_data(folder_dataset(folder, train_limit=12))
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
-    [
-        ("L", 100, (100, 100, 100)),
-        ("P", 0, None),
-        ("RGBA", (10, 20, 30, 128), (10, 20, 30)),
-        ("CMYK", (0, 255, 255, 0), (254, 0, 0)),
-        ("I;16", 100 * 256, (100, 100, 100)),
-        ("1", 1, (255, 255, 255)),
-    ],
-)
-def test_images_of_other_kinds_become_rgb(
-    mode: str, colour: object, expected: tuple[int, ...] | None, tmp_path: Path
-) -> None:
-    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    Image.new(mode, (30, 20), colour).save(path)  # type: ignore[arg-type]
-    image = read_image(path, 17)
-    assert image.shape == (17, 17, 3)
-    assert image.dtype == np.uint8
-    if expected:
-        np.testing.assert_allclose(image[8, 8], expected, atol=2)
-
-
-def test_a_camera_s_rotation_is_applied(tmp_path: Path) -> None:
-    image = Image.new("RGB", (20, 20))
-    image.paste((255, 255, 255), (0, 0, 20, 10))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    image.save(tmp_path / "image.png", exif=exif)
-    read = read_image(tmp_path / "image.png", 20)
-    assert read[2].max() == 0
-    assert read[17].min() == 255
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_damaged_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x010F] = "maker"
-    exif[0x011A] = 72.0
-    path = tmp_path / "image.jpg"
-    Image.new("RGB", (20, 20), (200, 10, 10)).save(path, exif=exif)
-    content = bytearray(path.read_bytes())
-    start = content.index(b"Exif")
-    end = start - 2 + int.from_bytes(content[start - 2 : start], "big")
-    for offset in range(start + 6, end):
-        damaged = bytearray(content)
-        damaged[offset] ^= 0xFF
-        path.write_bytes(bytes(damaged))
-        assert read_image(path, 17)[8, 8, 0] > 150
-
-
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + b"\x00" * 30, b"GIF89a"])
-def test_what_is_not_an_image_is_an_error_of_its_own(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "image.png").write_bytes(content)
-    with pytest.raises(UnreadableImageError):
-        read_image(tmp_path / "image.png", 17)
-
-
-def test_images_are_decoded_side_by_side_only_while_their_pixels_fit_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "_DECODING", images._PixelBudget(1000))
-    at_once: list[int] = []
-    most = 0
-    decode = images._upright
-
-    def counted(image: Image.Image) -> Image.Image:
-        nonlocal most
-        at_once.append(image.width * image.height)
-        most = max(most, sum(at_once))
-        time.sleep(0.01)
-        at_once.remove(image.width * image.height)
-        return decode(image)
-
-    monkeypatch.setattr(images, "_upright", counted)
-    for i in range(24):
-        Image.new("L", (20, (10, 20, 50)[i % 3])).save(tmp_path / f"{i}.png")
-    threads = [threading.Thread(target=read_image, args=(tmp_path / f"{i}.png", 17)) for i in range(24)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert 400 < most <= 1000
-
-
-def test_an_image_that_cannot_be_decoded_gives_its_pixels_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_DECODING", images._PixelBudget(400))
-    Image.effect_noise((20, 20), 50).save(tmp_path / "whole.png")
-    whole = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
-    for _ in range(3):
-        with pytest.raises(UnreadableImageError):
-            read_image(tmp_path / "half.png", 17)
-    read_image(tmp_path / "whole.png", 17)
-
-
-def test_an_image_over_the_largest_size_is_refused_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
-    Image.new("L", (50, 20)).save(tmp_path / "fits.png")
-    Image.new("L", (20, 51)).save(tmp_path / "large.png")
-    read_image(tmp_path / "fits.png", 17)
-    expected = r"^has 20 x 51 pixels, but may have at most 1,000 in all: make it smaller$"
-    with pytest.raises(UnreadableImageError, match=expected):
-        read_image(tmp_path / "large.png", 17)
-
-
-def test_no_warning_of_the_image_library_reaches_the_user(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x010F] = "maker"
-    Image.new("RGB", (20, 20)).save(tmp_path / "image.jpg", exif=exif)
-    content = (tmp_path / "image.jpg").read_bytes()
-    (tmp_path / "image.jpg").write_bytes(content.replace(b"II*\0", b"II*\1", 1).replace(b"MM\0*", b"MM\0+", 1))
-    Image.new("1", (9500, 9500)).save(tmp_path / "image.png")
-    program = (
-        "import sys; from pathlib import Path; from trainable.data.images import read_image\n"
-        "print([read_image(Path(path), 17).shape for path in sys.argv[1:]])"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "image.jpg"), str(tmp_path / "image.png")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "[(17, 17, 3), (17, 17, 3)]\n"
-    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("image_size", [17, 32, 128, 129, 512, 1024])
@@ -503,10 +324,3 @@ def test_cifar10_is_torchvision_s_with_its_checksums(tmp_path: Path, monkeypatch
     (base / "data_batch_1").write_bytes(b"half a download")
     with pytest.raises(InputError, match=r"must hold an intact CIFAR-10.*dataset\.download=true"):
         prepare_training_data(dataset)
-
-
-def test_decoded_sets_open_in_any_process_from_their_folder_alone(tiny_digits: Dataset) -> None:
-    decoded = decode_once(tiny_digits, "train")
-    again = open_decoded(decoded.folder)
-    assert again.content_sha256 == decoded.content_sha256
-    assert not again.images.flags.writeable

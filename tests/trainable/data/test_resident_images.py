@@ -12,7 +12,6 @@ from trainable.data.batches import (
     DeviceBatches,
     DeviceImages,
     HostBatches,
-    fits_on_device,
     resident_batches,
     resident_bytes,
 )
@@ -45,46 +44,32 @@ def outcomes(run: FitEvaluate, n_epochs: int = 2) -> list[float]:
     return [value for result in results for value in (result.train_loss, result.validation_loss)]
 
 
-@pytest.mark.parametrize(
-    ("needed_bytes", "free_bytes", "fits"),
-    [
-        (100, None, True),
-        (100, RESERVED_BYTES + 100, True),
-        (101, RESERVED_BYTES + 100, False),
-        (0, RESERVED_BYTES - 1, False),
-    ],
-)
-def test_images_are_put_on_a_device_that_has_room_for_them_and_for_training(
-    needed_bytes: int, free_bytes: int | None, fits: bool
-) -> None:
-    assert fits_on_device(needed_bytes, free_bytes) == fits
-
-
-def test_resident_images_need_room_for_themselves_and_for_an_epoch_twice(data: TrainingData) -> None:
+def test_resident_images_need_room_for_themselves_an_epoch_twice_and_a_reserve(data: TrainingData) -> None:
     image_bytes = 17 * 17 * 3
-    assert resident_bytes(data.train, None) == 3 * len(data.train) * image_bytes
+    assert resident_bytes(data.train, None) == RESERVED_BYTES + 3 * len(data.train) * image_bytes
     longer = replace(data.train, images_per_epoch=1000)
-    expected = (len(data.train) + len(data.validation) + 2000) * image_bytes
+    expected = RESERVED_BYTES + (len(data.train) + len(data.validation) + 2000) * image_bytes
     assert resident_bytes(longer, data.validation) == expected
 
 
 def test_without_room_on_the_device_batches_come_from_the_host_and_a_line_says_so(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    free_bytes = 10**12
+    needed_bytes = resident_bytes(data.train, data.validation)
+    free_bytes = needed_bytes
     monkeypatch.setattr(batches, "free_device_bytes", lambda device: free_bytes)
     policy = AugmentationPolicy.from_hyperparameters(CONFIG, data.decoded.image_size, data.decoded.mean)
     kept = DeviceImages(torch.device("cpu"))
     resident = resident_batches(data.train, data.validation, policy, kept)
     assert isinstance(resident, DeviceBatches)
     next(resident.plain(data.train, 8))
-    free_bytes = 10**6
+    free_bytes = needed_bytes - 1
     assert isinstance(resident_batches(data.train, data.validation, policy, kept), DeviceBatches), "they lie there"
     for _ in range(2):
         on_host = resident_batches(data.train, data.validation, policy, DeviceImages(torch.device("cpu")))
         assert isinstance(on_host, HostBatches)
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("The images need 0.0 GB of the GPU's memory, which has not so much free: they stay on the ")
+    assert line.startswith("The images need 1.1 GB of the GPU's memory, which has not so much free: they stay on the ")
 
 
 def test_resident_images_train_the_same_network_where_nothing_is_augmented(data: TrainingData) -> None:
@@ -105,22 +90,16 @@ def test_resident_images_are_augmented_by_the_same_policy(data: TrainingData) ->
 
     def changed(batches: HostBatches | DeviceBatches) -> float:
         shares = []
-        for seed in range(20):
+        for seed in range(12):
             images, labels = next(iter(batches.augmented(order, bounds, seed)))
             assert labels.tolist() == data.train.labels.tolist()
             shares.append((images != originals).flatten(1).any(1).float().mean().item())
         return sum(shares) / len(shares)
 
-    assert changed(resident) == pytest.approx(changed(host), abs=0.03)
+    assert changed(resident) == pytest.approx(changed(host), abs=0.04)
 
 
-def test_a_seed_repeats_a_resident_run_and_another_does_not(data: TrainingData) -> None:
-    first, again, other = (outcomes(fit(data, RESIDENT, number=number)) for number in (0, 0, 1))
-    assert first == again
-    assert first[0] != other[0]
-
-
-def test_runs_of_a_process_bring_each_set_to_the_device_once(
+def test_a_seed_repeats_a_resident_run_and_each_set_is_brought_to_the_device_once(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brought = []
@@ -128,9 +107,10 @@ def test_runs_of_a_process_bring_each_set_to_the_device_once(
     monkeypatch.setattr(
         type(data.train), "gather", lambda self, positions: (brought.append(self), gather(self, positions))[1]
     )
-    resident = DeviceImages(torch.device("cpu"))
-    for number in range(3):
-        outcomes(fit(data, RESIDENT, number=number, resident=resident), 1)
+    kept = DeviceImages(torch.device("cpu"))
+    first, again, other = (outcomes(fit(data, RESIDENT, number=number, resident=kept), 1) for number in (0, 0, 1))
+    assert first == again
+    assert first[0] != other[0]
     assert [images is data.train for images in brought] == [True, False]
 
 
