@@ -17,9 +17,8 @@ from search.retraining.training_runs import Progress
 from spaces.counted import counted
 from spaces.errors import InputError
 from spaces.printable import printable, shell_word
-from trainable.compute import choose_compute
+from trainable.compute import choose_compute, describe_device
 from trainable.data.datasets import prepare_training_data
-from trainable.compute import describe_device
 
 
 def planned(

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from search.retraining import export
 from search.retraining.export import export_all
 from spaces.errors import RunError
-from trainable.network.model import DepthwiseSeparableNet
-from trainable.network.model import Normalise
+from trainable.network.model import DepthwiseSeparableNet, Normalise
 
 NORMALISE = Normalise((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
 CLASS_NAMES = ("a", "b", "c")
