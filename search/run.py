@@ -72,14 +72,14 @@ def _start(options: argparse.Namespace, common: dict[str, Any]) -> str:
         raise InputError(
             "--add-trials, --add-epochs and --allow-changed-space change a search that there is: give --resume NAME."
         )
-    from search.session.request import SearchRequest
+    from search.session.conduct import SessionRequest
     from search.session.start import print_plan, start_search
 
-    request = SearchRequest(name=options.name, overrides=(*_shortcut_overrides(options), *options.set), **common)
+    request = SessionRequest(overrides=(*_shortcut_overrides(options), *options.set), **common)
     if options.dry_run:
-        print_plan(request)
+        print_plan(request, options.name)
         return "finished"
-    return start_search(request)
+    return start_search(request, options.name)
 
 
 def _resume(options: argparse.Namespace, common: dict[str, Any]) -> str:
@@ -93,8 +93,7 @@ def _resume(options: argparse.Namespace, common: dict[str, Any]) -> str:
     for option, number in (("trials", options.add_trials), ("epochs", options.add_epochs)):
         if number is not None and number < 1:
             raise InputError(f"--add-{option} is {number}, but must be at least 1.")
-    from search.session.request import ResumeRequest
-    from search.session.resume import resume_search
+    from search.session.resume import ResumeRequest, resume_search
 
     request = ResumeRequest(
         experiment=chosen_experiment(options, options.resume),

@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.analysis.cost import expected_search
@@ -20,7 +21,6 @@ from search.experiment.command_lines import command_on, resume_line
 from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.experiment.manifest import Device, seconds_used
-from search.session.request import SessionRequest
 from search.terminal.display import SearchConsole, SearchDisplay, print_while_read
 from search.terminal.plan_text import epochs_text, limits_text
 from search.terminal.tables import as_table
@@ -34,6 +34,31 @@ from trainable.data.sources import problem_of_test_folder
 if TYPE_CHECKING:
     from search.execution.launching import SearchEnd
     from search.execution.plan import ResourcePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionRequest:
+    """What the caller asks of a session, new or resumed.
+
+    Attributes:
+        started_s: time of the command, by the monotonic clock; the time budget counts from it.
+        results: folder of the experiments on this machine.
+        results_url: URL that `results` is a copy of; None without one.
+        space: name or path of a space or experiment; None for the default, or for the experiment's own.
+        overrides: `SECTION.KEY=VALUE`; a later one wins.
+        address: of a Ray cluster, `auto` or `HOST:PORT`; None starts Ray on this machine.
+        quiet: print the result only.
+        plain: print one line per event, in a terminal too.
+    """
+
+    started_s: float
+    results: Path
+    results_url: str | None = None
+    space: str | None = None
+    overrides: tuple[str, ...] = ()
+    address: str | None = None
+    quiet: bool = False
+    plain: bool = False
 
 
 def with_absolute_paths(space: Space) -> Space:
@@ -75,12 +100,21 @@ def time_left_s(experiment: Experiment, space: Space) -> float | None:
 
 
 @contextlib.contextmanager
-def running_cluster(request: SessionRequest, space: Space) -> Iterator[tuple[LocalCluster | JoinedCluster, StopSignal]]:
+def running_cluster(
+    request: SessionRequest, space: Space, is_needed: bool = True
+) -> Iterator[tuple[LocalCluster | JoinedCluster | None, StopSignal]]:
     """Start Ray, or join the cluster at `request.address`, and listen for Ctrl-C and `kill`.
+
+    Yields:
+        The cluster, None if no trial is left to train, and the signal that ends the session.
 
     Raises:
         InputError: the space asks for CUDA on this machine, which has none.
     """
+    if not is_needed:
+        with StopSignal() as stop_signal:
+            yield None, stop_signal
+        return
     if request.address is None and space.resources.device == "cuda":
         choose_device("cuda")
     needed = joined_cluster(request) or cluster_for(space, keeps_credentials=request.results_url is not None)
@@ -118,7 +152,7 @@ def conduct(
 ) -> SearchEnd:
     """Run and show the trials that are left; arguments as in `Launch`."""
     from search.execution.launching import Launch, run_session
-    from search.session.observers import DerivedFiles, SessionObserver
+    from search.session.observers import SessionObserver
 
     console = SearchConsole(highlight=False, markup=False)
     left_s = time_left_s(experiment, space)
@@ -140,13 +174,13 @@ def conduct(
     launch = Launch(experiment, space, data, resource_plan, cluster, stop_signal, request.started_s, left_s)
     with display:
         told = trackers(space.track, experiment, display.note)
-        return run_session(launch, SessionObserver(display, DerivedFiles(experiment, space), told))
+        return run_session(launch, SessionObserver(display, told, experiment, space))
 
 
 def _first_line(experiment: Experiment, space: Space, resource_plan: ResourcePlan, history: History) -> str:
     n_before = len(history.counting)
-    begun_before = f", {n_before} begun before" if n_before else ""
     expected = expected_search(space)
+    begun_before = f", {n_before} begun before" if n_before else ""
     in_all = f", {epochs_text(space, expected)}" if expected else ""
     return (
         f"{printable(experiment.location)}: {limits_text(space, expected)}{begun_before} "

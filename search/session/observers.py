@@ -19,41 +19,32 @@ MAX_WRITING_FRACTION = 0.02
 
 
 class SessionObserver:
-    """Passes a session on to those that follow it; a `search.execution.launching.SearchObserver`."""
+    """Shows each event, passes it to the trackers, and keeps tables and Optuna study near the journal.
 
-    def __init__(self, display: SearchDisplay, files: "DerivedFiles", trackers: Sequence[Tracker]) -> None:
-        self._display, self._files, self._trackers = display, files, trackers
+    A `search.execution.launching.SearchObserver`.
+    """
+
+    def __init__(
+        self, display: SearchDisplay, trackers: Sequence[Tracker], experiment: Experiment, space: Space
+    ) -> None:
+        self._display, self._trackers = display, trackers
+        self._experiment, self._space = experiment, space
+        self._tables, self._study = Throttle(TABLES_EVERY_S), Throttle(STUDY_EVERY_S)
         self.note, self.on_idle, self.close = display.note, display.refresh, display.close
-
-    def on_event(self, event: Event, history: History) -> None:
-        self._files.on_event(event, history)
-        self._display.observe(event, history)
-        for tracker in self._trackers:
-            tracker.on_event(event, history)
-
-    def on_end(self, history: History) -> None:
-        self._files.write(history)
-        for tracker in self._trackers:
-            tracker.close()
-
-
-class DerivedFiles:
-    """Keeps the tables and the Optuna study of an experiment near its journal."""
-
-    def __init__(self, experiment: Experiment, space: Space) -> None:
-        self._experiment = experiment
-        self._space = space
-        self._tables = Throttle(TABLES_EVERY_S)
-        self._study = Throttle(STUDY_EVERY_S)
 
     def on_event(self, event: Event, history: History) -> None:
         if isinstance(event, TrialEnded):
             self._tables.act_if_due(lambda: write_tables(self._experiment, history))
             self._study.act_if_due(lambda: self._write_study(history))
+        self._display.observe(event, history)
+        for tracker in self._trackers:
+            tracker.on_event(event, history)
 
-    def write(self, history: History) -> None:
+    def on_end(self, history: History) -> None:
         write_tables(self._experiment, history)
         self._write_study(history)
+        for tracker in self._trackers:
+            tracker.close()
 
     def _write_study(self, history: History) -> None:
         write_study(self._experiment.folder / "study.db", self._space, history)

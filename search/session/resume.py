@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from search.execution.stop_signal import StopSignal
 from search.execution.trackers import must_be_installed
 from search.experiment.command_lines import command_line
 from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
@@ -16,7 +15,6 @@ from search.experiment.journaled_space import journaled_space
 from search.policy.space_change import excluded, excluded_text, must_be_allowed
 from search.policy.state import is_done
 from search.session import conduct
-from search.session.request import ResumeRequest
 from spaces import Space
 from spaces.errors import InputError
 from spaces.schema import Search
@@ -24,6 +22,23 @@ from trainable.data.datasets import TrainingData
 
 if TYPE_CHECKING:
     from search.execution.launching import SearchEnd
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeRequest(conduct.SessionRequest):
+    """The next session of an existing experiment.
+
+    Attributes:
+        add_trials, add_epochs: raise this limit of the search by a number; None leaves it.
+        time_budget: of the whole search, such as `1h30m`, for this session; None for the experiment's own.
+        allow_changed_space: resume although the searched space was changed.
+    """
+
+    experiment: Experiment
+    add_trials: int | None = None
+    add_epochs: int | None = None
+    time_budget: str | None = None
+    allow_changed_space: bool = False
 
 
 def resume_search(request: ResumeRequest) -> SearchEnd:
@@ -57,11 +72,8 @@ def _resume(request: ResumeRequest) -> SearchEnd:
     adopt_space(experiment, changed, history)
     conduct.time_left_s(experiment, space)  # raises before Ray is started
     began = experiment.manifest.device
-    if is_done(experiment.history(), space):
-        with StopSignal() as stop_signal:
-            resource_plan = conduct.resource_plan_on(None, space, data, began)
-            return conduct.conduct(request, experiment, space, data, resource_plan, None, stop_signal)
-    with conduct.running_cluster(request, space) as (cluster, stop_signal):
+    done = is_done(experiment.history(), space)
+    with conduct.running_cluster(request, space, is_needed=not done) as (cluster, stop_signal):
         resource_plan = conduct.resource_plan_on(cluster, space, data, began)
         return conduct.conduct(request, experiment, space, data, resource_plan, cluster, stop_signal)
 

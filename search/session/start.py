@@ -17,7 +17,6 @@ from search.experiment.remote_results import RemoteExperiment
 from search.policy.rungs import chance_accuracy
 from search.processes.guarded_folder import guarded_folder
 from search.session import conduct
-from search.session.request import SearchRequest
 from search.terminal.plan_text import plan_text
 from spaces import Space
 from spaces.command import DEFAULT_SPACE
@@ -29,8 +28,12 @@ if TYPE_CHECKING:
     from search.execution.launching import SearchEnd
 
 
-def start_search(request: SearchRequest) -> SearchEnd:
+def start_search(request: conduct.SessionRequest, name: str | None = None) -> SearchEnd:
     """Create an experiment, run a session of it, and print the result.
+
+    Args:
+        request: the session.
+        name: of the experiment; None derives it from the space's name and the time.
 
     Returns:
         Why the session ended.
@@ -39,7 +42,7 @@ def start_search(request: SearchRequest) -> SearchEnd:
         InputError: the request cannot be met; nothing was created.
         RunError: the search broke off; it can be resumed.
     """
-    space, name = _checked(request)
+    space, name = _checked(request, name)
     data = conduct.prepare_data(space)
     with conduct.running_cluster(request, space) as (cluster, stop_signal):
         resource_plan = conduct.resource_plan_on(cluster, space, data)
@@ -53,13 +56,13 @@ def start_search(request: SearchRequest) -> SearchEnd:
     return end
 
 
-def print_plan(request: SearchRequest) -> None:
+def print_plan(request: conduct.SessionRequest, name: str | None = None) -> None:
     """Print what a search would do and cost (`--dry-run`).
 
     Raises:
         InputError: the request cannot be met.
     """
-    space, _ = _checked(request)
+    space, _ = _checked(request, name)
     with guarded_folder():  # before torch is imported, because torch creates a folder for its compiler
         from search.execution.plan import checkpoint_bytes, seconds_per_epoch
 
@@ -77,11 +80,11 @@ def print_plan(request: SearchRequest) -> None:
         print(plan_text(space, data, resource_plan.for_manifest, resource_plan.slots, cost, measured))
 
 
-def _checked(request: SearchRequest) -> tuple[Space, str]:
+def _checked(request: conduct.SessionRequest, name: str | None) -> tuple[Space, str]:
     """The space of a new search and the name of its experiment."""
     space = load_space_or_experiment(request.space or DEFAULT_SPACE, request.overrides)
     space = conduct.with_absolute_paths(space)
-    name = request.name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
     must_be_a_name(name)
     must_be_new(name, request.results, request.results_url)
     must_be_installed(space.track)

@@ -15,8 +15,7 @@ from search.execution.stop_signal import StopSignal
 from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.policy.state import SearchState
-from search.session.conduct import conduct
-from search.session.request import SessionRequest
+from search.session.conduct import SessionRequest, conduct
 from spaces import Space, load_space
 from spaces.errors import RunError
 from tests.support.foreign import make_experiment

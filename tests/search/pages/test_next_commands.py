@@ -16,7 +16,7 @@ from search.pages.headline import remarks
 from search.pages.next_commands import commands, go_on_line
 from search.pages.report_data import read_all
 from search.session import conduct, resume
-from search.session.request import ResumeRequest
+from search.session.resume import ResumeRequest
 from spaces import Space, load_space
 from tests.conftest import TINY
 from tests.support import foreign, shown_experiment

@@ -15,8 +15,7 @@ from search.policy.rungs import Rungs
 from search.policy.space_change import contains, counting_in, excluded, must_be_allowed
 from search.policy.state import SearchState
 from search.policy.study import study_of
-from search.session.request import ResumeRequest
-from search.session.resume import adopt_space, changed_space
+from search.session.resume import ResumeRequest, adopt_space, changed_space
 from spaces import InputError, Space, load_space
 from spaces.loader import dump_space, space_from_text
 from spaces.parameters import LogUniform
