@@ -1,130 +1,82 @@
-"""An experiment's files at one moment, copied aside after a fault and read as their users read them."""
+"""Reads an experiment's files after a fault, each as its users read it."""
 
+import contextlib
 import csv
-import hashlib
+import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks.faults.invariants import Asked, StudyTrial, events_of
+from optuna.trial import FrozenTrial
+
+from benchmarks.faults import invariants
+from benchmarks.faults.invariants import Trained, events_of
+from search import leaderboard
+from search.experiment.events import TrialStarted
+from search.experiment.folder import Experiment
+from search.experiment.history import History
+from search.experiment.manifest import Session, seconds_used
+from search.policy.study import STUDY_NAME, Proposer
 from spaces.errors import RunError
+from trainable.checkpoint import checkpoint_epoch
+
+Kind = Literal["driver alone", "driver and workers", "raylet", "gcs_server", "worker only"]
+DRIVER_KINDS: tuple[Kind, ...] = ("driver alone", "driver and workers")
+# Ray's own processes; without one of them, the driver must end by itself.
+SERVICE_KINDS: tuple[Kind, ...] = ("raylet", "gcs_server")
+ALL_KINDS: tuple[Kind, ...] = (*DRIVER_KINDS, *SERVICE_KINDS, "worker only")
+CHECKPOINTS_FILE = "checkpoints.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
-    """An experiment's files as they were at one moment.
+@dataclass(slots=True)
+class Launch:
+    """One process of a search.
 
     Attributes:
-        journal: its bytes.
-        sessions: of the manifest.
-        state: of the manifest.
-        checkpoints: for each trial that has any, the most epochs that an intact one holds.
-        study, table: what `study.db` and `trials.csv` say; None where they are not written yet.
-        leaderboard: what the command says.
-        used_s: of the time budget, as the product says.
+        started_at, ended_at: seconds since 1970 (UTC); `ended_at` is 0 while it runs.
+        before, after: the journal at its start and at its end.
+        killed: how it was ended; None if it ended by itself.
+        n_workers_killed: number of workers of it that were killed.
+        trained: epochs that it trained, by Ray's logs.
+        sessions, used_s: sessions and used time of the experiment after it; set by `file_problems`.
     """
 
-    journal: bytes = b""
-    sessions: Sequence[dict[str, Any]] = ()
-    state: str | None = None
-    checkpoints: dict[int, int] = field(default_factory=dict)
-    study: list[StudyTrial] | None = None
-    table: list[dict[str, Any]] | None = None
-    leaderboard: list[dict[str, Any]] = field(default_factory=list)
+    started_at: float
+    before: bytes
+    after: bytes = b""
+    ended_at: float = 0.0
+    killed: Kind | None = None
+    n_workers_killed: int = 0
+    trained: Trained = field(default_factory=dict)
+    sessions: Sequence[Session] = ()
     used_s: float = 0.0
 
 
 def copy_files(folder: Path, copy: Path) -> None:
-    """Copy an experiment's own files, and of Ray's the facts about checkpoints (`checkpoints.json`).
-
-    Args:
-        folder: it need not exist yet; nothing in it is touched.
-        copy: made.
-    """
-    if not folder.exists():
-        copy.mkdir(parents=True)
-        return
+    """Copy an experiment without Ray's folder, of which only the epochs of the checkpoints are noted."""
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("ray", ".lock"))
-    (copy / "checkpoints.json").write_text(json.dumps(list(newest_checkpoints(folder).items())))
-
-
-def read_files(copy: Path) -> Files:
-    """What `copy_files` copied."""
-    manifest = json.loads((copy / "manifest.json").read_bytes())
-    return Files(
-        journal=read_or_empty(copy / "journal.jsonl"),
-        sessions=manifest["sessions"],
-        state=manifest["state"],
-        checkpoints=dict(json.loads((copy / "checkpoints.json").read_bytes())),
-        study=study_in(copy / "study.db"),
-        table=table_in(copy / "trials.csv"),
-        leaderboard=_leaderboard(copy),
-        used_s=_used_s(copy),
-    )
-
-
-def asked_of(folder: Path) -> Asked:
-    """What an experiment's space asks for."""
-    from spaces import load_space
-
-    space = load_space(str(folder))
-    return Asked(
-        space.search.trials,
-        space.rung_epochs,
-        space.search.reduction_factor,
-        promotes=space.search.asha == "promote",
-        epoch_budget=space.search.epoch_budget,
-        chance=json.loads((folder / "manifest.json").read_bytes())["data"].get("chance"),
-    )
+    (copy / CHECKPOINTS_FILE).write_text(json.dumps(newest_checkpoints(folder)))
 
 
 def newest_checkpoints(folder: Path) -> dict[int, int]:
-    """For each trial that has any, the most epochs that an intact checkpoint holds."""
+    """Epoch of the newest intact checkpoint of each trial that has one."""
     newest: dict[int, int] = {}
     for path in folder.glob("ray/session_*/trial_*/checkpoint_*"):
-        # `trial_0007`, or `trial_0007_2` where it was given out for the second time.
-        trial, epoch = int(path.parent.name.split("_")[1]), _epoch_of(path)
-        if epoch is not None:
-            newest[trial] = max(newest.get(trial, 0), epoch)
-    return newest
+        trial = int(path.parent.name.split("_")[1])  # `trial_0007`, or `trial_0007_2` after a promotion
+        newest[trial] = max(newest.get(trial, 0), checkpoint_epoch(path) or 0)
+    return {trial: epoch for trial, epoch in newest.items() if epoch}
 
 
-def proposal_problems(folder: Path) -> list[str]:
-    """Each trial is what the sampler proposes from the lines before its own: the study came back as it was."""
-    from search.experiment.events import TrialStarted, event_from_dict
-    from search.experiment.history import History
-    from search.policy.study import Proposer
-    from spaces import load_space
-
-    space, history = load_space(str(folder)), History()
-    problems = []
-    for content in events_of(read_or_empty(folder / "journal.jsonl")):
-        event = event_from_dict(content)
-        if isinstance(event, TrialStarted):
-            proposed = Proposer(space, history).propose(event.trial, event.baseline)
-            if proposed != event.suggested:
-                problems.append(f"trial {event.trial} is not what the study of the lines before it proposes")
-        history.apply(event)
-    return problems
+def copied_checkpoints(copy: Path) -> dict[int, int]:
+    """The result of `newest_checkpoints` that `copy_files` noted."""
+    return {int(trial): epoch for trial, epoch in json.loads((copy / CHECKPOINTS_FILE).read_bytes()).items()}
 
 
-def _epoch_of(checkpoint: Path) -> int | None:
-    """Epochs that a checkpoint holds; None for a damaged or half-written one."""
-    try:
-        state = json.loads((checkpoint / "state.json").read_bytes())
-        tensors = (checkpoint / "tensors.safetensors").read_bytes()
-    except (OSError, ValueError):
-        return None
-    return int(state["epoch"]) if hashlib.sha256(tensors).hexdigest() == state["tensors_sha256"] else None
-
-
-def study_in(path: Path) -> list[StudyTrial] | None:
-    """What Optuna reads in a `study.db`; None where there is none."""
+def study_in(path: Path) -> list[FrozenTrial] | None:
+    """The trials that Optuna reads in a `study.db`; None without the file."""
     if not path.exists():
         return None
     import optuna
@@ -132,55 +84,88 @@ def study_in(path: Path) -> list[StudyTrial] | None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
     try:
-        trials = optuna.load_study(study_name="search", storage=storage).get_trials(deepcopy=False)
+        return optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials()
     finally:
         storage.engine.dispose()
-    return [StudyTrial(t.number, t.state.name, t.params, t.intermediate_values, t.value) for t in trials]
 
 
 def table_in(path: Path) -> list[dict[str, Any]] | None:
-    """The rows of a `trials.csv`; None where there is none."""
+    """The rows of a `trials.csv` as `leaderboard_problems` takes them; None without the file."""
     if not path.exists():
         return None
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        {
-            "rank": int(row["rank"]),
-            "trial": int(row["trial"]),
-            "status": row["status"],
-            "epochs": int(row["epochs"]),
-            **{name: float(row[name]) if row[name] else None for name in ("validation_accuracy", "replicate_accuracy")},
-            "baseline": row["baseline"] == "true",
-        }
-        for row in rows
+        return [
+            {
+                "rank": int(row["rank"]),
+                "trial": int(row["trial"]),
+                "status": row["status"],
+                "epochs": int(row["epochs"]),
+                "validation_accuracy": float(row["validation_accuracy"]) if row["validation_accuracy"] else None,
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def leaderboard_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows that `search.leaderboard --format json` prints.
+
+    Raises:
+        RunError: the command failed.
+    """
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = leaderboard.main([str(folder.resolve()), "--format", "json"])
+    if code != 0:
+        raise RunError(f"search.leaderboard ended with code {code}; its error is above.")
+    return list(json.loads(output.getvalue())["trials"])
+
+
+def proposal_problems(folder: Path) -> list[str]:
+    """Each trial is what the sampler proposes from the events before it, so the study was resumed unchanged."""
+    space, history, problems = Experiment(folder).space, History(), []
+    for event in events_of((folder / "journal.jsonl").read_bytes()):
+        if isinstance(event, TrialStarted):
+            proposed = Proposer(space, history).propose(event.trial, event.baseline)
+            if proposed != event.suggested:
+                problems.append(f"trial {event.trial} is not what the sampler proposes from the events before it")
+        history.apply(event)
+    return problems
+
+
+def file_problems(copy: Path, launches: Sequence[Launch]) -> list[str]:
+    """All problems of the files that the last launch left, of which `copy` is a copy.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    launch, experiment = launches[-1], Experiment(copy)
+    last = launches[-2] if len(launches) > 1 else Launch(0.0, b"")
+    history, manifest, events = experiment.history(), experiment.manifest, events_of(launch.after)
+    before, finished = History(events_of(launch.before)), launch.killed is None
+    launch.sessions, launch.used_s = manifest.sessions, seconds_used(manifest.sessions, history)
+    times = [(each.started_at, each.ended_at) for each in launches]
+    study, table = study_in(copy / "study.db"), table_in(copy / "trials.csv")
+    problems = [
+        *invariants.prefix_problems(launch.before, launch.after),
+        *invariants.history_problems(events, experiment.space, manifest.data.chance, finished),
+        *([] if finished else invariants.checkpoint_problems(history, copied_checkpoints(copy))),
+        *invariants.training_problems(before, events[before.n_events :], launch.trained, launch.n_workers_killed),
+        *invariants.session_problems(last.sessions, launch.sessions),
+        *invariants.time_problems(launch.used_s, last.used_s, times, history),
+        *invariants.leaderboard_problems(leaderboard_of(copy), history, current=True),
+        *([] if study is None else invariants.study_problems(study, history, current=finished)),
+        *([] if table is None else invariants.leaderboard_problems(table, history, current=finished)),
     ]
-
-
-def _leaderboard(folder: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "search.leaderboard", str(folder.resolve()), "--format", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=120, check=False)
-    if done.returncode != 0:
-        raise RunError(f"search.leaderboard ended with code {done.returncode}: {done.stderr[-2000:]}")
-    rows: list[dict[str, Any]] = json.loads(done.stdout)["trials"]
-    return rows
-
-
-def _used_s(folder: Path) -> float:
-    from search.experiment.journal import read_history
-    from search.experiment.manifest import read_manifest, seconds_used
-
-    return seconds_used(read_manifest(folder / "manifest.json").sessions, read_history(folder / "journal.jsonl"))
-
-
-def sessions_in(path: Path) -> list[dict[str, Any]]:
-    """Of a manifest; none where there is no such file."""
-    sessions: list[dict[str, Any]] = json.loads(read_or_empty(path) or b"{}").get("sessions", [])
-    return sessions
+    if finished and (study is None or table is None):
+        problems.append("study.db or trials.csv is missing")
+    expected = "finished" if finished else "interrupted"
+    if (finished or launch.killed in SERVICE_KINDS) and manifest.state != expected:
+        problems.append(f"the manifest's state is {manifest.state}, but must be {expected}")
+    return problems
 
 
 def read_or_empty(path: Path) -> bytes:
-    """A file's content; nothing where there is no such file."""
+    """A file's content; empty without the file."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

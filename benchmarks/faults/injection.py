@@ -1,5 +1,6 @@
-"""Searches under `kill -9`: seeded faults at random moments, and after each the invariants, from the files."""
+"""One search under `kill -9`: seeded faults at random moments, and the checks of its files after each."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -9,41 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.faults.files import (
-    Files,
-    asked_of,
+    DRIVER_KINDS,
+    SERVICE_KINDS,
+    Kind,
+    Launch,
     copy_files,
+    file_problems,
     proposal_problems,
-    read_files,
     read_or_empty,
-    sessions_in,
 )
-from benchmarks.faults.invariants import (
-    Trained,
-    budget_problems,
-    checkpoint_problems,
-    events_of,
-    history_problems,
-    leaderboard_problems,
-    prefix_problems,
-    redone_problems,
-    rung_problems,
-    session_problems,
-    study_problems,
-    trained_problems,
-    trials_of,
-)
-from benchmarks.faults.search_processes import (
-    POLL_S,
-    SearchProcess,
-    described,
-    short_temporary_folder,
-    trained_epochs,
-    wait_until_none,
-)
-from benchmarks.faults.tally import DRIVER_KINDS, SERVICE_KINDS, Kind, Launch
-from spaces.errors import RunError
+from benchmarks.faults.invariants import events_of
+from benchmarks.faults.search_processes import SearchProcess, short_temporary_folder, trained_epochs, wait_until_none
+from search.experiment.folder import Experiment
+from search.experiment.history import History
+from spaces.errors import InputError, RunError
 
-# The quickstart on fewer, smaller images: a search of a minute or two, which lasts for some 30 faults.
+# The quickstart with fewer and smaller images: a search of one to two minutes, enough for about 30 faults.
 SPACE = "quickstart"
 OVERRIDES = (
     "dataset.image_size=17",
@@ -55,71 +37,86 @@ OVERRIDES = (
 )
 
 START_UP_SHARE = 0.2
-FIRST_START_UP_S = 12.0
+START_UP_S = 6.0
 LONGEST_DELAY_S = 1.0
 LONGEST_DELAY_AFTER_LINE_S = 0.02
-# Ray tries a trial twice more after its worker died.
-MOST_WORKERS_KILLED = 2
-SILENT_S = 240.0
-REST_S = 1200.0
-GONE_S = 30.0
-# A driver whose raylet or GCS was killed; the product says 15 s, on a machine that is not busy otherwise.
-ENDS_WITHIN_S = 40.0
+MOST_WORKERS_KILLED = 2  # in one launch; a trial that loses its worker three times fails
+POLL_S = 0.002
 LOGS_POLL_S = 0.05
+LONGEST_SILENCE_S = 240.0
+LONGEST_REST_S = 1200.0  # from the last fault to the end of the search
+LONGEST_CLEAN_UP_S = 30.0
+LONGEST_END_S = 40.0  # of a driver that lost a service; the product needs 15 s on an idle machine
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """When a fault is to come, and which.
+class Fault:
+    """An injected fault.
 
     Attributes:
-        kind: what is killed.
-        new_lines: lines that the journal must have gained since the launch, or since the last fault in it.
-        delay_s: to wait after the last of them; after the launch where `new_lines` is 0.
+        kind: which processes were killed.
+        in_start_up: whether the launch had journaled nothing yet.
+        n_trials, n_running: numbers of trials that were started, and that had not ended.
     """
 
     kind: Kind
-    new_lines: int
-    delay_s: float
+    in_start_up: bool
+    n_trials: int
+    n_running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Trials of a search at its end.
+
+    Attributes:
+        expected: number of trials of the space.
+        found: number of trials that ended.
+        repeated: number of trials that were trained after their end.
+        redone: number of epochs that were trained again.
+    """
+
+    expected: int
+    found: int
+    repeated: int
+    redone: int
 
 
 def kinds_in_turn(generator: random.Random, kinds: Sequence[Kind]) -> Iterator[Kind]:
-    """Kinds of faults in random order, each about as often as the others however few are drawn."""
+    """Kinds in random order, each equally often."""
     while True:
         yield from generator.sample(kinds, len(kinds))
 
 
-def next_moment(generator: random.Random, kind: Kind, may_be_in_start_up: bool, start_up_s: float) -> Moment:
-    """Draw a fault: in start-up, right after a line of the journal, or while trials train.
+def next_moment(generator: random.Random, kind: Kind, may_be_in_start_up: bool) -> tuple[int, float]:
+    """Draw the moment of a fault: during start-up, right after a line of the journal, or up to a second later.
 
-    Args:
-        generator: of all draws.
-        kind: of the fault.
-        may_be_in_start_up: False keeps a search going that would otherwise never come to train.
-        start_up_s: from a launch to its first line.
+    Returns:
+        Number of lines that the journal must gain before, and the delay after the last of them in seconds; after the
+        launch if the number is 0.
     """
     if may_be_in_start_up and kind in DRIVER_KINDS and generator.random() < START_UP_SHARE:
-        return Moment(kind, 0, generator.uniform(0, start_up_s))
-    new_lines = generator.randint(1, 4)
-    if generator.random() < 0.5:
-        return Moment(kind, new_lines, generator.uniform(0, LONGEST_DELAY_AFTER_LINE_S))
-    return Moment(kind, new_lines, generator.uniform(0, LONGEST_DELAY_S))
+        return 0, generator.uniform(0, START_UP_S)
+    longest_s = LONGEST_DELAY_AFTER_LINE_S if generator.random() < 0.5 else LONGEST_DELAY_S
+    return generator.randint(1, 4), generator.uniform(0, longest_s)
 
 
 class SearchUnderFaults:
-    """One search that is killed and resumed until so many faults are done, and then ends by itself.
+    """One search that is killed and resumed, and ends by itself after the last fault.
 
     Args:
-        overrides: of `SPACE`, as `--set` takes them.
-        n_faults: to be injected; fewer if the search ends before.
-        seed: of the faults, not of the search.
-        kinds: of faults.
+        overrides: `--set` values for `SPACE`.
+        n_faults: number of faults; fewer are injected if the search ends before.
+        seed: seed of the faults, not of the search.
+        kinds: kinds of faults.
         work: an empty folder for results and logs.
-        tell: called with each fault's description.
+        tell: called with a line for each fault.
 
     Attributes:
-        launches: so far.
-        problems: every invariant that did not hold; empty is what one hopes for.
+        folder: folder of the experiment.
+        faults: injected faults.
+        launches: launches so far.
+        problems: all checks that failed.
     """
 
     def __init__(
@@ -129,73 +126,77 @@ class SearchUnderFaults:
         seed: int,
         kinds: Sequence[Kind],
         work: Path,
-        tell: Callable[[str], None] = lambda text: None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self.folder = work / "results" / "faults"
+        self.faults: list[Fault] = []
         self.launches: list[Launch] = []
         self.problems: list[str] = []
-        self.folder = work / "results" / "faults"
+        self._journal = self.folder / "journal.jsonl"
         self._overrides = overrides
-        self._n_left = n_faults
+        self._n_faults = n_faults
         self._generator = random.Random(seed)
         self._kinds = kinds_in_turn(self._generator, kinds)
         self._work = work
         self._tell = tell
-        self._start_up_s = FIRST_START_UP_S
-        self._n_sessions = 0
         self._unchecked: Path | None = None
-        self._last = Files()
-        self._process: SearchProcess | None = None
-
-    @property
-    def n_faults(self) -> int:
-        """How many were injected so far."""
-        return sum((launch.killed_by is not None) + len(launch.workers_killed) for launch in self.launches)
+        self._n_sessions = 0
 
     def run(self) -> None:
         """Run the search to its end.
 
         Raises:
-            RunError: it cannot be gone on with: a launch failed, or journals nothing for minutes.
+            RunError: a launch failed, or journals nothing for minutes.
         """
         temporary = short_temporary_folder()
         try:
-            while not self._one_launch(temporary):
+            while not self._launch(temporary):
                 pass
             self._check_end(temporary)
         finally:
-            if self._process:
-                self._process.end_all()
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _one_launch(self, temporary: Path) -> bool:
-        """Returns whether the search ended by itself."""
-        after_start_up = bool(self.launches) and self.launches[-1].in_start_up
+    def summary(self) -> Summary:
+        """The trials at the end of the search."""
+        experiment = Experiment(self.folder)
+        history = experiment.history()
+        repeated = {
+            number
+            for launch in self.launches
+            for number, trial in History(events_of(launch.before)).trials.items()
+            if trial.end and launch.trained.get(number)
+        }
+        expected = experiment.space.search.trials
+        return Summary(
+            len(history.trials) if expected is None else expected, history.n_ended, len(repeated), history.n_redone
+        )
+
+    def _launch(self, temporary: Path) -> bool:
+        """Start or resume the search once; returns whether it ended by itself."""
+        after_start_up = bool(self.launches) and self.launches[-1].after == self.launches[-1].before
         process = self._start(temporary)
         launch = self.launches[-1]
-        self._check_unchecked()
-        lines = _LineCount(self.folder / "journal.jsonl", launch)
-        while self._n_left:
-            # A trial's third loss would be its end.
-            kind = next(self._kinds)
-            while kind == "worker only" and len(launch.workers_killed) >= MOST_WORKERS_KILLED:
+        try:
+            self._check_files()
+            while len(self.faults) < self._n_faults and launch.killed is None:
                 kind = next(self._kinds)
-            fresh = not launch.workers_killed and not after_start_up
-            moment = next_moment(self._generator, kind, fresh, self._start_up_s)
-            if not self._wait_for(moment, process, lines):
-                break
-            if moment.kind == "worker only":
-                self._kill_worker(process, launch)
-            elif moment.kind in SERVICE_KINDS:
-                if self._kill_service(process, launch, moment.kind):
-                    return False
-            elif self._kill_driver(process, launch, moment.kind):
-                return False
-            else:
-                break
-        self._wait_for_the_end(process)
-        self._close(launch, process)
-        self._check_unchecked()
-        return True
+                if kind == "worker only" and launch.n_workers_killed >= MOST_WORKERS_KILLED:
+                    continue
+                # After a fault in start-up, the search must come to train before the next one.
+                may_be_in_start_up = not launch.n_workers_killed and not after_start_up
+                new_lines, delay_s = next_moment(self._generator, kind, may_be_in_start_up)
+                if not self._wait_for(new_lines, delay_s, process) or not self._kill(process, kind):
+                    break
+            if launch.killed is None:
+                self._wait_for_the_end(process)
+                self._close(process)
+            # After half of the kills, the files are checked later: the search is resumed while processes still end.
+            if launch.killed is None or self._generator.random() < 0.5:
+                self._check_files()
+        finally:
+            if launch.killed is None:
+                process.end_all()
+        return launch.killed is None
 
     def _start(self, temporary: Path) -> SearchProcess:
         if self.folder.exists():
@@ -204,172 +205,125 @@ class SearchUnderFaults:
             chosen = [word for override in self._overrides for word in ("--set", override)]
             arguments = [SPACE, *chosen, "--name", self.folder.name]
         log = self._work / f"launch_{len(self.launches) + 1:03d}.out"
-        self._process = SearchProcess([*arguments, "--results", str(self.folder.parent)], temporary, log)
-        before = self.launches[-1].after if self.launches else b""
-        self.launches.append(Launch(before, started_at=self._process.started_at))
-        return self._process
+        process = SearchProcess([*arguments, "--results", str(self.folder.parent)], temporary, log)
+        self.launches.append(Launch(process.started_at, self.launches[-1].after if self.launches else b""))
+        return process
 
-    def _wait_for(self, moment: Moment, process: SearchProcess, lines: "_LineCount") -> bool:
-        """Returns False where the search ended by itself before."""
-        wanted = lines.count() + moment.new_lines
-        deadline = time.monotonic() + SILENT_S
-        while lines.count() < wanted:
+    def _wait_for(self, new_lines: int, delay_s: float, process: SearchProcess) -> bool:
+        """Wait for the moment of a fault; returns False if the search ended by itself before."""
+        wanted = read_or_empty(self._journal).count(b"\n") + new_lines
+        deadline = time.monotonic() + LONGEST_SILENCE_S
+        while new_lines and read_or_empty(self._journal).count(b"\n") < wanted:
             if process.exit_code is not None:
                 return False
             if time.monotonic() > deadline:
-                raise RunError(f"{self.folder}: journals nothing for {SILENT_S:.0f} s: {process.errors[-2000:]}")
+                raise RunError(f"{self._journal}: has no new line after {LONGEST_SILENCE_S:.0f} s: {process.errors}")
             time.sleep(POLL_S)
-        self._start_up_s = lines.first_new_s or self._start_up_s
-        waited_s = time.time() - process.started_at if moment.new_lines == 0 else 0.0
-        time.sleep(max(0.0, moment.delay_s - waited_s))
+        time.sleep(delay_s)
         return process.exit_code is None
 
-    def _kill_worker(self, process: SearchProcess, launch: Launch) -> None:
-        workers = sorted(process.workers())
-        if not workers:
-            return
-        launch.workers_killed.append(read_or_empty(self.folder / "journal.jsonl"))
-        process.kill([self._generator.choice(workers)])
-        self._n_left -= 1
-        self._describe("worker only", launch.workers_killed[-1])
+    def _kill(self, process: SearchProcess, kind: Kind) -> bool:
+        """Inject a fault; returns False if the search ended by itself before."""
+        launch = self.launches[-1]
+        if kind == "worker only":
+            if workers := sorted(process.workers()):
+                journal = read_or_empty(self._journal)
+                process.kill([self._generator.choice(workers)])
+                launch.n_workers_killed += 1
+                self._note(kind, journal)
+            return True
+        was_killed = self._kill_service(process, kind) if kind in SERVICE_KINDS else self._kill_driver(process, kind)
+        if was_killed:
+            launch.killed = kind
+            self._close(process)
+            self._note(kind, launch.after)
+        return was_killed
 
-    def _kill_driver(self, process: SearchProcess, launch: Launch, kind: Kind) -> bool:
-        """Returns False where the search ended by itself in the meantime."""
-        # First all stand still, so that what is seen is what was there when it was killed.
+    def _kill_driver(self, process: SearchProcess, kind: Kind) -> bool:
+        """Kill the driver; returns False if the search ended by itself before."""
+        # Frozen first, so that Ray's logs are read as they were at the kill.
         frozen = process.freeze(others=kind == "driver and workers")
-        trained = self._trained(process)
+        self.launches[-1].trained = self._trained(process)
         process.kill(frozen)
-        if process.exit_code != -9:
-            return False
-        launch.killed_by, launch.trained = kind, trained
-        self._after_a_kill(process, launch, kind)
-        return True
+        return process.exit_code == -9
 
-    def _kill_service(self, process: SearchProcess, launch: Launch, kind: Kind) -> bool:
-        """Kill one of Ray's own processes and wait for the driver's end; False where the search finished meanwhile."""
+    def _kill_service(self, process: SearchProcess, kind: Kind) -> bool:
+        """Kill a process of Ray and wait for the driver's end; returns False if the search finished meanwhile."""
         process.kill(process.services(kind))
-        trained: Trained = {}
-        until_s = time.monotonic() + ENDS_WITHIN_S
-        while process.exit_code is None and time.monotonic() < until_s:
-            # Some of Ray's logs go with the driver.
-            trained = longest(trained, self._trained(process))
+        logs: dict[int, Sequence[int]] = {}
+        deadline = time.monotonic() + LONGEST_END_S
+        while process.exit_code is None and time.monotonic() < deadline:
+            # The driver removes some of Ray's logs at its end.
+            for number, epochs in self._trained(process).items():
+                logs[number] = max(logs.get(number, ()), epochs, key=len)
             time.sleep(LOGS_POLL_S)
         if process.exit_code == 0:
             return False
-        launch.killed_by, launch.trained = kind, longest(trained, self._trained(process))
-        code, said = process.exit_code, process.errors
+        self.launches[-1].trained = logs
+        code, errors = process.exit_code, process.errors
         process.end_all()
-        if code != 1 or said.count("\n") != 1:
-            self.problems.append(f"launch {len(self.launches)}, {kind} killed: ended with code {code}, said {said!r}")
-        self._after_a_kill(process, launch, kind)
+        if code != 1 or errors.count("\n") != 1:
+            self._add_problem(f"after the kill of {kind}, the exit code is {code} and the error {errors!r}")
         return True
 
-    def _after_a_kill(self, process: SearchProcess, launch: Launch, kind: Kind) -> None:
-        self._n_left -= 1
-        self._close(launch, process)
-        launch.in_start_up = launch.after == launch.before
-        self._describe(kind, launch.after)
-        # Half the time the search is resumed at once, while what it left is still about to end.
-        if self._generator.random() < 0.5:
-            self._check_unchecked()
-
-    def _close(self, launch: Launch, process: SearchProcess) -> None:
-        """Take down what a launch left, to be checked."""
-        launch.ended_at = time.time()
-        if launch.killed_by is None:
-            launch.trained = self._trained(process)
-        self._unchecked = self._work / f"copy_{len(self.launches):03d}"
-        copy_files(self.folder, self._unchecked)
-        launch.after = read_or_empty(self._unchecked / "journal.jsonl")
-        self._n_sessions = len(sessions_in(self._unchecked / "manifest.json"))
-
-    def _trained(self, process: SearchProcess) -> Trained:
-        session = len(sessions_in(self.folder / "manifest.json"))
+    def _trained(self, process: SearchProcess) -> dict[int, list[int]]:
+        session = self._count_sessions()
         if session == self._n_sessions:
-            return {}  # the launch has not come so far
-        return trained_epochs(process.temporary, self.folder / "ray").get(session, {})
+            return {}  # the launch has not started its session yet
+        return trained_epochs(session, process.temporary, self.folder / "ray")
 
-    def _check_unchecked(self) -> None:
-        """Check what the last launch that ended left."""
+    def _count_sessions(self) -> int:
+        return len(json.loads(read_or_empty(self.folder / "manifest.json") or b"{}").get("sessions", []))
+
+    def _close(self, process: SearchProcess) -> None:
+        """Record the end of a launch, and copy its files for the checks."""
+        launch = self.launches[-1]
+        launch.ended_at = time.time()
+        if launch.killed is None:
+            launch.trained = self._trained(process)
+        self._n_sessions = self._count_sessions()
+        if self.folder.exists():
+            self._unchecked = self._work / f"copy_{len(self.launches):03d}"
+            copy_files(self.folder, self._unchecked)
+            launch.after = read_or_empty(self._unchecked / "journal.jsonl")
+
+    def _check_files(self) -> None:
+        """Check the files of the last launch that ended."""
         copy, self._unchecked = self._unchecked, None
         if copy is None or not (copy / "manifest.json").exists():
             return
         launches = [launch for launch in self.launches if launch.ended_at]
-        launch, files = launches[-1], read_files(copy)
-        asked, events = asked_of(copy), events_of(files.journal)
-        finished, lost_ray = launch.killed_by is None, launch.killed_by in SERVICE_KINDS
-        times = [(each.started_at, each.ended_at) for each in launches]
-        problems = [
-            *prefix_problems(launch.before, files.journal),
-            *history_problems(events, asked, finished),
-            *rung_problems(events, asked),
-            *([] if finished else checkpoint_problems(events, files.checkpoints)),
-            *trained_problems(events_of(launch.before), launch.trained, len(launch.workers_killed)),
-            *redone_problems(launch.before, files.journal, launch.trained, len(launch.workers_killed)),
-            *session_problems(self._last.sessions, files.sessions),
-            *budget_problems(files.used_s, self._last.used_s, times, events),
-            *([] if files.study is None else study_problems(files.study, events, current=finished)),
-            *([] if files.table is None else leaderboard_problems(files.table, events, current=finished)),
-            *leaderboard_problems(files.leaderboard, events, current=True),
-            *([f"the manifest says {files.state}"] if lost_ray and files.state != "interrupted" else []),
-        ]
+        try:
+            problems = file_problems(copy, launches)
+        except InputError as error:
+            problems = [str(error)]
         self.problems += [f"launch {len(launches)}: {problem}" for problem in problems]
-        self._last = files
         shutil.rmtree(copy)
 
     def _wait_for_the_end(self, process: SearchProcess) -> None:
         try:
-            code = process.wait(REST_S)
+            code = process.wait(LONGEST_REST_S)
         except subprocess.TimeoutExpired:
-            raise RunError(f"{self.folder}: has not ended {REST_S:.0f} s after the last fault.") from None
+            raise RunError(f"{self.folder}: has not ended {LONGEST_REST_S:.0f} s after the last fault.") from None
         if code != 0:
-            raise RunError(f"{self.folder}: search.run ended with code {code}: {process.errors[-2000:]}")
+            raise RunError(f"{self.folder}: search.run ended with code {code}: {process.errors}")
         if process.errors:
-            self.problems.append(f"launch {len(self.launches)} said: {process.errors}")
+            self._add_problem(f"the error is {process.errors!r}")
 
     def _check_end(self, temporary: Path) -> None:
-        left = wait_until_none(temporary, GONE_S)
-        names = sorted(path.name for path in temporary.iterdir())
-        n_checkpoints = len(list(self.folder.glob("ray/session_*/trial_*/checkpoint_*")))
-        state = self._last.state
-        self.problems += [
-            *([f"the processes {', '.join(map(described, left))} live on"] if left else []),
-            *([f"{', '.join(names)} stayed in TMPDIR"] if names else []),
-            *([f"{n_checkpoints} checkpoints of ended trials stayed"] if n_checkpoints else []),
-            *([f"the manifest says {state}"] if state != "finished" else []),
-            *([] if self._last.study and self._last.table else ["study.db or trials.csv is not there"]),
-            *proposal_problems(self.folder),
-        ]
+        if left := wait_until_none(temporary, LONGEST_CLEAN_UP_S):
+            self._add_problem(f"processes still live: {', '.join(left)}")
+        if names := sorted(path.name for path in temporary.iterdir()):
+            self._add_problem(f"files remain in TMPDIR: {', '.join(names)}")
+        if list(self.folder.glob("ray/session_*/trial_*/checkpoint_*")):
+            self._add_problem("checkpoints of ended trials remain")
+        self.problems += proposal_problems(self.folder)
 
-    def _describe(self, kind: Kind, journal: bytes) -> None:
-        events = events_of(journal)
-        trials = trials_of(events).values()
-        n_ended = sum(trial.end is not None for trial in trials)
-        self._tell(f"{kind} killed at line {len(events)}: {n_ended} trials ended, {len(trials) - n_ended} running")
+    def _add_problem(self, text: str) -> None:
+        self.problems.append(f"launch {len(self.launches)}: {text}")
 
-
-def longest(one: Trained, other: Trained) -> Trained:
-    """Of each trial, the longer list of epochs."""
-    return {number: max(one.get(number, ()), other.get(number, ()), key=len) for number in {*one, *other}}
-
-
-class _LineCount:
-    """How many lines a journal has while `launch` writes to it, and how long after its start the first one came."""
-
-    def __init__(self, path: Path, launch: Launch) -> None:
-        self._path = path
-        self._started_at = launch.started_at
-        self._size = -1
-        self._lines = self._n_known = launch.before.count(b"\n")
-        self.first_new_s: float | None = None
-
-    def count(self) -> int:
-        try:
-            size = self._path.stat().st_size
-        except FileNotFoundError:
-            return self._lines
-        if size != self._size:
-            self._size, self._lines = size, read_or_empty(self._path).count(b"\n")
-            if self._lines > self._n_known and self.first_new_s is None:
-                self.first_new_s = time.time() - self._started_at
-        return self._lines
+    def _note(self, kind: Kind, journal: bytes) -> None:
+        history = History(events_of(journal))
+        n_trials, n_running = len(history.trials), len(history.unfinished)
+        self.faults.append(Fault(kind, journal == self.launches[-1].before, n_trials, n_running))
+        self._tell(f"{kind} killed: {n_trials - n_running} trials ended, {n_running} running")

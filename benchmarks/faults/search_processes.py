@@ -1,4 +1,4 @@
-"""A search as a process of its own, and all processes that belong to it: found, frozen, killed. Linux only (/proc)."""
+"""A search as a process of its own, and the processes that belong to it: found, frozen, killed. Linux only (/proc)."""
 
 import contextlib
 import json
@@ -12,15 +12,16 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-# Ray's sockets lie under TMPDIR, and a longer one than this is passed over (`search.execution.cluster`).
-LONGEST_TEMPORARY_PATH = 30
-POLL_S = 0.002
+from benchmarks.faults.files import read_or_empty
 
-_RESULTS_FILE = re.compile(r"/session_(\d+)/(?:driver_artifacts/)?trial_(\d+)(?:_(\d+))?/result\.json")
+# Ray's sockets lie in TMPDIR; `search.execution.cluster` does not use a TMPDIR with a longer path.
+LONGEST_TEMPORARY_PATH = 30
+ENDED_STATES = ("Z", "X", "")
+RESULTS_FILE = re.compile(r"/session_(\d+)/(?:driver_artifacts/)?trial_(\d+)(?:_(\d+))?/result\.json")
 
 
 def short_temporary_folder() -> Path:
-    """A new folder that is short enough to be a search's TMPDIR."""
+    """A new folder whose path is short enough for a search's TMPDIR."""
     usual = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="f", dir=usual if len(usual) <= LONGEST_TEMPORARY_PATH - 10 else "/tmp"))
 
@@ -29,9 +30,9 @@ class SearchProcess:
     """One launch of `python -m search.run`, in a process group of its own.
 
     Args:
-        arguments: of the command.
-        temporary: its TMPDIR, by which the processes that belong to it are known.
-        log: gets what it prints; errors go to the same name with `.err`.
+        arguments: arguments of the command.
+        temporary: its TMPDIR, by which the processes that belong to it are recognised.
+        log: file for its output; its errors go to the same name with `.err`.
     """
 
     def __init__(self, arguments: Sequence[str], temporary: Path, log: Path) -> None:
@@ -55,127 +56,99 @@ class SearchProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
         return self._process.poll()
 
     @property
     def errors(self) -> str:
-        """What it printed to standard error so far."""
+        """Its standard error so far."""
         return self._errors.read_text(errors="replace")
 
     def wait(self, timeout_s: float) -> int:
         return self._process.wait(timeout_s)
 
     def freeze(self, others: bool) -> list[int]:
-        """Stop the driver, and with `others` all processes that belong to it, so that their files can be looked at.
+        """Stop the driver, and with `others` all its processes, so that their files do not change.
 
         Returns:
-            The processes that stand still.
+            Ids of the stopped processes.
         """
         frozen: list[int] = []
-        while new := [pid for pid in self._wanted(others) if pid not in frozen]:
+        while new := [pid for pid in self._living(others) if pid not in frozen]:
             _signal(new, signal.SIGSTOP)
-            _wait_until_still(new)
+            deadline = time.monotonic() + 2
+            while any(_state(pid) not in ("T", *ENDED_STATES) for pid in new) and time.monotonic() < deadline:
+                time.sleep(0.001)
             frozen += new
         return frozen
 
     def kill(self, pids: Iterable[int]) -> None:
-        """`kill -9`; returns when the driver is gone, if it is among them."""
+        """`kill -9`; if the driver is among them, waits until it has ended."""
         killed = list(pids)
         _signal(killed, signal.SIGKILL)
         if self.pid in killed:
             self._process.wait(30)
 
     def workers(self) -> list[int]:
-        """The processes that hold a trial."""
-        return [pid for pid in processes_of(self.temporary, {self.pid}) if b"Trainable" in _command(pid)]
+        """Processes that hold a trial."""
+        return [pid for pid in self._living(others=True) if b"Trainable" in _read(pid, "cmdline")]
 
     def services(self, name: str) -> list[int]:
-        """The processes of Ray's program `name`, such as `raylet`."""
-        wanted = name.encode()
-        return [
-            pid
-            for pid in processes_of(self.temporary, {self.pid})
-            if _command(pid).split(b"\0")[0].rpartition(b"/")[2] == wanted
-        ]
+        """Processes of one of Ray's programs, such as `raylet`."""
+        programs = {pid: _read(pid, "cmdline").split(b"\0")[0] for pid in self._living(others=True)}
+        return [pid for pid, program in programs.items() if program.endswith(f"/{name}".encode())]
 
     def end_all(self) -> None:
-        """Kill whatever belongs to it."""
+        """Kill all processes that belong to it."""
         self.kill(self.freeze(others=True))
 
-    def _wanted(self, others: bool) -> list[int]:
+    def _living(self, others: bool) -> list[int]:
         if others:
-            return processes_of(self.temporary, {self.pid})
+            return processes_of(self.temporary, self.pid)
         return [self.pid] if self.exit_code is None else []
 
 
-def processes_of(temporary: Path, groups: Iterable[int] = ()) -> list[int]:
-    """Living processes of searches whose TMPDIR is `temporary`, or which are in one of these process groups."""
-    wanted = set(groups)
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if pid != os.getpid() and _belongs(pid, str(temporary), wanted)]
+def processes_of(temporary: Path, group: int | None = None) -> list[int]:
+    """Living processes of the searches whose TMPDIR is `temporary`, or of a process group."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and _belongs(pid, str(temporary), group)]
 
 
-def wait_until_none(temporary: Path, timeout_s: float) -> list[int]:
-    """The processes that still live when the time is up."""
+def wait_until_none(temporary: Path, timeout_s: float) -> list[str]:
+    """Id and command of each process that still lives after the time."""
     deadline = time.monotonic() + timeout_s
     while (left := processes_of(temporary)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return left
+    return [f"{pid} ({_read(pid, 'cmdline').decode(errors='replace')[:80]!r})" for pid in left]
 
 
-def described(pid: int) -> str:
-    """A process's number and the beginning of its command line."""
-    words = _command(pid).decode(errors="replace").replace("\0", " ")
-    return f"{pid} ({words[:80].strip()})"
-
-
-def trained_epochs(*folders: Path) -> dict[int, dict[int, list[int]]]:
-    """By Ray's own logs, wherever they lie under `folders`: for each session and trial, the epochs in order."""
-    found: dict[tuple[int, int], dict[int, list[int]]] = {}
-    for folder in folders:
-        for parent, _, names in os.walk(folder):
-            match = _RESULTS_FILE.search(f"{parent}/result.json") if "result.json" in names else None
-            if match:
-                session, trial, time_given = int(match[1]), int(match[2]), int(match[3] or 1)
-                epochs = _logged_epochs(Path(parent, "result.json"))
-                times = found.setdefault((session, trial), {})
-                times[time_given] = max(times.get(time_given, []), epochs, key=len)
-    trained: dict[int, dict[int, list[int]]] = {}
-    for (session, trial), times in found.items():
-        # One that was promoted has a file for each time that it was given out.
-        trained.setdefault(session, {})[trial] = [epoch for _, epochs in sorted(times.items()) for epoch in epochs]
+def trained_epochs(session: int, *folders: Path) -> dict[int, list[int]]:
+    """Epochs of each trial in a session, in the order of training, by Ray's logs anywhere in `folders`."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for parent in (parent for folder in folders for parent, _, names in os.walk(folder) if "result.json" in names):
+        match = RESULTS_FILE.search(f"{parent}/result.json")
+        if match and int(match[1]) == session:
+            lines = read_or_empty(Path(parent, "result.json")).splitlines(keepends=True)
+            epochs = [int(json.loads(line)["epoch"]) for line in lines if line.endswith(b"\n")]
+            # A promoted trial has one file for each time that it was dispatched, maybe in several folders.
+            key = int(match[2]), int(match[3] or 1)
+            found[key] = max(found.get(key, []), epochs, key=len)
+    trained: dict[int, list[int]] = {}
+    for (trial, _), epochs in sorted(found.items()):
+        trained.setdefault(trial, []).extend(epochs)
     return trained
 
 
-def _logged_epochs(path: Path) -> list[int]:
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    return [int(json.loads(line)["epoch"]) for line in lines if line.endswith(b"\n")]
-
-
-def _belongs(pid: int, temporary: str, groups: set[int]) -> bool:
-    if _state(pid) in ("Z", "X", None):
+def _belongs(pid: int, temporary: str, group: int | None) -> bool:
+    if _state(pid) in ENDED_STATES:
         return False
-    # A process may overwrite its own environment with its title; its log files still say whose it is.
-    marks = (_read(pid, "environ"), _command(pid))
-    if any(temporary.encode() in mark for mark in marks):
+    if any(temporary.encode() in _read(pid, name) for name in ("environ", "cmdline")):
         return True
     try:
-        if os.getpgid(pid) in groups:
-            return True
+        # A process may overwrite its environment with its title; its open files still show the folder.
         links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return os.getpgid(pid) == group or any(link.startswith(f"{temporary}/") for link in links)
     except OSError:
         return False
-    return any(link.startswith(f"{temporary}/") for link in links)
-
-
-def _wait_until_still(pids: Iterable[int], timeout_s: float = 2.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while any(_state(pid) not in ("T", "Z", "X", None) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 def _signal(pids: Iterable[int], number: int) -> None:
@@ -184,13 +157,10 @@ def _signal(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _state(pid: int) -> str | None:
+def _state(pid: int) -> str:
+    """State of a process, one letter; empty without the process."""
     text = _read(pid, "stat")
-    return chr(text[text.rfind(b")") + 2]) if text else None
-
-
-def _command(pid: int) -> bytes:
-    return _read(pid, "cmdline")
+    return chr(text[text.rfind(b")") + 2]) if text else ""
 
 
 def _read(pid: int, name: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spaces import Dataset, InputError, Space, load_space
+from spaces import Dataset, InputError
 from spaces.errors import expanded
 from trainable.data.cache import DecodedSet
 from trainable.data.datasets import TrainingData, cut, prepare_training_data
@@ -16,27 +16,6 @@ from trainable.data.sources import CIFAR10_MEAN, CIFAR10_STD
 # Of 2,560 images, 2,048 are for training and 512 for validation.
 VALIDATION_FRACTION = 0.2
 NOISE_CLASSES = 10
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceChoice:
-    """A space with settings, as the commands accept them.
-
-    Attributes:
-        space: name of a shipped space.
-        settings: `section.key=value` each.
-    """
-
-    space: str
-    settings: tuple[str, ...]
-
-    def load(self) -> Space:
-        return load_space(self.space, self.settings)
-
-    @property
-    def arguments(self) -> list[str]:
-        """Words for a command line."""
-        return [self.space, *(word for setting in self.settings for word in ("--set", setting))]
 
 
 def add_images_argument(parser: argparse.ArgumentParser, otherwise: str) -> None:

@@ -5,31 +5,75 @@ turns. Each measurement starts new processes, warms them up, and counts images o
 """
 
 import argparse
+import multiprocessing
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from threading import BrokenBarrierError
+from typing import Any, Literal
 
 from benchmarks.speed.images import (
     VALIDATION_FRACTION,
     Images,
-    SpaceChoice,
     add_images_argument,
     folder_settings,
     settings_of,
 )
 from benchmarks.speed.report import busy_warning, cores_busy, machine, number_text, print_json, progress, table_text
-from benchmarks.speed.side_by_side import Setup, measure
 from benchmarks.stats import factors, medians
 from search.processes.helper_pool import count_cores
-from spaces import Hyperparameters, InputError
+from spaces import Hyperparameters, InputError, load_space
 from spaces.command import CommandParser, run_command
+from spaces.errors import RunError
 from trainable.compute import Compute, choose_precision
+from trainable.data.datasets import TrainingData
+from trainable.environment import ALLOCATOR_ENVIRONMENT
 
 TEXTBOOK = "textbook"
 RECIPE = "full recipe"
-
+N_WARM_UP_STEPS = 5
+LONGEST_START_S = 180.0  # imports, images and warm-up of all processes
 
 Runs = dict[str, list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Setup of one variant.
+
+    Attributes:
+        loop: the project's training loop or the textbook's.
+        n_processes: number of processes at the same time, each with its own trial.
+        n_threads: torch threads of each process; None for torch's default.
+        compute: choices of the project's loop.
+        keep_memory: whether processes start with `ALLOCATOR_ENVIRONMENT`.
+    """
+
+    loop: Literal["ours", "textbook"]
+    n_processes: int
+    n_threads: int | None
+    compute: Compute
+    keep_memory: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Time stamps of one process, on the machine's monotonic clock.
+
+    Attributes:
+        started_s: time at which all processes were warm.
+        ended_s: end of each training step.
+        images_per_step: mean number of images of a step.
+    """
+
+    started_s: float
+    ended_s: Sequence[float]
+    images_per_step: float
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,11 +132,131 @@ def table(listed: Mapping[str, Setup], runs: Runs) -> str:
     return table_text(("variant", "trials x threads", "images/s", "textbook", "full recipe", "runs"), rows)
 
 
+def images_per_s(works: Sequence[Work]) -> float:
+    """Images per second of all processes together, between the last start and the first end.
+
+    A step that is partly in this window counts in part.
+    """
+    start_s = max(work.started_s for work in works)
+    end_s = min(work.ended_s[-1] for work in works)
+    n_images = 0.0
+    for work in works:
+        for began_s, ended_s in zip([work.started_s, *work.ended_s], work.ended_s, strict=False):
+            inside_s = max(0.0, min(ended_s, end_s) - max(began_s, start_s))
+            n_images += work.images_per_step * inside_s / (ended_s - began_s)
+    return n_images / (end_s - start_s)
+
+
+def measure(setup: Setup, images: Images, hyperparameters: Hyperparameters, seconds: float) -> float:
+    """Images per second of `setup.n_processes` processes, warmed up, over at least `seconds`.
+
+    Raises:
+        RunError: a process failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(setup.n_processes)
+    with _environment(setup), ProcessPoolExecutor(setup.n_processes, context, _share, (barrier,)) as pool:
+        works = [pool.submit(_work, setup, images, hyperparameters, seconds) for _ in range(setup.n_processes)]
+        errors = [error for work in works if (error := work.exception())]
+        for error in errors:
+            if not isinstance(error, BrokenBarrierError):  # which another process caused
+                raise RunError(f"A measured process failed: {type(error).__name__}: {error}") from error
+        return images_per_s([work.result() for work in works])
+
+
+@contextmanager
+def _environment(setup: Setup) -> Iterator[None]:
+    """Set the environment of processes that start in the block; they read some variables at their start only."""
+    before = dict(os.environ)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", *ALLOCATOR_ENVIRONMENT):
+        os.environ.pop(name, None)
+    if setup.n_threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(setup.n_threads)
+    if setup.keep_memory:
+        os.environ.update(ALLOCATOR_ENVIRONMENT)
+    try:
+        # The textbook's loader processes leave files in their temporary folder.
+        with tempfile.TemporaryDirectory(prefix="dws-benchmark-") as temporary:
+            os.environ["TMPDIR"] = temporary
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class _TimeUpError(Exception):
+    """Ends a training epoch after any step."""
+
+
+class _StepClock:
+    """Records the end of each step, after a warm-up and a barrier with the other processes, until the time is up."""
+
+    barrier: Any = None  # of the process; set by `_share`
+
+    def __init__(self, seconds: float) -> None:
+        self._n_left = N_WARM_UP_STEPS
+        self._seconds = seconds
+        self.started_s = 0.0
+        self.ended_s: list[float] = []
+
+    def __call__(self) -> None:
+        if self._n_left > 0:
+            self._n_left -= 1
+            if self._n_left == 0:
+                self.barrier.wait(LONGEST_START_S)
+                self.started_s = time.monotonic()
+            return
+        self.ended_s.append(time.monotonic())
+        if self.ended_s[-1] >= self.started_s + self._seconds:
+            raise _TimeUpError
+
+
+def _share(barrier: Any) -> None:
+    _StepClock.barrier = barrier
+
+
+def _work(setup: Setup, images: Images, hyperparameters: Hyperparameters, seconds: float) -> Work:
+    import torch
+
+    try:
+        if setup.n_threads is not None:
+            torch.set_num_threads(setup.n_threads)
+        clock, data = _StepClock(seconds), images.open()
+        train_epoch, n_steps = _loop(setup, data, hyperparameters, clock)
+        try:
+            while True:
+                train_epoch()
+        except _TimeUpError:
+            return Work(clock.started_s, clock.ended_s, len(data.train) / n_steps)
+    except Exception:
+        _StepClock.barrier.abort()
+        raise
+
+
+def _loop(
+    setup: Setup, data: TrainingData, hyperparameters: Hyperparameters, clock: _StepClock
+) -> tuple[Callable[[], object], int]:
+    """A function that trains for one epoch, and the number of its steps."""
+    if setup.loop == "textbook":
+        from benchmarks.speed.textbook import TextbookImages, TextbookTraining
+
+        training = TextbookTraining(TextbookImages.of(data), hyperparameters)
+        return lambda: training.train_epoch(clock), len(training.train_loader)
+    from trainable.fit_evaluate import FitEvaluate
+    from trainable.seeding import RunSeed
+
+    run = FitEvaluate(data.train, data.validation, hyperparameters, RunSeed(0, os.getpid()), setup.compute)
+    return lambda: run.train(clock), run.steps_per_epoch
+
+
 def _run(options: argparse.Namespace) -> int:
     if options.images_count < 64 or options.rounds < 1 or options.seconds <= 0:
         raise InputError("--images-count must be at least 64, --rounds at least 1, and --seconds more than 0.")
     precision, reason = choose_precision(options.precision, "cpu")
-    listed = _chosen(variants(count_cores(), Compute(precision=precision)), options.only)
+    listed = variants(count_cores(), Compute(precision=precision))
+    if unknown := set(options.only or ()) - set(listed):
+        raise InputError(f"--only is {min(unknown)!r}, but must be one of: {'; '.join(listed)}.")
+    listed = {name: setup for name, setup in listed.items() if options.only is None or name in options.only}
     facts = machine()
     progress(f"{len(listed)} variants, {options.rounds} rounds of {options.seconds:g} s; {precision}: {reason}")
     runs, busy = _measure_all(listed, options)
@@ -126,19 +290,12 @@ def _measure_all(listed: Mapping[str, Setup], options: argparse.Namespace) -> tu
     return runs, busy
 
 
-def _chosen(listed: dict[str, Setup], names: Sequence[str] | None) -> dict[str, Setup]:
-    unknown = [name for name in names or () if name not in listed]
-    if unknown:
-        raise InputError(f"--only is {unknown[0]!r}, but must be one of: {'; '.join(listed)}.")
-    return {name: setup for name, setup in listed.items() if names is None or name in names}
-
-
 def _images(options: argparse.Namespace) -> tuple[Hyperparameters, Images]:
     n_images = round(options.images_count / (1 - VALIDATION_FRACTION))
     if options.images is None:
-        space = SpaceChoice("cifar10", (f"dataset.validation_fraction={VALIDATION_FRACTION}",)).load()
+        space = load_space("cifar10", (f"dataset.validation_fraction={VALIDATION_FRACTION}",))
         return space.baseline, Images(space.dataset, n_images)
-    space = SpaceChoice("cifar10", folder_settings(options.images, n_images)).load()
+    space = load_space("cifar10", folder_settings(options.images, n_images))
     images = Images(space.dataset, None)
     images.open()  # decodes the images before any measurement
     return space.baseline, images

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.images import SpaceChoice, add_images_argument, folder_settings, images_facts, settings_of
+from benchmarks.speed.images import add_images_argument, folder_settings, images_facts, settings_of
 from benchmarks.speed.report import busy_warning, cores_busy, machine, number_text, print_json, progress, table_text
 from benchmarks.stats import medians
-from spaces import InputError, Space
+from spaces import InputError, load_space
 from spaces.command import CommandParser, run_command
 from spaces.errors import RunError
 
@@ -34,19 +34,19 @@ class SearchRun:
 
     Attributes:
         wall_s: wall-clock time from launch to exit.
+        cores_busy_before: number of busy cores just before the launch.
         trials, epochs: total numbers of trials and epochs.
         best_validation_accuracy: best accuracy of any epoch of any trial, 0 to 1.
         overhead_share, idle_share: values of the experiment's manifest; None if it has none.
-        cores_busy_before: number of busy cores just before the launch.
     """
 
     wall_s: float
+    cores_busy_before: float
     trials: int
     epochs: int
     best_validation_accuracy: float | None
     overhead_share: float | None = None
     idle_share: float | None = None
-    cores_busy_before: float | None = None
 
     @property
     def wall_s_per_epoch(self) -> float:
@@ -69,37 +69,32 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(parser, _run, arguments)
 
 
-def choice(options: argparse.Namespace, seed: int) -> SpaceChoice:
-    """Space of both commands in one round; the seed is the number of the round."""
+def choice(options: argparse.Namespace, seed: int) -> tuple[str, tuple[str, ...]]:
+    """Name and settings of the space of both commands in one round; the seed is the number of the round."""
     settings = (
         f"training.max_epochs={options.max_epochs}",
         f"search.trials={options.trials}",
-        # The script trains no replicates.
-        "confirm.top=0",
+        "confirm.top=0",  # the script trains no replicates
         "search.grace_epochs=1",
         "search.reduction_factor=3",
         f"search.seed={seed}",
     )
     if options.images is None:
-        return SpaceChoice("quickstart", (*settings, *options.set))
+        return "quickstart", (*settings, *options.set)
     # The shipped range of step_size is for 27 epochs; the new range still includes the baseline's 5.
     shorter = (f"space.step_size={{randint: [1, {max(5, options.max_epochs)}]}}", "training.batch_size=64")
-    return SpaceChoice(
-        "cifar10", (*folder_settings(options.images, options.train_limit), *settings, *shorter, *options.set)
-    )
+    return "cifar10", (*folder_settings(options.images, options.train_limit), *settings, *shorter, *options.set)
 
 
 def summary(runs: dict[str, list[SearchRun]]) -> dict[str, Any]:
     """Medians over the rounds, and the ratio of the textbook's to ours."""
-    wall_s = medians({name: [run.wall_s for run in several] for name, several in runs.items()})
-    per_epoch_s = medians({name: [run.wall_s_per_epoch for run in several] for name, several in runs.items()})
-    return {
-        "wall_s": wall_s,
-        "wall_s_per_epoch": per_epoch_s,
-        "epochs": medians({name: [run.epochs for run in several] for name, several in runs.items()}),
-        "ratio": wall_s[TEXTBOOK] / wall_s[OURS],
-        "ratio_per_epoch": per_epoch_s[TEXTBOOK] / per_epoch_s[OURS],
+    found: dict[str, Any] = {
+        key: medians({name: [getattr(run, key) for run in several] for name, several in runs.items()})
+        for key in ("wall_s", "wall_s_per_epoch", "epochs")
     }
+    for key, ratio in (("wall_s", "ratio"), ("wall_s_per_epoch", "ratio_per_epoch")):
+        found[ratio] = found[key][TEXTBOOK] / found[key][OURS]
+    return found
 
 
 def table(runs: dict[str, list[SearchRun]]) -> str:
@@ -112,9 +107,9 @@ def table(runs: dict[str, list[SearchRun]]) -> str:
             str(run.trials),
             str(run.epochs),
             number_text(run.wall_s_per_epoch, 2),
-            number_text(_percent(run.best_validation_accuracy), 2, " %"),
-            number_text(_percent(run.overhead_share), 1, " %"),
-            number_text(_percent(run.idle_share), 1, " %"),
+            _percent(run.best_validation_accuracy, 2),
+            _percent(run.overhead_share, 1),
+            _percent(run.idle_share, 1),
         )
         for name, several in runs.items()
         for number, run in enumerate(several, 1)
@@ -129,10 +124,19 @@ def _run(options: argparse.Namespace) -> int:
     if options.rounds < 1:
         raise InputError(f"--rounds is {options.rounds}, but must be at least 1.")
     facts = machine()
-    prepare_training_data(choice(options, 1).load().dataset)
+    name, settings = choice(options, 1)
+    prepare_training_data(load_space(name, settings).dataset)
     runs: dict[str, list[SearchRun]] = {TEXTBOOK: [], OURS: []}
     try:
-        _search_in_turns(options, runs)
+        for round_number in range(1, options.rounds + 1):
+            for name, several in runs.items():
+                progress(f"round {round_number} of {options.rounds}: {name} starts")
+                space, settings = choice(options, round_number)
+                words = [space, *(word for setting in settings for word in ("--set", setting))]
+                several.append(_ours(words) if name == OURS else _textbook(words, options.loader_workers))
+                run = several[-1]
+                busy = busy_warning(run.cores_busy_before)
+                progress(f"round {round_number}: {name}: {run.wall_s:.1f} s, {run.epochs} epochs{busy}")
     finally:
         # Print also if a later round fails: an earlier round may have taken an hour.
         if runs[OURS]:
@@ -140,56 +144,37 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _search_in_turns(options: argparse.Namespace, runs: dict[str, list[SearchRun]]) -> None:
-    for round_number in range(1, options.rounds + 1):
-        searched = choice(options, round_number)
-        for name, search in ((TEXTBOOK, _textbook), (OURS, _ours)):
-            progress(f"round {round_number} of {options.rounds}: {name} starts")
-            run = search(searched, options)
-            runs[name].append(run)
-            busy = busy_warning(run.cores_busy_before or 0.0)
-            progress(f"round {round_number}: {name}: {run.wall_s:.1f} s, {run.epochs} epochs{busy}")
-
-
 def _print(options: argparse.Namespace, runs: dict[str, list[SearchRun]], facts: dict[str, Any]) -> None:
-    medians_of, space = summary(runs), choice(options, 1).load()
+    found, space = summary(runs), load_space(*choice(options, 1))
     print(table(runs))
     print(
-        f"\nmedian wall-clock: {medians_of['wall_s'][TEXTBOOK]:.1f} s against {medians_of['wall_s'][OURS]:.1f} s, "
-        f"a factor of {medians_of['ratio']:.2f} (by the epoch {medians_of['ratio_per_epoch']:.2f})"
+        f"\nmedian wall-clock: {found['wall_s'][TEXTBOOK]:.1f} s against {found['wall_s'][OURS]:.1f} s, "
+        f"a factor of {found['ratio']:.2f} (by the epoch {found['ratio_per_epoch']:.2f})"
     )
-    content = {
-        "benchmark": "whole_search",
-        "medians": medians_of,
-        "ratio": medians_of["ratio"],
-        "runs": {
-            name: [{**asdict(run), "wall_s_per_epoch": run.wall_s_per_epoch} for run in several]
-            for name, several in runs.items()
-        },
-        "settings": {**settings_of(options), **images_facts(space.dataset), "first_round": _shown(space)},
-        "machine": facts,
-    }
-    print_json(content)
+    shown = {key: space.as_dict()[key] for key in ("training", "search", "space", "baseline")}
+    print_json(
+        {
+            "benchmark": "whole_search",
+            "medians": found,
+            "ratio": found["ratio"],
+            "runs": {name: [asdict(run) for run in several] for name, several in runs.items()},
+            "settings": {**settings_of(options), **images_facts(space.dataset), "first_round": shown},
+            "machine": facts,
+        }
+    )
 
 
-def _shown(space: Space) -> dict[str, Any]:
-    content = space.as_dict()
-    return {key: content[key] for key in ("training", "search", "space", "baseline")}
-
-
-def _textbook(searched: SpaceChoice, options: argparse.Namespace) -> SearchRun:
-    workers = ["--loader-workers", str(options.loader_workers)]
-    wall_s, busy, output = _timed(["-m", "benchmarks.replay.stock_search", "--textbook", *searched.arguments, *workers])
+def _textbook(words: Sequence[str], loader_workers: int) -> SearchRun:
+    command = ["-m", "benchmarks.replay.stock_search", "--textbook", *words, "--loader-workers", str(loader_workers)]
+    wall_s, busy, output = _timed(command)
     content = json.loads(output.splitlines()[-1])
-    return SearchRun(
-        wall_s, content["trials"], content["epochs"], content["best_validation_accuracy"], cores_busy_before=busy
-    )
+    return SearchRun(wall_s, busy, content["trials"], content["epochs"], content["best_validation_accuracy"])
 
 
-def _ours(searched: SpaceChoice, options: argparse.Namespace) -> SearchRun:
+def _ours(words: Sequence[str]) -> SearchRun:
     with tempfile.TemporaryDirectory(prefix="dws-benchmark-") as results:
         where = ["--results", results, "--name", NAME, "--quiet"]
-        wall_s, busy, _ = _timed(["-m", "search.run", *searched.arguments, *where])
+        wall_s, busy, _ = _timed(["-m", "search.run", *words, *where])
         return _read_experiment(Path(results), wall_s, busy)
 
 
@@ -197,17 +182,10 @@ def _read_experiment(results: Path, wall_s: float, busy: float) -> SearchRun:
     from search.experiment.folder import open_experiment
 
     experiment = open_experiment(NAME, results)
-    history = experiment.history()
-    accuracies = [epoch.validation_accuracy for epoch in history.results_in_order]
-    session = json.loads((experiment.folder / "manifest.json").read_text())["sessions"][-1]
+    history, session = experiment.history(), experiment.manifest.sessions[-1]
+    best = max((epoch.validation_accuracy for epoch in history.results_in_order), default=None)
     return SearchRun(
-        wall_s,
-        len(history.trials),
-        history.n_epochs,
-        max(accuracies, default=None),
-        session.get("overhead_share"),
-        session.get("idle_share"),
-        busy,
+        wall_s, busy, len(history.trials), history.n_epochs, best, session.overhead_share, session.idle_share
     )
 
 
@@ -222,8 +200,8 @@ def _timed(arguments: Sequence[str]) -> tuple[float, float, str]:
     return wall_s, busy, done.stdout
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _percent(share: float | None, digits: int) -> str:
+    return number_text(None if share is None else 100 * share, digits, " %")
 
 
 if __name__ == "__main__":

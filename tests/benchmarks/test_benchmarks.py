@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from benchmarks.speed import same_learning, trial_throughput, whole_search
-from benchmarks.speed.images import Images, SpaceChoice, folder_settings, noise
+from benchmarks.speed.images import Images, folder_settings, noise
 from benchmarks.speed.report import machine, number_text, print_json, table_text
 from benchmarks.speed.same_learning import ALL_OFF, RECIPE, compare
-from benchmarks.speed.side_by_side import Setup, Work, images_per_s
 from benchmarks.speed.textbook import PlainNet, TextbookImages, TextbookTraining
-from benchmarks.speed.trial_throughput import TEXTBOOK, variants
+from benchmarks.speed.trial_throughput import TEXTBOOK, Setup, Work, images_per_s, variants
 from benchmarks.speed.whole_search import OURS, SearchRun, summary
-from benchmarks.stats import difference, factors, medians
-from spaces import Dataset, Hyperparameters, InputError
+from benchmarks.stats import difference
+from spaces import Dataset, Hyperparameters, InputError, load_space
 from trainable.compute import Compute
 from trainable.data.datasets import TrainingData, prepare_training_data
 from trainable.network.model import DepthwiseSeparableNet, Normalise
@@ -72,14 +71,7 @@ def test_images_per_second_count_only_what_lies_in_the_window_in_which_all_work(
     assert images_per_s([first]) == pytest.approx(32)
 
 
-def test_rounds_become_medians_and_factors() -> None:
-    runs = {"a": [3.0, 1.0, 2.0], "b": [8.0, 4.0], "c": []}
-    assert medians(runs) == {"a": 2.0, "b": 6.0}
-    assert factors(medians(runs), "a") == {"a": 1.0, "b": 3.0}
-    assert factors(medians(runs), "c") == {}
-
-
-def test_a_table_is_aligned_and_shows_what_is_missing() -> None:
+def test_the_output_is_an_aligned_table_and_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     text = table_text(("variant", "images/s"), [("one", number_text(1234.4)), ("another", number_text(math.nan))])
     assert text.splitlines() == [
         "variant  images/s",
@@ -87,20 +79,14 @@ def test_a_table_is_aligned_and_shows_what_is_missing() -> None:
         "one         1,234",
         "another         -",
     ]
-
-
-def test_the_json_line_is_one_line_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    print_json({"loss": math.nan, "runs": (1.0, math.inf), "inner": {1: "x\ny"}})
-    printed = capsys.readouterr().out
-    assert printed.count("\n") == 1
-    assert json.loads(printed) == {"loss": None, "runs": [1.0, None], "inner": {"1": "x\ny"}}
-
-
-def test_the_machine_is_described() -> None:
     facts = machine()
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert facts["processor"]
     assert facts["cores"] >= 1
+    print_json({"loss": math.nan, "runs": (1.0, math.inf), "inner": {1: "x\ny"}, "machine": facts})
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert json.loads(printed) == {"loss": None, "runs": [1.0, None], "inner": {"1": "x\ny"}, "machine": facts}
 
 
 def test_each_variant_leaves_one_thing_out() -> None:
@@ -127,8 +113,8 @@ def test_the_throughput_table_has_the_factors_of_what_was_measured() -> None:
 
 def test_searches_are_compared_by_medians() -> None:
     runs = {
-        TEXTBOOK: [SearchRun(300, 12, 30, 0.5), SearchRun(200, 12, 25, 0.5), SearchRun(400, 12, 20, 0.5)],
-        OURS: [SearchRun(100, 12, 50, 0.6, 0.1, 0.05), SearchRun(90, 12, 30, 0.6), SearchRun(110, 12, 55, None)],
+        TEXTBOOK: [SearchRun(wall_s, 0.0, 12, epochs, 0.5) for wall_s, epochs in ((300, 30), (200, 25), (400, 20))],
+        OURS: [SearchRun(wall_s, 0.0, 12, epochs, 0.6, 0.1) for wall_s, epochs in ((100, 50), (90, 30), (110, 55))],
     }
     found = summary(runs)
     assert found["wall_s"] == {TEXTBOOK: 300, OURS: 100}
@@ -141,12 +127,14 @@ def test_searches_are_compared_by_medians() -> None:
 
 def test_both_searches_get_the_same_space(tmp_path: Path) -> None:
     options = Namespace(images=None, train_limit=2560, trials=4, max_epochs=3, set=["training.batch_size=8"])
-    space = whole_search.choice(options, seed=2).load()
+    space = load_space(*whole_search.choice(options, seed=2))
     assert (space.search.trials, space.search.seed, space.training.max_epochs) == (4, 2, 3)
     assert space.training.batch_size == 8
     options.images = str(tmp_path)
-    space = whole_search.choice(options, seed=1).load()
+    space = load_space(*whole_search.choice(options, seed=1))
     assert (space.dataset.name, space.dataset.train_limit, space.dataset.root) == ("folder", 2560, str(tmp_path))
+    with pytest.raises(InputError, match="--images is"):
+        folder_settings(str(tmp_path / "nowhere"), None)
 
 
 def test_differences_are_paired_and_may_be_negative() -> None:
@@ -168,13 +156,8 @@ def test_variants_are_compared_with_everything_off() -> None:
     assert "NO" in text
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--images is"):
-        folder_settings(str(tmp_path / "nowhere"), None)
-
-
 def test_noise_has_every_class_and_digits_are_real() -> None:
     assert np.bincount(noise(100, 20).labels).tolist() == [10] * 10
-    digits = SpaceChoice("quickstart", ("dataset.train_limit=100",)).load().dataset
+    digits = load_space("quickstart", ["dataset.train_limit=100"]).dataset
     opened = Images(digits, None).open()
     assert opened.decoded.content_sha256 == prepare_training_data(digits).decoded.content_sha256

@@ -1,6 +1,5 @@
 """The commands as users run them, on a real Ray cluster: the files they leave, and what other programs make of them."""
 
-import contextlib
 import csv
 import json
 import os
@@ -540,60 +539,9 @@ def first_epochs_of_session(folder: Path, session: int) -> dict[int, int]:
     return first
 
 
-def worker_pid(temporary: Path) -> int:
-    """A process that trains for the search whose TMPDIR is `temporary`, by the latest result that it reported."""
-    # While a trial runs, Ray keeps its log in its own temporary folder.
-    newest = max(temporary.rglob("result.json"), key=lambda path: path.stat().st_mtime)
-    return int(json.loads(newest.read_text().splitlines()[-1])["pid"])
-
-
-def kill_all(process: subprocess.Popen[str], guarded: Path) -> None:
-    """The driver, its guardian and all of Ray at once, as a power cut does."""
-    watching = subprocess.run(["pgrep", "-f", f"guardian.py {guarded}"], capture_output=True, text=True, check=True)
-    for pid in [int(watching.stdout), process.pid, *marked_commands(guarded)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    wait_until(lambda: not marked_commands(guarded))
-
-
 @pytest.mark.long
-def test_a_trial_whose_worker_dies_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
-    process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
-    journal = results / "tiny" / "journal.jsonl"
-    wait_for_results(journal, 3, process)
-    os.kill(worker_pid(temporary), signal.SIGKILL)
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    assert "lost its worker and is tried again" in output
-    history = read_history(journal)
-    assert len(history.trials) == 8
-    assert {trial.status for trial in history.trials.values()} <= {"completed", "stopped"}
-    space = load_space(str(results / "tiny"))
-    for number in (0, 1):  # one of them lost its worker
-        assert_trained_as_alone(history, space, number)
-    shutil.rmtree(temporary, ignore_errors=True)
-
-
-@pytest.mark.long
-def test_kill_ends_a_search_as_cleanly_as_ctrl_c(tmp_path: Path) -> None:
-    results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
-    process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
-    wait_for_results(results / "tiny" / "journal.jsonl", 2, process)
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Resume with: python -m search.run --resume tiny" in output
-    assert json.loads((results / "tiny" / "manifest.json").read_text())["state"] == "interrupted"
-    assert list(temporary.iterdir()) == []
-    shutil.rmtree(temporary)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-def test_an_ended_retraining_leaves_its_checkpoints_and_the_test_set_unopened(
-    how: signal.Signals, finished: Watched, tmp_path: Path
+def test_an_interrupted_retraining_leaves_its_checkpoints_and_the_test_set_unopened(
+    finished: Watched, tmp_path: Path
 ) -> None:
     folder, temporary = tmp_path / "results" / "tiny", Path(tempfile.mkdtemp(prefix="t"))
     shutil.copytree(finished.folder, folder)
@@ -611,13 +559,12 @@ def test_an_ended_retraining_leaves_its_checkpoints_and_the_test_set_unopened(
         assert process.poll() is None
     (guarded,) = temporary.glob("dws-*")
     assert len(marked_commands(guarded)) >= 2
-    process.send_signal(how)
+    process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=20)
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert errors == "Interrupted.\n"
-        go_on = r"Resume with: python -m search\.retrain tiny --trial \d --seeds 3 --epochs 500"
-        assert re.fullmatch(go_on, output.splitlines()[-1])
+    assert process.returncode == 130
+    assert errors == "Interrupted.\n"
+    go_on = r"Resume with: python -m search\.retrain tiny --trial \d --seeds 3 --epochs 500"
+    assert re.fullmatch(go_on, output.splitlines()[-1])
     wait_until(lambda: not (list(temporary.iterdir()) or marked_commands(guarded)), 20)
     assert list(folder.glob(".retraining/*/seed_*/checkpoint_*/state.json"))
     assert not list(folder.glob(".final-*"))
@@ -625,15 +572,7 @@ def test_an_ended_retraining_leaves_its_checkpoints_and_the_test_set_unopened(
     temporary.rmdir()
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "Ctrl-C",
-        pytest.param("kill -9 of the group", marks=pytest.mark.long),
-        pytest.param("power cut", marks=pytest.mark.long),
-    ],
-)
-def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path: Path) -> None:
+def test_an_interrupted_search_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
     results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
     process = start(results, "--name", "tiny", *set_options(*TINY, "search.trials=24"), temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
@@ -646,21 +585,12 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
     assert live.returncode == 0, live.stderr
     assert json.loads(live.stdout)["trials"]
 
-    (guarded,) = temporary.glob("dws-*")
-    if how == "Ctrl-C":
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 130, errors
-        assert "Resume with: python -m search.run --resume tiny" in output
-        assert errors == ""
-        assert list(temporary.iterdir()) == []
-    elif how == "power cut":
-        kill_all(process, guarded)
-        assert list(temporary.iterdir()) == [guarded]
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
-        wait_until(lambda: not (list(temporary.iterdir()) or marked_commands(guarded)), 20)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Resume with: python -m search.run --resume tiny" in output
+    assert errors == ""
+    assert list(temporary.iterdir()) == []
     before = read_history(journal)
     assert before.unfinished
 
@@ -678,7 +608,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, run: Run, tmp_path
             assert first_epochs[trial.number] >= trial.n_epochs, "more than one epoch was trained again"
     assert_trained_as_alone(after, load_space(str(results / "tiny")), before.unfinished[0].number)
     assert not list((results / "tiny").glob("ray/session_*/trial_*/checkpoint_*"))
-    temporary.rmdir()  # what a power cut left is gone as well
+    temporary.rmdir()
 
 
 @pytest.mark.long
@@ -743,9 +673,6 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
     board = run("search.leaderboard", "folder", cwd=tmp_path)
     assert board.returncode == 0, board.stderr
     assert "Test set opened" not in board.stdout
-    for command in ("search.diagnose", "search.report"):
-        done = run(command, "folder", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
     unreadable = run("search.retrain", "folder", "--trial", "0", "--seeds", "1", cwd=tmp_path)
     shutil.rmtree(tmp_path / "images" / "test")
     missing = run("search.retrain", "folder", "--trial", "0", "--seeds", "1", cwd=tmp_path)

@@ -1,6 +1,5 @@
 """A promoting search on a real cluster that is killed in the middle and gone on with."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.files import asked_of
-from benchmarks.faults.invariants import events_of, history_problems, rung_problems
-from search.experiment.events import TrialPromoted, event_from_dict
+from benchmarks.faults.invariants import events_of, history_problems
+from search.experiment.events import EpochRedone, Event, TrialPromoted
+from search.experiment.folder import Experiment
 from search.experiment.journal import read_history
 from tests.conftest import TINY, set_options
 from tests.support.processes import wait_until
@@ -45,31 +44,26 @@ def test_a_promoting_search_goes_on_where_it_was_killed(
 
     resumed = run("search.run", "--resume", "promoting", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    content = journal.read_bytes()
-    events, asked = events_of(content), asked_of(tmp_path / "results" / "promoting")
-    assert asked.chance is not None
+    events, experiment = events_of(journal.read_bytes()), Experiment(journal.parent)
+    chance = experiment.manifest.data.chance
+    assert chance is not None
     assert events[: len(before)] == before
-    assert rung_problems(events, asked) == []
-    assert history_problems(events, asked, finished=True) == []
+    assert history_problems(events, experiment.space, chance, finished=True) == []
     # Each of at most two that ran, and of those that were just being saved, redoes an epoch at most.
-    redone = [event["trial"] for event in events if event["event"] == "epoch_redone"]
+    redone = [event.trial for event in events if isinstance(event, EpochRedone)]
     assert len(redone) == len(set(redone)) <= 3
-    history = read_history(journal)
-    assert all(trial.epochs[i].epoch == i + 1 for trial in history.trials.values() for i in range(trial.n_epochs))
+    history = experiment.history()
     assert any(trial.status == "completed" for trial in history.trials.values() if not trial.baseline)
     assert history.n_epochs >= 40
-    promoted = [event for line in events if isinstance(event := event_from_dict(line), TrialPromoted)]
-    assert len(promoted) > len([event for event in before if event["event"] == "trial_promoted"])
+    assert _n_promotions(events) > _n_promotions(before)
     assert not list(journal.parent.glob("ray/session_*/trial_*/checkpoint_*")), "nobody waits any more"
-    manifest = json.loads((journal.parent / "manifest.json").read_bytes())
-    assert manifest["sessions"][-1]["end"] == "finished"
+    assert experiment.manifest.sessions[-1].end == "finished"
+
+
+def _n_promotions(events: list[Event]) -> int:
+    return sum(isinstance(event, TrialPromoted) for event in events)
 
 
 def _n_epochs_after_a_promotion(journal: Path) -> int:
-    promoted: dict[int, int] = {}
-    n = 0
-    for event in events_of(journal.read_bytes()):
-        if event["event"] == "trial_promoted":
-            promoted[event["trial"]] = event["epoch"]
-        n += event["event"] == "epoch_done" and event["trial"] in promoted
-    return n
+    trials = read_history(journal).trials.values()
+    return sum(trial.n_epochs - trial.promotions[0].epoch for trial in trials if trial.promotions)

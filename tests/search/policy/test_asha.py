@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults.invariants import Asked, TrialLines, first_to_promote, history_problems, rung_problems
-from search.experiment.events import Event, SpaceSet, TrialPromoted, TrialStarted, event_as_dict, event_from_dict
-from search.experiment.history import History, Trial
+from benchmarks.faults.invariants import first_to_promote, history_problems
+from search.experiment.events import (
+    Event,
+    SpaceSet,
+    TrialEnded,
+    TrialPromoted,
+    TrialStarted,
+    event_as_dict,
+    event_from_dict,
+)
+from search.experiment.history import History
 from search.experiment.journal import Journal, read_history
 from search.policy.asha import waits_at_rung
 from search.policy.budget import epochs_trained, most_epochs_over
@@ -36,21 +44,13 @@ def crossing(trial: int, config: Hyperparameters, epoch: int) -> float:
     return round(min(0.95, 0.15 + (trial * 31) % 11 / 20 + late * epoch / 9), 2)
 
 
-def asked_of(space: Space, chance: float | None) -> Asked:
-    search = space.search
-    promotes = search.asha == "promote"
-    return Asked(search.trials, space.rung_epochs, search.reduction_factor, promotes, search.epoch_budget, chance)
-
-
 def recorded(space: Space, seed: int, workers: int, chance: float | None = CHANCE) -> tuple[History, list[Event]]:
     """A whole search, held against the invariants' naive reference, which reads the whole journal at each decision."""
     events: list[Event] = []
     history = History([SpaceSet(space.as_dict(), [], 0.0)])
     state = SearchState(space, history, observe=lambda event, history: events.append(event), chance=chance)
     simulate(state, seed, trials_at_once=workers, curve=crossing)
-    content = [event_as_dict(event) for event in events]
-    assert rung_problems(content, asked_of(space, chance)) == []
-    assert history_problems(content, asked_of(space, chance), finished=True) == []
+    assert history_problems(events, space, chance, finished=True) == []
     return state.history, events
 
 
@@ -65,15 +65,8 @@ def test_promotions_are_the_paper_s_get_job(workers: int, chance: float | None) 
         assert len(passed) <= len(arrived) // 3 + 1 + sum(trial.baseline for trial in arrived)
         assert len(passed) >= len(arrived) // 3 - (chance is not None) * 2
     # In the end nobody who should have been promoted was left behind.
-    lines = {n: _lines(trial) for n, trial in history.trials.items()}
-    promoted_at = {n: trial.promoted_at for n, trial in history.trials.items()}
-    assert first_to_promote(lines, promoted_at, asked_of(space, chance)) is None
-
-
-def _lines(trial: Trial) -> TrialLines:
-    start = {"trial": trial.number, "baseline": trial.baseline}
-    end = None if trial.status == "stopped" else {"status": trial.status}
-    return TrialLines(start, [event_as_dict(epoch) for epoch in trial.epochs], end)
+    still_waiting = History(event for event in events if not isinstance(event, TrialEnded))
+    assert first_to_promote(still_waiting, space, chance) is None
 
 
 def test_a_trial_waits_at_a_rung_until_it_is_among_the_best() -> None:
