@@ -1,7 +1,4 @@
-"""The leaderboard's columns: the only description of what its table, page, CSV and JSON show.
-
-A new column is added to `LEADERBOARD`, and nowhere else.
-"""
+"""The leaderboard's columns, for its table, page, CSV and JSON; a new column is added to `LEADERBOARD` only."""
 
 from __future__ import annotations
 
@@ -89,13 +86,7 @@ class LeaderboardColumn:
         return self.value(row) if self.value else attrgetter(self.name)(row)
 
     def text_of(self, row: Ranked, is_live: bool = True, absent: str = "-") -> str:
-        """The cell of a table.
-
-        Args:
-            row: of the leaderboard.
-            is_live: whether the search runs now; if not, running trials are shown as unfinished.
-            absent: text of an empty cell.
-        """
+        """The cell of a table; where no search `is_live`, running trials are shown as unfinished."""
         if self.name == "status" and row.status == "running" and not is_live:
             return "unfinished"
         text = self.text(row) if self.text else str(self.value_of(row))

@@ -1,18 +1,17 @@
 """Experiments side by side: what differs in their spaces, settings and results."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from search.analysis.best_so_far import CurvePoint, best_so_far
 from search.analysis.columns import replicate_text, short
-from search.analysis.ranking import Ranked, best_completed, lead_sentence, over_baseline, points_text, rank, winner
+from search.analysis.ranking import Ranked, best_completed, over_baseline, points_text, rank, winner
 from search.analysis.stopping_findings import saved_epochs
 from search.experiment.final_results import read_final_results
 from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.experiment.manifest import Manifest, seconds_used
-from search.policy.replicate_statistics import ReplicateSummary
 from spaces.counted import counted, duration_text
 from spaces.errors import InputError
 from spaces.parameters import HYPERPARAMETER_NAMES, Fixed, Parameter
@@ -29,7 +28,6 @@ class ExperimentSummary:
     Attributes:
         name: name of its folder; numbered where two folders have the same name.
         test_accuracy: in words.
-        curve: best accuracy so far, from the first completed trial to the end.
     """
 
     name: str
@@ -38,7 +36,6 @@ class ExperimentSummary:
     history: History
     ranked: list[Ranked]
     test_accuracy: str
-    curve: list[CurvePoint]
 
     @property
     def best(self) -> Ranked | None:
@@ -72,12 +69,12 @@ def read_compared(experiments: Sequence[Experiment]) -> list[ExperimentSummary]:
 def compared_rows(compared: Sequence[ExperimentSummary]) -> list[SummaryRow]:
     """Rows of the comparison: outcomes, winners, searched ranges, settings, and versions."""
     columns = [_described(one) for one in compared]
-    keys = dict.fromkeys(key for column in columns for key in column)
-    return [
-        SummaryRow(section, name, [column.get((section, name), ABSENT) for column in columns])
+    rows = []
+    for section in _SECTIONS:
         # Names that the first experiment does not have are last in their section.
-        for section, name in sorted(keys, key=lambda key: _SECTIONS.index(key[0]))
-    ]
+        names = dict.fromkeys(name for column in columns for name in column[section])
+        rows += [SummaryRow(section, name, [column[section].get(name, ABSENT) for column in columns]) for name in names]
+    return rows
 
 
 def remarks(compared: Sequence[ExperimentSummary]) -> list[str]:
@@ -103,14 +100,21 @@ def as_dict(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow]) -
     return {
         "experiments": [one.name for one in compared],
         "rows": [{**asdict(row), "differs": row.differs} for row in rows],
-        "curves": {one.name: [asdict(point) for point in one.curve] for one in compared},
+        "curves": {one.name: best_so_far(one.history) for one in compared},
         "remarks": remarks(compared),
     }
 
 
-def lead_of(one: ExperimentSummary) -> str:
-    """The winner of an experiment and its lead, in a sentence."""
-    return lead_sentence(one.history, one.ranked, one.manifest.data.chance)
+def best_so_far(history: History) -> list[dict[str, float]]:
+    """After each completed trial: the epochs that all trials have trained until then, and the best accuracy, 0 to 1."""
+    spent, best, points = 0, -math.inf, list[dict[str, float]]()
+    for result in history.results_in_order:
+        trial = history.trials[result.trial]
+        spent += not trial.excluded
+        if trial.status == "completed" and not trial.excluded and result.epoch == trial.n_epochs:
+            best = max(best, result.validation_accuracy)
+            points.append({"epochs": spent, "accuracy": best})
+    return points
 
 
 def range_text(parameter: Parameter) -> str:
@@ -129,34 +133,37 @@ def _read(name: str, experiment: Experiment) -> ExperimentSummary:
         tested = f"{final.test_accuracy_mean:.2%} (trial {final.trial})" if final else "not opened"
     except InputError:
         tested = "cannot be read"
-    return ExperimentSummary(
-        name=name,
-        space=experiment.space,
-        manifest=manifest,
-        history=history,
-        ranked=rank(history, manifest.data.chance),
-        test_accuracy=tested,
-        curve=best_so_far(history, manifest),
-    )
+    return ExperimentSummary(name, experiment.space, manifest, history, rank(history, manifest.data.chance), tested)
 
 
-def _described(one: ExperimentSummary) -> dict[tuple[str, str], str]:
-    parts: dict[str, dict[str, str]] = {
+def _described(one: ExperimentSummary) -> dict[str, dict[str, str]]:
+    """Texts by section and name."""
+    parameters, manifest, content = one.space.parameters, one.manifest, one.space.as_dict()
+    return {
         "outcome": _outcome(one),
         "winner": {name: short(value) for name, value in one.best.config.as_dict().items()} if one.best else {},
-        "searched": {name: range_text(one.space.parameters[name]) for name in _in_order(one.space.parameters)},
-        "settings": _settings(one.space),
-        "made with": _made_with(one.manifest),
+        "searched": {name: range_text(parameters[name]) for name in HYPERPARAMETER_NAMES if name in parameters},
+        "settings": {
+            f"{section}.{key}": ABSENT if value is None else str(value)
+            for section in SECTIONS
+            for key, value in content[section].items()
+        },
+        "made with": {
+            "begun": manifest.created_at,
+            "commit": manifest.git_commit or "not from a checkout",
+            "images": manifest.data.content_sha256[:16],
+            **dict(sorted(manifest.versions.items())),
+        },
     }
-    return {(section, name): text for section, texts in parts.items() for name, text in texts.items()}
 
 
 def _outcome(one: ExperimentSummary) -> dict[str, str]:
-    best, history = one.best, one.history
+    best, history, device = one.best, one.history, one.manifest.device
     accuracy = ABSENT
-    if best is not None and best.validation_accuracy is not None:
-        one_seed = f"{best.validation_accuracy:.2%} (one seed)"
-        accuracy = _replicates_text(best.replicates) if best.replicates else one_seed
+    if best and best.replicates:
+        accuracy = f"{replicate_text(best.replicates)} ({counted(best.n_replicates, 'replicate')})"
+    elif best:
+        accuracy = f"{best.validation_accuracy:.2%} (one seed)"
     n_stopped = sum(trial.status == "stopped" for trial in history.counting)
     return {
         "winner": f"trial {best.trial}" if best else "none: at chance" if best_completed(one.ranked) else ABSENT,
@@ -168,40 +175,12 @@ def _outcome(one: ExperimentSummary) -> dict[str, str]:
         "epochs of replicates": f"{sum(run.n_epochs for run in history.replicates.values()):,}",
         "epochs saved by stopping": f"{saved_epochs(history, one.space).saved:,}",
         "time": duration_text(seconds_used(one.manifest.sessions, history)),
-        "device": f"{one.manifest.device.name}, {one.manifest.device.precision}",
+        "device": f"{device.name}, {device.precision}",
     }
-
-
-def _replicates_text(replicates: ReplicateSummary) -> str:
-    return f"{replicate_text(replicates)} ({counted(replicates.n_runs, 'replicate')})"
 
 
 def _lead_text(one: ExperimentSummary) -> str:
     over = over_baseline(one.history, one.ranked)
-    if over.lead is None:
+    if over is None or over.lead is None:
         return ABSENT
-    doubt = "too few replicates" if over.kind == "replicates" else over.kind
-    return points_text(over.lead) + (f" ({doubt})" if over.lead.half_width is None else "")
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    known = set(names)
-    return [name for name in HYPERPARAMETER_NAMES if name in known]
-
-
-def _settings(space: Space) -> dict[str, str]:
-    content = space.as_dict()
-    return {
-        f"{section}.{key}": ABSENT if value is None else str(value)
-        for section in SECTIONS
-        for key, value in content[section].items()
-    }
-
-
-def _made_with(manifest: Manifest) -> dict[str, str]:
-    return {
-        "begun": manifest.created_at,
-        "commit": manifest.git_commit or "not from a checkout",
-        "images": manifest.data.content_sha256[:16],
-        **dict(sorted(manifest.versions.items())),
-    }
+    return points_text(over.lead) + (f" ({over.doubt})" if over.doubt else "")

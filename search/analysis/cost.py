@@ -2,13 +2,11 @@
 
 import heapq
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search.experiment.audits import n_audits
 from search.experiment.events import EpochDone, ReplicateEpochDone
@@ -22,12 +20,7 @@ N_SIMULATED = 200  # searches whose rungs are simulated; fewer of long ones
 MAX_SIMULATED_TRIALS = 500  # the share that passes a rung no longer changes with more trials
 _ROUNDS = 3  # iterations until the number of trials and the share that passes agree
 N_RECENT = 20  # latest epochs that the time of an epoch is measured from; a worker's first epochs are slow
-# Measured sizes of journal, tables, study.db and Ray's logs and snapshots, plus 50 %.
-FOLDER_BYTES = 4_000_000
-TRIAL_BYTES = 60_000
-EPOCH_BYTES = 6_000
-# Retraining keeps a checkpoint for each seed until its export; the exports are about as large as two more.
-RETRAINED_CHECKPOINTS = 6
+PAUSE = 3.0  # a slot that took this many times an epoch's own seconds was paused, or waited for its worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +30,12 @@ class Expected:
     Attributes:
         trials: number of trials, the baseline included.
         n_audits: number of audit trials; the baseline is not one of them.
-        passing: share of the other trials that passes each rung but the last, 0 to 1.
         each: expected epochs of each of the other trials.
         epochs: expected epochs of all trials.
     """
 
     trials: int
     n_audits: int
-    passing: tuple[float, ...]
     each: float
     epochs: float
 
@@ -116,21 +107,7 @@ def of_trials(space: Space, trials: int) -> Expected:
     each = expected_epochs_left(0, space.rung_epochs, passing)
     n_exempt = 1 + n_audit
     epochs = n_exempt * space.training.max_epochs + (trials - n_exempt) * each
-    return Expected(trials, n_audit, passing, each, epochs)
-
-
-def expected_epochs(trials: int, rung_epochs: tuple[int, ...], reduction_factor: int, n_audits: int = 0) -> float:
-    """Expected epochs of all trials where ASHA stops trials. The first trial is the baseline, which is never stopped.
-
-    Args:
-        trials: number of trials.
-        rung_epochs: ascending; the last is the end of training.
-        reduction_factor: of the rungs.
-        n_audits: number of audit trials.
-    """
-    passing = passing_shares(trials, rung_epochs, reduction_factor, n_audits / max(trials - 1, 1))
-    n_exempt = 1 + n_audits
-    return n_exempt * rung_epochs[-1] + (trials - n_exempt) * expected_epochs_left(0, rung_epochs, passing)
+    return Expected(trials, n_audit, each, epochs)
 
 
 def expected_epochs_left(done: int, rung_epochs: Sequence[int], passing: Sequence[float]) -> float:
@@ -181,40 +158,19 @@ def passing_shares(
     """
     generator = np.random.default_rng(0)
     n_trials = min(max(trials, 2), MAX_SIMULATED_TRIALS)
-    n_rungs = len(rung_epochs)
-    n_arrived = np.zeros(n_rungs)
+    n_arrived = np.zeros(len(rung_epochs))
     for _ in range(max(1, min(N_SIMULATED, 10_000 // n_trials))):
+        rungs = Rungs(rung_epochs, reduction_factor)
         values = generator.random(n_trials)
         exempt = generator.random(n_trials) < audit_fraction if audit_fraction else np.zeros(n_trials, bool)
         exempt[0] = True
-        reached = rungs_reached(np.tile(values, (n_rungs - 1, 1)), exempt, rung_epochs, reduction_factor)
-        n_arrived += (reached[~exempt, None] > np.arange(n_rungs)).sum(axis=0)
+        for trial, value in enumerate(values.tolist()):
+            for i, epoch in enumerate(rung_epochs):
+                n_arrived[i] += not exempt[trial]
+                refused = rungs.arrive(trial, epoch, value)
+                if refused and not exempt[trial]:
+                    break
     return tuple(float(share) for share in n_arrived[1:] / np.maximum(n_arrived[:-1], 1))
-
-
-def rungs_reached(
-    values: NDArray[np.float64], exempt: NDArray[np.bool_], rung_epochs: tuple[int, ...], reduction_factor: int
-) -> NDArray[np.int_]:
-    """Send trials through ASHA's rungs, one trial after the other.
-
-    Args:
-        values: (n_rungs - 1, n_trials) accuracies at each rung but the last.
-        exempt: (n_trials,) whether no rung stops the trial.
-        rung_epochs: ascending; the last is the end of training.
-        reduction_factor: of the rungs.
-
-    Returns:
-        (n_trials,) number of rungs that each trial reached; `len(rung_epochs)` where it was not stopped.
-    """
-    rungs = Rungs(rung_epochs, reduction_factor)
-    reached = np.full(len(exempt), len(rung_epochs))
-    for trial in range(len(exempt)):
-        for i, epoch in enumerate(rung_epochs[:-1]):
-            refused = rungs.arrive(trial, epoch, float(values[i, trial]))
-            if refused and not exempt[trial]:
-                reached[trial] = i + 1
-                break
-    return reached
 
 
 def seconds_left(
@@ -238,19 +194,6 @@ def seconds_left(
     return (epochs_of_trials + max(slots)) * epoch_s
 
 
-def disk_bytes(trials: int, epochs: int, n_checkpoints: int, checkpoint_bytes: int) -> int:
-    """Upper limit of the size of an experiment's folder, its retraining included.
-
-    Args:
-        trials: number of trials.
-        epochs: number of epochs of all trials.
-        n_checkpoints: number of checkpoints that are kept at the same time.
-        checkpoint_bytes: size of a checkpoint.
-    """
-    checkpoints = checkpoint_bytes * max(n_checkpoints, RETRAINED_CHECKPOINTS)
-    return FOLDER_BYTES + checkpoints + trials * TRIAL_BYTES + epochs * EPOCH_BYTES
-
-
 def remaining(history: History, space: Space) -> Remaining:
     """Expected epochs that a running search still has to train."""
     expected = expected_search(space)
@@ -261,45 +204,23 @@ def remaining(history: History, space: Space) -> Remaining:
     return Remaining(begun, unstarted, _epochs_left_of_runs(history, space, sum(begun) + sum(unstarted or ())))
 
 
-def recent_epoch_s(history: History, session_start: float) -> float | None:
+def recent_epoch_s(history: History) -> float | None:
     """Mean seconds for which each of the latest epochs occupied its slot; None before the first epoch.
 
-    These include checkpoints and the start of trials. Epochs that began before the session's first result count with
-    training and validation alone, because workers were starting.
-
-    Args:
-        history: of the search so far.
-        session_start: start of the latest session, in seconds since 1970 (UTC).
+    These include checkpoints and the start of trials, but not pauses and the start of workers.
     """
-    of_trials = [(_trial_epoch_start(history, epoch), epoch) for epoch in history.results_in_order[-N_RECENT:]]
-    latest_runs = list(history.replicates.values())[-N_RECENT:]
-    of_runs = [timed for run in latest_runs for timed in _timed_epochs(run)]
-    latest = sorted([*of_trials, *of_runs], key=lambda timed: timed[1].at)[-N_RECENT:]
-    workers_started = _first_result_at(history, session_start)
-    each_s = [
-        max(epoch.seconds, epoch.at - start) if start >= workers_started else epoch.seconds for start, epoch in latest
+    of_trials = [
+        (epoch.at, _slot_s(epoch, history.trials[epoch.trial])) for epoch in history.results_in_order[-N_RECENT:]
     ]
-    return sum(each_s) / len(each_s) if each_s else None
+    latest_runs = list(history.replicates.values())[-N_RECENT:]
+    of_runs = [(epoch.at, _slot_s(epoch, run)) for run in latest_runs for epoch in run.epochs]
+    latest = sorted([*of_trials, *of_runs])[-N_RECENT:]
+    return sum(slot_s for _, slot_s in latest) / len(latest) if latest else None
 
 
-def _trial_epoch_start(history: History, epoch: EpochDone) -> float:
-    """When a trial's slot became busy with `epoch`, in seconds since 1970 (UTC)."""
-    trial = history.trials[epoch.trial]
-    before = trial.epochs[epoch.epoch - 2].at if epoch.epoch > 1 else trial.started_at
-    return max([before, *(promotion.at for promotion in trial.promotions if promotion.epoch == epoch.epoch - 1)])
-
-
-def _timed_epochs(run: Replicate) -> list[tuple[float, ReplicateEpochDone]]:
-    """Epochs of a replicate, each with its start."""
-    return list(zip([run.started_at, *(epoch.at for epoch in run.epochs)], run.epochs, strict=False))
-
-
-def _first_result_at(history: History, session_start: float) -> float:
-    """When the first epoch of a session ended; infinity before that."""
-    results = history.results_in_order
-    i = bisect_left(results, session_start, key=lambda epoch: epoch.at)
-    of_runs = (epoch.at for run in history.replicates.values() for epoch in run.epochs if epoch.at >= session_start)
-    return min([*(epoch.at for epoch in results[i : i + 1]), *of_runs], default=math.inf)
+def _slot_s(epoch: EpochDone | ReplicateEpochDone, one: Trial | Replicate) -> float:
+    start = one.epochs[epoch.epoch - 2].at if epoch.epoch > 1 else one.started_at
+    return min(max(epoch.seconds, epoch.at - start), PAUSE * epoch.seconds)
 
 
 def _epochs_each(space: Space, each: float) -> float:

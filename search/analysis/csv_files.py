@@ -33,9 +33,9 @@ REPLICATE_COLUMNS = ("run", "trial", "block", *_REPLICATE_EPOCH_COLUMNS)
 def write_tables(experiment: Experiment, history: History) -> None:
     """Write `trials.csv`, `curves.csv` and, if there are replicates, `replicates.csv`; each file atomically."""
     write_text(experiment.folder / "trials.csv", trials_csv(rank(history)))
-    write_text(experiment.folder / "curves.csv", curves_csv(history))
+    write_text(experiment.folder / "curves.csv", csv_text(CURVE_COLUMNS, curve_rows(history)))
     if history.replicates:
-        write_text(experiment.folder / "replicates.csv", replicates_csv(history))
+        write_text(experiment.folder / "replicates.csv", csv_text(REPLICATE_COLUMNS, replicate_rows(history)))
 
 
 def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAMETER_NAMES) -> str:
@@ -45,27 +45,22 @@ def trials_csv(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAME
         ranked: rows of the leaderboard.
         parameters: names of the hyperparameters that get a column.
     """
-    rows = []
-    for row in ranked:
-        content = row.as_dict()
-        rows.append([*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)])
-    return csv_text([*RESULT_COLUMNS, *parameters], rows)
+    return csv_text([*RESULT_COLUMNS, *parameters], trial_rows(ranked, parameters))
 
 
-def curves_csv(history: History) -> str:
-    """One row per trial and epoch."""
-    return csv_text(CURVE_COLUMNS, curve_rows(history))
+def trial_rows(ranked: Sequence[Ranked], parameters: Sequence[str] = HYPERPARAMETER_NAMES) -> list[list[Any]]:
+    """Values of `RESULT_COLUMNS` and of the hyperparameters, one row per trial."""
+    contents = [row.as_dict() for row in ranked]
+    return [
+        [*(content[name] for name in RESULT_COLUMNS), *(content["config"][name] for name in parameters)]
+        for content in contents
+    ]
 
 
 def curve_rows(history: History) -> list[list[Any]]:
     """Values of `CURVE_COLUMNS`, one row per trial and epoch."""
     trials = history.trials.values()
     return [[getattr(epoch, column) for column in CURVE_COLUMNS] for trial in trials for epoch in trial.epochs]
-
-
-def replicates_csv(history: History) -> str:
-    """One row per replicate and epoch."""
-    return csv_text(REPLICATE_COLUMNS, replicate_rows(history))
 
 
 def replicate_rows(history: History) -> list[list[Any]]:

@@ -10,7 +10,7 @@ from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.experiment.history import History
-from search.policy.replicate_statistics import lead, run_sd
+from search.policy.replicate_statistics import lead
 from spaces.counted import counted
 from spaces.schema import Space
 
@@ -37,11 +37,11 @@ def diagnose(
         findings += [
             edges(history, space),
             rank_correlation(history, space),
-            would_be_winners(history, space, chance),
+            would_be_winners(history, space),
             flatness(history, n_validation),
             importances(history, space),
         ]
-    findings.append(savings(history, space, chance))
+    findings.append(savings(history, space))
     order: tuple[Verdict, ...] = ("change", "fine", "unknown")
     return sorted(findings, key=lambda finding: order.index(finding.verdict))
 
@@ -69,30 +69,31 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
     known = [row for row in ranked if not row.excluded and row.score is not None]
     numbers = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known), "chance": chance}
     if chance is None or not known:
-        why = "its manifest does not say what guessing reaches" if known else "no epoch was trained yet"
-        return Finding("learning", "unknown", f"Whether trials learned anything cannot be told: {why}.", "", numbers)
-    sentence = chance_sentence(ranked, chance)
+        return Finding(
+            "learning",
+            "unknown",
+            "Whether trials learned anything cannot be told: no result, or no `data.chance` in its manifest.",
+            "",
+            numbers,
+        )
+    sentence = chance_sentence(ranked, chance) or f"Of {counted(len(known), 'trial')}, none is at chance."
     if best_completed(ranked) and not winner(ranked):
         return Finding("learning", "change", sentence, WHAT_TO_TRY, numbers)
-    return Finding(
-        "learning", "fine", sentence or f"Of {counted(len(known), 'trial')}, none is at chance.", "", numbers
-    )
+    return Finding("learning", "fine", sentence, "", numbers)
 
 
 def flatness(history: History, n_validation: int | None) -> Finding:
     """Gain of the best completed trial in the last third of the epochs.
 
     With replicates, the means of the two trials are compared, and the gain must exceed the interval of the
-    difference, because the accuracy of a single run is partly luck. If the earlier best trial has no replicates, its
-    accuracy in the search is used, which tends to be too high. Without any replicates, the gain must exceed the
+    difference, because the accuracy of a single run is partly luck. Without any replicates, the gain must exceed the
     standard error of an accuracy on `n_validation` images. Without improving proposals, a search finds no new best
     trial in its last third with probability 2/3, whether or not it has converged.
     """
-    spent = sum(trial.n_epochs for trial in history.counting)
+    spent, n_ended = sum(trial.n_epochs for trial in history.counting), history.n_ended
     early = _completed_within(spent * 2 / 3, history)
     completed = [row for row in rank(history) if row.status == "completed" and not row.excluded]
     before = next((row for row in completed if row.trial in early), None)
-    n_ended = history.n_ended
     numbers: dict[str, Any] = {"n": n_ended, "epochs": spent}
     untold = "Whether the search still improves cannot be told"
     if before is None or n_ended < MIN_FLAT_TRIALS:
@@ -102,11 +103,12 @@ def flatness(history: History, n_validation: int | None) -> Finding:
     gained = (now.score or 0.0) - (before.score or 0.0)
     noise, noise_is = _noise(history, now, before, n_validation)
     numbers |= {"before": before.score, "now": now.score, "gained": gained, "noise": noise, "noise_is": noise_is}
-    if why := _why_untold(history, now, before, noise):
-        return Finding("flatness", "unknown", f"{untold}: {why}.", "", numbers)
+    if noise is None:
+        sentence = f"{untold}: trials {now.trial} and {before.trial}, the best now and before its last third, have "
+        return Finding("flatness", "unknown", f"{sentence}too few replicates.", "", numbers)
     sentence = f"The last third of the {spent} epochs brought the best from {_score_text(before)} to {_score_text(now)}"
     against = f" ({noise_is}: {100 * noise:.2f} points)" if noise else ""
-    if gained > (noise or 0.0):
+    if gained > noise:
         advice = "More trials may bring more: resume with --add-trials."
         return Finding("flatness", "change", f"{sentence}{against}: it still improves.", advice, numbers)
     advice = "More trials of this space will bring little: widen it, train longer, or change what is fixed."
@@ -124,34 +126,18 @@ def _completed_within(epochs: float, history: History) -> set[int]:
     return found
 
 
-def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | None) -> tuple[float | None, str | None]:
+def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | None) -> tuple[float | None, str]:
     """The noise that a gain must exceed, and its name; None where there are too few replicates to estimate it."""
-    accuracy = now.score or 0.0
-    if now.replicates and before.replicates and now is not before:
-        return lead(history, now.trial, before.trial).half_width, "half of the difference's 95 % interval"
-    if now.replicates:
-        return run_sd(history, accuracy), "a configuration's standard deviation over replicates"
-    if n_validation and n_validation > 0:
-        variance = max(0.0, accuracy * (1 - accuracy))
-        return math.sqrt(variance / n_validation), f"standard error of {n_validation:,} images"
-    return 0.0, None
-
-
-def _why_untold(history: History, now: Ranked, before: Ranked, noise: float | None) -> str:
-    """Why the best trial cannot be compared with the earlier best one; empty where it can."""
     if now is before:
-        return ""
-    if history.replicates and now.replicates is None:
-        return f"trial {now.trial}, the best of the search with {now.score:.2%}, was not trained again"
-    if noise is None:
-        return f"trials {now.trial} and {before.trial} have too few replicates"
-    gained = (now.score or 0.0) - (before.score or 0.0)
-    if now.replicates and before.replicates is None and gained <= noise:
-        return (
-            f"trial {now.trial} has {_score_text(now)}, and trial {before.trial}, the best before the last third of "
-            f"the epochs, {_score_text(before)}, but was not trained again"
-        )
-    return ""
+        return 0.0, ""
+    if history.replicates:
+        both = now.replicates and before.replicates
+        half_width = lead(history, now.trial, before.trial).half_width if both else None
+        return half_width, "half of the difference's 95 % interval"
+    if not n_validation or n_validation < 0:
+        return 0.0, ""
+    accuracy = now.score or 0.0
+    return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / n_validation), f"standard error of {n_validation:,} images"
 
 
 def _score_text(row: Ranked) -> str:

@@ -14,7 +14,7 @@ from optuna.trial import create_trial
 from search.experiment.history import Trial
 from search.policy.space_change import contains
 from search.policy.study import distributions
-from spaces.parameters import Hyperparameters, LogUniform, Number
+from spaces.parameters import Hyperparameters, LogUniform
 from spaces.schema import Space
 
 MIN_TRIALS = 10  # with fewer trials, a tree has a leaf for each, and every parameter seems important
@@ -90,23 +90,12 @@ def _shares(
 ) -> dict[str, float]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
-    scales = _in_own_scale(space)
+    scales: dict[str, BaseDistribution] = distributions(space)
+    logs = {name: range_ for name, range_ in space.searched.items() if isinstance(range_, LogUniform)}
+    scales |= {name: FloatDistribution(math.log(range_.low), math.log(range_.high)) for name, range_ in logs.items()}
     for config, value in zip(configs, values, strict=True):
-        params = {name: _own(space, name, getattr(config, name)) for name in scales}
+        params = {name: getattr(config, name) for name in scales}
+        params |= {name: math.log(params[name]) for name in logs}
         study.add_trial(create_trial(params=params, distributions=scales, value=float(value)))
     evaluator = FanovaImportanceEvaluator(n_trees=n_trees, seed=space.search.seed)
     return {name: float(share) for name, share in evaluator.evaluate(study).items()}
-
-
-def _in_own_scale(space: Space) -> dict[str, BaseDistribution]:
-    """Optuna's distributions of the searched parameters; logarithms of loguniform ranges."""
-    return {
-        name: FloatDistribution(math.log(parameter.low), math.log(parameter.high))
-        if isinstance(parameter, LogUniform)
-        else distribution
-        for (name, distribution), parameter in zip(distributions(space).items(), space.searched.values(), strict=True)
-    }
-
-
-def _own(space: Space, name: str, value: Number) -> Number:
-    return math.log(value) if isinstance(space.searched[name], LogUniform) else value

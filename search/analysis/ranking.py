@@ -1,9 +1,9 @@
 """The order of trials, and the sentences about it. Pure functions of the history."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from search.analysis.columns import LEADERBOARD, replicate_text
 from search.experiment.history import History, Status, Trial
@@ -33,7 +33,7 @@ class Ranked:
         reason: why the trial stopped, failed, diverged or is excluded; empty otherwise.
         excluded: whether the trial lies outside the space as it was changed later.
         audit: whether the trial is an audit trial, which no rung stops.
-        replicates: summary of its replicates; None without replicates, or before all better trials have replicates.
+        replicates: None without replicates, or before all better trials have replicates.
         at_chance: whether `score` is at most the accuracy of guessing.
     """
 
@@ -80,7 +80,6 @@ class Ranked:
 
 _OUTSIDE = "outside the space as it was changed later"
 
-_MAY_BE_BETTER = ("completed", "stopped", "running")
 WHAT_TO_TRY = (
     "Try other learning rates (`space.lr`), more epochs (`training.max_epochs`) or more images, and look whether the "
     "labels fit the images."
@@ -137,22 +136,18 @@ class OverBaseline:
     """The winner compared with the baseline.
 
     Attributes:
-        kind: source of the lead: `replicates` of both trials, or `one seed` of each. Or the reason for a missing lead:
-            the winner `is baseline`; the baseline has `no replicate`; `baseline diverged` in a replicate; the
-            baseline has `not completed`; `no winner`.
+        lead: lead of the winner; None where it cannot be told.
+        doubt: what limits the lead, or why it is missing; empty for a lead that is clear of 0.
         baseline: row of the baseline; None without a baseline.
-        lead: lead of the winner; None for the other kinds.
     """
 
-    kind: Literal[
-        "replicates", "one seed", "is baseline", "no replicate", "baseline diverged", "not completed", "no winner"
-    ]
-    baseline: Ranked | None = None
-    lead: Lead | None = None
+    lead: Lead | None
+    doubt: str
+    baseline: Ranked | None
 
 
-def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
-    """Compare the winner with the baseline. Every text about the lead comes from here.
+def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline | None:
+    """Compare the winner with the baseline; None without a winner. Every text about the lead comes from here.
 
     Args:
         history: of the search.
@@ -162,18 +157,24 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline:
     baseline_number = _last_baseline(history)
     baseline = next((row for row in ranked if row.trial == baseline_number), None)
     if best is None or best.validation_accuracy is None:
-        return OverBaseline("no winner", baseline)
+        return None
     if best.baseline:
-        return OverBaseline("is baseline", baseline)
-    if best.replicates:
-        if baseline is None or baseline.replicates is None:
-            return OverBaseline("no replicate", baseline)
-        if baseline.replicates.n_diverged:
-            return OverBaseline("baseline diverged", baseline)
-        return OverBaseline("replicates", baseline, lead(history, best.trial, baseline.trial))
-    if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
-        return OverBaseline("not completed", baseline)
-    return OverBaseline("one seed", baseline, Lead(best.validation_accuracy - baseline.validation_accuracy, None))
+        others = [row for row in ranked if not row.excluded and not row.replicates]
+        n_higher = sum(row.score is not None and row.score > (best.score or 0.0) for row in others)
+        higher = f", though {counted(n_higher, 'trial')} had a higher accuracy in the search" if n_higher else ""
+        return OverBaseline(None, f"It is the baseline: no searched configuration ranks above it{higher}", baseline)
+    if best.replicates is None:
+        if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
+            return OverBaseline(None, "The baseline has not completed", baseline)
+        one_seed = Lead(best.validation_accuracy - baseline.validation_accuracy, None)
+        return OverBaseline(one_seed, "one seed each, on the images that chose it", baseline)
+    if baseline is None or baseline.replicates is None:
+        return OverBaseline(None, "The baseline has no replicate to compare with", baseline)
+    if baseline.replicates.n_diverged:
+        return OverBaseline(None, "A replicate of the baseline diverged", baseline)
+    ahead = lead(history, best.trial, baseline.trial)
+    doubt = "which may be luck" if ahead.half_width is not None else "too few replicates to say how surely"
+    return OverBaseline(ahead, "" if ahead.is_clear else doubt, baseline)
 
 
 def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | None = None) -> str:
@@ -185,18 +186,21 @@ def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | No
         chance: as for `rank`.
     """
     at_chance = chance_sentence(ranked, chance)
-    best = winner(ranked)
-    if best is None:
+    best, over = winner(ranked), over_baseline(history, ranked)
+    if best is None or over is None:
         if best_completed(ranked):
             return f"{at_chance} {WHAT_TO_TRY}"
         return f"No trial has completed yet. {at_chance}".rstrip()
-    over = over_baseline(history, ranked)
-    lead = (
-        _confirmed_sentence(ranked, best, best.replicates, over)
-        if best.replicates
-        else _one_seed_sentence(ranked, best, over)
-    )
-    return f"{lead} {at_chance}".rstrip()
+    sentences = [f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy."]
+    if best.replicates:
+        say = f"{counted(best.replicates.n_runs, 'replicate')} {'says' if best.n_replicates == 1 else 'say'}"
+        said = f"the search said {best.validation_accuracy:.2%}, {say} {replicate_text(best.replicates)}"
+        sentences = [f"Trial {best.trial} wins: {said}."]
+    sentences.append(f"{_lead_text(over)}.")
+    tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
+    if tied:
+        sentences.append(f"Not distinguishable from it: {'trial' if len(tied) == 1 else 'trials'} {', '.join(tied)}.")
+    return " ".join([*sentences, at_chance]).rstrip()
 
 
 def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
@@ -217,75 +221,17 @@ def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
     best = best_completed(ranked)
     if best is None or not best.at_chance:
         return f"{how_many}."
-    if n_at_chance == len(known):
-        return f"No trial wins, for nothing was learned: {how_many}."
-    return f"No trial wins: {how_many}, and the best completed one, trial {best.trial}, is."
+    return f"No trial wins: {how_many}, also the best completed one, trial {best.trial}."
 
 
-def _one_seed_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBaseline) -> str:
-    claim = f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy"
-    if over.kind == "is baseline":
-        return f"{claim}. It is the baseline: {_unbeaten_text(ranked, best)}"
-    if over.baseline is None or over.lead is None:
-        return f"{claim}. The baseline has not completed."
-    return (
-        f"{claim}, {100 * over.lead.mean:.2f} points above the baseline (trial {over.baseline.trial}, "
-        f"{over.baseline.validation_accuracy:.2%}); one seed each, on the images that chose it."
-    )
-
-
-def _confirmed_sentence(
-    ranked: Sequence[Ranked], best: Ranked, replicates: ReplicateSummary, over: OverBaseline
-) -> str:
-    runs = f"{counted(replicates.n_runs, 'replicate')} {'says' if replicates.n_runs == 1 else 'say'}"
-    tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
-    sentences = [
-        f"Trial {best.trial} wins: the search said {best.validation_accuracy:.2%}, "
-        f"{runs} {replicate_text(replicates)}.",
-        _over_baseline_sentence(ranked, best, over),
-    ]
-    if tied:
-        sentences.append(f"Not distinguishable from it: {'trial' if len(tied) == 1 else 'trials'} {', '.join(tied)}.")
-    return " ".join(sentences)
-
-
-def _unbeaten_text(ranked: Sequence[Ranked], baseline: Ranked) -> str:
-    """The end of a sentence about a leading baseline: trials with a higher accuracy may have no replicates."""
-    assert baseline.score is not None
-    others = [row for row in ranked if not row.excluded and row.replicates is None and row.status in _MAY_BE_BETTER]
-    better = [row for row in others if row.score is not None and row.score > baseline.score]
-    if not better:
-        return "no searched configuration beat it."
-    tried = "was trained again" if baseline.replicates else "completed"
-    best = max(better, key=lambda row: row.score or 0)
-    more = f" and {len(better) - 1:,} more" * (len(better) > 1)
-    those = "was" if len(better) == 1 else "were"
-    status = "" if best.status == "completed" else f", {best.status}"
-    but = f"better in the search, but not trained again, {those}" if baseline.replicates else f"better so far {those}"
-    return f"no searched one that {tried} beat it; {but} trial {best.trial} ({best.score:.2%}{status}){more}."
-
-
-def _over_baseline_sentence(ranked: Sequence[Ranked], best: Ranked, over: OverBaseline) -> str:
-    if over.kind == "is baseline":
-        return f"It is the hand-picked configuration: {_unbeaten_text(ranked, best)}"
-    baseline, ahead = over.baseline, over.lead
-    if over.kind == "baseline diverged" and baseline and baseline.replicates:
-        return f"The hand-picked configuration (trial {baseline.trial}) {_diverged_text(baseline.replicates)}."
-    if baseline is None or baseline.replicates is None or ahead is None:
-        return "The hand-picked configuration has no replicate to compare with."
-    hand_picked = f"the hand-picked configuration (trial {baseline.trial}, {replicate_text(baseline.replicates)})"
-    if ahead.half_width is None:
-        return f"It is {100 * ahead.mean:.2f} points above {hand_picked}, in too few runs to say how surely."
-    points = f"{100 * ahead.mean:.2f} ± {100 * ahead.half_width:.2f} points"
-    if ahead.is_clear:
-        return f"The winner is {points} above {hand_picked}."
-    return f"The winner is not distinguishable from {hand_picked}: the difference is {points}."
-
-
-def _diverged_text(replicates: ReplicateSummary) -> str:
-    if replicates.n_runs == 1:
-        return "diverged in its only replicate"
-    return f"diverged in {replicates.n_diverged} of {replicates.n_runs} replicates"
+def _lead_text(over: OverBaseline) -> str:
+    if over.lead is None or over.baseline is None:
+        return over.doubt
+    replicates = over.baseline.replicates
+    accuracy = replicate_text(replicates) if replicates else f"{over.baseline.validation_accuracy:.2%}"
+    points = points_text(over.lead).removeprefix("+")
+    doubt = f"; {over.doubt}" if over.doubt else ""
+    return f"It is {points} above the baseline (trial {over.baseline.trial}, {accuracy}){doubt}"
 
 
 def points_text(lead: Lead) -> str:
@@ -305,16 +251,13 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
         KeyError: `key` is not a column or hyperparameter.
     """
 
-    def value(row: Ranked) -> tuple[bool, Any]:
+    def value(row: Ranked) -> Any:
         columns = row.as_dict()
-        config = columns.pop("config")
-        found = columns[key] if key in columns else config[key]
-        return (found is None, found if found is not None else 0)
+        return columns[key] if key in columns else columns["config"][key]
 
-    if any(column.name == key and column.more_is_better for column in LEADERBOARD):
-        known = [row for row in ranked if not value(row)[0]]
-        return sorted(known, key=lambda row: value(row)[1], reverse=True) + [row for row in ranked if value(row)[0]]
-    return sorted(ranked, key=value)
+    known = [row for row in ranked if value(row) is not None]
+    is_descending = any(column.name == key and column.more_is_better for column in LEADERBOARD)
+    return sorted(known, key=value, reverse=is_descending) + [row for row in ranked if value(row) is None]
 
 
 def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dict[int, ReplicateSummary]:
@@ -374,16 +317,3 @@ def _row(position: int, trial: Trial, replicates: ReplicateSummary | None, chanc
         replicates=replicates,
         at_chance=chance is not None and score is not None and score <= chance,
     )
-
-
-def best_accuracy(trials: Iterable[Trial]) -> tuple[int, float] | None:
-    """Number and last accuracy of the best trial so far; failed, diverged and excluded trials do not count."""
-    scored = [
-        (trial.last.validation_accuracy, -trial.number)
-        for trial in trials
-        if trial.last and trial.status not in ("failed", "diverged") and not trial.last.diverged and not trial.excluded
-    ]
-    if not scored:
-        return None
-    accuracy, negative_number = max(scored)
-    return -negative_number, accuracy

@@ -4,7 +4,7 @@ import html
 
 import pandas as pd
 
-from search.analysis.csv_files import CURVE_COLUMNS, REPLICATE_COLUMNS, curve_rows, replicate_rows
+from search.analysis.csv_files import CURVE_COLUMNS, REPLICATE_COLUMNS, curve_rows, replicate_rows, trial_rows
 from search.analysis.ranking import RESULT_COLUMNS, lead_sentence, rank
 from search.experiment.history import History
 from search.policy.budget import progress_text
@@ -19,12 +19,7 @@ _PERCENTAGES = ("validation_accuracy", "replicate_accuracy", "replicate_half_wid
 
 def trials_frame(history: History) -> pd.DataFrame:
     """One row per trial, best first; the index is the number of the trial."""
-    rows = []
-    for row in rank(history):
-        content = row.as_dict()
-        config = content.pop("config")
-        rows.append([*(content[name] for name in RESULT_COLUMNS), *(config[name] for name in HYPERPARAMETER_NAMES)])
-    frame = pd.DataFrame(rows, columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
+    frame = pd.DataFrame(trial_rows(rank(history)), columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
     # pandas makes a column of None only an object column, and shows "None".
     return frame.astype(dict.fromkeys(_OFTEN_MISSING, float)).set_index("trial")
 

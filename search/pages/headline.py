@@ -10,13 +10,6 @@ from search.pages.next_commands import go_on_line, is_unfinished
 from search.pages.report_data import ReportData
 from spaces.counted import counted, duration_text
 
-_WHY_NO_LEAD = {
-    "is baseline": "the hand-picked configuration is the winner",
-    "no replicate": "the baseline has no replicate to compare with",
-    "baseline diverged": "a replicate of the baseline diverged",
-    "not completed": "the baseline has not completed",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Stat:
@@ -47,15 +40,12 @@ def _validation_stat(known: ReportData) -> Stat:
 
 def _lead_stats(known: ReportData) -> list[Stat]:
     over = over_baseline(known.history, known.ranked)
-    if over.kind == "no winner":
+    if over is None:
         return []
     if over.lead is None:
-        return [Stat("Lead over the baseline", "–", _WHY_NO_LEAD[over.kind])]
-    if over.lead.half_width is not None:
-        note = "95 % interval, " + ("which is clear of 0" if over.lead.is_clear else "not distinguishable")
-    else:
-        note = ("replicates" if over.kind == "replicates" else "one seed each") + ": how sure is not known"
-    return [Stat("Lead over the baseline", points_text(over.lead), note)]
+        return [Stat("Lead over the baseline", "–", over.doubt)]
+    interval = [] if over.lead.half_width is None else ["95 % interval"]
+    return [Stat("Lead over the baseline", points_text(over.lead), "; ".join([*interval, over.doubt or "clear of 0"]))]
 
 
 def _test_stat(known: ReportData) -> Stat:

@@ -157,7 +157,7 @@ def _rungs_caption(known: ReportData) -> str:
         return "ASHA is off: every trial is trained to the end."
     factor = known.space.search.reduction_factor
     rule = "go on from" if known.space.search.asha == "promote" else "pass"
-    found = savings(known.history, known.space, known.manifest.data.chance)
+    found = savings(known.history, known.space)
     return (
         f"About one in {factor} should {rule} each rung. The baseline and audit trials go to the end whatever a "
         f"rung says. {found.sentence}"

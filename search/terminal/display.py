@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from search.analysis.cost import remaining
-from search.analysis.ranking import best_accuracy
+from search.analysis.ranking import rank
 from search.experiment.events import Event, ReplicateEnded, TrialEnded
 from search.experiment.history import History
 from search.policy import budget
@@ -172,9 +172,9 @@ class SearchDisplay:
         parts = [f"{history.n_ended}{of} trials", epochs]
         if history.replicates:
             parts.append(counted(len(history.replicates) - len(history.unfinished_replicates), "replicate"))
-        best = best_accuracy(history.trials.values())
-        if best:
-            parts.append(f"best {best[1]:.2%} (trial {best[0]})")
+        best = next(iter(rank(history)), None)
+        if best and best.score is not None:
+            parts.append(f"best {best.score:.2%} (trial {best.trial})")
         left_s = self._state().left_s(remaining(history, self.space))
         if left_s:
             parts.append(f"about {duration_text(left_s)} left")

@@ -72,7 +72,7 @@ class ScreenState:
 
     def left_s(self, left: Remaining) -> float | None:
         """Seconds until the end of the search; None where it is not known."""
-        epoch_s = recent_epoch_s(self.history, self.session_start or 0.0)
+        epoch_s = recent_epoch_s(self.history)
         return left.seconds(epoch_s, max(1, self.trials_at_once), self.budget_left_s)
 
 

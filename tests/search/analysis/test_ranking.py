@@ -1,15 +1,20 @@
+"""The order of trials, the sentences about it, and the leaderboard in all its formats."""
+
 import csv
 import io
 import json
 import math
+import re
 
 import pytest
 
-from search.analysis import ranking
-from search.analysis.csv_files import curves_csv, trials_csv
+from search.analysis import columns, ranking
+from search.analysis.columns import LeaderboardColumn, shown_columns, sort_keys
+from search.analysis.csv_files import CURVE_COLUMNS, curve_rows, trials_csv
 from search.analysis.ranking import lead_sentence, rank, sort_by, winner
 from search.experiment.events import TrialEnded, TrialStarted
 from search.experiment.history import History, Trial
+from search.leaderboard import _complete_sort
 from search.terminal import tables
 from spaces import Space
 from tests.support.simulation import result
@@ -43,9 +48,11 @@ def mixed(tiny_space: Space) -> History:
 
 
 def test_completed_first_then_stopped_and_running_by_epochs_then_failed_then_diverged(mixed: History) -> None:
-    assert [row.trial for row in rank(mixed)] == [2, 7, 0, 5, 4, 1, 6, 3]
-    assert [row.rank for row in rank(mixed)] == list(range(1, 9))
-    best = winner(rank(mixed))
+    ranked = rank(mixed)
+    assert [row.trial for row in ranked] == [2, 7, 0, 5, 4, 1, 6, 3]
+    assert [row.rank for row in ranked] == list(range(1, 9))
+    assert [row.validation_accuracy for row in ranked[-2:]] == [None, None], "of a failed and a diverged trial"
+    best = winner(ranked)
     assert best is not None
     assert best.trial == 2
 
@@ -56,38 +63,28 @@ def test_where_the_best_is_at_chance_there_is_no_winner(tiny_space: Space) -> No
     assert all(row.at_chance for row in ranked)
     assert winner(ranked) is None
     sentence = lead_sentence(same, ranked, 0.842)
-    assert sentence.startswith("No trial wins, for nothing was learned: 4 of 4 trials are at chance (at most 84.20%")
+    assert sentence.startswith("No trial wins: 4 of 4 trials are at chance (at most 84.20%")
     assert "Try other learning rates" in sentence
     assert winner(rank(same)) is not None, "of a search whose manifest does not know chance"
     some = history(tiny_space, ("completed", [0.74] * 3), ("stopped", [0.9]), ("diverged", [math.nan]))
     sentence = lead_sentence(some, rank(some, 0.842), 0.842)
     assert sentence.startswith("No trial wins: 1 of 2 trials is at chance (at most 84.20%")
-    assert "nothing was learned" not in sentence
 
 
-def test_trials_at_chance_are_counted_beside_a_winner(mixed: History) -> None:
+def test_the_lead_over_the_baseline_and_trials_at_chance_are_said(mixed: History, tiny_space: Space) -> None:
     ranked = rank(mixed, chance=0.45)
     assert [row.trial for row in ranked if row.at_chance] == [4]
     sentence = lead_sentence(mixed, ranked, 0.45)
-    assert sentence.startswith("Trial 2 leads with 80.00%")
-    assert "1 of 6 trials is at chance (at most 45.00%: " in sentence
+    assert sentence.startswith(
+        "Trial 2 leads with 80.00% validation accuracy. It is 10.00 points above the baseline (trial 0, 70.00%); "
+        "one seed each, on the images that chose it. 1 of 6 trials is at chance (at most 45.00%: "
+    )
     assert "chance" not in lead_sentence(mixed, rank(mixed, 0.1), 0.1)
-
-
-def test_a_baseline_that_leads_is_not_said_to_be_unbeaten_by_what_was_stopped_above_it(tiny_space: Space) -> None:
-    found = history(tiny_space, ("completed", [0.5, 0.6, 0.7]), ("stopped", [0.95]), ("completed", [0.5, 0.5, 0.5]))
-    sentence = lead_sentence(found, rank(found))
-    assert "no searched one that completed beat it; better so far was trial 1 (95.00%, stopped)." in sentence
-
-
-def test_a_long_table_shows_its_first_rows_and_reasons_and_says_so(tiny_space: Space) -> None:
-    found = history(tiny_space, *[("completed", [0.7])] * 30, *[("failed", [])] * 25)
-    text = tables.as_table(rank(found), ["lr"], most_rows=10)
-    assert sum(" completed " in line for line in text.splitlines()) == 10
-    assert "(the first 10 of 55 trials: --top N shows more, --format csv all)" in text
-    assert text.count(": why") == tables.MOST_REASONS
-    assert text.endswith("(and 5 more that failed or do not count: --format csv says why)")
-    assert tables.as_csv(rank(found), ["lr"]).count("\n") == 55
+    baseline = history(tiny_space, ("completed", [0.5, 0.6, 0.7]), ("stopped", [0.95]), ("completed", [0.5, 0.5, 0.5]))
+    assert lead_sentence(baseline, rank(baseline)).endswith(
+        "no searched configuration ranks above it, though 1 trial had a higher accuracy in the search."
+    )
+    assert lead_sentence(History(), []) == "No trial has completed yet."
 
 
 def test_ranking_asks_each_trial_a_fixed_number_of_times(tiny_space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,20 +101,6 @@ def test_ranking_asks_each_trial_a_fixed_number_of_times(tiny_space: Space, monk
     assert n_calls <= 3 * 1000
 
 
-def test_a_failed_trial_shows_no_accuracy(mixed: History) -> None:
-    failed = [row for row in rank(mixed) if row.status in ("failed", "diverged")]
-    assert [row.validation_accuracy for row in failed] == [None, None]
-
-
-def test_the_lead_over_the_baseline_is_said_in_points(mixed: History, tiny_space: Space) -> None:
-    assert "Trial 2 leads with 80.00% validation accuracy, 10.00 points above the baseline (trial 0, 70.00%)" in (
-        lead_sentence(mixed, rank(mixed))
-    )
-    only_baseline = history(tiny_space, ("completed", [0.5, 0.6, 0.7]), ("stopped", [0.2]))
-    assert "no searched configuration beat it" in lead_sentence(only_baseline, rank(only_baseline))
-    assert lead_sentence(History(), []) == "No trial has completed yet."
-
-
 def test_sorting_by_any_column_puts_missing_values_last(mixed: History) -> None:
     by_accuracy = sort_by(rank(mixed), "validation_accuracy")
     assert [row.trial for row in by_accuracy][:3] == [1, 2, 7]
@@ -126,31 +109,36 @@ def test_sorting_by_any_column_puts_missing_values_last(mixed: History) -> None:
     assert len(sort_by(rank(mixed), "lr")) == 8
 
 
-def test_json_is_one_object_with_every_trial(mixed: History) -> None:
-    content = json.loads(tables.as_json("mine", rank(mixed)))
-    assert content["experiment"] == "mine"
-    assert content["metric"] == "validation_accuracy"
-    assert len(content["trials"]) == 8
-    first = content["trials"][0]
-    assert {
-        "rank",
-        "trial",
-        "status",
-        "epochs",
-        "validation_accuracy",
-        "validation_loss",
-        "seconds",
-        "baseline",
-        "config",
-    } <= (first.keys())
-    assert first["config"]["lr"] == 0.01
+HEADS = {
+    "accuracy": "validation_accuracy",
+    "loss": "validation_loss",
+    "ssr_p": "shift_scale_rotate_p",
+    "hole_p": "coarse_dropout_p",
+    "replicates": "replicate_accuracy",
+    "lr": "lr",
+    "rank": "rank",
+}
 
 
-def test_tables_have_a_row_a_trial_in_every_format(mixed: History) -> None:
+def test_the_heads_of_the_table_and_full_names_are_sort_keys() -> None:
+    keys = sort_keys()
+    for head, full in HEADS.items():
+        assert keys[head] == keys[full] == full
+        assert head in _complete_sort(head[:2].upper())
+
+
+def test_every_format_has_every_trial(mixed: History) -> None:
     ranked = rank(mixed)
+    content = json.loads(tables.as_json("mine", ranked))
+    assert (content["experiment"], content["metric"]) == ("mine", "validation_accuracy")
+    assert [trial["trial"] for trial in content["trials"]] == [row.trial for row in ranked]
+    results = {"rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds", "baseline"}
+    assert results | {"config"} <= content["trials"][0].keys()
+    assert content["trials"][0]["config"]["lr"] == 0.01
     rows = list(csv.DictReader(io.StringIO(tables.as_csv(ranked, ["lr"]))))
     assert [int(row["trial"]) for row in rows] == [row.trial for row in ranked]
     assert rows[2]["baseline"] == "true"
+    assert trials_csv(ranked).splitlines()[0].startswith(",".join(rows[0])), "the file has all hyperparameters"
     assert len(tables.as_markdown(ranked, ["lr"]).splitlines()) == 10
     text = tables.as_table(ranked, ["lr", "momentum"])
     assert len(text.splitlines()) == 11
@@ -160,19 +148,43 @@ def test_tables_have_a_row_a_trial_in_every_format(mixed: History) -> None:
     assert "unfinished" in tables.as_table(ranked, [], live=False)
 
 
+def test_curves_have_a_row_an_epoch(mixed: History) -> None:
+    rows = [dict(zip(CURVE_COLUMNS, row, strict=True)) for row in curve_rows(mixed)]
+    assert len(rows) == mixed.n_epochs
+    assert rows[2]["validation_accuracy"] == 0.7
+
+
 def test_a_narrow_table_fits_and_says_what_it_leaves_out(mixed: History) -> None:
     text = tables.as_table(rank(mixed), ["lr", "momentum", "gamma"], width=80)
-    import re
-
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert max(len(line) for line in plain.splitlines()) <= 80
     assert "(wider terminals also show momentum, gamma)" in plain
 
 
-def test_csv_files_have_a_row_a_trial_and_a_row_an_epoch(mixed: History) -> None:
-    trials = list(csv.DictReader(io.StringIO(trials_csv(rank(mixed)))))
-    assert [row["trial"] for row in trials] == [str(row.trial) for row in rank(mixed)]
-    assert trials[0]["status"] == "completed"
-    curves = list(csv.DictReader(io.StringIO(curves_csv(mixed))))
-    assert len(curves) == mixed.n_epochs
-    assert curves[2]["validation_accuracy"] == "0.7"
+def test_a_long_table_shows_its_first_rows_and_reasons_and_says_so(tiny_space: Space) -> None:
+    found = history(tiny_space, *[("completed", [0.7])] * 30, *[("failed", [])] * 25)
+    text = tables.as_table(rank(found), ["lr"], most_rows=10)
+    assert sum(" completed " in line for line in text.splitlines()) == 10
+    assert "(the first 10 of 55 trials: --top N shows more, --format csv all)" in text
+    assert text.count(": why") == tables.MOST_REASONS
+    assert text.endswith("(and 5 more that failed or do not count: --format csv says why)")
+    assert tables.as_csv(rank(found), ["lr"]).count("\n") == 55
+
+
+def test_a_new_column_is_added_in_one_place(mixed: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    percent = LeaderboardColumn("percent", "%", value=lambda row: 100 * (row.score or 0.0), more_is_better=True)
+    for module in (columns, ranking):
+        monkeypatch.setattr(module, "LEADERBOARD", (*columns.LEADERBOARD, percent))
+    ranked = rank(mixed)
+    assert json.loads(tables.as_json("mine", ranked))["trials"][0]["percent"] == 80.0
+    assert "| % |" in tables.as_markdown(ranked, []).splitlines()[0]
+    assert tables.as_table(ranked, []).splitlines()[0].endswith("%")
+    assert sort_keys()["%"] == "percent"
+    assert [row.trial for row in sort_by(ranked, "percent")][:2] == [1, 2]
+
+
+def test_columns_of_replicates_are_shown_with_replicates_only_and_reasons_are_last() -> None:
+    without, replicates = shown_columns(has_replicates=False), shown_columns(has_replicates=True)
+    more = {column.name for column in replicates} - {column.name for column in without}
+    assert more == {"replicate_accuracy", "tied"}
+    assert [column.name for column in without if column.after_parameters] == ["reason"] == [without[-1].name]

@@ -141,7 +141,7 @@ def test_the_leaderboard_of_a_search_that_was_broken_off(call: Call, experiment:
     assert code == 0, errors
     assert output.startswith("mine: 2 of 8 trials ended\n")
     assert "unfinished" in output
-    assert "It is the baseline: no searched configuration beat it." in output
+    assert "It is the baseline: no searched configuration ranks above it." in output
     code, output, _ = call("leaderboard", "--format", "json", "--sort", "validation_loss", "--top", "2")
     rows = json.loads(output)["trials"]
     assert [row["status"] for row in rows] == ["completed", "running"]
@@ -150,7 +150,7 @@ def test_the_leaderboard_of_a_search_that_was_broken_off(call: Call, experiment:
 def test_a_search_in_which_nothing_learned_names_no_winner(call: Call, experiment: Experiment) -> None:
     manifest = experiment.manifest
     experiment.write_manifest(manifest.model_copy(update={"data": manifest.data.model_copy(update={"chance": 0.842})}))
-    nothing = "No trial wins, for nothing was learned: 3 of 3 trials are at chance (at most 84.20%"
+    nothing = "No trial wins: 3 of 3 trials are at chance (at most 84.20%"
     assert nothing in call("leaderboard", "mine")[1]
     assert nothing in call("diagnose", "mine")[1]
     assert NotebookExperiment(experiment.folder).best is None

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from search.analysis.cost import expected_epochs, passing_shares
 from search.analysis.ranking import rank
 from search.experiment.audits import is_audit, n_audits
 from search.experiment.events import SpaceSet
@@ -14,7 +13,6 @@ from search.experiment.journal import Journal, read_history
 from search.policy.space_change import must_be_allowed
 from search.policy.state import SearchState
 from search.terminal import tables
-from search.terminal.plan_text import audit_lines
 from spaces import Space, load_space
 from tests.support.simulation import simulate
 
@@ -113,50 +111,3 @@ def test_the_leaderboard_s_json_and_csv_say_who_was() -> None:
     assert {row["trial"] for row in rows if row["audit"]} == {n for n in range(1, 30) if is_audit(n, 0, 0.3)}
     assert "audit" in tables.as_csv(rank(state.history), []).splitlines()[0]
     assert tables.as_table(rank(state.history), []).count("(audit)") == n_audits(space, 30)
-
-
-def test_what_it_costs_is_in_the_expected_epochs() -> None:
-    rungs = (1, 3, 9)
-    assert expected_epochs(30, rungs, 3, n_audits=0) == expected_epochs(30, rungs, 3)
-    assert expected_epochs(30, rungs, 3, n_audits=29) == 30 * 9
-    each = expected_epochs(30, rungs, 3, n_audits=3) - expected_epochs(30, rungs, 3)
-    assert 3 * 4 < each < 3 * 9
-    assert passing_shares(30, rungs, 3, 0.3)[1] > passing_shares(30, rungs, 3)[1], "weak ones lower the second cutoff"
-
-
-def test_the_expected_epochs_are_those_of_simulated_searches() -> None:
-    space = exploring(0.3)
-    n_epochs = []
-    for seed in range(8):
-        state = SearchState(space, history_of(space))
-        order = [(7919 * (trial + 1) * (seed + 1)) % 1009 / 1009 for trial in range(30)]
-        simulate(state, seed, trials_at_once=1, curve=lambda trial, config, epoch, order=order: order[trial])
-        n_epochs.append(state.history.n_epochs)
-    expected = expected_epochs(30, space.rung_epochs, 3, n_audits(space, 30))
-    assert sum(n_epochs) / len(n_epochs) == pytest.approx(expected, rel=0.12)
-
-
-def test_the_plan_does_not_price_what_would_change_nothing() -> None:
-    from search.analysis.cost import of_trials
-
-    unstopped = exploring(0.0, "search.asha=off")
-    assert audit_lines(unstopped, of_trials(unstopped, 30)) == []
-
-
-def test_the_plan_says_what_it_costs() -> None:
-    from search.analysis.cost import of_trials
-
-    def lines(audit_fraction: float) -> list[str]:
-        space = exploring(audit_fraction)
-        return audit_lines(space, of_trials(space, 30))
-
-    (off,), (on,) = lines(0.0), lines(0.1)
-    n_epochs = on.partition(": about ")[2]
-    assert off == f"audits      off; search.audit_fraction=0.1 would take about {n_epochs}"
-    assert int(n_epochs.removesuffix(" epochs more")) > 0
-    (line,) = lines(0.3)
-    n = n_audits(exploring(0.3), 30)
-    assert line.startswith(f"audits      0.3: {n} of 29 trials are trained to the end whatever a rung says: about ")
-    assert line.endswith(" epochs more")
-    (line,) = lines(0.0001)
-    assert line == "audits      0.0001: no trial of 29, as the seed has it: raise it, or search.trials"

@@ -213,7 +213,7 @@ def test_text_from_a_folder_stays_text(copy: Experiment, space: Space) -> None:
 
 def test_an_unfinished_search_without_a_winner_says_so(tiny_space: Space, tmp_path: Path) -> None:
     empty = Page(report_html(shown_experiment.searched(tmp_path, "empty", _with_trials(tiny_space, 1))))
-    assert "no searched configuration beat it" in empty.text
+    assert "no searched configuration ranks above it" in empty.text
     made = foreign.make_experiment(tmp_path, "begun", tiny_space)
     begun = Page(report_html(made))
     assert "The search is not finished; this resumes it" in begun.text

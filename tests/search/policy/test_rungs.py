@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from search.analysis.cost import expected_epochs, expected_epochs_left, passing_shares, seconds_left
 from search.policy.rungs import Rungs, chance_accuracy, quantile
 from spaces.counted import duration_text
 
@@ -103,39 +102,6 @@ def test_chance_is_the_commonest_class_and_the_luck_of_one_run_in_twenty() -> No
     assert chance_accuracy(np.zeros(5, np.int64)) == 1.0
     guesses = np.random.default_rng(0).binomial(10_000, 0.1, 4000) / 10_000
     assert (guesses > chance_accuracy(labels)).mean() == pytest.approx(0.05, abs=0.01)
-
-
-def test_expected_epochs_lie_between_grace_for_all_and_everything() -> None:
-    assert expected_epochs(1, (1, 3, 9), 3) == 9
-    assert expected_epochs(20, (9,), 3) == 180
-    assert 9 + 19 < expected_epochs(20, (1, 3, 9), 3) < 100
-    assert expected_epochs(20, (1, 4, 16), 4) < expected_epochs(20, (4, 16), 4)
-    million, thousand = expected_epochs(1_000_000, (1, 3, 9, 27), 3), expected_epochs(1000, (1, 3, 9, 27), 3)
-    assert million == pytest.approx(1000 * thousand, rel=0.2), "estimated at once"
-
-
-@pytest.mark.parametrize(
-    ("epoch", "left"), [(0, 1 + 0.5 * 2 + 0.125 * 6), (1, 2 + 0.25 * 6), (2, 1 + 0.25 * 6), (5, 4), (9, 0)]
-)
-def test_epochs_left_are_weighted_with_the_share_that_passes(epoch: int, left: float) -> None:
-    assert expected_epochs_left(epoch, (1, 3, 9), (0.5, 0.25)) == left
-
-
-@pytest.mark.parametrize(
-    ("trial_epochs", "run_epochs", "seconds"),
-    [([1, 1, 1, 1], [], 4), ([9, 1], [], 18), ([], [], 0), ([1, 1], [3, 3, 3], 14)],  # the third run is alone
-)
-def test_the_time_left_is_never_less_than_the_longest_trial_s(
-    trial_epochs: list[float], run_epochs: list[float], seconds: float
-) -> None:
-    assert seconds_left(trial_epochs, run_epochs, 2.0, 2) == seconds
-
-
-def test_about_one_trial_in_reduction_factor_passes_and_early_ones_more() -> None:
-    few, many = passing_shares(12, (1, 3, 9), 3), passing_shares(400, (1, 3, 9), 3)
-    assert all(1 / 3 < share < 0.45 for share in many)
-    assert few[0] > many[0]
-    assert passing_shares(1, (9,), 3) == ()
 
 
 @pytest.mark.parametrize(
