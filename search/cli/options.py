@@ -31,7 +31,7 @@ class _ResultsAction(argparse.Action):
         given = str(values)
         namespace.results, namespace.results_url = Path(given), None
         if "://" in given:
-            from search.experiment.remote_files import working_folder
+            from search.experiment.remote_results import working_folder
 
             namespace.results_url = given.rstrip("/")
             namespace.results = working_folder(namespace.results_url)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from search.experiment.events import Share
 from search.experiment.folder import Experiment
+from search.experiment.manifest import Part
+from search.experiment.state_files import first_problem, must_not_be_a_link
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
 from spaces.schema import LARGEST_IMAGE_PX
@@ -20,41 +23,28 @@ MOST_CLASSES = 1000
 MOST_MISTAKES = 16
 THUMBNAIL_PX = 160  # longer side of images on a page; smaller images keep their size
 
-_UNDECODABLE = (
-    Image.DecompressionBombError,
-    SyntaxError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-)
+# What Pillow raises for damaged images.
+_UNDECODABLE = (Image.DecompressionBombError, SyntaxError, ValueError, OverflowError, MemoryError, struct.error)
 _MISTAKE_FILE = re.compile(r"mistakes/[A-Za-z0-9][A-Za-z0-9._-]{0,150}\.png")
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 ClassName = Annotated[str, Field(max_length=1000)]
 
 
-class _Part(BaseModel):
-    """Frozen; other keys are ignored."""
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-
-class SeedResult(_Part):
+class SeedResult(Part):
     """Test accuracy of one seed."""
 
     seed: Count
     accuracy: Share
 
 
-class TestedOn(_Part):
+class TestedOn(Part):
     """The test images."""
 
     n_images: Count
 
 
-class ShownMistake(_Part):
+class ShownMistake(Part):
     """A wrong answer; see `search.retraining.answers.surest_mistakes`."""
 
     file: str
@@ -63,7 +53,7 @@ class ShownMistake(_Part):
     probability: Share
 
 
-class FinalResults(_Part):
+class FinalResults(Part):
     """The displayed part of `final/metrics.json`.
 
     Attributes:
@@ -98,7 +88,7 @@ def read_final_results(experiment: Experiment) -> FinalResults | None:
         InputError: the file is damaged, too large, or not a regular file.
     """
     path = experiment.final_folder / "metrics.json"
-    _must_not_be_a_link(experiment.final_folder)
+    must_not_be_a_link(experiment.final_folder)
     try:
         content = read_plain(path, MAX_METRICS_BYTES)
     except FileNotFoundError:
@@ -108,9 +98,7 @@ def read_final_results(experiment: Experiment) -> FinalResults | None:
     try:
         return FinalResults.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:100] or "the file"
-        raise InputError(f"{path}: is not the result of a retraining ({where}: {first['msg'][:200]}).") from None
+        raise InputError(f"{path}: is not the result of a retraining ({first_problem(error)}).") from None
 
 
 def mistake_image(experiment: Experiment, mistake: ShownMistake) -> bytes:
@@ -122,8 +110,8 @@ def mistake_image(experiment: Experiment, mistake: ShownMistake) -> bytes:
     path = experiment.final_folder / mistake.file
     if not _MISTAKE_FILE.fullmatch(mistake.file):
         raise InputError(f"{mistake.file}: is not a name that retraining gives.")
-    _must_not_be_a_link(experiment.final_folder)
-    _must_not_be_a_link(path.parent)
+    must_not_be_a_link(experiment.final_folder)
+    must_not_be_a_link(path.parent)
     try:
         return thumbnail_png(_decoded(read_plain(path, MAX_IMAGE_BYTES), path))
     except InputError:
@@ -150,8 +138,3 @@ def _decoded(content: bytes, path: Path) -> Image.Image:
         # A new image, without texts and colour profiles of the file.
         pixels = image.convert("RGB")
         return Image.frombytes("RGB", pixels.size, pixels.tobytes())
-
-
-def _must_not_be_a_link(folder: Path) -> None:
-    if folder.is_symlink():
-        raise InputError(f"{folder}: is a symbolic link, but must be a folder of its own. Remove it.")

@@ -10,42 +10,33 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
-import yaml
-
-from search.experiment.checksums import yaml_matches, yaml_with_checksum
 from search.experiment.command_lines import command_line, resume_line
 from search.experiment.events import SpaceSet
 from search.experiment.history import History
-from search.experiment.journal import Journal, JournalFollower, read_history, set_damaged_aside
-from search.experiment.journaled_space import (
-    differences,
-    journaled_space,
-    stated_hyperparameters,
-    unwritten_baseline,
-    value_text,
-)
+from search.experiment.journal import Journal, JournalFollower, read_history
 from search.experiment.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
+from search.experiment.space_file import read_space, unwritten_values
+from search.experiment.state_files import Warn, set_damaged_aside, yaml_with_checksum
 from spaces.errors import InputError, expanded
-from spaces.loader import dump_space, find_space, load_space, space_from_text
-from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters
+from spaces.loader import dump_space, find_space, load_space
 from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
 from spaces.printable import printable
-from spaces.removed import with_current_keys
 from spaces.schema import Space
-from spaces.yaml_lines import MAX_BYTES, parse
 from trainable.files import sync, write_text
 
 MAX_LOCK_BYTES = 64
 # C's `struct flock`: kind, whence, start, length, process id; length 0 means the whole file.
 _FLOCK = "hhqqi4x"
+_Place = TypeVar("_Place", bound=PurePath)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Never read, because some are pickles.
-RAY_SNAPSHOTS = ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl")
+_RAY_SNAPSHOTS = ("experiment_state-*.json", "search_gen_state-*.json", "*.pkl")
 
 
 class Experiment:
@@ -56,12 +47,12 @@ class Experiment:
 
     Args:
         folder: an existing folder.
-        tell: called with each message for the user; None prints it to standard error.
+        warn: called with each message for the user; None prints it to standard error.
     """
 
-    def __init__(self, folder: Path | str, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, folder: Path | str, warn: Warn | None = None) -> None:
         self.folder = expanded(folder) if isinstance(folder, str) else folder
-        self._tell = tell or _tell_user
+        self._warn = warn or _to_standard_error
         self._warned: set[str] = set()
 
     @property
@@ -95,62 +86,12 @@ class Experiment:
 
     @property
     def space(self) -> Space:
-        """The resolved space; from the journal if `experiment.yaml` is missing or not valid.
-
-        Raises:
-            InputError: the journal has no space either.
-        """
+        """The resolved space, as `space_with` returns it without overrides."""
         return self.space_with(())
 
     def space_with(self, overrides: Sequence[str]) -> Space:
-        """The resolved space with the overrides `section.key=value`.
-
-        Raises:
-            InputError: as for `space`, or an override is not valid.
-        """
-        path = self.folder / "experiment.yaml"
-        try:
-            if not path.exists():
-                raise InputError(f"{path}: is missing.")
-            load_space(str(path))
-        except InputError as error:
-            journaled = journaled_space(self.history())
-            if journaled is None:
-                raise
-            self.warn_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
-            text = str(yaml.safe_dump(with_current_keys(journaled), sort_keys=False))
-            return space_from_text(text, "the journal's space", self.name, overrides)
-        self._tell_of_changed_space(path)
-        return load_space(str(path), [*self.unwritten_values(), *overrides])
-
-    def unwritten_values(self) -> list[str]:
-        """`baseline.NAME=VALUE` for each value that an earlier version did not write to `experiment.yaml`.
-
-        Raises:
-            InputError: the file is not a regular file, or not YAML.
-        """
-        path = self.folder / "experiment.yaml"
-        stated = stated_hyperparameters(parse(read_plain(path, MAX_BYTES).decode(), path.name).content)
-        if stated >= set(HYPERPARAMETER_NAMES):
-            return []  # files of this version state all of them
-        values = unwritten_baseline(self.history())
-        missing = {name: value for name, value in values.items() if name not in stated}
-        for name, value in missing.items():
-            if value != getattr(Hyperparameters(), name):
-                self.warn_once(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
-        return [f"baseline.{name}={value_text(missing, name)}" for name in missing]
-
-    def _tell_of_changed_space(self, path: Path) -> None:
-        """Warn if `experiment.yaml` was changed since it was written, by a user or by a damaged disk."""
-        if yaml_matches(path.read_bytes()):
-            return
-        journaled = self.history().space
-        changes = [line for _, line in differences(journaled or {}, load_space(str(path)).as_dict())]
-        if changes:
-            self.warn_once(
-                f"{path}: was changed since the search wrote it ({'; '.join(changes)}). It is used as it is; "
-                f"if that is no edit of yours, remove the file, and the space as the search journaled it is used."
-            )
+        """The resolved space with `overrides`; see `read_space`."""
+        return read_space(self.folder / "experiment.yaml", self.history, self.warn_once, overrides)
 
     @property
     def manifest(self) -> Manifest:
@@ -171,14 +112,16 @@ class Experiment:
         Returns:
             Path or URL of the checkpoint; None without a usable one.
         """
+        epochs = ((epoch or 0, place) for place, epoch in self._checkpoint_epochs(name))
+        usable = [(epoch, place) for epoch, place in epochs if 0 < epoch <= n_epochs_known]
+        return max(usable, key=lambda pair: pair[0], default=(0, None))[1]
+
+    def _checkpoint_epochs(self, name: str) -> Iterator[tuple[Path | str, int | None]]:
+        """Checkpoints of a trial or replicate, newest first, with their epochs; None for damaged ones."""
         from trainable.checkpoint import checkpoint_epoch  # needs torch, which readers may not have
 
-        best: tuple[int, Path] | None = None
-        for folder in _checkpoints(self.ray_folder.resolve(), name):
-            epoch = checkpoint_epoch(folder)
-            if epoch is not None and epoch <= n_epochs_known and (best is None or epoch > best[0]):
-                best = (epoch, folder)
-        return best[1] if best else None
+        for folder in reversed(_checkpoints(self.ray_folder.resolve(), name)):
+            yield folder, checkpoint_epoch(folder)
 
     def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
         """Remove old checkpoints of a trial or replicate.
@@ -189,14 +132,14 @@ class Experiment:
             name: of its folder, such as `trial_0007`.
             but_newest: number of newest checkpoints to keep.
         """
-        found = sorted(_checkpoints(self.ray_folder, name), key=checkpoint_order)
+        found = _checkpoints(self.ray_folder, name)
         for folder in found[: max(0, len(found) - but_newest)]:
             if self._holds(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def drop_ray_snapshots(self) -> None:
         """Remove Ray's snapshots of its sessions, which are never read and contain pickles; its logs stay."""
-        for pattern in RAY_SNAPSHOTS:
+        for pattern in _RAY_SNAPSHOTS:
             for path in self.ray_folder.glob(f"session_*/{pattern}"):
                 if self._holds(path.parent):
                     path.unlink(missing_ok=True)
@@ -251,7 +194,7 @@ class Experiment:
         """Pass a message to the user, unless the same message was passed before."""
         if line not in self._warned:
             self._warned.add(line)
-            self._tell(printable(line))
+            self._warn(printable(line))
 
     def is_live(self) -> bool:
         """Whether a search runs now."""
@@ -350,7 +293,8 @@ def load_space_or_experiment(space: str, overrides: Sequence[str]) -> Space:
     """
     path = find_space(space)
     if path.name == "experiment.yaml" and (path.parent / "journal.jsonl").is_file():
-        overrides = [*Experiment(path.parent).unwritten_values(), *overrides]
+        experiment = Experiment(path.parent)
+        overrides = [*unwritten_values(path, experiment.history, experiment.warn_once), *overrides]
     return load_space(space, overrides)
 
 
@@ -376,7 +320,7 @@ def must_be_a_name(name: str) -> None:
         )
 
 
-def _tell_user(line: str) -> None:
+def _to_standard_error(line: str) -> None:
     # `sys.stderr` is looked up at each call: a live screen redirects it.
     print(line, file=sys.stderr)
 
@@ -386,21 +330,23 @@ def is_experiment(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("experiment.yaml", "journal.jsonl"))
 
 
-def checkpoint_order(folder: Path) -> tuple[list[int], list[int], str]:
-    """Sort key of checkpoint folders `…/session_N/trial_…/checkpoint_…`, oldest first."""
-    # `session_3_2` is the second round of session 3; `trial_0007_2` is the second dispatch of trial 7.
-    return (_numbers(folder.parts[-3]), _numbers(folder.parts[-2]), folder.name)
+def checkpoints_of(name: str, found: Iterable[_Place]) -> list[_Place]:
+    """Those of the folders `…/session_N/trial_…/checkpoint_…` that are of the trial or replicate, oldest first."""
+
+    def order(folder: PurePath) -> tuple[list[int], list[int], str]:
+        # `session_3_2` is the second round of session 3; `trial_0007_2` is the second dispatch of trial 7.
+        return (_numbers(folder.parts[-3]), _numbers(folder.parts[-2]), folder.name)
+
+    return sorted((folder for folder in found if owner_of(folder.parts[-2]) == name), key=order)
 
 
 def owner_of(folder: str) -> str:
-    """Name of the trial or replicate of a checkpoint folder: `trial_0007` for `trial_0007_2`."""
+    """Name of the trial or replicate of a checkpoint's parent folder: `trial_0007` for `trial_0007_2`."""
     return "_".join(folder.split("_")[:2])
 
 
-def _checkpoints(ray_folder: Path, name: str) -> Iterator[Path]:
-    for folder in ray_folder.glob(f"session_*/{name}*/checkpoint_*"):
-        if owner_of(folder.parts[-2]) == name:
-            yield folder
+def _checkpoints(ray_folder: Path, name: str) -> list[Path]:
+    return checkpoints_of(name, ray_folder.glob(f"session_*/{name}*/checkpoint_*"))
 
 
 def _numbers(name: str) -> list[int]:

@@ -2,34 +2,66 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
 
 from search.experiment.audits import is_audit
 from search.experiment.events import (
-    LARGEST,
+    Count,
     EpochDone,
     EpochRedone,
     Event,
     ReplicateEnded,
     ReplicateEpochDone,
     ReplicateStarted,
+    Share,
     SpaceSet,
     TrialEnded,
     TrialPromoted,
     TrialStarted,
-    fits,
 )
-from spaces.parameters import Hyperparameters, Number, shorten
+from spaces.parameters import Hyperparameters, Number
 
 Status = Literal["completed", "stopped", "failed", "diverged", "running"]
+_Epoch = TypeVar("_Epoch", EpochDone, ReplicateEpochDone)
+_End = TypeVar("_End", TrialEnded, ReplicateEnded)
+
+
+class _Work(Generic[_Epoch, _End]):
+    """What trials and replicates have in common."""
+
+    started_at: float
+    epochs: list[_Epoch]
+    end: _End | None
+
+    @property
+    def n_epochs(self) -> int:
+        return len(self.epochs)
+
+    @property
+    def last(self) -> _Epoch | None:
+        return self.epochs[-1] if self.epochs else None
+
+    def add_epoch(self, event: _Epoch, name: str) -> None:
+        if event.epoch != self.n_epochs + 1:
+            raise ValueError(f"{name} has epoch {event.epoch} after {self.n_epochs}")
+        self.epochs.append(event)
+
+    def finish(self, event: _End, name: str) -> None:
+        if event.status == "completed" and not self.epochs:
+            raise ValueError(f"{name} completes without an epoch")
+        self.end = event
+
+
+_Started = TypeVar("_Started", "Trial", "Replicate")
 
 
 @dataclass
-class Trial:
+class Trial(_Work[EpochDone, TrialEnded]):
     """One trial and its results.
 
     Attributes:
-        number: number of the trial, from 0.
         suggested, config, baseline: as in `TrialStarted`.
         started_at: time of the start, seconds since 1970 (UTC).
         epochs: results in order of epochs, from epoch 1.
@@ -60,21 +92,13 @@ class Trial:
         return self.end.status if self.end else "running"
 
     @property
-    def n_epochs(self) -> int:
-        return len(self.epochs)
-
-    @property
-    def last(self) -> EpochDone | None:
-        return self.epochs[-1] if self.epochs else None
-
-    @property
     def seconds(self) -> float:
         return sum(epoch.seconds for epoch in self.epochs)
 
 
 @dataclass
-class Replicate:
-    """One replicate and its results; attributes as in `ReplicateStarted` and `Trial`."""
+class Replicate(_Work[ReplicateEpochDone, ReplicateEnded]):
+    """One replicate and its results."""
 
     number: int
     trial: int
@@ -82,14 +106,16 @@ class Replicate:
     started_at: float
     epochs: list[ReplicateEpochDone] = field(default_factory=list)
     end: ReplicateEnded | None = None
+    promotions: ClassVar[tuple[TrialPromoted, ...]] = ()  # never waits at a rung
 
-    @property
-    def n_epochs(self) -> int:
-        return len(self.epochs)
 
-    @property
-    def last(self) -> ReplicateEpochDone | None:
-        return self.epochs[-1] if self.epochs else None
+class _AuditRule(BaseModel):
+    """The part of `search` in a space that chooses audit trials, for journals without `TrialStarted.audit`."""
+
+    model_config = ConfigDict(strict=True)
+
+    seed: Count = 0
+    audit_fraction: Share = 0.0
 
 
 class History:
@@ -108,7 +134,7 @@ class History:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
-        self._audit_rule = (0, 0.0)
+        self._audit_rule = _AuditRule()
         self.replicates: dict[int, Replicate] = {}
         self.n_redone = 0
         self.n_events = 0
@@ -130,16 +156,18 @@ class History:
                 if event.run != len(self.replicates) or event.trial not in self.trials:
                     raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.replicates)} runs")
                 self.replicates[event.run] = Replicate(event.run, event.trial, event.block, event.at)
-            case ReplicateEpochDone() | ReplicateEnded():
-                self._apply_to_replicate(event, self._unfinished_replicate(event.run))
+            case ReplicateEpochDone():
+                _unfinished(self.replicates, event.run, "run").add_epoch(event, f"run {event.run}")
+            case ReplicateEnded():
+                _unfinished(self.replicates, event.run, "run").finish(event, f"run {event.run}")
             case _:
-                self._apply_to_trial(event, self._unfinished_trial(event.trial))
+                self._apply_to_trial(event, _unfinished(self.trials, event.trial, "trial"))
         self.n_events += 1
 
     def _set_space(self, event: SpaceSet) -> None:
         if not set(event.excluded) <= set(self.trials):
             raise ValueError(f"it excludes {event.excluded} of {len(self.trials)} trials")
-        self._audit_rule = _audit_rule(event.space)
+        self._audit_rule = _AuditRule.model_validate(event.space.get("search", {}))
         self.space = event.space
         for trial in self.trials.values():
             trial.excluded = trial.number in event.excluded
@@ -147,43 +175,31 @@ class History:
     def _start_trial(self, event: TrialStarted) -> None:
         if event.trial != len(self.trials):
             raise ValueError(f"trial {event.trial} starts after {len(self.trials)} trials")
-        # From the space at the start of the trial: later changes of the space do not apply to it.
-        audit = self._is_audit(event)
+        audit = event.audit
+        if audit is None:
+            # From the space at the start of the trial: later changes of the space do not apply to it.
+            rule = self._audit_rule
+            audit = not event.baseline and is_audit(event.trial, rule.seed, rule.audit_fraction)
         self.trials[event.trial] = Trial(
             event.trial, event.suggested, event.config, event.baseline, event.at, audit=audit
         )
 
     def _apply_to_trial(self, event: EpochDone | EpochRedone | TrialPromoted | TrialEnded, trial: Trial) -> None:
+        name = f"trial {event.trial}"
         match event:
             case EpochDone():
-                if event.epoch != trial.n_epochs + 1:
-                    raise ValueError(f"trial {event.trial} has epoch {event.epoch} after {trial.n_epochs}")
-                trial.epochs.append(event)
+                trial.add_epoch(event, name)
                 self.results_in_order.append(event)
             case EpochRedone():
                 if event.epoch > trial.n_epochs:
-                    raise ValueError(f"trial {event.trial} has trained epoch {event.epoch} again, which is not known")
+                    raise ValueError(f"{name} has trained epoch {event.epoch} again, which is not known")
                 self.n_redone += 1
             case TrialPromoted():
                 if event.epoch != trial.n_epochs or event.epoch <= trial.promoted_at:
-                    raise ValueError(
-                        f"trial {event.trial} is promoted from epoch {event.epoch}, where it does not wait"
-                    )
+                    raise ValueError(f"{name} is promoted from epoch {event.epoch}, where it does not wait")
                 trial.promotions.append(event)
             case TrialEnded():
-                if event.status == "completed" and not trial.epochs:
-                    raise ValueError(f"trial {event.trial} completes without an epoch")
-                trial.end = event
-
-    def _apply_to_replicate(self, event: ReplicateEpochDone | ReplicateEnded, run: Replicate) -> None:
-        if isinstance(event, ReplicateEnded):
-            if event.status == "completed" and not run.epochs:
-                raise ValueError(f"run {event.run} completes without an epoch")
-            run.end = event
-            return
-        if event.epoch != run.n_epochs + 1:
-            raise ValueError(f"run {event.run} has epoch {event.epoch} after {run.n_epochs}")
-        run.epochs.append(event)
+                trial.finish(event, name)
 
     @property
     def counting(self) -> list[Trial]:
@@ -197,17 +213,13 @@ class History:
     @property
     def event_times(self) -> Iterator[float]:
         """Times of all events of trials and replicates, unordered; seconds since 1970 (UTC)."""
-        for trial in self.trials.values():
-            yield trial.started_at
-            yield from (epoch.at for epoch in trial.epochs)
-            yield from (promotion.at for promotion in trial.promotions)
-            if trial.end:
-                yield trial.end.at
-        for run in self.replicates.values():
-            yield run.started_at
-            yield from (epoch.at for epoch in run.epochs)
-            if run.end:
-                yield run.end.at
+        work: list[Trial | Replicate] = [*self.trials.values(), *self.replicates.values()]
+        for one in work:
+            yield one.started_at
+            yield from (epoch.at for epoch in one.epochs)
+            yield from (promotion.at for promotion in one.promotions)
+            if one.end:
+                yield one.end.at
 
     @property
     def n_ended(self) -> int:
@@ -222,32 +234,8 @@ class History:
     def unfinished_replicates(self) -> list[Replicate]:
         return [run for run in self.replicates.values() if run.end is None]
 
-    def _is_audit(self, event: TrialStarted) -> bool:
-        if event.audit is not None:
-            return event.audit
-        return not event.baseline and is_audit(event.trial, *self._audit_rule)
 
-    def _unfinished_replicate(self, number: int) -> Replicate:
-        run = self.replicates.get(number)
-        if run is None or run.end is not None:
-            raise ValueError(f"run {number} was never started, or has ended already")
-        return run
-
-    def _unfinished_trial(self, number: int) -> Trial:
-        trial = self.trials.get(number)
-        if trial is None:
-            raise ValueError(f"trial {number} was never started")
-        if trial.end is not None:
-            raise ValueError(f"trial {number} has ended already")
-        return trial
-
-
-def _audit_rule(space: Mapping[str, Any]) -> tuple[int, float]:
-    """Seed and `search.audit_fraction` of a space; 0 for those that an old journal does not have."""
-    search = space.get("search", {})
-    if not isinstance(search, dict):
-        raise ValueError(f"its search is {shorten(search)}")
-    seed, fraction = search.get("seed", 0), search.get("audit_fraction", 0.0)
-    if not fits(seed, int) or seed > LARGEST or not fits(fraction, float) or not 0 <= fraction <= 1:
-        raise ValueError(f"its search has seed {shorten(seed)} and audit_fraction {shorten(fraction)}")
-    return seed, fraction
+def _unfinished(started: Mapping[int, _Started], number: int, kind: str) -> _Started:
+    if number not in started or started[number].end is not None:
+        raise ValueError(f"{kind} {number} was never started, or has ended already")
+    return started[number]

@@ -9,14 +9,23 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from search.experiment.checksums import KEY, json_must_match, json_with_checksum
+from pydantic import ValidationError
+
 from search.experiment.events import Event, event_as_dict, event_from_dict
 from search.experiment.history import History
+from search.experiment.state_files import (
+    BACKUP_FOLDER,
+    CHECKSUM_KEY,
+    Warn,
+    backup_of,
+    first_problem,
+    json_must_match,
+    json_with_checksum,
+    set_damaged_aside,
+)
 from spaces.errors import InputError
 from spaces.plain_files import MIB, open_plain
 from trainable.files import replacing, sync
@@ -24,9 +33,6 @@ from trainable.files import replacing, sync
 # A journal of 100,000 trials × 27 epochs has about 600 MB.
 MAX_LINE_BYTES = MIB
 MAX_BYTES = 2048 * MIB
-BACKUP_FOLDER = ".backup"
-
-Warn = Callable[[str], None]
 
 
 def _refuse_constant(name: str) -> None:
@@ -37,40 +43,20 @@ def _refuse_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def backup_of(path: Path) -> Path:
-    """Path of the backup of a state file.
-
-    Raises:
-        InputError: the folder for it is a symbolic link.
-    """
-    folder = path.parent / BACKUP_FOLDER
-    if folder.is_symlink():
-        raise InputError(f"{folder}: is a symbolic link, but must be a folder of its own. Remove it.")
-    return folder / path.name
-
-
-def set_damaged_aside(path: Path) -> Path:
-    """Rename a damaged file, to keep its content; returns the new path."""
-    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
-    path.rename(aside)
-    sync(aside.parent)
-    return aside
-
-
 def event_line(event: Event) -> bytes:
     """The line of an event in a journal, with its checksum as the last key."""
     return json_with_checksum(json.dumps(event_as_dict(event), allow_nan=False)).encode()
 
 
-def event_from_line(line: bytes | str) -> Event:
+def event_from_line(line: bytes) -> Event:
     """The inverse of `event_line`; lines without a checksum, of earlier versions, are accepted.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError, RecursionError: the line is not an event, or is damaged.
     """
-    json_must_match(line.encode() if isinstance(line, str) else line)
-    content = _DECODER.decode(line if isinstance(line, str) else line.decode())
-    content.pop(KEY, None)
+    json_must_match(line)
+    content = _DECODER.decode(line.decode())
+    content.pop(CHECKSUM_KEY, None)
     return event_from_dict(content)
 
 
@@ -82,14 +68,18 @@ class Journal:
 
     Args:
         path: of the journal; created with the first event.
-        tell: called with a message if the backup had to be used.
+        warn: called with a message if the backup had to be used.
     """
 
-    def __init__(self, path: Path, tell: Warn = lambda line: None) -> None:
+    def __init__(self, path: Path, warn: Warn = lambda line: None) -> None:
         self.path = path
-        self._has_events = False
         self._copy = backup_of(path)
-        self._mend(tell)
+        better = _better_reading(path, warn)
+        if better.path != path and path.exists():
+            set_damaged_aside(path)
+        _keep_valid_lines(better, path)
+        _keep_valid_lines(better, self._copy)
+        self._has_events = better.n_bytes > 0
 
     def append(self, event: Event) -> None:
         line = event_line(event)
@@ -109,14 +99,6 @@ class Journal:
         with open_plain(self._copy, "ab") as file:
             file.write(line)
 
-    def _mend(self, tell: Warn) -> None:
-        better = _better_reading(self.path, tell)
-        if better.path != self.path and self.path.exists():
-            set_damaged_aside(self.path)
-        _keep_first_bytes(better, self.path)
-        _keep_first_bytes(better, self._copy)
-        self._has_events = better.n_bytes > 0
-
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
@@ -125,79 +107,76 @@ class _Reading:
     Attributes:
         path: path of the file.
         history: history from the valid lines at its start.
-        n_bytes: number of bytes of the valid lines.
+        n_bytes, n_lines: size of the valid lines.
         damage: problem of the next line; None at the end of the file, and if only a half-written last line follows.
-        n_lines: number of lines that were read.
         inode: inode of the file.
     """
 
     path: Path
-    history: History
-    n_bytes: int
-    damage: str | None
+    history: History = field(default_factory=History)
+    n_bytes: int = 0
     n_lines: int = 0
+    damage: str | None = None
     inode: int = 0
 
 
-def read_history(path: Path, tell: Warn = lambda line: None) -> History:
+def read_history(path: Path, warn: Warn = lambda line: None) -> History:
     """The history from a journal, empty without one; changes no file.
 
     Args:
         path: of the journal; if it is damaged, its backup is read.
-        tell: called with a message if the backup had to be used.
+        warn: called with a message if the backup had to be used.
 
     Raises:
         InputError: a line is damaged, and the backup has no more events; or a file is not a regular file.
     """
-    return _better_reading(path, tell).history
+    return _better_reading(path, warn).history
 
 
-def _better_reading(path: Path, tell: Warn) -> _Reading:
+def _better_reading(path: Path, warn: Warn) -> _Reading:
     copy = backup_of(path)
     # Read before the file: while a search appends, the file is then never behind its backup.
     copy_bytes = copy.stat().st_size if copy.exists() else 0
-    own = _read(path)
+    own = _read(_Reading(path))
     if own.damage is None and own.n_bytes >= copy_bytes:
         return own
-    copied = _read(copy)
+    copied = _read(_Reading(copy))
     if own.damage is not None and copied.damage is not None:
         # Each may have events that the other lost.
         raise InputError(f"{own.damage}, nor is {copied.damage}. Make one whole by hand from the other's lines.")
     if copied.n_bytes > own.n_bytes or (own.damage and copied.n_bytes == own.n_bytes > 0):
         wrong = own.damage or (f"{path}: ends too early" if path.exists() else f"{path}: is missing")
-        tell(f"{wrong}; its copy {BACKUP_FOLDER}/{copy.name} is used.")
+        warn(f"{wrong}; its copy {BACKUP_FOLDER}/{copy.name} is used.")
         return copied
     if own.damage is not None:
         raise InputError(f"{own.damage}. Restore the file from a copy, or remove that line and those after it.")
     return own
 
 
-def _read(path: Path, so_far: _Reading | None = None) -> _Reading:
-    """Content of a file; with `so_far`, only later lines are read, and added to its history."""
-    history = so_far.history if so_far else History()
-    n_bytes, number = (so_far.n_bytes, so_far.n_lines) if so_far else (0, 0)
+def _read(before: _Reading) -> _Reading:
+    """Read the lines after those of `before`, and add them to its history."""
+    path, history, n_bytes, n_lines, damage = before.path, before.history, before.n_bytes, before.n_lines, None
     if not os.path.lexists(path):
-        return _Reading(path, history, n_bytes, None)
+        return before
     with open_plain(path) as file:
         status = os.fstat(file.fileno())
         if status.st_size > MAX_BYTES:
-            return _Reading(path, history, n_bytes, f"{path}: is over {MAX_BYTES // MIB:,} MiB, which none of ours is")
+            too_large = f"{path}: is over {MAX_BYTES // MIB:,} MiB, which none of ours is"
+            return _Reading(path, history, n_bytes, n_lines, too_large)
         file.seek(n_bytes)
-        damage = None
         while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
             try:
                 if len(line) > MAX_LINE_BYTES:
                     raise ValueError("it is too long")
                 if not line.endswith(b"\n"):
-                    number -= 1
                     break
                 history.apply(event_from_line(line))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                damage = f"{path}:{number}: is not an event of a search ({type(error).__name__}: {str(error)[:200]})"
+                reason = first_problem(error) if isinstance(error, ValidationError) else f"{error!s:.200}"
+                damage = f"{path}:{n_lines + 1}: is not an event of a search ({type(error).__name__}: {reason})"
                 break
-            n_bytes += len(line)
-    return _Reading(path, history, n_bytes, damage, number, status.st_ino)
+            n_bytes, n_lines = n_bytes + len(line), n_lines + 1
+    return _Reading(path, history, n_bytes, n_lines, damage, status.st_ino)
 
 
 class JournalFollower:
@@ -205,12 +184,12 @@ class JournalFollower:
 
     Args:
         path: of the journal; if it is damaged, its backup is read.
-        tell: called with a message if the backup had to be used.
+        warn: called with a message if the backup had to be used.
     """
 
-    def __init__(self, path: Path, tell: Warn = lambda line: None) -> None:
+    def __init__(self, path: Path, warn: Warn = lambda line: None) -> None:
         self._path = path
-        self._tell = tell
+        self._warn = warn
         self._reading: _Reading | None = None
         self._seen = (0, 0)
 
@@ -228,32 +207,31 @@ class JournalFollower:
         return self._reading.history
 
     def _read_on(self, inode: int, size: int) -> _Reading:
-        so_far = self._reading
-        is_same = so_far is not None and so_far.path == self._path and so_far.inode == inode
-        if so_far and is_same and so_far.damage is None and size >= so_far.n_bytes:
-            reading = _read(self._path, so_far)
+        before = self._reading
+        if before and (before.path, before.inode) == (self._path, inode) and size >= before.n_bytes:
+            reading = _read(before)
             if reading.damage is None and reading.inode == inode:
                 return reading
-        return _better_reading(self._path, self._tell)
+        return _better_reading(self._path, self._warn)
 
 
-def _keep_first_bytes(good: _Reading, path: Path) -> None:
-    """Reduce `path` to the valid lines, if it has any other content."""
-    if path.exists() and path.stat().st_size == good.n_bytes and (path == good.path or _same_bytes(path, good)):
-        return
-    if path == good.path and path.exists():
-        with open_plain(path, "r+b") as file:
-            file.truncate(good.n_bytes)
-        return
-    if not good.n_bytes and not path.exists():
-        return
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary, open_plain(good.path) as source, temporary.open("wb") as target:
-        shutil.copyfileobj(source, target)
-        target.truncate(good.n_bytes)
+def _keep_valid_lines(good: _Reading, path: Path) -> None:
+    """Give `path`, the file of `good` or another, the valid lines of `good` as its content."""
+    is_there = path.exists()
+    if path == good.path:
+        if is_there and path.stat().st_size > good.n_bytes:
+            with open_plain(path, "r+b") as file:
+                file.truncate(good.n_bytes)
+    elif good.n_bytes if not is_there else not _has_valid_lines_only(path, good):
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary, open_plain(good.path) as source, temporary.open("wb") as target:
+            shutil.copyfileobj(source, target)
+            target.truncate(good.n_bytes)
 
 
-def _same_bytes(path: Path, good: _Reading) -> bool:
+def _has_valid_lines_only(path: Path, good: _Reading) -> bool:
+    if path.stat().st_size != good.n_bytes:
+        return False
     with open_plain(path) as one, open_plain(good.path) as other:
         same: bool = one.read() == other.read(good.n_bytes)
     return same

@@ -1,6 +1,8 @@
 """The manifest of an experiment: versions, device, data, sessions and uses of the test set."""
 
+import contextlib
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -11,9 +13,15 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from search.experiment.checksums import json_must_match, json_with_checksum
 from search.experiment.history import History
-from search.experiment.journal import BACKUP_FOLDER, Warn, backup_of
+from search.experiment.state_files import (
+    BACKUP_FOLDER,
+    Warn,
+    backup_of,
+    first_problem,
+    json_must_match,
+    json_with_checksum,
+)
 from spaces.counted import counted
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
@@ -22,18 +30,12 @@ from trainable.files import write_text
 
 MAX_MANIFEST_BYTES = 16 * MIB  # a manifest with 1,000 classes and 1,000 sessions has less than 1 MiB
 
+# fmt: off
 _PACKAGES = (
-    "depthwise-search",
-    "torch",
-    "torchvision",
-    "albumentations",
-    "ray",
-    "optuna",
-    "numpy",
-    "pillow",
-    "scikit-learn",
+    "depthwise-search", "torch", "torchvision", "albumentations", "ray", "optuna", "numpy", "pillow", "scikit-learn",
     "onnxruntime",
 )
+# fmt: on
 
 
 class Part(BaseModel):
@@ -43,20 +45,12 @@ class Part(BaseModel):
 
 
 class Device(Part):
-    """Device of the trials.
+    """Device of the trials."""
 
-    Attributes:
-        device: `cpu` or `cuda`.
-        name: name of the device model.
-        trials_at_once: number of trials that run at the same time.
-        precision: precision of activations, in all trials and the retraining.
-        precision_reason: reason for the precision, for messages.
-    """
-
-    device: str
+    device: str  # `cpu` or `cuda`
     name: str
     trials_at_once: int
-    precision: Precision = "fp32"
+    precision: Precision = "fp32"  # of activations, in all trials and the retraining
     precision_reason: str = "the only one when this search began"
 
 
@@ -117,8 +111,7 @@ class TestSetUse(Part):
     Attributes:
         at: time, in ISO 8601.
         trial: number of the retrained trial.
-        epochs: number of epochs of each seed.
-        seeds: number of seeds.
+        epochs, seeds: number of seeds, and of epochs of each.
         reason: the user's reason for a repeated use; None for the first use.
         test_accuracy_mean: mean over seeds, 0 to 1; None until testing is finished.
         checkpoints_sha256: hash of the tensors of each seed, which identifies the models if testing is resumed; empty
@@ -188,12 +181,12 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_text(backup_of(path), text)
 
 
-def read_manifest(path: Path, tell: Warn = lambda line: None) -> Manifest:
+def read_manifest(path: Path, warn: Warn = lambda line: None) -> Manifest:
     """Read and check a manifest.
 
     Args:
         path: of the manifest; if it is damaged, its backup is read.
-        tell: called with a message if the backup had to be used.
+        warn: called with a message if the backup had to be used.
 
     Raises:
         InputError: file and backup are missing or damaged.
@@ -206,7 +199,7 @@ def read_manifest(path: Path, tell: Warn = lambda line: None) -> Manifest:
         except InputError:
             raise error from None
         finding = error.lines[0].removesuffix(" Restore it from a copy.").removesuffix(".")
-        tell(f"{finding}; its copy {BACKUP_FOLDER}/{path.name} is used.")
+        warn(f"{finding}; its copy {BACKUP_FOLDER}/{path.name} is used.")
         return copied
 
 
@@ -214,19 +207,18 @@ def _read(path: Path) -> Manifest:
     try:
         content = read_plain(path, MAX_MANIFEST_BYTES)
         manifest = Manifest.model_validate_json(content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Restore it from a copy.") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:100] or "the file"
-        raise InputError(
-            f"{path}: is not a manifest of a search ({where}: {first['msg'][:200]}). Restore it from a copy."
-        ) from None
-    try:
         json_must_match(content)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    except ValidationError as error:
+        problem = f"is not a manifest of a search ({first_problem(error)})"
+    except InputError:
+        raise
     except ValueError as error:
-        raise InputError(f"{path}: is not as the search wrote it ({error}). Restore it from a copy.") from None
-    return manifest
+        problem = f"is not as the search wrote it ({error})"
+    else:
+        return manifest
+    raise InputError(f"{path}: {problem}. Restore it from a copy.")
 
 
 def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifest:
@@ -254,10 +246,10 @@ def seconds_used(sessions: Sequence[Session], history: History, now: float | Non
     """
     starts_s = [datetime.fromisoformat(session.started_at).timestamp() for session in sessions]
     total_s = 0.0
-    for session, start_s, next_s in zip(sessions, starts_s, [*starts_s, float("inf")][1:], strict=True):
+    for session, start_s, next_s in zip(sessions, starts_s, [*starts_s, math.inf][1:], strict=True):
         if session.seconds is not None:
             total_s += session.seconds
-        elif now is not None and next_s == float("inf"):
+        elif now is not None and next_s == math.inf:
             total_s += max(0.0, now - start_s)
         else:
             total_s += max((at - start_s for at in history.event_times if start_s <= at < next_s), default=0.0)
@@ -274,13 +266,11 @@ def timestamp(at: float | None = None) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    installed = {}
+    found = {"python": platform.python_version(), **dict.fromkeys(_PACKAGES, "not installed")}
     for package in _PACKAGES:
-        try:
-            installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            installed[package] = "not installed"
-    return {"python": platform.python_version(), **installed}
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def git_commit() -> str | None:

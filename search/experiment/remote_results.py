@@ -1,128 +1,140 @@
 """Experiments at a URL: a search works in a folder of this machine, and a thread copies its files to the URL.
 
 One process at a time may write to an experiment at a URL. No lock enforces that: two searches that write to the same
-experiment overwrite each other's files. To create an experiment whose name exists at the URL is refused, and a
-resumed search names the host that wrote last, unless that host recorded the end of its session.
-
-All files are copied except those below `ray/`: Ray itself writes checkpoints to the URL.
+experiment overwrite each other's files. All files are copied except those below `ray/`: Ray itself writes checkpoints
+to the URL.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-import os
-import platform
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from search.experiment.command_lines import command_line, resume_line
-from search.experiment.folder import Experiment, is_a_name, list_experiments
-from search.experiment.journal import MAX_LINE_BYTES
-from search.experiment.remote_files import RemoteResults, copied_files, digest_of, read_synced, reason_of, write_synced
-from spaces.errors import InputError, RunError
-from spaces.plain_files import open_plain
-from trainable.locations import below
+from search.experiment.folder import Experiment, checkpoints_of, is_a_name, is_experiment
+from search.experiment.state_files import backup_of
+from spaces.errors import InputError, RunError, first_line
+from trainable.files import replacing, write_json
+from trainable.locations import below, fetched, opened
 
 if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
+
     from search.experiment.manifest import Manifest
 
-COPY_EVERY_S = 1.0
-SHARE_OF_COPYING = 3  # the thread copies during at most a third of the time
+COPY_EVERY_S = 2.0
 LAST_TRIES = 4
-SILENT_S = 600.0  # a search on another machine without a journaled event for so long is taken for dead
+SILENT_S = 600.0  # a search of another machine without an event for so long is taken for dead
+_SYNCED_FILE = ".synced.json"  # SHA-256 of each file when the local folder and the URL last agreed on it
+_COPIED_FIRST = ("experiment.yaml", "journal.jsonl", "manifest.json")  # all other files are derived from these
+
+
+def working_folder(url: str) -> Path:
+    """The folder of this machine that holds the copy of the results at `url`."""
+    from trainable.environment import cache_root
+
+    return cache_root() / "results" / _digest(url.encode())[:16]
 
 
 class RemoteExperiment(Experiment):
     """An experiment at a URL; `folder` is this machine's copy.
 
     Args:
-        remote: results folder that holds the experiment.
+        url: of the results, as pyarrow takes it.
         name: of the experiment.
+
+    Raises:
+        InputError: pyarrow knows no filesystem for `url`.
     """
 
-    def __init__(self, remote: RemoteResults, name: str) -> None:
-        super().__init__(remote.folder / name)
-        self.remote = remote
-        self._copier: _Copier | None = None
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(working_folder(url) / name)
+        self._url = url
+        self._filesystem, results = opened(url)
+        self._path = f"{results}/{name}"
+        self._copying = threading.Lock()
+        self._modified: dict[str, int] = {}
+        self._to_drop: deque[tuple[str, int]] = deque()
 
     @property
     def location(self) -> str:
-        return below(self.remote.url, self.name)
+        return below(self._url, self.name)
 
     @property
     def results(self) -> str:
-        return self.remote.url
+        return self._url
 
     @property
     def ray_storage(self) -> str:
-        return below(self.remote.url, self.name, "ray")
+        return below(self._url, self.name, "ray")
+
+    def exists(self) -> bool:
+        """Whether it is at the URL, or here because a search ended before it copied any file."""
+        files = [f"{self._path}/{file}" for file in ("experiment.yaml", "journal.jsonl")]
+        was_never_copied = is_experiment(self.folder) and not (self.folder / _SYNCED_FILE).exists()
+        return was_never_copied or any(info.is_file for info in self._filesystem.get_file_info(files))
+
+    def created_at(self) -> str:
+        """Time in the manifest at the URL, in ISO 8601; empty if that cannot be read."""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            return str(json.loads(self._read("manifest.json"))["created_at"])
+        return ""
 
     def bring_up_to_date(self) -> None:
         # A search of this machine writes to the local folder first.
         if not super().is_live():
-            self.remote.fetch(self.name)
+            self._fetch()
+
+    def is_live(self) -> bool:
+        return super().is_live() or self._seems_live()
+
+    def _seems_live(self) -> bool:
+        """Whether the last session has not ended, and the last event is less than `SILENT_S` old."""
+        last_at = max(self.history().event_times, default=0.0)
+        return time.time() - last_at < SILENT_S and self.manifest.state == "running"
 
     def write_manifest(self, manifest: Manifest) -> None:
-        super().write_manifest(manifest.model_copy(update={"written_by": platform.node()}))
-        if self._copier:
-            self._copier.copy_now()
+        super().write_manifest(manifest)
+        self._copy()
 
     def publish_manifest(self, manifest: Manifest) -> None:
-        """Write the manifest here and at the URL.
-
-        Raises:
-            RunError: it could not be copied to the URL; the local manifest is the previous one again.
-        """
         before = self.manifest
         self.write_manifest(manifest)
-        if self._copier and not self._copier.copy_with_retries():
+        if problem := self._copy(LAST_TRIES):
             super().write_manifest(before)
             raise RunError(
-                f"{self.remote.url}: manifest.json could not be copied there, where others must read first what is "
-                f"about to happen. Nothing was tested; try again when the URL can be reached."
+                f"{self._url}: manifest.json could not be copied there ({problem}), where others must read first what "
+                f"is about to happen. Nothing was tested; try again when the URL can be reached."
             )
 
     def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
-        if self._copier:
-            # The copier removes them later, when the newest checkpoint may be half-written.
-            n_kept = max(but_newest, 2) if but_newest else 0
-            self._copier.later(lambda: self.remote.remove_checkpoints(self.name, name, n_kept))
+        # Removed later, by the thread that copies: the newest may be half-written then.
+        self._to_drop.append((name, max(but_newest, 2) if but_newest else 0))
 
-    def drop_ray_snapshots(self) -> None:
-        if self._copier:
-            self._copier.later(lambda: self.remote.remove_ray_snapshots(self.name))
+    def _checkpoint_epochs(self, name: str) -> Iterator[tuple[Path | str, int | None]]:
+        from trainable.checkpoint import checkpoint_epoch
 
-    def newest_checkpoint(self, name: str, n_epochs_known: int) -> str | None:
-        """Like `Experiment.newest_checkpoint`, but returns a URL."""
-        own = self.remote.checkpoints(self.name, name)
-        epochs = [(self.remote.checkpoint_epoch(self.name, checkpoint) or 0, checkpoint) for checkpoint in own]
-        usable = [(epoch, checkpoint) for epoch, checkpoint in epochs if 0 < epoch <= n_epochs_known]
-        # The last of equals is of the latest session.
-        newest = max(reversed(usable), key=lambda pair: pair[0], default=None)
-        return below(self.remote.url, self.name, "ray", newest[1]) if newest else None
+        for checkpoint in reversed(self._checkpoints(name)):
+            url = below(self._url, self.name, "ray", str(checkpoint))
+            with fetched(url) as folder:
+                yield url, checkpoint_epoch(folder)
 
-    def is_live(self) -> bool:
-        """Whether a process of this machine searches here, or one of another machine seems to.
-
-        The latter is known from the copy: its session has not ended, and its last event is less than `SILENT_S` old.
-        """
-        return super().is_live() or (
-            self._other_writer() is not None and time.time() - _last_event_at(self.folder / "journal.jsonl") < SILENT_S
-        )
-
-    def _other_writer(self) -> str | None:
-        """Host name of another machine that wrote last and did not record the end of its session."""
-        with contextlib.suppress(InputError):
-            manifest = self.manifest
-            if manifest.state == "running" and manifest.written_by != platform.node():
-                return manifest.written_by
-        return None
+    def _checkpoints(self, name: str) -> list[PurePosixPath]:
+        """Checkpoints of a trial or replicate at the URL, relative to Ray's folder, oldest first."""
+        ray = f"{self._path}/ray"
+        found = [""]
+        for prefix in ("session_", name, "checkpoint_"):
+            inner = [info for folder in found for info in _entries(self._filesystem, f"{ray}/{folder}")]
+            folders = [info for info in inner if not info.is_file and info.base_name.startswith(prefix)]
+            found = [info.path.removeprefix(f"{ray}/") for info in folders]
+        return checkpoints_of(name, map(PurePosixPath, found))
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -134,170 +146,166 @@ class RemoteExperiment(Experiment):
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with super().exclusive():
-            if self.remote.fetch(self.name):
-                raise InputError(f"{self.remote.url}: {self.name} was changed by another process. Try again.")
-            if host := self._other_writer():
+            if self._fetch():
+                raise InputError(f"{self.location}: was changed by another process. Try again.")
+            if self._seems_live():
                 self.warn_once(
-                    f"{self.location}: {host} wrote last, and did not record the end of its session. If a command "
-                    f"still runs there, stop it: one process at a time may write."
+                    f"{self.location}: its last session did not record its end. If a command still runs on another "
+                    f"machine, stop it: one process at a time may write."
                 )
-            self._copier = _Copier(self)
-            self._copier.start()
+            ended = threading.Event()
+            thread = threading.Thread(target=self._copy_until, args=[ended], name="copier", daemon=True)
+            thread.start()
             try:
                 yield
             finally:
-                self._copier.stop()
+                ended.set()
+                thread.join()
+                if problem := self._copy(LAST_TRIES):
+                    raise RunError(
+                        f"{self._url}: results could not be copied there ({problem}). They are complete in "
+                        f"{self.folder}; {resume_line(self)} copies them."
+                    )
+
+    def _copy_until(self, ended: threading.Event) -> None:
+        while not ended.wait(COPY_EVERY_S):
+            self._copy()
+
+    def _copy(self, tries: int = 1) -> str | None:
+        """Copy all changes to the URL, and drop checkpoints there; returns the problem if that failed."""
+        problem = None
+        for attempt in range(tries):
+            time.sleep(2.0 ** (attempt - 1) if attempt else 0)
+            with self._copying:
+                try:
+                    self._send()
+                    self._drop()
+                except Exception as error:  # filesystem packages also raise others than OSError, such as KeyError
+                    problem = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+                else:
+                    return None
+            self.warn_once(
+                f"{self._url}: results cannot be copied there at the moment ({problem}); it is tried again, and "
+                f"{self.folder} has them meanwhile."
+            )
+        return problem
+
+    def _send(self) -> None:
+        """Copy the files that changed here to the URL."""
+        from pyarrow.fs import LocalFileSystem
+
+        synced = _read_synced(self.folder)
+        for relative in _copied_files(LocalFileSystem(), str(self.folder)):
+            with contextlib.suppress(FileNotFoundError):  # replaced or removed just now
+                modified = (self.folder / relative).stat().st_mtime_ns
+                if self._modified.get(relative) == modified:
+                    continue
+                content = (self.folder / relative).read_bytes()
+                if synced.get(relative) != _digest(content):
+                    self._write(relative, content)
+                    synced[relative] = _digest(content)
+                    write_json(self.folder / _SYNCED_FILE, synced)
+                self._modified[relative] = modified
+
+    def _fetch(self) -> bool:
+        """Update this machine's copy, if the URL has the experiment; returns whether files were replaced.
+
+        A file that did not change at the URL since this machine last read or wrote it keeps its local content, which
+        may have grown. All other files are replaced by those at the URL.
+        """
+        is_changed = False
+        synced = _read_synced(self.folder)
+        before = dict(synced)
+        for relative in _copied_files(self._filesystem, self._path):
+            content, target = self._read(relative), self.folder / relative
+            is_known = synced.get(relative) == _digest(content)
+            synced[relative] = _digest(content)
+            if not target.is_file() or not (is_known or target.read_bytes() == content):
+                is_changed = True
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(target) as temporary:
+                    temporary.write_bytes(content)
+                # The backup of the old local content may be longer, and would be preferred when reading.
+                backup_of(target).unlink(missing_ok=True)
+        if synced != before:
+            write_json(self.folder / _SYNCED_FILE, synced)
+        return is_changed
+
+    def _drop(self) -> None:
+        while self._to_drop:
+            name, n_kept = self._to_drop[0]
+            checkpoints = self._checkpoints(name)
+            for checkpoint in checkpoints[: max(0, len(checkpoints) - n_kept)]:
+                with contextlib.suppress(FileNotFoundError):
+                    self._filesystem.delete_dir(f"{self._path}/ray/{checkpoint}")
+            self._to_drop.popleft()
+
+    def _read(self, relative: str) -> bytes:
+        with self._filesystem.open_input_stream(f"{self._path}/{relative}") as stream:
+            return bytes(stream.read())
+
+    def _write(self, relative: str, content: bytes) -> None:
+        """Write a file at the URL; readers see the old or the new content, never a part."""
+        target = PurePosixPath(self._path, relative)
+        temporary = f"{target.parent}/.{target.name}.new"
+        self._filesystem.create_dir(str(target.parent), recursive=True)
+        with self._filesystem.open_output_stream(temporary) as stream:
+            stream.write(content)
+        self._filesystem.move(temporary, str(target))
 
 
 def open_remote_experiment(url: str, given: str | None) -> Experiment:
-    """Find an experiment at a URL by its name, and update this machine's copy.
-
-    Args:
-        url: of the results.
-        given: name of the experiment; None for the newest.
+    """Find an experiment at a URL by its name, or the newest, and update this machine's copy.
 
     Raises:
         InputError: the URL does not have the experiment; names those that it has.
     """
-    remote = RemoteResults(url)
     if given is not None and not is_a_name(given):
         raise InputError(f"{given!a} is not a name, but --results is a URL: give the experiment's name alone.")
     if given is None:
-        given = _newest_name(remote)
-    elif not remote.has(given) and not _was_never_copied(remote.folder / given):
-        names = ", ".join(remote.names()[:10]) or "none yet"
-        raise InputError(f"`{given}` is not an experiment: {url} has {names}. Give one of their names.")
-    experiment = RemoteExperiment(remote, given)
+        experiment = max(_experiments_at(url), key=RemoteExperiment.created_at, default=None)
+        if experiment is None:
+            raise InputError(f"{url} holds no experiment. Start one with: {command_line('run', results=url)}")
+    else:
+        experiment = RemoteExperiment(url, given)
+        if not experiment.exists():
+            names = ", ".join(each.name for each in _experiments_at(url)[:10]) or "none yet"
+            raise InputError(f"`{given}` is not an experiment: {url} has {names}. Give one of their names.")
     experiment.bring_up_to_date()
     return experiment
 
 
-def _newest_name(remote: RemoteResults) -> str:
-    names = remote.names()
-    for name in names:
-        if not Experiment(remote.folder / name).is_live():
-            remote.fetch(name, ("experiment.yaml", "manifest.json"))
-    newest = next((experiment.name for experiment in list_experiments(remote.folder) if experiment.name in names), None)
-    if newest is None:
-        raise InputError(f"{remote.url} holds no experiment. Start one with: {command_line('run', results=remote.url)}")
-    return newest
+def _experiments_at(url: str) -> list[RemoteExperiment]:
+    filesystem, path = opened(url)
+    names = sorted(info.base_name for info in _entries(filesystem, path))
+    found = [RemoteExperiment(url, name) for name in names if is_a_name(name)]
+    return [experiment for experiment in found if experiment.exists()]
 
 
-def _was_never_copied(folder: Path) -> bool:
-    """Whether a search in `folder` ended before it copied any file to the URL."""
-    return (folder / "journal.jsonl").is_file() and not read_synced(folder)
+def _copied_files(filesystem: FileSystem, folder: str) -> list[str]:
+    """Files of an experiment that are copied, relative to its folder: neither hidden ones nor Ray's."""
+    files: list[str] = []
+    for info in _entries(filesystem, folder):
+        if info.base_name != "ray":
+            inner = [info] if info.is_file else _entries(filesystem, info.path, recursive=True)
+            files += [each.path.removeprefix(f"{folder}/") for each in inner if each.is_file]
+    # A store may have names such as `a/../b`, which lead out of the folder.
+    visible = [file for file in files if all(part and not part.startswith(".") for part in file.split("/"))]
+    return sorted(visible, key=lambda file: (file not in _COPIED_FIRST, file))
 
 
-def _last_event_at(journal: Path) -> float:
-    """Time of the last event of a journal, seconds since 1970 (UTC); 0 if it cannot be read."""
+def _entries(filesystem: FileSystem, folder: str, recursive: bool = False) -> list[FileInfo]:
+    from pyarrow.fs import FileSelector
+
+    return list(filesystem.get_file_info(FileSelector(folder.rstrip("/"), recursive=recursive, allow_not_found=True)))
+
+
+def _read_synced(folder: Path) -> dict[str, str]:
     try:
-        with open_plain(journal) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_LINE_BYTES))
-            return float(json.loads(file.read().splitlines()[-1])["at"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, InputError):
-        return 0.0
+        return dict(json.loads((folder / _SYNCED_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
-class _Copier:
-    """A thread that copies the changed files of an experiment to its URL.
-
-    Attributes:
-        trouble: why the last attempt to copy failed; None if it succeeded.
-    """
-
-    def __init__(self, experiment: RemoteExperiment) -> None:
-        self.trouble: str | None = None
-        self._remote = experiment.remote
-        self._resume_line = resume_line(experiment)
-        self._name = experiment.name
-        self._folder = experiment.folder
-        self._synced = read_synced(self._folder)
-        self._seen: dict[str, tuple[int, int]] = {}
-        self._removals: deque[Callable[[], None]] = deque()
-        self._stopping = threading.Event()
-        self._copying = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def later(self, removal: Callable[[], None]) -> None:
-        """Have the thread call `removal` after its next copy; again after later ones while it raises."""
-        self._removals.append(removal)
-
-    def stop(self) -> None:
-        """Copy the remaining changes, and end the thread.
-
-        Raises:
-            RunError: the changes could not be copied.
-        """
-        self._stopping.set()
-        self._thread.join()
-        if not self.copy_with_retries():
-            raise RunError(
-                f"{self._remote.url}: results could not be copied there ({self.trouble}). They are complete in "
-                f"{self._folder}; {self._resume_line} copies them."
-            )
-
-    def copy_with_retries(self) -> bool:
-        """Like `copy_now`, but try up to `LAST_TRIES` times."""
-        for attempt in range(LAST_TRIES):
-            if attempt:
-                time.sleep(2.0 ** (attempt - 1))
-            if self.copy_now():
-                return True
-        return False
-
-    def copy_now(self) -> bool:
-        """Copy all changes; returns whether the URL is up to date now."""
-        with self._copying:
-            try:
-                self._copy()
-                while self._removals:
-                    self._removals[0]()
-                    self._removals.popleft()
-            except Exception as error:  # filesystem packages also raise others than OSError, such as KeyError
-                self._warn_once_of(error)
-                return False
-            self.trouble = None
-            return True
-
-    def _run(self) -> None:
-        pause_s = COPY_EVERY_S
-        while not self._stopping.wait(pause_s):
-            started_s = time.monotonic()
-            self.copy_now()
-            pause_s = max(COPY_EVERY_S, SHARE_OF_COPYING * (time.monotonic() - started_s))
-
-    def _copy(self) -> None:
-        from pyarrow.fs import LocalFileSystem
-
-        before = dict(self._synced)
-        try:
-            for relative in copied_files(LocalFileSystem(), str(self._folder)):
-                path = self._folder / relative
-                try:
-                    stat = path.stat()
-                    if self._seen.get(relative) == (stat.st_mtime_ns, stat.st_size):
-                        continue
-                    content = path.read_bytes()
-                except FileNotFoundError:
-                    continue  # replaced or removed just now
-                digest = digest_of(content)
-                if self._synced.get(relative) != digest:
-                    self._remote.write(f"{self._name}/{relative}", content)
-                    self._synced[relative] = digest
-                self._seen[relative] = (stat.st_mtime_ns, stat.st_size)
-        finally:
-            if self._synced != before:
-                write_synced(self._folder, self._synced)
-
-    def _warn_once_of(self, error: Exception) -> None:
-        reason = reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__}: {reason_of(error)}"
-        if self.trouble is None:
-            print(
-                f"{self._remote.url}: results cannot be copied there at the moment ({reason}); it is tried "
-                f"again, and {self._folder} has them meanwhile.",
-                file=sys.stderr,
-            )
-        self.trouble = reason
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

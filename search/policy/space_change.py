@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from search.experiment.history import History, Trial
-from search.experiment.journaled_space import differences
+from search.experiment.space_file import differences
 from spaces.errors import InputError
 from spaces.parameters import Hyperparameters
 from spaces.schema import Space

@@ -11,7 +11,7 @@ from search.experiment.command_lines import command_line
 from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
 from search.experiment.folder import Experiment, load_space_or_experiment
 from search.experiment.history import History
-from search.experiment.journaled_space import journaled_space
+from search.experiment.space_file import journaled_space
 from search.policy.space_change import excluded, excluded_text, must_be_allowed
 from search.policy.state import is_done
 from search.session import conduct

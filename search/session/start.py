@@ -12,7 +12,6 @@ from search.execution.trackers import must_be_installed
 from search.experiment.command_lines import command_line
 from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name
 from search.experiment.manifest import Data, new_manifest
-from search.experiment.remote_files import RemoteResults
 from search.experiment.remote_results import RemoteExperiment
 from search.policy.rungs import chance_accuracy
 from search.processes.guarded_folder import guarded_folder
@@ -49,7 +48,7 @@ def start_search(request: conduct.SessionRequest, name: str | None = None) -> Se
         manifest = new_manifest(space, name, resource_plan.for_manifest, _data_facts(data))
         experiment = create_experiment(request.results, name, space, manifest)
         if request.results_url:
-            experiment = RemoteExperiment(RemoteResults(request.results_url), name)
+            experiment = RemoteExperiment(request.results_url, name)
         with experiment.exclusive():
             end = conduct.conduct(request, experiment, space, data, resource_plan, cluster, stop_signal)
     conduct.print_result(experiment, end, request.address)
@@ -100,7 +99,7 @@ def must_be_new(name: str, results: Path, results_url: str | None) -> None:
     where: Path | str = results / name
     taken = (results / name).exists()
     if results_url and not taken:
-        taken, where = RemoteResults(results_url).has(name), below(results_url, name)
+        taken, where = RemoteExperiment(results_url, name).exists(), below(results_url, name)
     if taken:
         raise InputError(
             f"--name is {name}, but {where} exists. Choose another name, or resume it: "

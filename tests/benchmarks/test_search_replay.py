@@ -71,7 +71,7 @@ def test_the_replay_proposes_and_judges_as_the_journal_of_a_search_says(
     simulate(journaled, seed=1, max_results=150)
     history = History()
     n_proposals = n_refusals = 0
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         event = event_from_line(line)
         history.apply(event)
         if isinstance(event, TrialStarted):

@@ -38,7 +38,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def events_until(journal: Path, event: str, trial: int) -> Iterator[Event]:
     """The journal's events before the one of this name and trial."""
-    for line in journal.read_text().splitlines():
+    for line in journal.read_bytes().splitlines():
         content = json.loads(line)
         if content["event"] == event and content["trial"] == trial:
             return

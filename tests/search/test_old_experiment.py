@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from search.experiment.checksums import yaml_matches
 from search.experiment.folder import Experiment
+from search.experiment.state_files import yaml_matches
 from tests.support.foreign import Call
 
 OLD = Path(__file__).parents[1] / "data" / "old_experiment"

@@ -1,5 +1,6 @@
 """A search without Ray: the real state, fed with made-up learning curves, one epoch at a time."""
 
+import math
 import random
 from collections.abc import Callable
 
@@ -17,7 +18,8 @@ def accuracy(trial: int, config: Hyperparameters, epoch: int) -> float:
 
 
 def result(trial: int, epoch: int, value: float, loss: float = 1.0) -> EpochDone:
-    return EpochDone(trial, epoch, 0.01, loss, value, loss, value, 0.5, 0.1, 100.0 * trial + epoch)
+    share = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
+    return EpochDone(trial, epoch, 0.01, loss, share, loss, share, 0.5, 0.1, 100.0 * trial + epoch)
 
 
 def numbers(state: SearchState, n: int) -> list[int | None]:

@@ -9,8 +9,7 @@ from search import diagnose
 from search import run as run_command
 from search.experiment.folder import Experiment, create_experiment
 from search.experiment.manifest import Session
-from search.experiment.remote_files import RemoteResults, working_folder
-from search.experiment.remote_results import RemoteExperiment
+from search.experiment.remote_results import RemoteExperiment, working_folder
 from search.pages import testing as report_testing
 from search.pages.headline import remarks
 from search.pages.next_commands import commands, go_on_line
@@ -145,7 +144,7 @@ def test_an_experiment_at_a_url_is_named_by_it(
     monkeypatch.setenv("DEPTHWISE_SEARCH_CACHE", str(tmp_path / "cache"))
     url = f"file://{tmp_path}/bucket"
     foreign.make_experiment(working_folder(url), "mine", tiny_space)
-    remote = RemoteExperiment(RemoteResults(url), "mine")
+    remote = RemoteExperiment(url, "mine")
     with remote.exclusive():
         pass
     for command in commands(read_all(remote)):
