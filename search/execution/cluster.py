@@ -7,16 +7,15 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Self
 
 from search.execution.ray_internals import keep_ray_to_itself, node_of_this_process
 from search.processes.guarded_folder import guarded_folder
 from search.processes.helper_pool import count_cores
-from search.processes.native_errors import FILE_NAME, NativeErrors, native_errors_in
+from search.processes.native_errors import native_errors_in
 from spaces.errors import RunError, first_line
 from spaces.schema import Space
 from trainable.environment import ALLOCATOR_ENVIRONMENT
@@ -82,14 +81,72 @@ _OTHER_TOKEN = "RAY_AUTH_TOKEN"
 _HANDED_ON_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 
 
-class LocalCluster:
-    """Ray on this machine; a context manager that starts Ray, and ends it with the block.
+class Cluster:
+    """Ray for one search. A context manager: enters Ray, and leaves it and restores the environment with the block.
+
+    Must be entered before Ray is imported, because Ray reads its settings then.
+
+    Attributes:
+        shares_disk: whether workers map the images that the driver decoded.
+        address: of a cluster that was joined.
+    """
+
+    shares_disk = True
+    address: str | None = None
+
+    def __init__(self) -> None:
+        self._started = contextlib.ExitStack()
+        self._send_errors_to: Callable[[Path], None] = lambda path: None
+        self._is_running = False
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as started:
+            started.enter_context(_environment_given_back())
+            folder = self._prepare(started)
+            self._send_errors_to = started.enter_context(native_errors_in(folder / "driver.err"))
+            started.callback(shut_down_ray)
+            keep_ray_to_itself()
+            self._connect(folder, started)
+            # Failures of trials are reported by this project; the trace is in the trial's folder.
+            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+            self._started = started.pop_all()
+        self._is_running = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def what_is_gone(self) -> str | None:
+        """Why the cluster can no longer be used, in one line; None while it can, and before and after the block."""
+        return self._reason_of_loss() if self._is_running else None
+
+    def log_to(self, path: Path) -> None:
+        """Keep the log of Ray's C++ code in this process in `path`, unless it is empty."""
+        self._send_errors_to(path)
+
+    def end(self) -> None:
+        """Leave Ray and restore the environment; a second call does nothing."""
+        self._is_running = False
+        self._started.close()
+
+    def _prepare(self, started: contextlib.ExitStack) -> Path:
+        """Set the environment; returns a temporary folder."""
+        raise NotImplementedError
+
+    def _connect(self, folder: Path, started: contextlib.ExitStack) -> None:
+        raise NotImplementedError
+
+    def _reason_of_loss(self) -> str | None:
+        raise NotImplementedError
+
+
+class LocalCluster(Cluster):
+    """Ray on this machine, started for one search and ended with it.
 
     No process of Ray outlives this process, however it ends; see `guarded_folder`. Ray listens on the loopback
     interface only. Connections need a token, which only this user can read and which ends with the cluster.
 
-    Must be entered before Ray is imported, because Ray reads its settings then, and in the thread that lives longest,
-    because Ray's processes end with the thread that started them.
+    Must be entered in the thread that lives longest, because Ray's processes end with the thread that started them.
 
     Args:
         n_workers: number of worker processes that start with the cluster, and of CPUs that Ray may allocate.
@@ -98,41 +155,25 @@ class LocalCluster:
             that stand ready are not used then.
     """
 
-    # Workers map the images that the driver decoded.
-    shares_disk = True
-    address: str | None = None
-
     def __init__(self, n_workers: int, n_gpus: int | None, keeps_credentials: bool = False) -> None:
+        super().__init__()
         self._n_workers = n_workers
         self._n_gpus = n_gpus
         self._keeps_credentials = keeps_credentials
-        self._started = contextlib.ExitStack()
-        self._errors: NativeErrors | None = None
-        self._is_ending = False
 
-    def __enter__(self) -> "LocalCluster":
-        with contextlib.ExitStack() as started:
-            started.enter_context(_environment_given_back())
-            folder = started.enter_context(guarded_folder()).path
-            os.environ.update(_ENVIRONMENT | _PRIVACY, RAY_AUTH_TOKEN_PATH=str(_write_token(folder)))
-            handed_on = () if self._keeps_credentials else _HANDED_ON_BY_TUNE
-            for name in (*handed_on, _OTHER_TOKEN):
-                os.environ.pop(name, None)
-            self._errors = started.enter_context(native_errors_in(folder / FILE_NAME))
-            started.callback(shut_down_ray)
-            self._start(folder)
-            self._started = started.pop_all()
-        return self
+    def _prepare(self, started: contextlib.ExitStack) -> Path:
+        folder = started.enter_context(guarded_folder())
+        # Ray's own token would stay in the user's home, be shared by all clusters, and be readable by other users.
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        os.environ.update(_ENVIRONMENT | _PRIVACY, RAY_AUTH_TOKEN_PATH=str(token))
+        for name in (_OTHER_TOKEN, *(() if self._keeps_credentials else _HANDED_ON_BY_TUNE)):
+            os.environ.pop(name, None)
+        return folder
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()
-
-    def _start(self, folder: Path) -> None:
+    def _connect(self, folder: Path, started: contextlib.ExitStack) -> None:
         import ray
 
-        keep_ray_to_itself()
         try:
             # Without `local`, Ray joins any cluster that the machine's temporary folder names.
             ray.init(
@@ -153,28 +194,13 @@ class LocalCluster:
             raise RunError(f"Ray could not be started ({reason}). Try again when the machine is less busy.") from error
         if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
             raise RuntimeError("Ray was imported before the cluster was entered, and listens to the network.")
-        # Failures of trials are reported by this project; the trace is in the trial's folder.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-    def what_is_gone(self) -> str | None:
-        """Why the cluster is gone, as one line; None while its processes live, and before and after them."""
-        node = None if self._is_ending else node_of_this_process()
-        dead = [name for name in _NEEDED_PROCESSES if node and _has_ended(node, name)]
-        return f"Ray's process {dead[0]} is gone (killed, perhaps for its memory)" if dead else None
-
-    def log_to(self, path: Path) -> None:
-        """Keep the log of Ray's C++ code in this process in `path`, unless it is empty."""
-        if self._errors:
-            self._errors.send_to(path)
-
-    def end(self) -> None:
-        """End Ray's processes and restore the environment; a second call does nothing."""
-        self._is_ending = True
-        self._started.close()
-
-
-def _has_ended(node: Any, name: str) -> bool:
-    return any(info.process.poll() is not None for info in list(node.all_processes.get(name, ())))
+    def _reason_of_loss(self) -> str | None:
+        processes = node_of_this_process().all_processes
+        for name in _NEEDED_PROCESSES:
+            if any(info.process.poll() is not None for info in list(processes.get(name, ()))):
+                return f"Ray's process {name} is gone (killed, perhaps for its memory)"
+        return None
 
 
 @contextlib.contextmanager
@@ -185,13 +211,6 @@ def _environment_given_back() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _write_token(folder: Path) -> Path:
-    # Ray's own token would stay in the user's home, be shared by all clusters, and be readable by other users.
-    path = folder / "token"
-    path.write_text(secrets.token_hex(32))
-    return path
 
 
 def shut_down_ray() -> None:

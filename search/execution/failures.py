@@ -1,16 +1,23 @@
-"""Failures of workers and disks in words. Pure functions, except `first_full`."""
+"""Failures of workers and disks: in words, counted by cause, and whether a trial is retried."""
 
 import errno
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
+MAX_RETRIES = 2
+# Bound for a trial that crashes every machine.
+MAX_NODES_LOST = 10
 MAX_REASON_LENGTH = 300
 # Less free space than this is a full disk: the smallest writes of a search take a few kilobytes.
 FULL_BELOW_BYTES = 256 * 1024
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _FULL_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (?:28|122)\]")
+
+# Ray's words for a machine, not only a worker, that is gone or out of reach.
+_NODE_LOST = re.compile(r"its node has died|the actor's node was|is unavailable: |node it was running on is dead")
 
 # The first pattern that matches a worker's last message; Ray's messages are long and differ between versions.
 _IN_WORDS = (
@@ -67,3 +74,22 @@ def is_full_disk(error: BaseException | None) -> bool:
 def first_full(*folders: Path) -> Path | None:
     """The first of these folders whose disk is full; None where none is."""
     return next((folder for folder in folders if shutil.disk_usage(folder).free < FULL_BELOW_BYTES), None)
+
+
+class RetryCount:
+    """Counts the failures of each trial and replicate of a session.
+
+    A failed worker counts against the trial, which is retried `MAX_RETRIES` times. The loss of a machine does not.
+    """
+
+    def __init__(self) -> None:
+        self._faults: Counter[str] = Counter()
+        self._nodes_lost: Counter[str] = Counter()
+
+    def record_failure(self, name: str, trace: str) -> bool:
+        """Record a failure of a trial or replicate, with Ray's message; returns whether to retry."""
+        if _NODE_LOST.search(trace):
+            self._nodes_lost[name] += 1
+            return self._nodes_lost[name] <= MAX_NODES_LOST
+        self._faults[name] += 1
+        return self._faults[name] <= MAX_RETRIES

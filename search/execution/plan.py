@@ -1,13 +1,16 @@
 """The resource plan of a search: device, precision and slots of its trials; and timing of the baseline."""
 
+from __future__ import annotations
+
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,13 +18,17 @@ from search.execution.gpu_sharing import Sharing, choose_share, measure_sharing,
 from search.experiment.manifest import Device
 from search.processes.helper_pool import count_cores
 from spaces.counted import counted
+from spaces.errors import InputError
 from spaces.parameters import Hyperparameters
-from spaces.schema import Dataset, Space
+from spaces.schema import Dataset, Precision, Space
 from trainable.compute import Compute, choose_compute, describe_device
 from trainable.data.datasets import ImageSet, TrainingData, open_training_data
 from trainable.fit_evaluate import FitEvaluate
 from trainable.network.model import DepthwiseSeparableNet, count_parameters
 from trainable.seeding import RunSeed
+
+if TYPE_CHECKING:
+    from search.execution.joined_cluster import NodeFacts
 
 # Ray rounds fractions of a resource to 1 / RAY_PARTS; rounded up, the last trial would find no slot.
 RAY_PARTS = 10_000
@@ -59,12 +66,10 @@ class ResourcePlan:
 
     @property
     def resources_per_trial(self) -> dict[str, float]:
-        if self.compute.device_type == "cuda":
-            # A trial uses one GPU: the fullest GPU decides the share.
-            share = math.ceil(self.trials_at_once / self.n_gpus)
-            # The GPU is the limit; Ray's count of CPUs must not be one.
-            return {"cpu": TOKEN_CPU, "gpu": math.floor(RAY_PARTS / share) / RAY_PARTS}
-        return {"cpu": 1}
+        if not self.n_gpus:
+            return {"cpu": 1}
+        # A trial uses one GPU: the fullest GPU decides the share. Ray's count of CPUs must not be a limit too.
+        return {"cpu": TOKEN_CPU, "gpu": math.floor(RAY_PARTS / self._trials_per_gpu) / RAY_PARTS}
 
     @property
     def trials_side_by_side(self) -> int:
@@ -74,9 +79,7 @@ class ResourcePlan:
     @property
     def slots(self) -> str:
         """The shared resources in words, such as `2 GPUs`."""
-        if self.n_gpus:
-            return counted(self.n_gpus, "GPU")
-        return counted(self.n_cpus, "core")
+        return counted(self.n_gpus, "GPU") if self.n_gpus else counted(self.n_cpus, "core")
 
     @property
     def for_manifest(self) -> Device:
@@ -87,6 +90,15 @@ class ResourcePlan:
             precision=self.compute.precision,
             precision_reason=self.precision_reason,
         )
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """The measured throughput of as many trials as share a GPU; None if it was not measured."""
+        return next((sharing for sharing in self.measured if sharing.n_trials >= self._trials_per_gpu), None)
+
+    @property
+    def _trials_per_gpu(self) -> int:
+        return math.ceil(self.trials_at_once / max(self.n_gpus, 1))
 
 
 def plan_resources(space: Space, data: TrainingData, began: Device | None = None) -> ResourcePlan:
@@ -100,18 +112,60 @@ def plan_resources(space: Space, data: TrainingData, began: Device | None = None
     Raises:
         InputError: CUDA is requested and not available.
     """
-    precision = began.precision if began else space.training.precision
-    compute, reason = choose_compute(space.resources.device, precision)
+    compute, reason = choose_compute(space.resources.device, began.precision if began else space.training.precision)
     reason = "as the search began" if began else reason
     name, n_cores = describe_device(compute.device), count_cores()
-    if compute.device_type == "cuda":
-        n_gpus = torch.cuda.device_count()
-        share, measured = _trials_per_gpu(space, data, compute, n_gpus)
-        at_once = min(n_gpus * share, space.search.most_trials)
-        return ResourcePlan(compute, reason, name, n_cores, n_gpus, at_once, measured)
+    if compute.device_type == "cpu":
+        return ResourcePlan(compute, reason, name, n_cores, 0, _slots_on_cpus(space, n_cores))
+    n_gpus = torch.cuda.device_count()
+    share, measured = _trials_per_gpu(space, data, compute, n_gpus)
+    at_once = min(n_gpus * share, space.search.most_trials)
+    return ResourcePlan(compute, reason, name, n_cores, n_gpus, at_once, measured)
+
+
+def plan_resources_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = None) -> ResourcePlan:
+    """Plan where trials run on a cluster: one trial per CPU that Ray assigns, or `trials_per_gpu` (1 for auto) per GPU.
+
+    Args:
+        nodes: of the cluster; nodes that join later are used, but not counted.
+        space: what is searched.
+        began: as for `plan_resources`.
+
+    Raises:
+        InputError: CUDA is requested, and no node has a GPU.
+    """
+    wanted = space.resources
+    n_gpus = 0 if wanted.device == "cpu" else sum(node.n_gpus for node in nodes)
+    if wanted.device == "cuda" and not n_gpus:
+        raise InputError("--device is cuda, but no node of the cluster has a GPU. Use --device cpu or auto.")
+    used = [node for node in nodes if (node.n_gpus if n_gpus else node.n_cpus)]
+    n_cpus = sum(node.n_cpus for node in used)
+    precision, reason = _common_precision(used, space, began)
+    devices = " and ".join(sorted({node.device for node in used}))
+    slots = counted(n_gpus, "GPU") if n_gpus else counted(n_cpus, "core")
+    description = f"{counted(len(used), 'node')}, {slots} ({devices})"
+    if not n_gpus:
+        return ResourcePlan(Compute("cpu", precision), reason, description, n_cpus, 0, _slots_on_cpus(space, n_cpus))
+    share = 1 if wanted.trials_per_gpu == "auto" else wanted.trials_per_gpu
+    at_once = min(n_gpus * share, space.search.most_trials)
+    return ResourcePlan(Compute("cuda", precision, resident=True), reason, description, n_cpus, n_gpus, at_once)
+
+
+def _slots_on_cpus(space: Space, n_cpus: int) -> int:
     wanted = space.resources.trials_at_once
-    at_once = min(n_cores if wanted == "auto" else wanted, space.search.most_trials)
-    return ResourcePlan(compute, reason, name, n_cores, 0, at_once)
+    return min(n_cpus if wanted == "auto" else wanted, space.search.most_trials)
+
+
+def _common_precision(nodes: Sequence[NodeFacts], space: Space, began: Device | None) -> tuple[Precision, str]:
+    """The precision of all trials and its reason: `auto` is bf16 only where every node supports it."""
+    if began:
+        return began.precision, "as the search began"
+    if space.training.precision != "auto":
+        return space.training.precision, "as the space says"
+    without = [node.name for node in nodes if node.bf16_reason is None]
+    if without:
+        return "fp32", f"node {without[0]}: no bf16 instructions"
+    return "bf16", f"on all nodes: {', '.join(sorted({node.bf16_reason or '' for node in nodes}))}"
 
 
 def _trials_per_gpu(space: Space, data: TrainingData, compute: Compute, n_gpus: int) -> tuple[int, tuple[Sharing, ...]]:
@@ -134,6 +188,7 @@ def baseline_training(
     Returns:
         Each call trains `STEPS_PER_WAIT` steps and returns the number of their images.
     """
+    torch.set_num_threads(1)
     n_images = STEPS_PER_WAIT * hyperparameters.batch_size
     images = replace(open_training_data(decoded_folder, dataset).train, images_per_epoch=n_images)
     run = FitEvaluate(images, None, hyperparameters, RunSeed(0), compute)
@@ -156,9 +211,7 @@ def seconds_per_epoch(space: Space, data: TrainingData, resource_plan: ResourceP
 
     Trials that share a GPU slow each other down: for them, the measured throughput together counts.
     """
-    share = math.ceil(resource_plan.trials_at_once / max(resource_plan.n_gpus, 1))
-    together = next((sharing for sharing in resource_plan.measured if sharing.n_trials >= share), None)
-    if together:
+    if together := resource_plan.sharing:
         n_images = data.train.epoch_images + len(data.validation) / IMAGES_EVALUATED_PER_TRAINED
         return together.n_trials * n_images / together.images_per_s
     threads = torch.get_num_threads()

@@ -1,15 +1,11 @@
-"""Ray Tune's searcher, scheduler, stopper and callback: thin views of one `SearchState`.
-
-Ray copies and pickles these objects. They share the state by reference nevertheless, because the state lives in the
-driver only.
-"""
+"""Ray Tune's searcher, scheduler, stopper and callback: thin views of one `SearchState`."""
 
 import errno
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ray import tune
 from ray.tune.experiment import Trial as RayTrial
@@ -17,13 +13,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search.analysis.ranking import METRIC
-from search.execution.failures import reason_in_words, tells_of_full_disk
+from search.execution.failures import RetryCount, reason_in_words, tells_of_full_disk
 from search.execution.ray_internals import forget_metrics
-from search.execution.retries import RetryCount
-from search.experiment.events import EpochDone, ReplicateEpochDone
+from search.experiment.events import EpochDone, Event, ReplicateEpochDone
+from search.experiment.history import History
 from search.policy.state import Assignment, SearchState
 
-MODE = "max"
 # The newest may be incomplete when the process ends.
 CHECKPOINTS_KEPT = 2
 # End of the file to which Ray appends each failure of a trial.
@@ -35,13 +30,45 @@ _RUN_FIELDS = tuple(name for name in ReplicateEpochDone.__dataclass_fields__ if 
 T = TypeVar("T")
 
 
-class Shared:
-    """Holds the state of a running search; a deep copy is the same object, and a pickle is empty.
+class SearchObserver(Protocol):
+    """Follows a session."""
+
+    def on_event(self, event: Event, history: History) -> None:
+        """Called after each event; `history` includes it."""
+
+    def on_idle(self) -> None:
+        """Called at each turn of Ray's loop."""
+
+    def on_end(self, history: History) -> None:
+        """Called after the last event, before Ray's processes are ended."""
+
+    def note(self, text: str) -> None:
+        """Called with one line about something that is not an event, such as a lost worker."""
+
+    def close(self) -> None:
+        """Called, possibly in another thread, before the process is ended: releases the terminal."""
+
+
+class _ByReference:
+    """A deep copy is the same object, and a pickle is empty.
+
+    Ray copies these objects, and pickles them for `Tuner.restore`, which is never used: a search is resumed from its
+    journal.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_ByReference":
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return (object, ())
+
+
+class Shared(_ByReference):
+    """The state of a running search, which lives in the driver only.
 
     Args:
         state: of the search.
         to_ray_config: makes the configuration that a worker gets for an assignment.
-        retries: failures over the rounds of a session.
         what_fails_all: called after a failure; returns the error with which every other trial would fail too, or None.
     """
 
@@ -49,16 +76,13 @@ class Shared:
         self,
         state: SearchState,
         to_ray_config: Callable[[Assignment], dict[str, Any]],
-        retries: RetryCount | None = None,
         what_fails_all: Callable[[], Exception | None] = lambda: None,
     ) -> None:
-        self.what_fails_all = what_fails_all
         self.state = state
         self.to_ray_config = to_ray_config
-        self.retries = retries or RetryCount()
+        self.what_fails_all = what_fails_all
+        self.retries = RetryCount()
         self.assignments: dict[str, Assignment] = {}
-        # Names of trials and replicates that Ray gave up and that can be trained: another round resumes them.
-        self.given_up: set[str] = set()
         # Names of trials that have just paused at a rung, while their checkpoint is written.
         self.saving: set[str] = set()
         self.failure: Exception | None = None
@@ -83,13 +107,6 @@ class Shared:
             self.failure = error
             return otherwise
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
-        return self
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        # Ray pickles its tuner for `Tuner.restore`, which is never used: a search is resumed from its journal.
-        return (object, ())
-
 
 class StateSearcher(Searcher):
     """Dispatches the state's next assignment to Ray when a slot is free.
@@ -102,22 +119,19 @@ class StateSearcher(Searcher):
     """
 
     def __init__(self, shared: Shared, trials_at_once: int) -> None:
-        super().__init__(metric=METRIC, mode=MODE)
+        super().__init__(metric=METRIC, mode="max")
         self._shared = shared
         self._trials_at_once = trials_at_once
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         state = self._shared.state
-        n_running = state.n_running - len(self._shared.given_up)
-        if self._shared.failure is not None or n_running >= self._trials_at_once:
+        if self._shared.failure is not None or state.n_running >= self._trials_at_once:
             return None
         if self._shared.saving:
             return None  # the next assignment may be one of them, and resumes from that checkpoint
         assignment = self._shared.kept(state.next_assignment, None)
         if assignment is None:
-            # An assignment that was given up does not end in this round.
-            stuck = self._shared.given_up and n_running == 0
-            return None if state.n_running and not stuck else Searcher.FINISHED
+            return None if state.n_running else Searcher.FINISHED
         self._shared.assignments[trial_id] = assignment
         return self._shared.to_ray_config(assignment)
 
@@ -141,13 +155,6 @@ class StateScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._shared = shared
 
-    def on_trial_add(self, tune_controller: Any, trial: RayTrial) -> None:
-        super().on_trial_add(tune_controller, trial)
-        # A trial that Ray gave up before has used up some of its retries.
-        name = self._shared.assignments[trial.trial_id].name
-        self._shared.retries.record_dispatch(name)
-        trial.max_failures = self._shared.retries.max_failures(name)
-
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         assignment = self._shared.assignments[trial.trial_id]
         continues = self._shared.kept(lambda: self._record(assignment, result), True)
@@ -164,7 +171,7 @@ class StateScheduler(FIFOScheduler):
         return state.record(EpochDone(trial=assignment.number, at=at, **fields))
 
 
-class EndWhen(tune.Stopper):
+class EndWhen(_ByReference, tune.Stopper):
     """Ends the whole search once `reached` returns True; unfinished trials stay unfinished."""
 
     def __init__(self, reached: Callable[[], bool]) -> None:
@@ -176,45 +183,29 @@ class EndWhen(tune.Stopper):
     def stop_all(self) -> bool:
         return self._reached()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "EndWhen":
-        return self
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return (object, ())
-
-
-class Housekeeping(tune.Callback):
-    """Reports failures to the state, drops the checkpoints of ended trials, and calls `on_idle`.
+class Housekeeping(_ByReference, tune.Callback):
+    """Reports failures to the state, drops the checkpoints of ended trials, and tells the observer.
 
     Args:
         shared: the state.
-        on_retry: called with the title of a retried assignment and the reason of its failure.
-        on_idle: called at each turn of Ray's loop.
+        observer: of the session.
         drop_checkpoints: removes the checkpoints of an assignment; gets its name and the number of newest ones to keep.
     """
 
-    def __init__(
-        self,
-        shared: Shared,
-        on_retry: Callable[[str, str], None],
-        on_idle: Callable[[], None],
-        drop_checkpoints: Callable[[str, int], None],
-    ) -> None:
+    def __init__(self, shared: Shared, observer: SearchObserver, drop_checkpoints: Callable[[str, int], None]) -> None:
         self._shared = shared
-        self._on_retry = on_retry
-        self._on_idle = on_idle
+        self._observer = observer
         self._drop_checkpoints = drop_checkpoints
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
-        self._on_idle()
+        self._observer.on_idle()
 
     def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        assignment, trace = self._assignment(trial), failure_trace(trial)
+        """Called when Ray retries a trial by itself, up to `max_failures` times."""
+        trace = failure_trace(trial)
         if not self._ends_search(trace):
-            is_retried = self._shared.retries.record_failure(assignment.name, trace)
-            trial.max_failures = self._shared.retries.max_failures(assignment.name) if is_retried else 0
-            if is_retried:
-                self._on_retry(assignment.title, reason_in_words(trace))
+            self._is_retried(self._assignment(trial), trace)
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         assignment, trace, state = self._assignment(trial), failure_trace(trial), self._shared.state
@@ -223,15 +214,13 @@ class Housekeeping(tune.Callback):
         if self._shared.waits(assignment):
             # Its result is known; once promoted, it resumes from an older checkpoint.
             self._shared.saving.discard(assignment.name)
-            return
-        if self._shared.retries.record_failure(assignment.name, trace):
-            self._shared.given_up.add(assignment.name)
-            self._on_retry(assignment.title, reason_in_words(trace))
-            return
-        fail = state.fail_run if assignment.kind == "run" else state.fail
-        self._shared.kept(lambda: fail(assignment.number, reason_in_words(trace)), None)
-        if state.has_ended(assignment):
-            self._drop_checkpoints(assignment.name, 0)
+        elif self._is_retried(assignment, trace):
+            # Ray does not retry a trial whose worker was lost before it started, or with a machine.
+            state.put_back(assignment)
+        else:
+            fail = state.fail_run if assignment.kind == "run" else state.fail
+            self._shared.kept(lambda: fail(assignment.number, reason_in_words(trace)), None)
+            self._drop_if_ended(assignment)
 
     def on_checkpoint(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, checkpoint: tune.Checkpoint, **info: Any
@@ -245,12 +234,19 @@ class Housekeeping(tune.Callback):
         if self._shared.waits(assignment):
             self._shared.saving.discard(assignment.name)
             self._drop_checkpoints(assignment.name, 1)
-        elif self._shared.state.has_ended(assignment):
-            self._drop_checkpoints(assignment.name, 0)
+        else:
+            self._drop_if_ended(assignment)
         forget_metrics(trial)
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return (tune.Callback, ())
+    def _drop_if_ended(self, assignment: Assignment) -> None:
+        if self._shared.state.has_ended(assignment):
+            self._drop_checkpoints(assignment.name, 0)
+
+    def _is_retried(self, assignment: Assignment, trace: str) -> bool:
+        is_retried = self._shared.retries.record_failure(assignment.name, trace)
+        if is_retried:
+            self._observer.note(f"{assignment.title} lost its worker and is tried again ({reason_in_words(trace)})")
+        return is_retried
 
     def _ends_search(self, trace: str) -> bool:
         # Every trial would fail; a resumed search continues all of them once the cause is removed.

@@ -15,18 +15,12 @@ from spaces.errors import RunError
 from spaces.printable import printable
 
 POLL_S = 1.0
-# After the loss of the cluster: Ray's own loop gets the first seconds to return, then its call is broken off.
-BREAK_OFF_AFTER_S = 3.0
 # From a signal or the loss of the cluster to the end of the process, unless the command ended before.
 END_WITHIN_S = 10.0
 # For the last words before that: they may wait for a disk or a terminal that does not answer.
 LAST_WORDS_S = 2.0
 
 _REQUESTS = (signal.SIGINT, signal.SIGTERM)
-
-
-class ClusterLostError(BaseException):
-    """Raised in the main thread while it is inside Ray, whose loops catch every `Exception`."""
 
 
 class StopSignal:
@@ -52,11 +46,7 @@ class StopSignal:
         self._before = {number: signal.getsignal(number) for number in _REQUESTS}
         self._what_is_gone = what_is_gone
         self._last_words: Callable[[], str] = lambda: "nothing was started."
-        self._is_inside_ray = False
-        # Held while the thread decides to break off a call: the main thread does not leave Ray in between.
-        self._leaving = threading.Lock()
         self._signalled = False
-        self._breaks_off = False
         self._wakeup = -1
 
     def listen(self) -> None:
@@ -65,33 +55,26 @@ class StopSignal:
             signal.signal(number, self._request)
 
     def leave_last_words(self, last_words: Callable[[], str]) -> None:
-        """Call `last_words` in the watching thread where the command has to be ended: it writes what must be written.
+        """Call `last_words` where the command has to be ended, possibly in the watching thread.
 
         Args:
-            last_words: gives the line's end, after the reason: what is kept and what to do.
+            last_words: writes what must be written, and returns the end of the command's last line: what is kept and
+                what to do.
         """
         self._last_words = last_words
 
     @contextlib.contextmanager
     def inside_ray(self) -> Iterator[None]:
-        """A block that is broken off where the cluster is gone and Ray does not return.
+        """A block whose exceptions say less than the loss of the cluster, where that is their cause.
 
         Raises:
             RunError: the cluster is gone.
         """
-        self._is_inside_ray = True
         try:
             yield
-        except ClusterLostError:
-            pass
         except Exception:
-            # What Ray raises of a cluster that is gone says less than the loss itself.
             if not self._cluster_is_gone():
                 raise
-        finally:
-            self._is_inside_ray = False
-            with self._leaving:
-                pass  # a signal that was decided on has been sent
         if self.lost:
             raise RunError(f"{self.lost}; {self._last_words()}")
 
@@ -103,12 +86,6 @@ class StopSignal:
             self._wakeup = -1
 
     def _request(self, signal_number: int, frame: FrameType | None) -> None:
-        if self._breaks_off:
-            self._breaks_off = False
-            if self._is_inside_ray:
-                self._is_inside_ray = False
-                raise ClusterLostError
-            return
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -129,27 +106,12 @@ class StopSignal:
     def _watch(self, reader: int) -> None:
         # Counted, not read from a clock: a process that was stopped (SIGSTOP) has not had the time that passed.
         waited_s = 0.0
-        broken_off = False
         while self._is_watched(reader):
-            if not self._signalled and not self._cluster_is_gone():
-                continue
-            waited_s += POLL_S
+            if self._signalled or self._cluster_is_gone():
+                waited_s += POLL_S
             if waited_s > END_WITHIN_S:
                 self._end_process()
-            elif self.lost and waited_s > BREAK_OFF_AFTER_S and not broken_off:
-                broken_off = self._break_off()
         os.close(reader)
-
-    def _break_off(self) -> bool:
-        """Have the main thread raise `ClusterLostError`; False where it is not inside Ray.
-
-        Not at any other time: `ray.shutdown` takes the handler of SIGTERM away, and the signal would end the process.
-        """
-        with self._leaving:
-            if self._is_inside_ray:
-                self._breaks_off = True
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-            return self._is_inside_ray
 
     def _is_watched(self, reader: int) -> bool:
         """Wait for a second; False where the command has ended."""

@@ -6,17 +6,19 @@ A tracker gets hyperparameters and results, and nothing of this machine. A resum
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from search.experiment import events
 from search.experiment.folder import Experiment
 from search.experiment.history import History
-from spaces.errors import InputError, RunError
+from spaces.errors import InputError, RunError, first_line
 from spaces.parameters import Number
 from spaces.printable import printable
 from spaces.schema import MLflow, Track, Wandb
+
+Numbers = dict[str, Number]
 
 EXPERIMENT_TAG, NAME_TAG = "experiment", "trial_name"
 # Prefix of TensorBoard's tags since version 0.1, in which Ray wrote the files.
@@ -28,28 +30,24 @@ _WANDB_TIMEOUT_S = 30.0
 
 
 class Tracker:
-    """Reports the events of a search to one tracker until the tracker fails; a subclass knows the client.
+    """Reports the events of a search to one tracker until the tracker fails; a subclass calls the client.
+
+    A subclass has `open_run(name, config)`, which starts or resumes the run `trial_0007` or `run_0003` (a replicate)
+    and returns the client's handle; `log(run, epoch, results)`; and `close_run(run, failed)`, where `failed` is None if
+    a later session can resume the run.
 
     Args:
         warn: called with one line when the tracker failed.
     """
 
     title = ""
+    open_run: Callable[[str, Numbers], Any]
+    log: Callable[[Any, int, Numbers], None]
+    close_run: Callable[[Any, bool | None], None]
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn: Callable[[str], None] | None = warn
         self._runs: dict[str, Any] = {}
-
-    def open_run(self, name: str, config: dict[str, Number]) -> Any:
-        """Start or resume the run `trial_0007` or `run_0003` (a replicate); returns the client's handle of it."""
-        raise NotImplementedError
-
-    def log(self, run: Any, epoch: int, results: Mapping[str, float]) -> None:
-        raise NotImplementedError
-
-    def close_run(self, run: Any, failed: bool | None) -> None:
-        """End a run; `failed` is None where a later session can resume it."""
-        raise NotImplementedError
 
     def on_event(self, event: events.Event, history: History) -> None:
         self._attempt(lambda: self._report(event, history))
@@ -83,7 +81,7 @@ class Tracker:
             action()
         except Exception as error:  # of any type of a client: a search must not end because of a tracker
             warn, self._warn = self._warn, None
-            warn(f"{self.title} is told nothing more ({_first_line(error)}); the search goes on")
+            warn(f"{self.title} is told nothing more ({printable(first_line(error))}); the search goes on")
 
 
 class TensorBoard(Tracker):
@@ -95,35 +93,30 @@ class TensorBoard(Tracker):
         super().__init__(warn)
         self._folder = folder
 
-    def open_run(self, name: str, config: dict[str, Number]) -> Any:
+    def open_run(self, name: str, config: Numbers) -> Any:
         from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.summary import hparams
 
         (self._folder / name).mkdir(parents=True, exist_ok=True)
         # The default name holds seconds: a second file within the same second would overwrite the first.
-        return EventsWriter(str(self._folder / name / "events"), f".{time.time_ns()}"), config, {}
+        writer = EventsWriter(str(self._folder / name / "events"), f".{time.time_ns()}")
+        self._write(writer, 0, *hparams(config, {f"{_TENSORBOARD_PREFIX}validation_accuracy": 0.0}))
+        return writer
 
-    def log(self, run: Any, epoch: int, results: Mapping[str, float]) -> None:
+    def log(self, run: Any, epoch: int, results: Numbers) -> None:
         from tensorboardX.summary import scalar
 
-        writer, _, last = run
-        last.update({_TENSORBOARD_PREFIX + name: value for name, value in results.items()})
-        _write(writer, epoch, *(scalar(name, value) for name, value in last.items()))
+        self._write(run, epoch, *(scalar(_TENSORBOARD_PREFIX + name, value) for name, value in results.items()))
 
     def close_run(self, run: Any, failed: bool | None) -> None:
-        from tensorboardX.summary import hparams
+        run.close()
 
-        writer, config, last = run
-        if failed is not None:
-            _write(writer, 0, *hparams(config, last))
-        writer.close()
+    def _write(self, writer: Any, epoch: int, *summaries: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
 
-
-def _write(writer: Any, epoch: int, *summaries: Any) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
-    for summary in summaries:
-        writer.write_event(Event(summary=summary, wall_time=time.time(), step=epoch))
-    writer.flush()
+        for summary in summaries:
+            writer.write_event(Event(summary=summary, wall_time=time.time(), step=epoch))
+        writer.flush()
 
 
 class MLflowTracker(Tracker):
@@ -140,18 +133,18 @@ class MLflowTracker(Tracker):
         found = self._client.get_experiment_by_name(name)
         self._id = found.experiment_id if found else self._client.create_experiment(name)
 
-    def open_run(self, name: str, config: dict[str, Number]) -> Any:
+    def open_run(self, name: str, config: Numbers) -> Any:
         from mlflow.entities import Param
 
-        for run in self._client.search_runs([self._id], f"tags.{NAME_TAG} = '{name}'"):
-            if run.data.tags.get(EXPERIMENT_TAG) == self._experiment:
-                return run.info.run_id
         tags = {NAME_TAG: name, EXPERIMENT_TAG: self._experiment}
+        begun = self._client.search_runs([self._id], " AND ".join(f"tags.{tag} = '{tags[tag]}'" for tag in tags))
+        if begun:
+            return begun[0].info.run_id
         run_id = self._client.create_run(self._id, tags=tags, run_name=name).info.run_id
         self._client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.items()])
         return run_id
 
-    def log(self, run: Any, epoch: int, results: Mapping[str, float]) -> None:
+    def log(self, run: Any, epoch: int, results: Numbers) -> None:
         from mlflow.entities import Metric
 
         at_ms = int(time.time() * 1000)
@@ -173,7 +166,7 @@ class WandbTracker(Tracker):
             raise ValueError("no API key: type `wandb login`, or set WANDB_API_KEY")
         self._settings, self._experiment = settings, experiment
 
-    def open_run(self, name: str, config: dict[str, Number]) -> Any:
+    def open_run(self, name: str, config: Numbers) -> Any:
         import wandb
 
         return wandb.init(
@@ -190,8 +183,8 @@ class WandbTracker(Tracker):
             ),
         )
 
-    def log(self, run: Any, epoch: int, results: Mapping[str, float]) -> None:
-        run.log(dict(results), step=epoch)
+    def log(self, run: Any, epoch: int, results: Numbers) -> None:
+        run.log(results, step=epoch)
 
     def close_run(self, run: Any, failed: bool | None) -> None:
         run.finish(exit_code=int(bool(failed)))
@@ -204,19 +197,16 @@ def trackers(track: Track, experiment: Experiment, warn: Callable[[str], None]) 
         RunError: a tracker does not answer.
     """
     made: list[Tracker] = [TensorBoard(experiment.ray_folder / "tensorboard", warn)] if track.tensorboard else []
-    title = where = ""
-    try:
-        if track.mlflow:
-            title, where = MLflowTracker.title, track.mlflow.tracking_uri
-            made.append(MLflowTracker(track.mlflow, experiment.name, warn))
-        if track.wandb:
-            title, where = WandbTracker.title, track.wandb.project
-            made.append(WandbTracker(track.wandb, experiment.name, warn))
-    except Exception as error:  # each client has types of its own
-        raise RunError(
-            f"{title} cannot be told of the search at {where} ({_first_line(error)}). Mend that, or remove it from "
-            f"`track`."
-        ) from error
+    tracker: Any
+    for tracker, settings in ((MLflowTracker, track.mlflow), (WandbTracker, track.wandb)):
+        try:
+            if settings is not None:
+                made.append(tracker(settings, experiment.name, warn))
+        except Exception as error:  # each client has types of its own
+            reason = printable(first_line(error))
+            raise RunError(
+                f"{tracker.title} cannot be told of the search ({reason}). Mend that, or remove it from `track`."
+            ) from error
     return made
 
 
@@ -233,7 +223,3 @@ def must_be_installed(track: Track) -> None:
                 f"`track.{package}` is set, but {package} is not installed. Install it: "
                 f"python -m pip install {installed_as}"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return printable(str(error).strip().partition("\n")[0][:200]) or type(error).__name__

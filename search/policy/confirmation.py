@@ -84,11 +84,6 @@ def n_replicates_of_tied(history: History, space: Space) -> int:
     return max(0, min(len(racing), n_left)) if len(racing) > 1 else 0
 
 
-def most_runs(space: Space) -> int:
-    """Upper bound of the number of replicates for one set of candidates."""
-    return MOST_TIMES_SEEDS * space.confirm.seeds * (space.confirm.top + 1)
-
-
 def expected_epochs(history_epochs: float, space: Space) -> float:
     """Expected number of epochs of replicates if the search trains `history_epochs` and no trials are tied."""
     if not space.confirm.top or space.search.most_trials < 2:

@@ -29,7 +29,7 @@ from search.experiment.history import History, Replicate, Trial
 from search.experiment.journal import Journal
 from search.policy import budget
 from search.policy.asha import rung_rule, waits_at_rung
-from search.policy.confirmation import most_runs, next_run
+from search.policy.confirmation import next_run
 from search.policy.study import Proposer
 from spaces.errors import RunError
 from spaces.parameters import Hyperparameters
@@ -51,7 +51,7 @@ class Assignment:
         trial: number of the trial whose configuration `config` is trained.
         seed_number: selects the random streams, together with `kind`: number of the trial, or block of the replicate.
         n_epochs_known: number of epochs whose results are in the journal; positive after a resume or a promotion.
-        n_before: number of earlier dispatches in this session; a trial is dispatched again after each promotion.
+        n_before: number of earlier dispatches in this session: before a promotion, or before its worker was lost.
     """
 
     kind: Literal["trial", "run"]
@@ -151,6 +151,7 @@ class SearchState:
         self._to_resume = [trial for trial in history.unfinished if not waits_at_rung(trial, space)]
         self._runs_to_resume = list(history.unfinished_replicates)
         self._dispatched: list[int] = []
+        self._runs_dispatched: list[int] = []
         self.fails_alone = fails_alone
         self._unexplained: dict[int, str] = {}
 
@@ -158,13 +159,6 @@ class SearchState:
     def n_left(self) -> int:
         """Number of trials that `next_assignment` will still dispatch, without those that wait at a rung."""
         return len(self._to_resume) + self._n_to_propose
-
-    @property
-    def most_assignments(self) -> int:
-        """An upper bound of the number of assignments that `next_assignment` returns."""
-        n_trials = len(self.history.unfinished) + self._n_to_propose
-        n_dispatches = len(self.space.rung_epochs) * n_trials  # at the start and after each promotion
-        return n_dispatches + len(self._runs_to_resume) + most_runs(self.space) + 1
 
     @property
     def n_running(self) -> int:
@@ -217,10 +211,19 @@ class SearchState:
         return self.history.trials[number]
 
     def _dispatch(self, trial: Trial) -> Assignment:
-        n_before = self._dispatched.count(trial.number) if trial.promoted_at else 0
+        n_before = self._dispatched.count(trial.number)
         self._dispatched.append(trial.number)
         self._running.add(trial.number)
         return Assignment("trial", trial.number, trial.number, trial.number, trial.config, trial.n_epochs, n_before)
+
+    def put_back(self, assignment: Assignment) -> None:
+        """Let `next_assignment` dispatch an assignment again, whose worker was lost."""
+        if assignment.kind == "run":
+            self._runs_running.discard(assignment.number)
+            self._runs_to_resume.append(self.history.replicates[assignment.number])
+        else:
+            self._running.discard(assignment.number)
+            self._to_resume.append(self.history.trials[assignment.number])
 
     def has_ended(self, assignment: Assignment) -> bool:
         """Whether the trial or replicate of an assignment has ended."""
@@ -237,9 +240,11 @@ class SearchState:
             number = len(self.history.replicates)
             self._record(ReplicateStarted(number, *chosen, at=self._now()))
             run = self.history.replicates[number]
+        n_before = self._runs_dispatched.count(run.number)
+        self._runs_dispatched.append(run.number)
         self._runs_running.add(run.number)
         config = self.history.trials[run.trial].config
-        return Assignment("run", run.number, run.trial, run.block, config, run.n_epochs)
+        return Assignment("run", run.number, run.trial, run.block, config, run.n_epochs, n_before)
 
     def record(self, result: EpochDone) -> bool:
         """Record the result of an epoch of a trial.
@@ -290,7 +295,7 @@ class SearchState:
         if self.history.trials[number].end is not None:
             return
         self._unexplained[number] = reason
-        first = self._dispatched[:ALIKE_FAILURES]
+        first = list(dict.fromkeys(self._dispatched))[:ALIKE_FAILURES]
         if self.fails_alone:
             self._accept_failures()
         elif len(first) == ALIKE_FAILURES and self._unexplained.keys() >= set(first):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from search.processes import guardian
@@ -19,39 +18,37 @@ LONGEST_TEMPORARY_PATH = 26
 GUARDIAN_PATIENCE_S = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class GuardedFolder:
-    """A private folder: processes that are started within the block put their temporary files into `path`."""
-
-    path: Path
-
-
 @contextlib.contextmanager
-def guarded_folder() -> Iterator[GuardedFolder]:
-    """Make a temporary folder. After the block or the end of this process, remove it and end all processes started
-    within, with their children.
+def guarded_folder() -> Iterator[Path]:
+    """Make a private temporary folder, for all temporary files of processes that are started within the block.
 
-    This holds for `kill -9` of this process or its process group too. Where the guardian is killed as well, the next
-    guardian in the same temporary folder removes the rest.
+    After the block or the end of this process, the folder is removed and all processes started within the block are
+    ended, with their children. This holds for `kill -9` of this process or its process group too. Where the guardian
+    is killed as well, the next guardian in the same temporary folder removes the rest.
 
     Processes are recognised by an environment variable, which is set here and inherited.
     """
     temporary = tempfile.gettempdir()
     short = temporary if len(temporary) <= LONGEST_TEMPORARY_PATH else "/tmp"
     path = Path(tempfile.mkdtemp(prefix=guardian.PREFIX, dir=short))
+    environment = {
+        guardian.MARK: str(path),
+        "TMPDIR": str(path),
+        # Wherever torch is imported, it creates an empty cache for its compiler.
+        "TORCHINDUCTOR_CACHE_DIR": f"{path}/inductor",
+    }
     try:
-        with _owned(path) as lock, _guarded(path, lock), environment_with(_environment_within(path)):
-            yield GuardedFolder(path)
+        with _owned(path) as lock, _guarded(path, lock), environment_with(environment):
+            yield path
     finally:
         guardian.remove_folder(path)
 
 
 @contextlib.contextmanager
 def _owned(path: Path) -> Iterator[int]:
-    """Hold the lock that marks a folder as in use; on the folder itself, where systemd's cleaning respects it.
+    """Hold the lock that marks a folder as in use, and yield its file descriptor.
 
-    Yields:
-        The lock's file descriptor.
+    The lock is on the folder itself, where systemd's cleaning respects it.
     """
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -70,43 +67,21 @@ def _guarded(path: Path, lock: int) -> Iterator[None]:
     The guardian has its own session, so that signals to this process's group or terminal do not reach it, and it
     inherits the lock. No child inherits this end of the pipe.
     """
-    theirs, ours = os.pipe()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__, str(path)],
-            stdin=theirs,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env={name: value for name, value in os.environ.items() if name != guardian.MARK},
-            pass_fds=(lock,),
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(ours)
-        raise
-    finally:
-        os.close(theirs)
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", guardian.__file__, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={name: value for name, value in os.environ.items() if name != guardian.MARK},
+        pass_fds=(lock,),
+        start_new_session=True,
+    )
+    assert process.stdin is not None
     try:
         yield
     finally:
-        os.close(ours)
-        _wait_for(process, path)
-
-
-def _wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
-    try:
-        was_killed = process.wait(GUARDIAN_PATIENCE_S) != 0
-    except subprocess.TimeoutExpired:
-        return  # the guardian finishes alone
-    if was_killed:
-        guardian.end_marked(path)
-
-
-def _environment_within(path: Path) -> dict[str, str]:
-    return {
-        guardian.MARK: str(path),
-        "TMPDIR": str(path),
-        # Wherever torch is imported, it creates an empty cache for its compiler.
-        "TORCHINDUCTOR_CACHE_DIR": f"{path}/inductor",
-    }
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the guardian finishes alone
+            if process.wait(GUARDIAN_PATIENCE_S) != 0:  # it was killed
+                guardian.end_marked(path)

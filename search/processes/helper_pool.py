@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any
 
 from spaces.errors import RunError
@@ -19,7 +18,10 @@ Work = Callable[[Connection], None]
 
 
 class HelperLostError(RunError):
-    """A helper process was killed, most often because memory ran out."""
+    """A helper process was killed."""
+
+    def __init__(self) -> None:
+        super().__init__("A helper process was killed; most often memory ran out.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Helper:
         try:
             self.pipe.send(message)
         except OSError:
-            raise HelperLostError("A helper process was killed; most often memory ran out.") from None
+            raise HelperLostError from None
 
     def receive(self, timeout_s: float) -> Any:
         """The next message of the work.
@@ -60,7 +62,7 @@ class Helper:
                 raise TimeoutError(f"A helper process sent nothing within {timeout_s:.0f} s.")
             message = self.pipe.recv()
         except (EOFError, ConnectionError):
-            raise HelperLostError("A helper process was killed; most often memory ran out.") from None
+            raise HelperLostError from None
         if isinstance(message, _Failed):
             raise message.error
         return message
@@ -113,9 +115,7 @@ class HelperPool:
     def __enter__(self) -> "HelperPool":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for helper in self.helpers:
             helper.process.terminate()
         for helper in self.helpers:

@@ -3,50 +3,44 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-FILE_NAME = "driver.err"
 
+@contextlib.contextmanager
+def native_errors_in(path: Path) -> Iterator[Callable[[Path], None]]:
+    """Redirect file descriptor 2 to a file within the block, while `sys.stderr` still writes to the terminal.
 
-class NativeErrors:
-    """Redirects file descriptor 2 to a file, while `sys.stderr` still writes to the terminal.
+    Ray's C++ code writes to descriptor 2 at every log level, and child processes inherit it. Files that stay empty are
+    removed.
 
-    Ray's C++ code writes to descriptor 2 at every log level, and child processes inherit it.
+    Yields:
+        A function that redirects to another file from now on.
     """
+    sys.stderr.flush()
+    terminal, before = os.dup(2), sys.stderr
+    files: list[Path] = []
 
-    def __init__(self) -> None:
-        self.path: Path | None = None
-
-    def send_to(self, path: Path) -> None:
-        """Append to `path` from now on; remove the previous file if it is empty."""
+    def send_to(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         os.dup2(handle, 2)
         os.close(handle)
-        before, self.path = self.path, path
-        _remove_if_empty(before)
+        files.append(path)
+        _remove_empty(files[:-1])
 
-
-@contextlib.contextmanager
-def native_errors_in(path: Path) -> Iterator[NativeErrors]:
-    """Redirect the standard error of native code to `path` within the block; remove the file if it is empty."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    before = sys.stderr
-    errors = NativeErrors()
     try:
         # Under pytest, and while a screen is shown, `sys.stderr` is redirected already.
         if _leads_to_descriptor_2():
             sys.stderr = open(terminal, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        errors.send_to(path)
-        yield errors
+        send_to(path)
+        yield send_to
     finally:
         sys.stderr.flush()
         os.dup2(terminal, 2)
         sys.stderr = before
         os.close(terminal)
-        _remove_if_empty(errors.path)
+        _remove_empty(files)
 
 
 def _leads_to_descriptor_2() -> bool:
@@ -56,7 +50,8 @@ def _leads_to_descriptor_2() -> bool:
         return False
 
 
-def _remove_if_empty(path: Path | None) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if path and path.stat().st_size == 0:
-            path.unlink()
+def _remove_empty(files: list[Path]) -> None:
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size == 0:
+                path.unlink()

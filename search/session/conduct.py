@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from search.analysis.cost import expected_search
 from search.analysis.ranking import best_completed, lead_sentence, rank, winner
-from search.execution.cluster import LocalCluster, cluster_for, torch_imported_beside
+from search.execution.cluster import Cluster, cluster_for, torch_imported_beside
 from search.execution.joined_cluster import JoinedCluster
 from search.execution.stop_signal import StopSignal
 from search.execution.trackers import trackers
@@ -102,7 +102,7 @@ def time_left_s(experiment: Experiment, space: Space) -> float | None:
 @contextlib.contextmanager
 def running_cluster(
     request: SessionRequest, space: Space, is_needed: bool = True
-) -> Iterator[tuple[LocalCluster | JoinedCluster | None, StopSignal]]:
+) -> Iterator[tuple[Cluster | None, StopSignal]]:
     """Start Ray, or join the cluster at `request.address`, and listen for Ctrl-C and `kill`.
 
     Yields:
@@ -117,7 +117,7 @@ def running_cluster(
         return
     if request.address is None and space.resources.device == "cuda":
         choose_device("cuda")
-    needed = joined_cluster(request) or cluster_for(space, keeps_credentials=request.results_url is not None)
+    needed: Cluster = joined_cluster(request) or cluster_for(space, keeps_credentials=request.results_url is not None)
     with StopSignal(needed.what_is_gone) as stop_signal, torch_imported_beside(), needed as cluster:
         stop_signal.listen()  # again, because Ray's C++ code replaces the handler of SIGTERM
         yield cluster, stop_signal
@@ -130,11 +130,10 @@ def joined_cluster(request: SessionRequest) -> JoinedCluster | None:
 
 
 def resource_plan_on(
-    cluster: LocalCluster | JoinedCluster | None, space: Space, data: TrainingData, began: Device | None = None
+    cluster: Cluster | None, space: Space, data: TrainingData, began: Device | None = None
 ) -> ResourcePlan:
     """Plan where trials run: on the nodes of a joined cluster, else on this machine; see `plan_resources`."""
-    from search.execution.nodes import plan_resources_on
-    from search.execution.plan import plan_resources
+    from search.execution.plan import plan_resources, plan_resources_on
 
     if isinstance(cluster, JoinedCluster):
         return plan_resources_on(cluster.nodes, space, began)
@@ -147,11 +146,11 @@ def conduct(
     space: Space,
     data: TrainingData,
     resource_plan: ResourcePlan,
-    cluster: LocalCluster | JoinedCluster | None,
+    cluster: Cluster | None,
     stop_signal: StopSignal,
 ) -> SearchEnd:
-    """Run and show the trials that are left; arguments as in `Launch`."""
-    from search.execution.launching import Launch, run_session
+    """Run and show the trials that are left; arguments as in `SearchSession`."""
+    from search.execution.launching import SearchSession
     from search.session.observers import SessionObserver
 
     console = SearchConsole(highlight=False, markup=False)
@@ -171,10 +170,12 @@ def conduct(
         history=history,
         time_left_s=left_s,
     )
-    launch = Launch(experiment, space, data, resource_plan, cluster, stop_signal, request.started_s, left_s)
     with display:
         told = trackers(space.track, experiment, display.note)
-        return run_session(launch, SessionObserver(display, told, experiment, space))
+        observer = SessionObserver(display, told, experiment, space)
+        return SearchSession(
+            experiment, space, data, resource_plan, cluster, stop_signal, request.started_s, left_s, observer
+        ).run()
 
 
 def _first_line(experiment: Experiment, space: Space, resource_plan: ResourcePlan, history: History) -> str:

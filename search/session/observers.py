@@ -21,7 +21,7 @@ MAX_WRITING_FRACTION = 0.02
 class SessionObserver:
     """Shows each event, passes it to the trackers, and keeps tables and Optuna study near the journal.
 
-    A `search.execution.launching.SearchObserver`.
+    A `search.execution.ray_adapters.SearchObserver`.
     """
 
     def __init__(

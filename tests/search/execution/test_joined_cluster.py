@@ -1,26 +1,34 @@
-"""When a cluster that was joined counts as lost, on a pretended Ray."""
+"""Which clusters can be joined, and when one that was joined counts as lost, on a pretended Ray."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from search.execution import joined_cluster
-from search.execution.joined_cluster import SILENCE_S, _NodesWatch, has_ended, process_with_argument
+from search.execution.joined_cluster import (
+    SILENCE_S,
+    HeadWatch,
+    NodeFacts,
+    facts_of_this_node,
+    must_be_joinable,
+    must_be_usable,
+    why_not_joined,
+)
+from spaces import InputError
 from tests.support.processes import wait_until
 
-OWN = "own-node"
+NODE = NodeFacts("a (0123abcd)", 4, 0, "CPU (AVX512)", "the processor has AVX512-BF16")
 
 
 class PretendedRay:
     """Answers with a list of nodes, or not at all."""
 
     def __init__(self) -> None:
-        self.alive = {OWN: True, "other": True}
         self.answers = True
         self.n_asked = 0
 
@@ -28,85 +36,125 @@ class PretendedRay:
         self.n_asked += 1
         if not self.answers:
             raise ConnectionError("no GCS")
-        return [{"NodeID": name, "Alive": alive} for name, alive in self.alive.items()]
+        return []
 
 
 @pytest.fixture
 def raylet() -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-c", "import time; time.sleep(100)", "--raylet_socket_name=/tmp/pretended.sock"]
-    with subprocess.Popen(command) as process:
-        wait_until(lambda: process_with_argument(command[-1]) is not None)
+    socket = "--raylet_socket_name=/tmp/pretended.sock"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)", socket]) as process:
+        wait_until(lambda: joined_cluster._process_with_argument(socket) is not None)
         yield process
         process.kill()
 
 
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch, raylet: subprocess.Popen[bytes]) -> PretendedRay:
-    pretended = PretendedRay()
-    modules = {name: ModuleType(name) for name in ("ray", "ray._private", "ray._private.worker")}
-    context = type("Context", (), {"get_node_id": lambda self: OWN})
-    vars(modules["ray"]).update(nodes=pretended.nodes, get_runtime_context=context)
+def ray(monkeypatch: pytest.MonkeyPatch) -> PretendedRay:
+    pretended, module = PretendedRay(), ModuleType("ray")
+    vars(module).update(nodes=pretended.nodes)
+    monkeypatch.setitem(sys.modules, "ray", module)
     node = type("Node", (), {"raylet_socket_name": "/tmp/pretended.sock"})()
-    vars(modules["ray._private.worker"])["_global_node"] = node
-    vars(modules["ray._private"])["worker"] = modules["ray._private.worker"]
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(joined_cluster, "LIST_EVERY_S", 0.01)
+    monkeypatch.setattr(joined_cluster, "node_of_this_process", lambda: node)
+    monkeypatch.setattr(joined_cluster, "ASK_EVERY_S", 0.01)
     return pretended
 
 
-@pytest.fixture
-def watch(ray: PretendedRay) -> Iterator[_NodesWatch]:
-    made = _NodesWatch()
-    yield made
-    made.end()
-
-
-def wait_for_lists(ray: PretendedRay, n: int = 3) -> None:
-    wanted = ray.n_asked + n
+def wait_for_answers(ray: PretendedRay) -> None:
+    wanted = ray.n_asked + 3
     wait_until(lambda: ray.n_asked >= wanted)
 
 
-def test_the_loss_of_another_node_is_not_the_loss_of_the_cluster(ray: PretendedRay, watch: _NodesWatch) -> None:
-    ray.alive["other"] = False
-    wait_for_lists(ray)
-    assert watch.what_is_gone(1.0) is None
-
-
-def test_a_cluster_is_lost_when_this_machine_is_no_longer_one_of_its_nodes(
-    ray: PretendedRay, watch: _NodesWatch
+def test_a_cluster_is_lost_when_its_head_is_silent_for_long_or_this_machines_raylet_has_ended(
+    ray: PretendedRay, raylet: subprocess.Popen[bytes]
 ) -> None:
-    ray.alive[OWN] = False
-    wait_for_lists(ray)
-    assert watch.what_is_gone(1.0) == "this machine is no longer one of its nodes"
-
-
-def test_a_head_may_be_silent_for_a_while_and_not_for_longer(ray: PretendedRay, watch: _NodesWatch) -> None:
-    wait_for_lists(ray)
+    watch, n_tolerated = HeadWatch(), int(SILENCE_S) - 2
+    for _ in range(2):
+        wait_for_answers(ray)
+        assert watch.what_is_gone() is None
+        ray.answers = False
+        wait_for_answers(ray)
+        assert [watch.what_is_gone() for _ in range(n_tolerated)] == [None] * n_tolerated
+        ray.answers = True
+    wait_for_answers(ray)
     ray.answers = False
-    wait_for_lists(ray)
-    assert [watch.what_is_gone(1.0) for _ in range(int(SILENCE_S) - 2)] == [None] * (int(SILENCE_S) - 2)
-    ray.answers = True
-    wait_for_lists(ray)
-    assert watch.what_is_gone(1.0) is None
-    ray.answers = False
-    wait_for_lists(ray)
-    answers = [watch.what_is_gone(1.0) for _ in range(int(SILENCE_S) + 1)]
-    assert answers[-1] == f"its head has not answered for {SILENCE_S:.0f} s"
-
-
-def test_a_cluster_is_lost_when_this_machines_raylet_is_killed(
-    ray: PretendedRay, watch: _NodesWatch, raylet: subprocess.Popen[bytes]
-) -> None:
+    wait_for_answers(ray)
+    assert [watch.what_is_gone() for _ in range(60)][-1] == f"its head has not answered for {SILENCE_S:.0f} s"
     raylet.kill()
-    # It has ended, and nobody has fetched its exit code.
-    wait_until(lambda: has_ended(Path(f"/proc/{raylet.pid}")))
-    gone = watch.what_is_gone(1.0)
-    assert gone is not None
-    assert "raylet" in gone
+    # It has ended, and nobody has fetched its exit code yet.
+    wait_until(lambda: "raylet" in str(watch.what_is_gone()))
     raylet.wait()
-    assert watch.what_is_gone(1.0) == gone
+    assert "raylet" in str(watch.what_is_gone())
+    watch.end()
 
 
-def test_a_process_that_cannot_be_seen_from_here_is_not_found() -> None:
-    assert process_with_argument("--no-process-has-this-argument") is None
+def test_nodes_on_which_no_trial_can_run_are_named_all_at_once() -> None:
+    bare = replace(NODE, name="bare", problem="cannot train (No module named 'torch').")
+    blind = replace(NODE, name="blind", problem="does not see /data/results.")
+    with pytest.raises(InputError) as raised:
+        must_be_usable((NODE, bare, blind))
+    assert raised.value.lines == (
+        "node bare: cannot train (No module named 'torch').",
+        "node blind: does not see /data/results.",
+    )
+    with pytest.raises(InputError, match="without a free CPU"):
+        must_be_usable(())
+    must_be_usable((NODE,))
+
+
+def test_a_node_says_what_it_is_and_what_it_lacks(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "seen"
+    marker.touch()
+    facts = facts_of_this_node("0123456789", 2, 0, str(marker))
+    assert (facts.n_cpus, facts.n_gpus, facts.problem) == (2, 0, None)
+    assert facts.name.endswith(" (01234567)")
+    assert facts.device.startswith("CPU (")
+    blind = facts_of_this_node("0123456789", 2, 0, str(tmp_path / "elsewhere"))
+    assert str(blind.problem).startswith(f"does not see {tmp_path}. --results must be a folder")
+    monkeypatch.setitem(sys.modules, "trainable.fit_evaluate", None)
+    assert str(facts_of_this_node("0123456789", 2, 0, None).problem).startswith("cannot train (")
+
+
+@pytest.mark.parametrize(
+    "address, why",
+    [
+        ("ray://head:10001", "cannot be run from outside"),
+        ("http://head:8265", "cannot be run from outside"),
+        ("head", "must be `auto` or HOST:PORT"),
+        (":6379", "must be `auto` or HOST:PORT"),
+        ("head:99999", "must be `auto` or HOST:PORT"),
+        ("127.0.0.1:1", "nothing answers there"),
+        ("no-such-host.invalid:6379", "nothing answers there"),
+    ],
+)
+def test_an_address_that_cannot_be_right_is_refused_before_ray_is_asked(address: str, why: str) -> None:
+    with pytest.raises(InputError, match=why) as raised:
+        must_be_joinable(address)
+    (line,) = raised.value.lines
+    assert address in line
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "reason"),
+    [
+        (
+            "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n    Python: 3.12.1\n"
+            "This process on node 10.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.9\n",
+            None,
+            "that cluster has Ray: 2.50.0, Python: 3.12.1 and this command Ray: 2.60.0, Python: 3.11.9. Use the same",
+        ),
+        (
+            "Failed to connect to Ray cluster at 10.0.0.5:6379",
+            "No node info found matching attributes: '' when trying to resolve node",
+            "this machine is not a node of that cluster",
+        ),
+        ("Could not find any running Ray instance", None, "no Ray cluster runs on this machine"),
+        ("Invalid auth token", None, "that cluster refuses us without its token"),
+        ("", None, "the cluster there cannot be joined (RuntimeError)."),
+        ("a\nb", None, "the cluster there cannot be joined (a)."),
+    ],
+)
+def test_what_ray_says_of_a_failed_join_becomes_one_line(error: str, cause: str | None, reason: str) -> None:
+    raised = RuntimeError(error)
+    raised.__cause__ = RuntimeError(cause) if cause else None
+    assert why_not_joined(raised).startswith(reason)
+    assert "\n" not in why_not_joined(raised)

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from search.execution.cluster import LocalCluster
-from search.execution.launching import Launch, SearchObserver, damaged_images
-from search.execution.ray_adapters import Housekeeping, Shared
+from search.execution.launching import SearchSession
+from search.execution.ray_adapters import Housekeeping, Shared, StateSearcher
 from search.execution.stop_signal import StopSignal
 from search.experiment.folder import Experiment
 from search.experiment.history import History
@@ -56,11 +56,12 @@ def test_a_search_shows_the_time_that_its_budget_leaves(
     )
     data: Any = SimpleNamespace(train=SimpleNamespace(epoch_images=1150))
 
-    def pretend(launch: Launch, observer: SearchObserver) -> str:
-        simulate(SearchState(space, launch.experiment.history(), observe=observer.on_event), seed=0, max_results=9)
+    def pretend(session: SearchSession) -> str:
+        history = session.experiment.history()
+        simulate(SearchState(space, history, observe=session.observer.on_event), seed=0, max_results=9)
         return "finished"
 
-    monkeypatch.setattr("search.execution.launching.run_session", pretend)
+    monkeypatch.setattr(SearchSession, "run", pretend)
     with StopSignal() as stop_signal:
         conduct(request, make_experiment(tmp_path, "mine", space), space, data, resource_plan, None, stop_signal)
     left = [int(seconds) for seconds in re.findall(r"about (\d+) seconds left", capsys.readouterr().out)]
@@ -82,14 +83,15 @@ def test_images_that_are_damaged_while_a_search_runs_end_it_and_fail_no_trial(
     experiment = make_experiment(tmp_path, "mine", tiny_space)
     with StopSignal() as stop_signal:
         cluster, resource_plan = LocalCluster(1, 0), cast(Any, None)
-        launch = Launch(experiment, tiny_space, data, resource_plan, cluster, stop_signal, 0.0, None)
+        told: list[str] = []
+        observer: Any = SimpleNamespace(note=told.append)
+        session = SearchSession(experiment, tiny_space, data, resource_plan, cluster, stop_signal, 0.0, None, observer)
         state = SearchState(tiny_space, History())
         assignment = state.next_assignment()
         assert assignment is not None
-        shared = Shared(state, lambda assignment: {}, what_fails_all=lambda: damaged_images(launch))
+        shared = Shared(state, lambda assignment: {}, what_fails_all=session.damaged_images)
         shared.assignments["1"] = assignment
-        told: list[str] = []
-        housekeeping = Housekeeping(shared, lambda *words: told.extend(words), lambda: None, lambda *dropped: None)
+        housekeeping = Housekeeping(shared, observer, lambda *dropped: None)
         trial: Any = SimpleNamespace(trial_id="1", error_file=None, max_failures=2)
         for _ in range(3):
             housekeeping.on_trial_recover(0, [], trial)
@@ -103,3 +105,20 @@ def test_images_that_are_damaged_while_a_search_runs_end_it_and_fail_no_trial(
         assert "--resume mine" in str(shared.failure)
         assert state.history.trials[0].end is None
         assert told == []
+
+
+def test_a_trial_that_ray_gives_up_for_a_lost_machine_is_dispatched_again(tmp_path: Path, tiny_space: Space) -> None:
+    state = SearchState(tiny_space, History())
+    shared = Shared(state, lambda assignment: {"name": assignment.folder})
+    searcher = StateSearcher(shared, trials_at_once=1)
+    (tmp_path / "error.txt").write_text("Failure # 1 (occurred at)\nThe actor is dead because its node has died.")
+    trial: Any = SimpleNamespace(trial_id="first", error_file=str(tmp_path / "error.txt"))
+    told: list[str] = []
+    housekeeping = Housekeeping(shared, cast(Any, SimpleNamespace(note=told.append)), lambda *dropped: None)
+
+    assert searcher.suggest("first") == {"name": "trial_0000"}
+    assert searcher.suggest("second") is None
+    housekeeping.on_trial_error(0, [], trial)
+    assert searcher.suggest("second") == {"name": "trial_0000_2"}, "Ray would overwrite the first folder"
+    assert told == ["trial 0 lost its worker and is tried again (its machine was lost)"]
+    assert state.history.trials[0].end is None

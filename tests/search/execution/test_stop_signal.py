@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from search.execution import cluster as cluster_module
 from search.execution.cluster import LocalCluster
 from search.processes.native_errors import native_errors_in
 
@@ -21,7 +22,7 @@ BEGINNING = """
     from search.execution.stop_signal import StopSignal
     from spaces.errors import RunError
 
-    stop_signal.POLL_S, stop_signal.BREAK_OFF_AFTER_S, stop_signal.END_WITHIN_S = 0.05, 0.2, 0.5
+    stop_signal.POLL_S, stop_signal.END_WITHIN_S = 0.05, 0.5
 
     def never_return():
         # Like C++ code that waits for an answer: the interpreter runs on, but not this thread, whatever signals come.
@@ -38,13 +39,19 @@ BEGINNING = """
 """
 
 
-def ended(program: str, written: Path, signals: tuple[int, ...] = ()) -> tuple[int, str]:
-    """The exit code and standard error of a program that gets `signals` once it has printed a line."""
+def start(program: str, written: Path) -> subprocess.Popen[str]:
+    """A program that has printed a line."""
     code = textwrap.dedent(BEGINNING) + textwrap.dedent(program)
     command = [sys.executable, "-c", code, str(written)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def ended(program: str, written: Path, *signals: int) -> tuple[int, str]:
+    """The exit code and standard error of a program that gets `signals` once it has printed a line."""
+    with start(program, written) as process:
         for number in signals:
             process.send_signal(number)
         try:
@@ -54,8 +61,10 @@ def ended(program: str, written: Path, signals: tuple[int, ...] = ()) -> tuple[i
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("block", ["never_return()", "threading.Lock().acquire() and time.sleep(100)"])
+@pytest.mark.parametrize(
+    ("number", "block"),
+    [(signal.SIGTERM, "never_return()"), (signal.SIGINT, "threading.Lock().acquire() and time.sleep(100)")],
+)
 def test_a_signal_ends_a_command_whose_main_thread_does_not_return(tmp_path: Path, block: str, number: int) -> None:
     program = f"""
         with StopSignal() as stop:
@@ -63,7 +72,7 @@ def test_a_signal_ends_a_command_whose_main_thread_does_not_return(tmp_path: Pat
             tell()
             {block}
     """
-    code, errors = ended(program, tmp_path / "written", (number,))
+    code, errors = ended(program, tmp_path / "written", number)
     assert code == 130, errors
     assert (tmp_path / "written").read_text() == "written"
     assert errors.count("\n") == 1
@@ -78,50 +87,47 @@ def test_a_lost_cluster_ends_a_command_that_is_inside_a_call_that_does_not_retur
             with stop.inside_ray():
                 never_return()
     """
-    code, errors = ended(program, tmp_path / "written")
-    assert (code, errors) == (1, "The cluster is gone; nothing is lost.\n")
+    assert ended(program, tmp_path / "written") == (1, "The cluster is gone; nothing is lost.\n")
     assert (tmp_path / "written").read_text() == "written"
 
 
-def test_a_lost_cluster_breaks_off_a_wait_inside_ray_and_not_what_is_written_after_it(tmp_path: Path) -> None:
+def test_what_ray_raises_is_the_loss_of_its_cluster_where_the_cluster_is_gone(tmp_path: Path) -> None:
     program = """
-        with StopSignal(lambda: "The cluster is gone") as stop:
-            stop.leave_last_words(last_words)
+        lost = []
+        with StopSignal(lambda: "The cluster is gone" if lost else None) as stop:
             tell()
-            try:
-                with stop.inside_ray():
-                    while True:
-                        try:
-                            time.sleep(100)
-                        except Exception:
-                            pass
-            except RunError as error:
-                time.sleep(0.1)
-                print(error, "Files are written.", file=sys.stderr)
-                stop.end()
-        time.sleep(1)
+            for what in (None, "gone"):
+                try:
+                    with stop.inside_ray():
+                        lost.extend([what] if what else [])
+                        raise ValueError("Ray's own words")
+                except (RunError, ValueError) as error:
+                    print(type(error).__name__, file=sys.stderr)
+            stop.end()
+            time.sleep(1)
+            print("Files are written.", file=sys.stderr)
     """
-    code, errors = ended(program, tmp_path / "written")
-    assert (code, errors) == (0, "The cluster is gone; nothing is lost. Files are written.\n")
+    assert ended(program, tmp_path / "written") == (0, "ValueError\nRunError\nFiles are written.\n")
 
 
-def test_a_command_that_has_left_ray_gets_no_signal_while_ray_has_taken_its_handler_away(tmp_path: Path) -> None:
+def test_a_stopped_process_is_not_ended_for_the_time_that_it_stood_still(tmp_path: Path) -> None:
     program = """
-        import signal
-        stop_signal.END_WITHIN_S = 5.0
-        with StopSignal(lambda: "The cluster is gone") as stop:
-            stop.leave_last_words(last_words)
+        stop_signal.END_WITHIN_S = 1.0
+        with StopSignal() as stop:
             tell()
-            try:
-                with stop.inside_ray():
-                    while not stop.lost:
-                        time.sleep(0.01)
-            except RunError as error:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as `ray.shutdown` does
-                time.sleep(0.6)
-                print(error, file=sys.stderr)
+            while not stop.requested:
+                time.sleep(0.01)
+            time.sleep(0.3)
+        print("ended by itself", file=sys.stderr)
     """
-    assert ended(program, tmp_path / "written") == (0, "The cluster is gone; nothing is lost.\n")
+    with start(program, tmp_path / "written") as process:
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        process.send_signal(signal.SIGCONT)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "ended by itself\n")
 
 
 @pytest.mark.cluster
@@ -135,80 +141,36 @@ def test_a_signal_after_the_cluster_has_ended_is_still_a_wish_to_end(tmp_path: P
                 time.sleep(0.01)
         print("ended by itself", file=sys.stderr)
     """
-    assert ended(program, tmp_path / "written", (signal.SIGTERM,)) == (0, "ended by itself\n")
+    assert ended(program, tmp_path / "written", signal.SIGTERM) == (0, "ended by itself\n")
 
 
-def test_the_error_that_ray_raises_for_a_lost_cluster_is_the_loss_and_another_one_is_itself(tmp_path: Path) -> None:
-    program = """
-        lost = []
-        with StopSignal(lambda: "The cluster is gone" if lost else None) as stop:
-            tell()
-            for what in (None, "gone"):
-                try:
-                    with stop.inside_ray():
-                        lost.extend([what] if what else [])
-                        raise ValueError("Ray's own words")
-                except (RunError, ValueError) as error:
-                    print(type(error).__name__, file=sys.stderr)
-    """
-    assert ended(program, tmp_path / "written") == (0, "ValueError\nRunError\n")
-
-
-def test_a_stopped_process_is_not_ended_for_the_time_that_it_stood_still(tmp_path: Path) -> None:
-    program = """
-        stop_signal.END_WITHIN_S = 1.0
-        with StopSignal() as stop:
-            tell()
-            while not stop.requested:
-                time.sleep(0.01)
-            time.sleep(0.3)
-        print("ended by itself", file=sys.stderr)
-    """
-    code = textwrap.dedent(BEGINNING) + textwrap.dedent(program)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGSTOP)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1.5)
-        process.send_signal(signal.SIGCONT)
-        _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (0, b"ended by itself\n")
-
-
-@pytest.mark.parametrize("name", ["raylet", "gcs_server", "dashboard"])
+@pytest.mark.parametrize(("name", "is_needed"), [("raylet", True), ("gcs_server", True), ("dashboard", False)])
 def test_a_cluster_is_gone_when_a_process_that_trials_need_has_ended(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, is_needed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def info(exit_code: int | None) -> Any:
         return SimpleNamespace(process=SimpleNamespace(poll=lambda: exit_code))
 
     processes = {each: [info(None)] for each in ("raylet", "gcs_server", "dashboard")}
-    node = SimpleNamespace(all_processes=processes)
-    cluster = LocalCluster(1, 0)
-    monkeypatch.setitem(sys.modules, "ray._private.worker", SimpleNamespace(_global_node=node))
-    assert cluster.what_is_gone() is None
-    processes[name] = [info(-9)]
-    gone = cluster.what_is_gone()
-    if name == "dashboard":
-        assert gone is None
-    else:
-        assert gone is not None
-        assert name in gone
-        assert "\n" not in gone
-    cluster.end()
+    monkeypatch.setattr(cluster_module, "node_of_this_process", lambda: SimpleNamespace(all_processes=processes))
+    monkeypatch.setattr(LocalCluster, "_connect", lambda *_: None)
+    monkeypatch.setattr(cluster_module, "keep_ray_to_itself", lambda: None)
+    with LocalCluster(1, 0) as cluster:
+        assert cluster.what_is_gone() is None
+        processes[name] = [info(-9)]
+        gone = f"Ray's process {name} is gone (killed, perhaps for its memory)" if is_needed else None
+        assert cluster.what_is_gone() == gone
     assert cluster.what_is_gone() is None
 
 
 def test_native_code_writes_to_a_file_and_python_to_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     first, second, unused = (tmp_path / name for name in ("first.err", "second.err", "unused.err"))
-    with native_errors_in(first) as errors:
+    with native_errors_in(first) as send_to:
         os.write(2, b"from C++\n")
-        errors.send_to(second)
+        send_to(second)
         os.write(2, b"more\n")
         print("for the user", file=sys.stderr)
-        errors.send_to(unused)
+        send_to(unused)
     print("after it", file=sys.stderr)
     assert first.read_text() == "from C++\n"
     assert second.read_text().startswith("more\n")

@@ -27,7 +27,7 @@ with guarded_folder() as guarded:
     subprocess.Popen(["sleep", "600"])
     subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 600; sleep 600"], start_new_session=True)
     subprocess.run(["sh", "-c", "sleep 600 &"])
-    print(guarded.path, flush=True)
+    print(guarded, flush=True)
     sys.stdin.readline()
 """
 
@@ -105,15 +105,15 @@ def stale_folder(parent: Path, owner: str = "1") -> Path:
 def test_within_the_block_children_are_marked_and_keep_their_temporary_files_in_the_folder(temporary: Path) -> None:
     before = dict(os.environ)
     with guarded_folder() as guarded:
-        assert guarded.path.parent == temporary
-        assert guarded.path.stat().st_mode & 0o777 == 0o700
+        assert guarded.parent == temporary
+        assert guarded.stat().st_mode & 0o777 == 0o700
         child = subprocess.Popen(["sleep", "600"])
         # For a moment after it has become another program, a process has no environment to read.
-        wait_until(lambda: guardian.marked_processes(guarded.path) == [child.pid])
+        wait_until(lambda: guardian.marked_processes(guarded) == [child.pid])
         made = subprocess.run(
             [sys.executable, "-Ic", "import tempfile; print(tempfile.mkdtemp())"], capture_output=True
         )
-        assert Path(made.stdout.decode().strip()).parent == guarded.path
+        assert Path(made.stdout.decode().strip()).parent == guarded
     assert os.environ == before
     assert child.wait(0) == -signal.SIGTERM
     assert list(temporary.iterdir()) == []
@@ -143,7 +143,7 @@ def test_a_guardian_that_was_killed_is_missed_only_by_a_command_that_is_killed_t
 
 def test_a_guardian_ends_for_nothing_but_its_command_and_is_small(temporary: Path) -> None:
     with guarded_folder() as guarded:
-        pid = must_have_a_guardian(guarded.path)
+        pid = must_have_a_guardian(guarded)
         status = Path(f"/proc/{pid}/status")
         # The mask of ignored signals says that it has got beyond its own start.
         wait_until(lambda: int(status.read_text().split("SigIgn:")[1].split()[0], 16) & 1 << signal.SIGTERM - 1 != 0)
@@ -151,8 +151,8 @@ def test_a_guardian_ends_for_nothing_but_its_command_and_is_small(temporary: Pat
             os.kill(pid, number)
         assert os.getsid(pid) == pid
         assert int(status.read_text().split("VmRSS:")[1].split()[0]) < 20_000, "kB"
-        assert guardian_pid(guarded.path) == pid
-    assert guardian_pid(guarded.path) is None
+        assert guardian_pid(guarded) == pid
+    assert guardian_pid(guarded) is None
 
 
 def test_processes_of_others_stay(command: Command, temporary: Path) -> None:
@@ -161,7 +161,7 @@ def test_processes_of_others_stay(command: Command, temporary: Path) -> None:
         os.kill(command.process.pid, signal.SIGKILL)
         wait_until(command.is_gone)
         assert stranger.poll() is None
-        assert other.path.exists()
+        assert other.exists()
 
 
 def test_python_s_tracker_of_shared_memory_is_left_to_clear_up_and_ends_by_itself(temporary: Path) -> None:
@@ -170,7 +170,7 @@ def test_python_s_tracker_of_shared_memory_is_left_to_clear_up_and_ends_by_itsel
         "from search.processes.guarded_folder import guarded_folder\n"
         "with guarded_folder() as guarded:\n"
         "    queue = multiprocessing.get_context('spawn').Queue()\n"
-        "    print(guarded.path, queue._rlock._semlock.name, flush=True)\n"
+        "    print(guarded, queue._rlock._semlock.name, flush=True)\n"
         "    sys.stdin.readline()\n"
     )
     command = [sys.executable, "-c", program]
@@ -254,4 +254,4 @@ def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_not_used(
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with guarded_folder() as guarded:
-        assert guarded.path.parent == Path("/tmp")
+        assert guarded.parent == Path("/tmp")
