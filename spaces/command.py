@@ -56,20 +56,26 @@ class _Version(argparse.Action):
 
 
 def completed(argument: argparse.Action, completer: Callable[..., Iterable[str]]) -> None:
-    """Use `completer` for the Tab key; see `spaces.completion`."""
+    """Use `completer` for the Tab key: it takes the typed prefix and returns words that begin with it."""
     argument.completer = completer  # type: ignore[attr-defined]
 
 
-def _complete_spaces(prefix: str, **values: Any) -> Iterable[str]:
-    from spaces.completion import complete_spaces
+def complete_spaces(prefix: str, **_: Any) -> Iterable[str]:
+    """Names of shipped spaces and paths of YAML files that begin with `prefix`."""
+    from argcomplete.completers import FilesCompleter
 
-    return complete_spaces(prefix, **values)
+    from spaces.loader import shipped_spaces
+
+    names = [name for name in shipped_spaces() if name.startswith(prefix)]
+    return [*names, *FilesCompleter(["yaml", "yml"])(prefix)]
 
 
-def _complete_overrides(prefix: str, **values: Any) -> Iterable[str]:
-    from spaces.completion import complete_overrides
+def complete_overrides(prefix: str, **_: Any) -> Iterable[str]:
+    """All `section.key=` that begin with `prefix`, without values."""
+    from spaces.schema import MODELS
 
-    return complete_overrides(prefix, **values)
+    keys = [f"{section}.{key}=" for section, model in MODELS.items() for key in model.model_fields]
+    return [key for key in keys if key.startswith(prefix)]
 
 
 def add_space_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +86,7 @@ def add_space_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPACE",
         help=f"a YAML file, an experiment's folder, or a shipped name (default: {DEFAULT_SPACE})",
     )
-    completed(space, _complete_spaces)
+    completed(space, complete_spaces)
     override = parser.add_argument(
         "--set",
         action="append",
@@ -88,7 +94,7 @@ def add_space_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="override one value of the file, written as in YAML; may be repeated",
     )
-    completed(override, _complete_overrides)
+    completed(override, complete_overrides)
 
 
 def run_command(

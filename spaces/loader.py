@@ -1,10 +1,10 @@
 """Loads a space file with `--set` options into a validated `Space`, or reports all its errors at once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -12,17 +12,12 @@ from pydantic_core import ErrorDetails
 
 from spaces.errors import InputError, did_you_mean, expanded, nearest
 from spaces.parameters import (
-    HYPERPARAMETER_NAMES,
-    LIMITS,
     Fixed,
     Hyperparameters,
     Number,
     Parameter,
-    ParameterError,
     as_yaml_numbers,
     looks_like_exponent,
-    out_of_limits,
-    parse_parameter,
     shorten,
 )
 from spaces.plain_files import read_plain
@@ -35,16 +30,27 @@ from spaces.removed import (
     with_current_keys,
     with_present_names,
 )
-from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, Search, Section, Space, Training
+from spaces.schema import (
+    MODELS,
+    OPTIONAL_SECTIONS,
+    PARAMETERS,
+    SECTIONS,
+    SHARED_PARAMETERS,
+    TRACKERS,
+    Search,
+    Section,
+    Space,
+    Training,
+    rung_epochs,
+)
 from spaces.yaml_lines import MAX_BYTES, Document, parse
 
 SHIPPED_FOLDER = Path(__file__).parent
 # Space file in an experiment's folder, with all defaults written out.
 EXPERIMENT_FILE = "experiment.yaml"
 
-TOP_LEVEL = (*SECTIONS, "space", "baseline")
-
-_TYPE_NAMES = {
+# What must hold, by pydantic's type of the error.
+_RULES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
@@ -53,7 +59,19 @@ _TYPE_NAMES = {
     "string_unicode": "text",
     "bool_type": "true or false",
     "model_type": "a section of its own, one `key: value` a line",
+    "literal_error": "{expected}",
+    "value_error": "{error}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_too_short": "of at least {min_length} characters",
+    "string_too_long": "of at most {max_length} characters",
 }
+
+Location = tuple[str | int, ...]
+# Path of the key, and the sentence about it.
+Problem = tuple[Location, str]
 
 
 def shipped_spaces() -> tuple[str, ...]:
@@ -97,11 +115,11 @@ def _validated(document: Document, source: str, name: str, overrides: Iterable[s
     for key in RENAMED_KEYS:
         section, _, old = key.partition(".")
         values = document.content.get(section)
-        if isinstance(values, dict) and old in values and Path(source).name != EXPERIMENT_FILE:
+        if isinstance(values, dict) and old in values and source != EXPERIMENT_FILE:
             warn_once(f"{source}: {renamed_sentence(key)}")
-    finder = _Overridden(replace(document, content=with_present_names(document.content)), source)
-    finder.apply(overrides)
-    return _Validation(finder).run(name)
+    contents = _Source(document, source)
+    contents.override(overrides)
+    return _check(contents, name)
 
 
 def find_space(space: str) -> Path:
@@ -150,34 +168,33 @@ def _unknown(key: str, what: str, known: Iterable[str]) -> str:
 
 def _with_section(key: str) -> str:
     """Advice for a key without its section, such as ` Write training.max_epochs.`; empty if no key is similar."""
-    keys = [(section, name) for section, model in SECTIONS.items() for name in model.model_fields]
-    keys += [(section, name) for section in ("space", "baseline") for name in HYPERPARAMETER_NAMES]
+    keys = [(section, name) for section, model in MODELS.items() for name in model.model_fields]
     match = nearest(key, {name for _, name in keys})
     homes = [f"{section}.{name}" for section, name in keys if name == match]
     return f" Write {' or '.join(homes)}." if homes else ""
 
 
-class _Overridden:
-    """A document with `--set` options applied, which keeps the origin of each value."""
+class _Source:
+    """Content of a space with `--set` options applied, and the origin of each value."""
 
-    def __init__(self, document: Document, source: str) -> None:
-        self.content = document.content
+    def __init__(self, document: Document, name: str) -> None:
+        self.content = with_present_names(document.content)
         self._document = document
-        self._source = source
-        self._option_of: dict[tuple[str | int, ...], str] = {}
+        self._name = name
+        self._option_of: dict[Location, str] = {}
 
-    def apply(self, overrides: Iterable[str]) -> None:
-        problems = [problem for option in overrides if (problem := self._apply_one(option))]
+    def override(self, options: Iterable[str]) -> None:
+        problems = [problem for option in options if (problem := self._override_one(option))]
         if problems:
             raise InputError(problems)
 
-    def where(self, path: tuple[str | int, ...]) -> str:
+    def where(self, path: Location) -> str:
         for length in range(len(path), 0, -1):
             if path[:length] in self._option_of:
                 return f"--set {shortened(self._option_of[path[:length]])}"
-        return f"{self._source}:{self._document.line_of(path)}"
+        return f"{self._name}:{self._document.line_of(path)}"
 
-    def _apply_one(self, option: str) -> str | None:
+    def _override_one(self, option: str) -> str | None:
         key, equals, text = option.partition("=")
         shown = f"--set {shortened(option)}"
         path = tuple(key.strip().split("."))
@@ -188,247 +205,158 @@ class _Overridden:
             warn_once(f"{shown}: {renamed_sentence(given)}")
             path = tuple(RENAMED_KEYS[given].split("."))
         section, name = path
-        if section not in TOP_LEVEL:
-            return f"{shown}: {_unknown(section, 'a section', TOP_LEVEL)}"
+        if section not in MODELS:
+            return f"{shown}: {_unknown(section, 'a section', MODELS)}"
         try:
             (value,) = parse(f"value: {text}", shown).content.values()
         except ValueError:  # not YAML, or more than one value
             return f"{shown}: has a value that is not valid YAML: {shorten(text)}."
-        holder = self.content.setdefault(section, {})
-        if holder is None:
-            holder = self.content[section] = {}
+        if self.content.get(section) is None:
+            self.content[section] = {}
+        holder, training = self.content[section], self.content.get("training")
         if isinstance(holder, dict):
             holder[name] = value
             self._option_of[path] = option
-        if section == "space":
-            self._drop_from_training(name)
+        if section == "space" and isinstance(training, dict) and ("training", name) not in self._option_of:
+            # An option that searches a parameter replaces the fixed value in the file's `training`.
+            training.pop(name, None)
         return None
 
-    def _drop_from_training(self, name: str) -> None:
-        # An option that searches a parameter replaces the fixed value in the file's `training`.
-        training = self.content.get("training")
-        if isinstance(training, dict) and ("training", name) not in self._option_of:
-            training.pop(name, None)
+
+def _check(source: _Source, name: str) -> Space:
+    """Check the sections one by one, then the rules between those that are valid."""
+    findings = list(_problems_of_top_level(source.content))
+    valid: dict[str, Any] = {}
+    for key, model in MODELS.items():
+        raw = source.content.get(key)
+        if raw is None and key not in OPTIONAL_SECTIONS:
+            continue
+        try:
+            valid[key] = model.model_validate({} if raw is None else raw)
+        except ValidationError as error:
+            findings += _problems_of_section(key, model, error.errors())
+    for key in PARAMETERS.keys() & valid.keys():
+        valid[key] = {name: getattr(valid[key], name) for name in source.content.get(key) or ()}
+    training, search, parameters = valid.get("training"), valid.get("search"), valid.get("space")
+    if training and search:
+        valid["search"] = search = _with_grace(training, search)
+        findings += _problems_of_rungs(training, search)
+    if search and parameters is not None:
+        findings += _problems_of_size(search, parameters)
+    if training and parameters is not None and "baseline" in valid:
+        findings += _problems_of_baseline(training, parameters, valid["baseline"])
+    if findings:
+        lines = [(source.where(path), sentence) for path, sentence in findings]
+        raise InputError(f"{where}: {sentence}" for where, sentence in sorted(lines, key=_by_line))
+    baseline = Hyperparameters(**_baseline(valid["training"], valid["space"], valid["baseline"]))  # type: ignore[arg-type]
+    sections = {key: valid[key] for key in SECTIONS}
+    return Space(name=name, parameters=MappingProxyType(valid["space"]), baseline=baseline, **sections)
 
 
-def _with_grace(training: Section | None, search: Section | None) -> Section | None:
+def _problems_of_top_level(content: Mapping[str, Any]) -> Iterator[Problem]:
+    for key in content:
+        if key not in MODELS:
+            yield (key,), _unknown(key, "a section", MODELS)
+    for key in MODELS.keys() - OPTIONAL_SECTIONS:
+        if key not in content:
+            yield (), f"`{key}` is missing, but every space must have that section."
+        elif content[key] is None:
+            yield (key,), f"`{key}` is empty, but must have {', '.join(MODELS[key].model_fields)}."
+
+
+def _problems_of_section(key: str, model: type[Section], errors: Iterable[ErrorDetails]) -> Iterator[Problem]:
+    # pydantic reports a value that fits no member of a union once per member: group these errors by key.
+    grouped: dict[Location, list[ErrorDetails]] = {}
+    for details in errors:
+        grouped.setdefault(details["loc"][: 2 if key == "track" else 1], []).append(details)
+    for location, several in grouped.items():
+        known = TRACKERS[str(location[0])] if len(location) > 1 else model
+        yield (key, *location), _sentence((key, *location), known, several)
+
+
+def _with_grace(training: Training, search: Search) -> Search:
     """Set the default grace period, which depends on `training`: one rung at `max_epochs / reduction_factor`."""
-    if not isinstance(training, Training) or not isinstance(search, Search):
-        return search
     share, rest = divmod(training.max_epochs, search.reduction_factor)
     if "grace_epochs" in search.model_fields_set or search.asha == "off" or rest or share < 1:
         return search
     return search.model_copy(update={"grace_epochs": share})
 
 
-class _Validation:
-    """Validates one document and collects all problems before it raises an error."""
+def _problems_of_rungs(training: Training, search: Search) -> Iterator[Problem]:
+    if search.asha == "off":
+        return
+    grace, reduction, epochs = search.grace_epochs, search.reduction_factor, training.max_epochs
+    if grace > epochs:
+        yield (
+            ("search", "grace_epochs"),
+            f"`search.grace_epochs` is {grace}, but must be between 1 and `training.max_epochs` ({epochs}). "
+            f"Lower it or raise `training.max_epochs`.",
+        )
+        return
+    below = rung_epochs(grace, reduction, epochs)[-1]
+    if below != epochs:
+        yield (
+            ("training", "max_epochs"),
+            f"`training.max_epochs` is {epochs}, but must be `search.grace_epochs` ({grace}) × "
+            f"`search.reduction_factor` ({reduction})^k: the nearest are {below} and {below * reduction}.",
+        )
 
-    def __init__(self, source: _Overridden) -> None:
-        self._source = source
-        self._content = source.content
-        self._findings: list[tuple[str, str]] = []
-        # Keys without a valid value, which rules across keys must not use.
-        self._unusable: set[tuple[str | int, ...]] = set()
 
-    def run(self, name: str) -> Space:
-        self._check_top_level()
-        sections = {key: self._section(key, model) for key, model in SECTIONS.items()}
-        sections["search"] = _with_grace(sections["training"], sections["search"])
-        parameters = self._parameters()
-        self._check_epochs(sections)
-        self._check_it_ends(sections["search"])
-        self._check_something_is_searched(sections["search"], parameters)
-        baseline = self._baseline(sections["training"], parameters)
-        if self._findings:
-            raise InputError(f"{where}: {sentence}" for where, sentence in sorted(self._findings, key=_by_line))
-        return Space(name=name, parameters=MappingProxyType(parameters), baseline=baseline, **sections)  # type: ignore[arg-type]
+def _problems_of_size(search: Search, parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
+    if search.trials is None and search.epoch_budget is None and search.time_budget is None:
+        yield (
+            ("search",),
+            "`search` has none of `trials`, `epoch_budget` and `time_budget`, but at least one must say when the "
+            "search ends. Give one.",
+        )
+    if search.trials != 1 and all(isinstance(parameter, Fixed) for parameter in parameters.values()):
+        yield (
+            ("space",),
+            f"`space` searches nothing, but `search.trials` is {search.trials or 'not given'}. "
+            f"Give a parameter a range, or train the one configuration with python -m trainable.train.",
+        )
 
-    def _find(self, path: tuple[str | int, ...], sentence: str) -> None:
-        self._findings.append((self._source.where(path), sentence))
-        self._unusable.add(path)
 
-    def _check_top_level(self) -> None:
-        for key in self._content:
-            if key not in TOP_LEVEL:
-                self._find((key,), _unknown(key, "a section", TOP_LEVEL))
-        for key in ("dataset", "training", "search", "space"):
-            if key not in self._content:
-                self._find((), f"`{key}` is missing, but every space must have that section.")
+def _baseline(
+    training: Training, parameters: Mapping[str, Parameter], given: Mapping[str, Number]
+) -> dict[str, Number]:
+    """Values of the baseline that are not defaults: of `training`, fixed values of `space`, and its own."""
+    shared = {name: getattr(training, name) for name in SHARED_PARAMETERS}
+    fixed = {name: parameter.value for name, parameter in parameters.items() if isinstance(parameter, Fixed)}
+    return {**shared, **fixed, **given}
 
-    def _section(self, key: str, model: type[Section]) -> Section | None:
-        raw = self._content.get(key)
-        if raw is None and key not in OPTIONAL_SECTIONS:
-            if key in self._content:
-                self._find((key,), f"`{key}` is empty, but must have {', '.join(model.model_fields)}.")
-            return None
-        try:
-            section = model.model_validate({} if raw is None else raw)
-        except ValidationError as error:
-            by_key = _by_key(error.errors(), model)
-            for location, several in by_key.items():
-                self._find((key, *location), _sentence(key, location, model, several))
-            return self._usable_part(key, model, raw, by_key)
-        if key == "dataset" and section.name == "folder" and section.root is None:  # type: ignore[attr-defined]
-            self._find((key,), "`dataset.root` is missing, but a folder data set must say where its images are.")
-            return None
-        return section
 
-    def _usable_part(
-        self, key: str, model: type[Section], raw: Any, errors: Mapping[tuple[str | int, ...], list[ErrorDetails]]
-    ) -> Section | None:
-        """The section without its invalid keys, so that rules across keys can still be checked."""
-        if not isinstance(raw, dict):
-            return None
-        wrong = {str(location[0]) for location in errors if location}
-        for name in wrong - model.model_fields.keys():
-            # The user probably meant the nearest key, so its value is unknown too.
-            self._unusable.add((key, nearest(name, model.model_fields) or name))
-        try:
-            return model.model_validate({name: value for name, value in raw.items() if name not in wrong})
-        except ValidationError:
-            return None
-
-    def _can_use(self, *keys: str) -> bool:
-        """Whether none of `keys`, such as `search.trials`, has an invalid value."""
-        return not any(tuple(key.split(".")) in self._unusable for key in keys)
-
-    def _parameters(self) -> dict[str, Parameter]:
-        raw = self._content.get("space")
-        if not isinstance(raw, dict):
-            if "space" in self._content:
-                example = "`lr: {loguniform: [0.01, 0.5]}`"
-                self._find(("space",), f"`space` must have one hyperparameter a line, such as {example}.")
-            return {}
-        parameters = {}
-        for name, value in raw.items():
-            if name not in LIMITS:
-                self._find(("space", name), _unknown(f"space.{name}", "a hyperparameter", HYPERPARAMETER_NAMES))
-                continue
-            try:
-                parameters[name] = parse_parameter(name, value)
-            except ParameterError as error:
-                self._find(("space", name), f"`space.{name}` {error}")
-        return parameters
-
-    def _check_epochs(self, sections: Mapping[str, Section | None]) -> None:
-        training, search = sections["training"], sections["search"]
-        if training is None or search is None or search.asha == "off":  # type: ignore[attr-defined]
-            return
-        if not self._can_use("search.asha", "search.grace_epochs", "search.reduction_factor", "training.max_epochs"):
-            return
-        grace, reduction, epochs = search.grace_epochs, search.reduction_factor, training.max_epochs  # type: ignore[attr-defined]
-        if grace > epochs:
-            self._find(
-                ("search", "grace_epochs"),
-                f"`search.grace_epochs` is {grace}, but must be between 1 and `training.max_epochs` ({epochs}). "
-                f"Lower it or raise `training.max_epochs`.",
+def _problems_of_baseline(
+    training: Training, parameters: Mapping[str, Parameter], given: Mapping[str, Number]
+) -> Iterator[Problem]:
+    for name in SHARED_PARAMETERS:
+        if name in parameters and name in training.model_fields_set:
+            yield (
+                ("training", name),
+                f"`{name}` stands in `training` and in `space`. Remove it from one of them.",
             )
-            return
-        below = grace
-        while below * reduction <= epochs:
-            below *= reduction
-        if below != epochs:
-            self._find(
-                ("training", "max_epochs"),
-                f"`training.max_epochs` is {epochs}, but must be `search.grace_epochs` ({grace}) × "
-                f"`search.reduction_factor` ({reduction})^k: the nearest are {below} and {below * reduction}.",
+        elif name not in parameters and given.get(name, getattr(training, name)) != getattr(training, name):
+            yield (
+                ("baseline", name),
+                f"`baseline.{name}` is {given[name]}, but `training.{name}` is {getattr(training, name)} for all "
+                f"trials. Make them equal.",
             )
-
-    def _check_it_ends(self, search: Section | None) -> None:
-        if search is None or not self._can_use("search.trials", "search.epoch_budget", "search.time_budget"):
-            return
-        limits = (search.trials, search.epoch_budget, search.time_budget)  # type: ignore[attr-defined]
-        if all(limit is None for limit in limits):
-            self._find(
-                ("search",),
-                "`search` has none of `trials`, `epoch_budget` and `time_budget`, but at least one must say when the "
-                "search ends. Give one.",
-            )
-
-    def _check_something_is_searched(self, search: Section | None, parameters: Mapping[str, Parameter]) -> None:
-        searched = [name for name, parameter in parameters.items() if not isinstance(parameter, Fixed)]
-        if searched or not isinstance(self._content.get("space"), dict) or search is None:
-            return
-        if any(path[0] == "space" for path in self._unusable if path) or not self._can_use("search.trials"):
-            return
-        if search.trials != 1:  # type: ignore[attr-defined]
-            number = search.trials or "not given"  # type: ignore[attr-defined]
-            self._find(
-                ("space",),
-                f"`space` searches nothing, but `search.trials` is {number}. "
-                f"Give a parameter a range, or train the one configuration with python -m trainable.train.",
-            )
-
-    def _baseline(self, training: Section | None, parameters: Mapping[str, Parameter]) -> Hyperparameters:
-        values: dict[str, Number] = {}
-        for name in ("batch_size", "dropout", "weight_decay"):
-            if training is None:
-                continue
-            if name in parameters and name in training.model_fields_set:
-                sentence = f"`{name}` stands in `training` and in `space`. Remove it from one of them."
-                self._find(("training", name), sentence)
-            if self._can_use(f"training.{name}"):
-                values[name] = getattr(training, name)
-        values.update({name: p.value for name, p in parameters.items() if isinstance(p, Fixed)})
-        given = self._baseline_section()
-        for name, value in (given or {}).items():
-            if self._baseline_value_fits(name, value, values, parameters):
-                values[name] = value if LIMITS[name].whole else float(value)
-        if given is not None:
-            self._check_defaults_in_range(given, values, parameters)
-        return Hyperparameters() if self._findings else Hyperparameters(**values)  # type: ignore[arg-type]
-
-    def _baseline_section(self) -> dict[str, Any] | None:
-        """Content of `baseline`; empty if it is missing, None if it is not a section."""
-        raw = self._content.get("baseline")
-        if raw is None:
-            return {}
-        if not isinstance(raw, dict):
-            self._find(("baseline",), "`baseline` must have one hyperparameter a line, such as `lr: 0.05`.")
-            return None
-        return raw
-
-    def _baseline_value_fits(
-        self, name: str, value: Any, fixed: Mapping[str, Number], parameters: Mapping[str, Parameter]
-    ) -> bool:
-        path = ("baseline", name)
-        if name not in LIMITS:
-            self._find(path, _unknown(f"baseline.{name}", "a hyperparameter", HYPERPARAMETER_NAMES))
-            return False
-        problem = out_of_limits(name, value)
-        if problem:
-            self._find(path, problem.replace(f"`{name}`", f"`baseline.{name}`", 1))
-            return False
-        parameter = parameters.get(name)
-        if parameter is None and name in fixed and value != fixed[name]:
-            self._find(
-                path,
-                f"`baseline.{name}` is {value}, but `training.{name}` is {fixed[name]} for all trials. "
-                f"Make them equal.",
-            )
-            return False
-        if parameter is not None and not parameter.contains(value):
-            self._find(
-                path,
-                f"`baseline.{name}` is {value}, but must lie in the searched {_described(parameter)}. "
+    values = {**Hyperparameters().as_dict(), **_baseline(training, parameters, given)}
+    for name, parameter in parameters.items():
+        if parameter.contains(values[name]):
+            continue
+        if name in given:
+            yield (
+                ("baseline", name),
+                f"`baseline.{name}` is {values[name]}, but must lie in the searched {_described(parameter)}. "
                 f"Change one of them.",
             )
-            return False
-        return True
-
-    def _check_defaults_in_range(
-        self, given: Mapping[str, Any], values: Mapping[str, Number], parameters: Mapping[str, Parameter]
-    ) -> None:
-        defaults = Hyperparameters()
-        for name, parameter in parameters.items():
-            value = values.get(name, getattr(defaults, name))
-            if name not in given and not parameter.contains(value):
-                self._find(
-                    ("space", name),
-                    f"`baseline.{name}` is missing, and its default {value} is not in the searched "
-                    f"{_described(parameter)}. Give the baseline a value.",
-                )
+        else:
+            yield (
+                ("space", name),
+                f"`baseline.{name}` is missing, and its default {values[name]} is not in the searched "
+                f"{_described(parameter)}. Give the baseline a value.",
+            )
 
 
 def _by_line(finding: tuple[str, str]) -> tuple[int, str]:
@@ -438,40 +366,25 @@ def _by_line(finding: tuple[str, str]) -> tuple[int, str]:
 
 
 def _described(parameter: Parameter) -> str:
-    match parameter.as_yaml():
-        case dict() as mapping:
-            kind, values = next(iter(mapping.items()))
-            return f"{kind} {shorten(values)}"
-        case value:
-            return f"value {value}"
+    written = parameter.as_yaml()
+    if not isinstance(written, dict):
+        return f"value {written}"
+    ((kind, values),) = written.items()
+    return f"{kind} {shorten(values)}"
 
 
-def _by_key(errors: Iterable[ErrorDetails], model: type[Section]) -> dict[tuple[str | int, ...], list[ErrorDetails]]:
-    # pydantic reports a value that fits no member of a union once per member: group these errors by key.
-    grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
-    for details in errors:
-        depth = 2 if _inner_section(model, details["loc"]) else 1
-        grouped.setdefault(details["loc"][:depth], []).append(details)
-    return grouped
-
-
-def _inner_section(model: type[Section], location: tuple[str | int, ...]) -> type[Section] | None:
-    """The nested section at a key, such as `track.mlflow`; None if the key holds a plain value."""
-    field = model.model_fields.get(str(location[0])) if location else None
-    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
-
-
-def _sentence(section: str, location: tuple[str | int, ...], model: type[Section], errors: list[ErrorDetails]) -> str:
-    key = shortened(".".join([section, *map(str, location)]))
+def _sentence(path: Location, model: type[Section], errors: list[ErrorDetails]) -> str:
+    key = shortened(".".join(map(str, path)))
     kind, value = errors[0]["type"], errors[0].get("input")
     if kind == "extra_forbidden" and key in REMOVED_KEYS:
         return removed_sentence(key)
     if kind == "extra_forbidden":
-        inner = _inner_section(model, location) if len(location) > 1 else None
-        return _unknown(f"{section}.{'.'.join(map(str, location))}", "a key", (inner or model).model_fields)
+        what = "a hyperparameter" if path[0] in PARAMETERS else "a key"
+        return _unknown(".".join(map(str, path)), what, model.model_fields)
     if kind == "missing":
         return f"`{key}` is missing, but must be given."
+    if kind == "value_error" and (path[0] in PARAMETERS or len(path) == 1):  # a whole clause
+        return f"`{key}` {errors[0]['ctx']['error']}"
     rules = " or ".join(_rule(details["type"], details.get("ctx", {})) for details in errors)
     return f"`{key}` is {shorten(value)}, but must be {rules}.{_exponent_hint(value)}"
 
@@ -483,19 +396,6 @@ def _exponent_hint(value: Any) -> str:
 
 
 def _rule(kind: str, context: Mapping[str, Any]) -> str:
-    if kind in _TYPE_NAMES:
-        return _TYPE_NAMES[kind]
-    if kind == "literal_error":
-        expected = str(context["expected"])
-        return f"one of {expected}" if " or " in expected else expected
-    if kind == "value_error":
-        return str(context["error"])
-    bounds = {
-        "greater_than": "greater than {gt}",
-        "greater_than_equal": "at least {ge}",
-        "less_than": "less than {lt}",
-        "less_than_equal": "at most {le}",
-        "string_too_short": "of at least {min_length} characters",
-        "string_too_long": "of at most {max_length} characters",
-    }
-    return bounds[kind].format(**context) if kind in bounds else kind.replace("_", " ")
+    if kind == "literal_error" and " or " in context["expected"]:
+        return f"one of {context['expected']}"
+    return _RULES.get(kind, kind.replace("_", " ")).format(**context)

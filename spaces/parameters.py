@@ -83,10 +83,11 @@ class Hyperparameters:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, limits in LIMITS.items():
-            problem = out_of_limits(name, getattr(self, name), limits)
-            if problem:
-                raise ValueError(problem)
+        for name in LIMITS:
+            try:
+                checked(name, getattr(self, name))
+            except ParameterError as error:
+                raise ValueError(f"`{name}` {error}") from None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Hyperparameters":
@@ -187,7 +188,7 @@ def parse_parameter(name: str, raw: Any) -> Parameter:
     if isinstance(raw, list):
         _refuse_bare_list(name, raw)
     if not isinstance(raw, dict):
-        return Fixed(_checked(name, raw))
+        return Fixed(checked(name, raw))
     if len(raw) != 1 or next(iter(raw)) not in KINDS:
         given = shortened(", ".join(map(str, raw)) or "nothing")
         hint = did_you_mean(str(next(iter(raw))), KINDS) if len(raw) == 1 else ""
@@ -196,15 +197,6 @@ def parse_parameter(name: str, raw: Any) -> Parameter:
     if not isinstance(ends, list):
         raise ParameterError(f"has {shorten(ends)} after `{kind}`, but must have a list in square brackets.")
     return _parse_choice(name, ends) if kind == "choice" else _parse_range(name, kind, ends)
-
-
-def out_of_limits(name: str, value: Any, limits: Limits | None = None) -> str | None:
-    """Message about an invalid `value` of the hyperparameter `name`; None if it is valid."""
-    try:
-        _checked(name, value, limits)
-    except ParameterError as error:
-        return f"`{name}` {error}"
-    return None
 
 
 def _refuse_bare_list(name: str, values: list[Any]) -> NoReturn:
@@ -218,16 +210,16 @@ def _refuse_bare_list(name: str, values: list[Any]) -> NoReturn:
 def _parse_choice(name: str, options: list[Any]) -> Choice:
     if not options:
         raise ParameterError("is a choice of nothing, but must have at least one option.")
-    checked = tuple(_checked(name, option) for option in options)
-    if len(set(checked)) < len(checked):
+    values = tuple(checked(name, option) for option in options)
+    if len(set(values)) < len(values):
         raise ParameterError(f"offers {shorten(options)}, but must name each option once. Remove the repeated one.")
-    return Choice(checked)
+    return Choice(values)
 
 
 def _parse_range(name: str, kind: str, ends: list[Any]) -> Searched:
     if len(ends) != 2:
         raise ParameterError(f"has {len(ends)} values in `{kind}`, but must have two: [lowest, highest].")
-    low, high = (_checked(name, end) for end in ends)
+    low, high = (checked(name, end) for end in ends)
     if low >= high:
         raise ParameterError(
             f"goes from {low:g} to {high:g}, but the first must be less than the second. "
@@ -248,8 +240,13 @@ def _whole_range(name: str, low: Number, high: Number) -> RandInt:
     return RandInt(int(low), int(high))
 
 
-def _checked(name: str, value: Any, limits: Limits | None = None) -> Number:
-    limits = limits or LIMITS[name]
+def checked(name: str, value: Any) -> Number:
+    """`value` as the type of the hyperparameter `name`.
+
+    Raises:
+        ParameterError: `value` is not valid.
+    """
+    limits = LIMITS[name]
     number = as_number(value)
     if (limits.whole and not isinstance(number, int)) or not limits.allow(number):
         raise ParameterError(f"is {shorten(number)}, but must be {limits}.")

@@ -5,18 +5,11 @@ experiment's file if it has its old default.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class RemovedKey:
-    """A key that was removed.
-
-    Attributes:
-        default: its old default, which experiments have written out.
-        reason: reason of the removal, or the behaviour that replaced it.
-    """
+class RemovedKey(NamedTuple):
+    """Old default of a removed key, which experiments have written out, and the reason of the removal."""
 
     default: Any
     reason: str

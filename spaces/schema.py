@@ -1,13 +1,23 @@
 """The sections of a space file as frozen, validated objects."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model, field_validator, model_validator
 
-from spaces.parameters import Fixed, Hyperparameters, Number, Parameter, Searched
+from spaces.parameters import (
+    HYPERPARAMETER_NAMES,
+    Fixed,
+    Hyperparameters,
+    Number,
+    Parameter,
+    Searched,
+    checked,
+    parse_parameter,
+)
 
 # The network shrinks an image by 16 pixels; a test compares this number with the network.
 SMALLEST_IMAGE_PX = 17
@@ -25,7 +35,8 @@ Precision = Literal["fp32", "bf16"]
 class Section(BaseModel):
     """Base of all sections: refuses unknown keys and implicit conversions (such as `"3"` or `true` for 3).
 
-    The ValueError of a validator only names the rule, such as "a duration"; the loader adds the rest of the sentence.
+    The ValueError of a field's validator only names the rule, such as "a duration", and the loader adds the rest of the
+    sentence. That of a whole section continues a sentence that starts with the section's name.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -54,6 +65,12 @@ class Dataset(Section):
     images_per_epoch: int | None = Field(default=None, ge=2, le=1_000_000_000)
     validation_fraction: float = Field(default=0.2, gt=0, le=0.5)
     split_seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _a_folder_has_a_root(self) -> Self:
+        if self.name == "folder" and self.root is None:
+            raise ValueError("has no `root`, but a folder data set must say where its images are.")
+        return self
 
 
 class Training(Section):
@@ -209,8 +226,9 @@ class Track(Section):
     wandb: Wandb | None = None
 
 
-# Sections that a file may omit.
-OPTIONAL_SECTIONS = frozenset({"confirm", "resources", "track"})
+# Hyperparameters that `training` sets for all trials, unless `space` searches them.
+SHARED_PARAMETERS = ("batch_size", "dropout", "weight_decay")
+TRACKERS: Mapping[str, type[Section]] = {"mlflow": MLflow, "wandb": Wandb}
 SECTIONS: Mapping[str, type[Section]] = {
     "dataset": Dataset,
     "training": Training,
@@ -219,6 +237,24 @@ SECTIONS: Mapping[str, type[Section]] = {
     "resources": Resources,
     "track": Track,
 }
+
+
+def _section_of_hyperparameters(title: str, read: Callable[[str, Any], Any]) -> type[Section]:
+    """A section with a key for each hyperparameter, whose value is `read(name, value)`."""
+    keys: dict[str, Any] = {
+        name: (Annotated[Any, PlainValidator(partial(read, name))], None) for name in HYPERPARAMETER_NAMES
+    }
+    return create_model(title, __base__=Section, **keys)
+
+
+# A value of `space` becomes a `Parameter`, a value of `baseline` a number.
+PARAMETERS: Mapping[str, type[Section]] = {
+    "space": _section_of_hyperparameters("SpaceSection", parse_parameter),
+    "baseline": _section_of_hyperparameters("Baseline", checked),
+}
+MODELS: Mapping[str, type[Section]] = {**SECTIONS, **PARAMETERS}
+# Sections that a file may omit.
+OPTIONAL_SECTIONS = frozenset({"confirm", "resources", "track", "baseline"})
 
 
 @dataclass(frozen=True)

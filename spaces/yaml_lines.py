@@ -56,20 +56,13 @@ def parse(text: str, source: str) -> Document:
             return _document(loader, loader.get_single_node(), source)
         finally:
             loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise InputError(
-            f"{where}: is not valid YAML: {shortened(error.problem or error.context, MOST_SHOWN)}."
-        ) from None
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"{source}: is not valid YAML: {shortened(' '.join(str(error).split()), MOST_SHOWN)}."
-        ) from None
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{source}: has a value that YAML cannot read: {shortened(error, MOST_SHOWN)}.") from None
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{where}: is not valid YAML: {shortened(reason, MOST_SHOWN)}.") from None
 
 
 def _refuse_hostile(text: str, source: str) -> None:
