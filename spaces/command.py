@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import IO, Any, NoReturn
 
 from spaces.errors import InputError, RunError
@@ -31,28 +31,22 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.add_argument("--version", action=_Version)
+        self.add_argument("--version", action="version", help="print the version and exit")
         self.add_argument("--debug", action="store_true", help="show the whole trace of an error")
+
+    @property
+    def version(self) -> str:
+        """Text of `--version`, which argparse asks for only when it is needed."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return f"{PACKAGE} {version(PACKAGE)}"
+        except PackageNotFoundError:
+            return f"{PACKAGE}, which is not installed, but run from a copy of its files"
 
     def error(self, message: str) -> NoReturn:
         print(printable(f"{self.prog}: {message}. See --help."), file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-
-
-class _Version(argparse.Action):
-    """Looks the version up when it is asked for, unlike argparse's action."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version and exit")
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"{PACKAGE} {version(PACKAGE)}")
-        except PackageNotFoundError:
-            print(f"{PACKAGE}, which is not installed, but run from a copy of its files")
-        sys.exit(0)
 
 
 def completed(argument: argparse.Action, completer: Callable[..., Iterable[str]]) -> None:

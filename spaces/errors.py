@@ -1,13 +1,10 @@
 """Errors that commands print as plain lines instead of a traceback."""
 
 import difflib
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
-
-# Limits of Linux, without the terminating NUL.
-MAX_PATH_BYTES = 4095
-MAX_NAME_BYTES = 255
 
 
 class RunError(RuntimeError):
@@ -51,21 +48,17 @@ def expanded(path: str | Path) -> Path:
     Raises:
         InputError: the user does not exist, or no system can have such a path.
     """
+    start = str(path)[:60]
     try:
         expanded_path = Path(path).expanduser()
+        os.lstat(expanded_path)
     except RuntimeError:
-        raise InputError(f"{path}: begins with the home of a user that this machine does not have.") from None
-    try:
-        encoded = os.fsencode(expanded_path)
-    except UnicodeEncodeError:
-        raise InputError(f"{path}: holds characters that no path can have.") from None
-    if b"\0" in encoded:
-        raise InputError(f"{path}: holds a NUL character, which no path can have.")
-    if len(encoded) > MAX_PATH_BYTES or max(map(len, encoded.split(b"/"))) > MAX_NAME_BYTES:
-        start = str(path)[:60]
-        raise InputError(
-            f"{start}…: is too long for a path ({MAX_PATH_BYTES} bytes in all, {MAX_NAME_BYTES} between two slashes)."
-        )
+        raise InputError(f"{start}: begins with the home of a user that this machine does not have.") from None
+    except ValueError:
+        raise InputError(f"{start}: holds characters that no path can have.") from None
+    except OSError as error:  # other errors are reported where the path is opened
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{start}…: is too long for a path.") from None
     return expanded_path
 
 

@@ -1,77 +1,49 @@
 """Loads a space file with `--set` options into a validated `Space`, or reports all its errors at once."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from spaces.errors import InputError, did_you_mean, expanded, nearest
 from spaces.parameters import (
-    Fixed,
     Hyperparameters,
-    Number,
-    Parameter,
-    as_yaml_numbers,
-    looks_like_exponent,
     shorten,
 )
 from spaces.plain_files import read_plain
 from spaces.printable import shortened, warn_once
 from spaces.removed import (
-    REMOVED_KEYS,
     RENAMED_KEYS,
-    removed_sentence,
     renamed_sentence,
     with_current_keys,
     with_present_names,
+)
+from spaces.rules import (
+    Location,
+    baseline_values,
+    problems_of_baseline,
+    problems_of_rungs,
+    problems_of_section,
+    problems_of_size,
+    problems_of_top_level,
+    unknown,
+    with_grace,
 )
 from spaces.schema import (
     MODELS,
     OPTIONAL_SECTIONS,
     PARAMETERS,
     SECTIONS,
-    SHARED_PARAMETERS,
-    TRACKERS,
-    Search,
-    Section,
     Space,
-    Training,
-    rung_epochs,
 )
-from spaces.yaml_lines import MAX_BYTES, Document, parse
+from spaces.yaml_lines import MAX_BYTES, Document, dumped, parse
 
 SHIPPED_FOLDER = Path(__file__).parent
 # Space file in an experiment's folder, with all defaults written out.
 EXPERIMENT_FILE = "experiment.yaml"
-
-# What must hold, by pydantic's type of the error.
-_RULES = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "string_unicode": "text",
-    "bool_type": "true or false",
-    "model_type": "a section of its own, one `key: value` a line",
-    "literal_error": "{expected}",
-    "value_error": "{error}",
-    "greater_than": "greater than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "string_too_short": "of at least {min_length} characters",
-    "string_too_long": "of at most {max_length} characters",
-}
-
-Location = tuple[str | int, ...]
-# Path of the key, and the sentence about it.
-Problem = tuple[Location, str]
 
 
 def shipped_spaces() -> tuple[str, ...]:
@@ -142,7 +114,7 @@ def find_space(space: str) -> Path:
 
 def dump_space(space: Space) -> str:
     """YAML text from which `load_space` reads an equal space, except for the name."""
-    return str(yaml.safe_dump(space.as_dict(), sort_keys=False, allow_unicode=True))
+    return dumped(space.as_dict())
 
 
 def _space_name(path: Path) -> str:
@@ -158,12 +130,6 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: is not UTF-8 text, but a space must be a YAML file.") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
-
-
-def _unknown(key: str, what: str, known: Iterable[str]) -> str:
-    known = list(known)
-    hint = did_you_mean(key.rpartition(".")[2], known)
-    return f"`{shortened(key)}` is not {what}: there are {', '.join(known)}.{hint}"
 
 
 def _with_section(key: str) -> str:
@@ -206,7 +172,7 @@ class _Source:
             path = tuple(RENAMED_KEYS[given].split("."))
         section, name = path
         if section not in MODELS:
-            return f"{shown}: {_unknown(section, 'a section', MODELS)}"
+            return f"{shown}: {unknown(section, 'a section', MODELS)}"
         try:
             (value,) = parse(f"value: {text}", shown).content.values()
         except ValueError:  # not YAML, or more than one value
@@ -225,7 +191,7 @@ class _Source:
 
 def _check(source: _Source, name: str) -> Space:
     """Check the sections one by one, then the rules between those that are valid."""
-    findings = list(_problems_of_top_level(source.content))
+    findings = list(problems_of_top_level(source.content))
     valid: dict[str, Any] = {}
     for key, model in MODELS.items():
         raw = source.content.get(key)
@@ -234,168 +200,26 @@ def _check(source: _Source, name: str) -> Space:
         try:
             valid[key] = model.model_validate({} if raw is None else raw)
         except ValidationError as error:
-            findings += _problems_of_section(key, model, error.errors())
+            findings += problems_of_section(key, model, error.errors())
     for key in PARAMETERS.keys() & valid.keys():
         valid[key] = {name: getattr(valid[key], name) for name in source.content.get(key) or ()}
     training, search, parameters = valid.get("training"), valid.get("search"), valid.get("space")
     if training and search:
-        valid["search"] = search = _with_grace(training, search)
-        findings += _problems_of_rungs(training, search)
+        valid["search"] = search = with_grace(training, search)
+        findings += problems_of_rungs(training, search)
     if search and parameters is not None:
-        findings += _problems_of_size(search, parameters)
+        findings += problems_of_size(search, parameters)
     if training and parameters is not None and "baseline" in valid:
-        findings += _problems_of_baseline(training, parameters, valid["baseline"])
+        findings += problems_of_baseline(training, parameters, valid["baseline"])
     if findings:
         lines = [(source.where(path), sentence) for path, sentence in findings]
         raise InputError(f"{where}: {sentence}" for where, sentence in sorted(lines, key=_by_line))
-    baseline = Hyperparameters(**_baseline(valid["training"], valid["space"], valid["baseline"]))  # type: ignore[arg-type]
+    baseline = Hyperparameters(**baseline_values(valid["training"], valid["space"], valid["baseline"]))  # type: ignore[arg-type]
     sections = {key: valid[key] for key in SECTIONS}
     return Space(name=name, parameters=MappingProxyType(valid["space"]), baseline=baseline, **sections)
-
-
-def _problems_of_top_level(content: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in content:
-        if key not in MODELS:
-            yield (key,), _unknown(key, "a section", MODELS)
-    for key in MODELS.keys() - OPTIONAL_SECTIONS:
-        if key not in content:
-            yield (), f"`{key}` is missing, but every space must have that section."
-        elif content[key] is None:
-            yield (key,), f"`{key}` is empty, but must have {', '.join(MODELS[key].model_fields)}."
-
-
-def _problems_of_section(key: str, model: type[Section], errors: Iterable[ErrorDetails]) -> Iterator[Problem]:
-    # pydantic reports a value that fits no member of a union once per member: group these errors by key.
-    grouped: dict[Location, list[ErrorDetails]] = {}
-    for details in errors:
-        grouped.setdefault(details["loc"][: 2 if key == "track" else 1], []).append(details)
-    for location, several in grouped.items():
-        known = TRACKERS[str(location[0])] if len(location) > 1 else model
-        yield (key, *location), _sentence((key, *location), known, several)
-
-
-def _with_grace(training: Training, search: Search) -> Search:
-    """Set the default grace period, which depends on `training`: one rung at `max_epochs / reduction_factor`."""
-    share, rest = divmod(training.max_epochs, search.reduction_factor)
-    if "grace_epochs" in search.model_fields_set or search.asha == "off" or rest or share < 1:
-        return search
-    return search.model_copy(update={"grace_epochs": share})
-
-
-def _problems_of_rungs(training: Training, search: Search) -> Iterator[Problem]:
-    if search.asha == "off":
-        return
-    grace, reduction, epochs = search.grace_epochs, search.reduction_factor, training.max_epochs
-    if grace > epochs:
-        yield (
-            ("search", "grace_epochs"),
-            f"`search.grace_epochs` is {grace}, but must be between 1 and `training.max_epochs` ({epochs}). "
-            f"Lower it or raise `training.max_epochs`.",
-        )
-        return
-    below = rung_epochs(grace, reduction, epochs)[-1]
-    if below != epochs:
-        yield (
-            ("training", "max_epochs"),
-            f"`training.max_epochs` is {epochs}, but must be `search.grace_epochs` ({grace}) × "
-            f"`search.reduction_factor` ({reduction})^k: the nearest are {below} and {below * reduction}.",
-        )
-
-
-def _problems_of_size(search: Search, parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
-    if search.trials is None and search.epoch_budget is None and search.time_budget is None:
-        yield (
-            ("search",),
-            "`search` has none of `trials`, `epoch_budget` and `time_budget`, but at least one must say when the "
-            "search ends. Give one.",
-        )
-    if search.trials != 1 and all(isinstance(parameter, Fixed) for parameter in parameters.values()):
-        yield (
-            ("space",),
-            f"`space` searches nothing, but `search.trials` is {search.trials or 'not given'}. "
-            f"Give a parameter a range, or train the one configuration with python -m trainable.train.",
-        )
-
-
-def _baseline(
-    training: Training, parameters: Mapping[str, Parameter], given: Mapping[str, Number]
-) -> dict[str, Number]:
-    """Values of the baseline that are not defaults: of `training`, fixed values of `space`, and its own."""
-    shared = {name: getattr(training, name) for name in SHARED_PARAMETERS}
-    fixed = {name: parameter.value for name, parameter in parameters.items() if isinstance(parameter, Fixed)}
-    return {**shared, **fixed, **given}
-
-
-def _problems_of_baseline(
-    training: Training, parameters: Mapping[str, Parameter], given: Mapping[str, Number]
-) -> Iterator[Problem]:
-    for name in SHARED_PARAMETERS:
-        if name in parameters and name in training.model_fields_set:
-            yield (
-                ("training", name),
-                f"`{name}` stands in `training` and in `space`. Remove it from one of them.",
-            )
-        elif name not in parameters and given.get(name, getattr(training, name)) != getattr(training, name):
-            yield (
-                ("baseline", name),
-                f"`baseline.{name}` is {given[name]}, but `training.{name}` is {getattr(training, name)} for all "
-                f"trials. Make them equal.",
-            )
-    values = {**Hyperparameters().as_dict(), **_baseline(training, parameters, given)}
-    for name, parameter in parameters.items():
-        if parameter.contains(values[name]):
-            continue
-        if name in given:
-            yield (
-                ("baseline", name),
-                f"`baseline.{name}` is {values[name]}, but must lie in the searched {_described(parameter)}. "
-                f"Change one of them.",
-            )
-        else:
-            yield (
-                ("space", name),
-                f"`baseline.{name}` is missing, and its default {values[name]} is not in the searched "
-                f"{_described(parameter)}. Give the baseline a value.",
-            )
 
 
 def _by_line(finding: tuple[str, str]) -> tuple[int, str]:
     where = finding[0]
     line = where.rpartition(":")[2]
     return (int(line) if line.isdigit() and not where.startswith("--set") else 0, where)
-
-
-def _described(parameter: Parameter) -> str:
-    written = parameter.as_yaml()
-    if not isinstance(written, dict):
-        return f"value {written}"
-    ((kind, values),) = written.items()
-    return f"{kind} {shorten(values)}"
-
-
-def _sentence(path: Location, model: type[Section], errors: list[ErrorDetails]) -> str:
-    key = shortened(".".join(map(str, path)))
-    kind, value = errors[0]["type"], errors[0].get("input")
-    if kind == "extra_forbidden" and key in REMOVED_KEYS:
-        return removed_sentence(key)
-    if kind == "extra_forbidden":
-        what = "a hyperparameter" if path[0] in PARAMETERS else "a key"
-        return _unknown(".".join(map(str, path)), what, model.model_fields)
-    if kind == "missing":
-        return f"`{key}` is missing, but must be given."
-    if kind == "value_error" and (path[0] in PARAMETERS or len(path) == 1):  # a whole clause
-        return f"`{key}` {errors[0]['ctx']['error']}"
-    rules = " or ".join(_rule(details["type"], details.get("ctx", {})) for details in errors)
-    return f"`{key}` is {shorten(value)}, but must be {rules}.{_exponent_hint(value)}"
-
-
-def _exponent_hint(value: Any) -> str:
-    if isinstance(value, str) and looks_like_exponent(value):
-        return f" YAML reads an exponent without a decimal point as text: write {as_yaml_numbers(value)}."
-    return ""
-
-
-def _rule(kind: str, context: Mapping[str, Any]) -> str:
-    if kind == "literal_error" and " or " in context["expected"]:
-        return f"one of {context['expected']}"
-    return _RULES.get(kind, kind.replace("_", " ")).format(**context)

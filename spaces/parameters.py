@@ -11,9 +11,6 @@ from spaces.printable import shortened
 Number = int | float
 _Bound = TypeVar("_Bound", int, float)
 
-# Most characters of a text that may be a number.
-MOST_DIGITS = 40
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -225,19 +222,15 @@ def _parse_range(name: str, kind: str, ends: list[Any]) -> Searched:
             f"goes from {low:g} to {high:g}, but the first must be less than the second. "
             f"Swap them, or write a plain value to fix it."
         )
+    if kind == "randint" and not LIMITS[name].whole:
+        raise ParameterError("takes fractions, but randint gives whole numbers. Use uniform or loguniform.")
     if kind == "randint":
-        return _whole_range(name, low, high)
+        return RandInt(int(low), int(high))
     if LIMITS[name].whole:
         raise ParameterError(f"counts whole things, but `{kind}` gives fractions. Use randint or choice.")
     if kind == "loguniform" and low <= 0:
         raise ParameterError(f"starts at {low:g}, but loguniform must start above 0. Raise it, or use uniform.")
-    return Uniform(float(low), float(high)) if kind == "uniform" else LogUniform(float(low), float(high))
-
-
-def _whole_range(name: str, low: Number, high: Number) -> RandInt:
-    if not LIMITS[name].whole:
-        raise ParameterError("takes fractions, but randint gives whole numbers. Use uniform or loguniform.")
-    return RandInt(int(low), int(high))
+    return (Uniform if kind == "uniform" else LogUniform)(float(low), float(high))
 
 
 def checked(name: str, value: Any) -> Number:
@@ -247,36 +240,10 @@ def checked(name: str, value: Any) -> Number:
         ParameterError: `value` is not valid.
     """
     limits = LIMITS[name]
-    number = as_number(value)
-    if (limits.whole and not isinstance(number, int)) or not limits.allow(number):
-        raise ParameterError(f"is {shorten(number)}, but must be {limits}.")
-    return number if limits.whole else float(number)
-
-
-def as_number(value: Any) -> Number:
-    """Return `value` if it is a finite number.
-
-    Raises:
-        ParameterError: `value` is not a finite number, or is an exponent that YAML 1.1 reads as text.
-    """
-    if isinstance(value, str) and looks_like_exponent(value):
-        raise ParameterError(
-            f"is the text {value!r}: YAML reads a number with an exponent as text unless it has a decimal "
-            f"point and a signed exponent. Write {as_yaml_numbers(value)}."
-        )
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ParameterError(f"is {shorten(value)}, but must be a number.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ParameterError(f"is {value}, but must be a finite number.")
-    return value
-
-
-def looks_like_exponent(text: str) -> bool:
-    """Whether `text` is a number with an exponent (`1e-3`) that YAML 1.1 reads as text."""
-    try:
-        return len(text) <= MOST_DIGITS and "e" in text.lower() and math.isfinite(float(text))
-    except ValueError:
-        return False
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if not is_number or (limits.whole and not isinstance(value, int)) or not limits.allow(value):
+        raise ParameterError(f"is {shorten(value)}, but must be {limits}.")
+    return int(value) if limits.whole else float(value)
 
 
 def shorten(value: Any, limit: int = 60) -> str:
@@ -286,12 +253,3 @@ def shorten(value: Any, limit: int = 60) -> str:
     except ValueError:  # Python refuses to convert integers of over 4,300 digits
         return "a number of thousands of digits"
     return shortened(text, limit)
-
-
-def as_yaml_numbers(text: str) -> str:
-    """Spellings of `text`, a number with an exponent, that YAML reads as a number: `0.01 or 1.0e-2`."""
-    mantissa, _, exponent = text.lower().partition("e")
-    mantissa = mantissa if "." in mantissa else mantissa + ".0"
-    sign = "" if exponent[:1] in "+-" else "+"
-    decimals, scientific = f"{float(text):.10g}", f"{mantissa}e{sign}{exponent}"
-    return scientific if "e" in decimals else f"{decimals} or {scientific}"

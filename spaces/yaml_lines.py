@@ -1,5 +1,6 @@
 """Reads YAML safely and records the line of each key."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,22 @@ MAX_DEPTH = 8
 MOST_SHOWN = 200
 
 Path = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but `1e-3` is a number as in YAML 1.2, not text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that `_Loader` would read as numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"),
+        list("-+.0123456789"),
+    )
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,11 @@ class Document:
         return self.lines.get(path, 1)
 
 
+def dumped(content: Any) -> str:
+    """`content` as YAML, in its own order, which `parse` reads again."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
 def parse(text: str, source: str) -> Document:
     """Read one YAML mapping; aliases, tags, repeated keys and deep nesting are refused.
 
@@ -51,7 +73,7 @@ def parse(text: str, source: str) -> Document:
         raise InputError(f"{source}: is over {MAX_BYTES // 1024} KiB, but a space file must be smaller.")
     try:
         _refuse_hostile(text, source)
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             return _document(loader, loader.get_single_node(), source)
         finally:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spaces import InputError, load_space, shipped_spaces
 from spaces.loader import dump_space, space_from_text
-from spaces.parameters import HYPERPARAMETER_NAMES, LIMITS
+from spaces.parameters import HYPERPARAMETER_NAMES, LIMITS, LogUniform
 from spaces.removed import REMOVED_KEYS
 from spaces.schema import Training
 
@@ -69,19 +69,12 @@ space:
     assert len(lines) == 5
 
 
-def test_an_exponent_that_yaml_reads_as_text_is_explained(tmp_path: Path) -> None:
-    (line,) = lines_of(tmp_path, VALID.replace("0.01, 0.5", "1e-2, 0.5"))
-    assert "mine.yaml:5: `space.lr` is the text '1e-2'" in line
-    assert "Write 0.01 or 1.0e-2." in line
-    (line,) = lines_of(tmp_path, VALID, "training.weight_decay=1e-5")
-    assert line.endswith("write 1.0e-5."), "1e-05 would be text again"
-
-
-@pytest.mark.parametrize(("epochs", "nearest"), [(10, "9 and 27"), (26, "9 and 27"), (2, "1 and 3")])
-def test_epochs_off_the_rungs_are_refused_with_the_nearest_that_fit(epochs: int, nearest: str, tmp_path: Path) -> None:
-    (line,) = lines_of(tmp_path, VALID, f"training.max_epochs={epochs}")
-    assert f"`training.max_epochs` is {epochs}" in line
-    assert f"the nearest are {nearest}." in line
+def test_an_exponent_without_a_decimal_point_is_a_number() -> None:
+    text = VALID.replace("0.01, 0.5", "1e-2, 5E-1").replace("name: digits", "name: cifar10, root: '1e5'")
+    space = space_from_text(text, "mine.yaml", "mine", ["training.weight_decay=1e-5"])
+    assert space.parameters["lr"] == LogUniform(0.01, 0.5)
+    assert (space.training.weight_decay, space.dataset.root) == (1e-5, "1e5")
+    assert space_from_text(dump_space(space), "again.yaml", "mine") == space
 
 
 @pytest.mark.parametrize(
@@ -99,6 +92,9 @@ def test_epochs_off_the_rungs_are_refused_with_the_nearest_that_fit(epochs: int,
         ("search.seed=true", "must be a whole number"),
         ("search.time_budget=5 minutes", "must be a duration such as 30m"),
         ("search.audit_fraction=1.5", "`search.audit_fraction` is 1.5, but must be at most 1."),
+        ("training.max_epochs=10", "`training.max_epochs` is 10, but must be `search.grace_epochs` (1) × "),
+        ("training.max_epochs=26", "the nearest are 9 and 27."),
+        ("training.max_epochs=2", "the nearest are 1 and 3."),
         ("search.grace_epochs=40", "must be between 1 and `training.max_epochs` (9)"),
         ("dataset.name=folder", "`dataset` has no `root`, but a folder data set must say where its images are."),
         ("dataset.image_size=16", "must be at least 17"),
@@ -164,11 +160,6 @@ def test_a_rule_across_keys_is_not_applied_to_a_value_that_is_unknown(search: st
     assert len(lines) == 1, lines
 
 
-def test_a_baseline_that_is_a_list_is_told_once(tmp_path: Path) -> None:
-    (line,) = lines_of(tmp_path, VALID.replace("baseline: {lr: 0.05}", "baseline: [0.05]"))
-    assert line == "mine.yaml:6: `baseline` is [0.05], but must be a section of its own, one `key: value` a line."
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -182,6 +173,7 @@ def test_a_baseline_that_is_a_list_is_told_once(tmp_path: Path) -> None:
         ("# " + "x" * 70_000, "is over 64 KiB"),
         ("? [1, 2]\n: 3\n", "has a list or mapping as a key"),
         ("dataset: 2001-99-99\n", "is not valid YAML"),
+        ("baseline: [0.05]\n", "`baseline` is [0.05], but must be a section of its own, one `key: value` a line."),
         ("dataset: null\n", "`dataset` is empty"),
         ("space: 3\n", "`space` is 3, but must be a section of its own, one `key: value` a line."),
     ],
@@ -193,15 +185,6 @@ def test_hostile_or_broken_yaml_is_refused(text: str, expected: str, tmp_path: P
 def test_a_file_that_is_not_there_names_the_shipped_spaces() -> None:
     with pytest.raises(InputError, match=r"one of cifar10, quickstart\. Did you mean `quickstart`\?"):
         load_space("quickstrat")
-
-
-def test_binary_files_and_folders_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not UTF-8"):
-        load_space(str(path))
-    with pytest.raises(InputError, match="is not a space"):
-        load_space(str(tmp_path))
 
 
 def test_parameters_that_no_section_names_keep_the_original_values(tmp_path: Path) -> None:
@@ -225,12 +208,6 @@ def test_a_suggestion_outside_the_space_is_an_error(suggested: dict[str, float],
     path.write_text(VALID)
     with pytest.raises(ValueError, match="suggested"):
         load_space(str(path)).complete(suggested)
-
-
-def test_a_baseline_value_that_is_not_searched_survives_being_written_and_read_again() -> None:
-    space = space_from_text(VALID.replace("{lr: 0.05}", "{lr: 0.05, gamma: 0.3}"), "mine.yaml", "mine")
-    assert space.baseline.gamma == 0.3
-    assert space_from_text(dump_space(space), "again.yaml", "mine") == space
 
 
 def values_of(name: str) -> st.SearchStrategy[float]:
@@ -269,7 +246,7 @@ def space_contents(draw: st.DrawFn) -> dict[str, Any]:
     return content
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(content=space_contents())
 def test_every_space_survives_being_written_and_read_again(content: dict[str, Any]) -> None:
     space = space_from_text(yaml.safe_dump(content, allow_unicode=True), "mine.yaml", "mine")
@@ -283,7 +260,7 @@ yaml_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     section=st.sampled_from(["dataset", "training", "search", "space", "baseline", "resources"]),
     key=st.sampled_from(["name", "max_epochs", "trials", "lr", "step_size", "seed", "root", "x"]),
@@ -301,7 +278,7 @@ def test_any_value_anywhere_loads_or_gives_lines(section: str, key: str, value: 
         assert all(line.strip() and "\n" not in line for line in error.lines)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(alphabet=st.sampled_from("abl:-[]{}&*!?|>'\"#%@,. \n\t0123e\x00\x85\u2028é"), max_size=80))
 def test_any_text_loads_or_gives_lines(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
@@ -345,27 +322,11 @@ HUGE = "0x" + "f" * 20_000  # Python refuses to write such numbers in decimals
 @pytest.mark.parametrize(
     "key",
     [
-        "search.trials",
-        "search.grace_epochs",
-        "search.reduction_factor",
-        "search.seed",
-        "search.time_budget",
-        "training.max_epochs",
-        "training.batch_size",
-        "training.dropout",
-        "dataset.image_size",
-        "dataset.train_limit",
-        "dataset.images_per_epoch",
-        "dataset.validation_fraction",
-        "dataset.root",
-        "resources.trials_at_once",
-        "resources.trials_per_gpu",
-        "space.lr",
-        "space.step_size",
-        "baseline.lr",
+        *("search.trials", "search.time_budget", "dataset.validation_fraction", "dataset.root"),
+        *("resources.trials_at_once", "space.lr", "space.step_size", "baseline.lr"),
     ],
 )
-@pytest.mark.parametrize("form", ["{}", "[{}]", "{{uniform: [0.1, {}]}}", "{{uniform: {}}}", "{{choice: [[{}]]}}"])
+@pytest.mark.parametrize("form", ["{}", "[{}]", "{{uniform: [0.1, {}]}}", "{{choice: [[{}]]}}"])
 def test_a_number_of_thousands_of_digits_is_one_line(key: str, form: str, tmp_path: Path) -> None:
     lines = lines_of(tmp_path, VALID, f"{key}={form.format(HUGE)}")
     assert all("\n" not in line for line in lines)
@@ -453,7 +414,3 @@ def with_key(text: str, key: str, value: str) -> tuple[str, int]:
     content.setdefault(section, {})[name] = yaml.safe_load(value)
     written = yaml.safe_dump(content)
     return written, 1 + next(n for n, line in enumerate(written.splitlines()) if line.strip().startswith(f"{name}:"))
-
-
-def test_a_space_keeps_its_name() -> None:
-    assert load_space("quickstart").name == "quickstart"

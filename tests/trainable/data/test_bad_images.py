@@ -165,7 +165,7 @@ def test_a_wrong_path_says_what_must_be_there(root: str, end: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("root", "expected"),
     [
-        ('"a\\0b"', "holds a NUL character, which no path can have."),
+        ('"a\\0b"', "holds characters that no path can have."),
         ('"\\ud800"', "holds characters that no path can have."),
         ("x" * 300, "is too long for a path"),
         ("x/" * 3000, "is too long for a path"),
