@@ -12,7 +12,6 @@ from spaces.parameters import HYPERPARAMETER_NAMES, Number
 
 if TYPE_CHECKING:
     from search.analysis.ranking import Ranked
-    from search.experiment.history import Trial
 
 # Headings of tables; CSV, JSON and Markdown keep the full names.
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
@@ -41,14 +40,10 @@ def replicate_text(replicates: ReplicateSummary) -> str:
     return f"{replicates.mean:.2%}{spread}"
 
 
-def counted_replicate_text(replicates: ReplicateSummary) -> str:
-    """`replicate_text` with the number of replicates: `90.60% ± 0.40 (3)`."""
-    return f"{replicate_text(replicates)} ({replicates.n_runs})"
-
-
-def exemption(trial: Ranked | Trial) -> str:
-    """Why no rung stops a trial: `baseline` or `audit`; empty where rungs may stop it."""
-    return "baseline" if trial.baseline else "audit" if trial.audit else ""
+def _trial_text(row: Ranked) -> str:
+    """Number of the trial, and why no rung stops it."""
+    exempt = " (baseline)" if row.baseline else " (audit)" if row.audit else ""
+    return f"{row.trial}{exempt}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +94,7 @@ def _percentage(value: float | None) -> str | None:
 
 LEADERBOARD = (
     LeaderboardColumn("rank", "rank"),
-    LeaderboardColumn(
-        "trial", "trial", text=lambda row: f"{row.trial} ({exempt})" if (exempt := exemption(row)) else str(row.trial)
-    ),
+    LeaderboardColumn("trial", "trial", text=_trial_text),
     LeaderboardColumn("status", "status", is_number=False, drop_order=5),
     LeaderboardColumn("epochs", "epochs", more_is_better=True, drop_order=3),
     LeaderboardColumn(
@@ -130,7 +123,7 @@ LEADERBOARD = (
     LeaderboardColumn(
         "replicate_accuracy",
         "replicates",
-        text=lambda row: counted_replicate_text(row.replicates) if row.replicates else None,
+        text=lambda row: f"{replicate_text(row.replicates)} ({row.n_replicates})" if row.replicates else None,
         more_is_better=True,
         only_with_replicates=True,
         help="mean accuracy of runs with fresh seeds, half of its 95 % interval in points, number of runs",

@@ -173,7 +173,7 @@ def _outcome(one: ExperimentSummary) -> dict[str, str]:
         "trials": f"{history.n_ended} ended, {n_stopped} stopped",
         "epochs": f"{history.n_epochs:,}",
         "epochs of replicates": f"{sum(run.n_epochs for run in history.replicates.values()):,}",
-        "epochs saved by stopping": f"{saved_epochs(history, one.space).saved:,}",
+        "epochs saved by stopping": f"{saved_epochs(history, one.space):,}",
         "time": duration_text(seconds_used(one.manifest.sessions, history)),
         "device": f"{device.name}, {device.precision}",
     }

@@ -60,22 +60,20 @@ class Remaining:
         return None if self.of_unstarted is None else sum(self.of_begun) + sum(self.of_unstarted)
 
     def seconds(self, epoch_s: float | None, trials_at_once: int, budget_left_s: float | None = None) -> float | None:
-        """Seconds until the search ends.
+        """Seconds until the search ends; None where it is not known.
 
         Args:
             epoch_s: seconds of an epoch in its slot; None before the first epoch.
             trials_at_once: number of slots.
             budget_left_s: rest of the time budget; None without a time budget.
-
-        Returns:
-            None where it is not known.
         """
+        budget_left_s = None if budget_left_s is None else max(0.0, budget_left_s)
         if self.of_unstarted is None:
-            return None if budget_left_s is None else max(0.0, budget_left_s)
+            return budget_left_s
         if epoch_s is None:
             return None
         left_s = seconds_left([*self.of_begun, *self.of_unstarted], self.of_runs, epoch_s, trials_at_once)
-        return left_s if budget_left_s is None else min(left_s, max(0.0, budget_left_s))
+        return left_s if budget_left_s is None else min(left_s, budget_left_s)
 
 
 def expected_search(space: Space, time_epochs: float | None = None) -> Expected | None:

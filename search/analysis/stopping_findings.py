@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from scipy.stats import binomtest
@@ -13,6 +13,7 @@ from search.analysis.plan_cost import audit_epochs
 from search.analysis.ranking import rank
 from search.analysis.rung_statistics import MIN_TRIALS, Correlation, refused_audits, rung_correlations
 from search.experiment.history import History, Trial
+from search.policy.budget import epochs_trained
 from spaces.counted import counted
 from spaces.schema import Space
 
@@ -93,40 +94,20 @@ def would_be_winners(history: History, space: Space) -> Finding:
     return Finding("would_be_winners", "change", sentence, advice, numbers)
 
 
-@dataclass(frozen=True, slots=True)
-class SavedEpochs:
-    """Epochs that stopping saved.
-
-    Attributes:
-        trained: epochs of all trials.
-        saved: epochs that stopped trials would have trained until the end.
-    """
-
-    trained: int
-    saved: int
-
-    @property
-    def without_stopping(self) -> int:
-        return self.trained + self.saved
-
-
-def saved_epochs(history: History, space: Space) -> SavedEpochs:
-    """Epochs that stopping saved."""
-    trials, max_epochs = history.counting, space.training.max_epochs
-    return SavedEpochs(
-        trained=sum(trial.n_epochs for trial in trials),
-        saved=sum(max(0, max_epochs - trial.n_epochs) for trial in trials if trial.status == "stopped"),
-    )
+def saved_epochs(history: History, space: Space) -> int:
+    """Epochs that stopped trials would have trained until the end."""
+    max_epochs = space.training.max_epochs
+    return sum(max(0, max_epochs - trial.n_epochs) for trial in history.counting if trial.status == "stopped")
 
 
 def savings(history: History, space: Space) -> Finding:
     """The finding of `saved_epochs`."""
-    epochs = saved_epochs(history, space)
-    numbers: dict[str, Any] = asdict(epochs)
-    if not epochs.trained:
+    trained, saved = epochs_trained(history), saved_epochs(history, space)
+    numbers: dict[str, Any] = {"trained": trained, "saved": saved}
+    if not trained:
         return Finding("savings", "unknown", "No epoch has been trained yet.", "", numbers)
-    share = numbers["share"] = epochs.saved / epochs.without_stopping
-    sentence = f"Stopping saved {counted(epochs.saved, 'epoch')} of {epochs.without_stopping:,} ({share:.0%})."
+    share = numbers["share"] = saved / (trained + saved)
+    sentence = f"Stopping saved {counted(saved, 'epoch')} of {trained + saved:,} ({share:.0%})."
     return Finding("savings", "fine", sentence, "", numbers)
 
 

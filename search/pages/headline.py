@@ -8,6 +8,7 @@ from search.analysis.stopping_findings import saved_epochs
 from search.experiment.manifest import seconds_used
 from search.pages.next_commands import go_on_line, is_unfinished
 from search.pages.report_data import ReportData
+from search.policy.budget import epochs_trained
 from spaces.counted import counted, duration_text
 
 
@@ -70,8 +71,10 @@ def _cost_stat(known: ReportData) -> Stat:
 
 
 def _savings_stat(known: ReportData) -> Stat:
-    epochs = saved_epochs(known.history, known.space)
-    return Stat("Saved by ASHA", counted(epochs.saved, "epoch"), f"of {epochs.without_stopping:,} without stopping")
+    saved = saved_epochs(known.history, known.space)
+    return Stat(
+        "Saved by ASHA", counted(saved, "epoch"), f"of {epochs_trained(known.history) + saved:,} without stopping"
+    )
 
 
 def remarks(known: ReportData) -> list[str]:
