@@ -1,23 +1,18 @@
 """Findings about stopping: rank correlation of rungs with the end, losses, and savings. Pure functions."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from scipy.stats import binomtest
 
-from search.analysis.cost import expected_search, of_trials
 from search.analysis.findings import Finding
-from search.analysis.plan_cost import audit_epochs
 from search.analysis.ranking import rank
 from search.analysis.rung_statistics import MIN_TRIALS, Correlation, refused_audits, rung_correlations
 from search.experiment.history import History, Trial
 from search.policy.budget import epochs_trained
 from spaces.counted import counted
 from spaces.schema import Space
-
-LEAST_AUDIT_FRACTION = 0.1  # the smallest that is advised
 
 
 def rank_correlation(history: History, space: Space) -> Finding:
@@ -52,7 +47,11 @@ def rank_correlation(history: History, space: Space) -> Finding:
             f"How well a rung predicts the end cannot be told from {counted(n_audit, 'audit trial')} and {n_survivors} "
             f"others that completed; {MIN_TRIALS} of either would do."
         )
-    return Finding("rank_correlation", "unknown", sentence, _audit_advice(history, space), numbers)
+    advice = (
+        f"To measure it without bias, set search.audit_fraction so that {MIN_TRIALS} audit trials complete; "
+        "search.run --dry-run prints what they cost."
+    )
+    return Finding("rank_correlation", "unknown", sentence, advice, numbers)
 
 
 def would_be_winners(history: History, space: Space) -> Finding:
@@ -87,10 +86,7 @@ def would_be_winners(history: History, space: Space) -> Finding:
     )
     if not n_winners:
         return Finding("would_be_winners", "fine" if n >= MIN_TRIALS else "unknown", sentence, "", numbers)
-    trials = _n_trials(history, space)
-    later = replace(space, search=space.search.model_copy(update={"grace_epochs": rungs[1]}))
-    more = of_trials(later, trials).epochs - of_trials(space, trials).epochs
-    advice = f"Raise search.grace_epochs to {rungs[1]}, for about {more:.0f} epochs more."
+    advice = f"Raise search.grace_epochs to {rungs[1]}."
     return Finding("would_be_winners", "change", sentence, advice, numbers)
 
 
@@ -120,23 +116,6 @@ def _completed(history: History, space: Space) -> list[Trial]:
 def _correlations(history: History, space: Space, audit: bool) -> list[Correlation]:
     trials = [trial for trial in _completed(history, space) if trial.audit == audit]
     return rung_correlations(trials, space.rung_epochs)
-
-
-def _n_trials(history: History, space: Space) -> int:
-    """Expected number of trials of the search; the present number where only a time budget limits it."""
-    expected = expected_search(space)
-    return expected.trials if expected else max(1, len(history.counting))
-
-
-def _audit_advice(history: History, space: Space) -> str:
-    """The audit fraction that gives enough audit trials, and its cost in epochs; empty where it costs nothing."""
-    trials = _n_trials(history, space)
-    enough = math.ceil(10 * MIN_TRIALS / max(trials - 1, 1)) / 10
-    share = min(1.0, max(enough, LEAST_AUDIT_FRACTION))
-    more = audit_epochs(space, trials, share) - audit_epochs(space, trials, space.search.audit_fraction)
-    if more <= 0:
-        return ""
-    return f"To measure it without bias: search.audit_fraction: {share:g}, about {more:.0f} epochs more."
 
 
 def _correlations_text(correlations: Sequence[Correlation]) -> str:
