@@ -35,6 +35,7 @@ OVERRIDES = (
 SAMPLING_INTERVAL_S = 0.5
 PROGRESS_INTERVAL_S = 20.0
 NAME = "many"
+TRIALS_PER_LINE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m benchmarks.faults.many_trials --trials 1000",
     )
     parser.add_argument("--trials", type=int, default=1000, metavar="N", help="default: 1000")
-    parser.add_argument("--every", type=int, default=100, metavar="N", help="trials per line (default: 100)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for the search")
     return run_command(parser, _run, arguments)
 
 
@@ -110,13 +109,12 @@ def table(found: Sequence[Stretch]) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name in ("trials", "every"):
-        if getattr(options, name) < 2:
-            raise InputError(f"--{name} is {getattr(options, name)}, but must be at least 2.")
+    if options.trials < 2:
+        raise InputError(f"--trials is {options.trials}, but must be at least 2.")
     busy = cores_busy()
     with tempfile.TemporaryDirectory(prefix="dws-benchmark-") as work:
-        journal, samples, seconds = _search(options, Path(work))
-    found = stretches(events_of(journal), samples, options.every)
+        journal, samples, seconds = _search(options.trials, Path(work))
+    found = stretches(events_of(journal), samples, TRIALS_PER_LINE)
     print(table(found))
     print(f"\n{seconds:.0f} s from launch to exit")
     print_json(
@@ -125,22 +123,22 @@ def _run(options: argparse.Namespace) -> int:
             "stretches": [asdict(part) for part in found],
             "seconds": round(seconds, 1),
             "cores_busy_before": busy,
-            "settings": {"space": SPACE, "trials": options.trials, "overrides": [*OVERRIDES, *options.set]},
+            "settings": {"space": SPACE, "trials": options.trials, "overrides": OVERRIDES},
             "machine": machine(),
         }
     )
     return 0
 
 
-def _search(options: argparse.Namespace, work: Path) -> tuple[bytes, list[Sample], float]:
+def _search(n_trials: int, work: Path) -> tuple[bytes, list[Sample], float]:
     """Run the search: its journal, samples of the driver's memory, and seconds from launch to exit."""
-    overrides = [*OVERRIDES, f"search.trials={options.trials}", *options.set]
+    overrides = [*OVERRIDES, f"search.trials={n_trials}"]
     chosen = [word for override in overrides for word in ("--set", override)]
     journal, temporary = work / "results" / NAME / "journal.jsonl", short_temporary_folder()
     arguments = [SPACE, *chosen, "--name", NAME, "--results", str(work / "results")]
     process = SearchProcess(arguments, temporary, work / "search.out")
     try:
-        samples = _watch(process, journal, options.trials)
+        samples = _watch(process, journal, n_trials)
         seconds = time.time() - process.started_at
         if process.exit_code != 0:
             raise RunError(f"search.run ended with code {process.exit_code}: {process.errors}")

@@ -61,9 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train-limit", type=int, metavar="N", help="training and validation images (default: all)")
     parser.add_argument("--seeds", type=int, default=5, help="default: 5")
     parser.add_argument("--epochs", type=int, default=9, help="default: 9")
-    parser.add_argument("--lr", type=float, help="default: 0.02 for digits, the baseline's for --images")
-    parser.add_argument("--precision", choices=("auto", "bf16"), default="auto", help="of the whole recipe")
-    parser.add_argument("--at-once", type=int, metavar="N", help="runs at once, a thread each (default: one a core)")
     return run_command(parser, _run, arguments)
 
 
@@ -135,11 +132,11 @@ def train(
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.seeds < 1 or options.epochs < 1 or (options.at_once is not None and options.at_once < 1):
-        raise InputError("--seeds, --epochs and --at-once must be at least 1.")
+    if options.seeds < 1 or options.epochs < 1:
+        raise InputError("--seeds and --epochs must be at least 1.")
     facts, space = machine(), _space(options)
     images = images_facts(space.dataset)  # decodes the images, before several processes need them
-    precision, reason = choose_precision(options.precision, "cpu")
+    precision, reason = choose_precision("auto", "cpu")
     progress(f"{options.seeds} seeds, {options.epochs} epochs, {precision}: {reason}")
     trained = _train_all(space, options, Compute(precision=precision))
     # Further evaluations of the networks that the whole recipe trained.
@@ -164,18 +161,16 @@ def _run(options: argparse.Namespace) -> int:
 
 def _space(options: argparse.Namespace) -> Space:
     if options.images is not None:
-        lr_setting = () if options.lr is None else (f"baseline.lr={options.lr!r}",)
-        return load_space("cifar10", (*folder_settings(options.images, options.train_limit), *lr_setting))
+        return load_space("cifar10", folder_settings(options.images, options.train_limit))
     limit = () if options.train_limit is None else (f"dataset.train_limit={options.train_limit}",)
-    lr = 0.02 if options.lr is None else options.lr
-    return load_space("quickstart", (*limit, f"baseline.lr={lr!r}", "baseline.momentum=0.9"))
+    return load_space("quickstart", (*limit, "baseline.lr=0.02", "baseline.momentum=0.9"))
 
 
 def _train_all(space: Space, options: argparse.Namespace, recipe: Compute) -> list[Trained]:
     # The processes read these when they start.
     os.environ.update(ALLOCATOR_ENVIRONMENT, OMP_NUM_THREADS="1")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.at_once or count_cores(), context) as pool:
+    with ProcessPoolExecutor(count_cores(), context) as pool:
         # Seeds in the outer loop, so that changes of the machine affect all variants.
         futures = [
             pool.submit(train, space.dataset, space.baseline, options.epochs, seed, variant, recipe)

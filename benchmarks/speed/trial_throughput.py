@@ -36,6 +36,7 @@ from trainable.environment import ALLOCATOR_ENVIRONMENT
 
 TEXTBOOK = "textbook"
 RECIPE = "full recipe"
+N_IMAGES = 2560  # 2,048 for training
 N_WARM_UP_STEPS = 5
 LONGEST_START_S = 180.0  # imports, images and warm-up of all processes
 
@@ -83,11 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m benchmarks.speed.trial_throughput --rounds 3 --seconds 20",
     )
     add_images_argument(parser, "random pixels of CIFAR-10's shape, which take as long")
-    parser.add_argument("--images-count", type=int, default=2048, metavar="N", help="to train on (default: 2048)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each variant (default: 3)")
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement (default: 15)")
-    parser.add_argument("--precision", choices=("auto", "bf16"), default="auto", help="of the full recipe")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure the variants of these names only")
     return run_command(parser, _run, arguments)
 
 
@@ -250,13 +248,10 @@ def _loop(
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.images_count < 64 or options.rounds < 1 or options.seconds <= 0:
-        raise InputError("--images-count must be at least 64, --rounds at least 1, and --seconds more than 0.")
-    precision, reason = choose_precision(options.precision, "cpu")
+    if options.rounds < 1 or options.seconds <= 0:
+        raise InputError("--rounds must be at least 1, and --seconds more than 0.")
+    precision, reason = choose_precision("auto", "cpu")
     listed = variants(count_cores(), Compute(precision=precision))
-    if unknown := set(options.only or ()) - set(listed):
-        raise InputError(f"--only is {min(unknown)!r}, but must be one of: {'; '.join(listed)}.")
-    listed = {name: setup for name, setup in listed.items() if options.only is None or name in options.only}
     facts = machine()
     progress(f"{len(listed)} variants, {options.rounds} rounds of {options.seconds:g} s; {precision}: {reason}")
     runs, busy = _measure_all(listed, options)
@@ -291,11 +286,10 @@ def _measure_all(listed: Mapping[str, Setup], options: argparse.Namespace) -> tu
 
 
 def _images(options: argparse.Namespace) -> tuple[Hyperparameters, Images]:
-    n_images = round(options.images_count / (1 - VALIDATION_FRACTION))
     if options.images is None:
         space = load_space("cifar10", (f"dataset.validation_fraction={VALIDATION_FRACTION}",))
-        return space.baseline, Images(space.dataset, n_images)
-    space = load_space("cifar10", folder_settings(options.images, n_images))
+        return space.baseline, Images(space.dataset, N_IMAGES)
+    space = load_space("cifar10", folder_settings(options.images, N_IMAGES))
     images = Images(space.dataset, None)
     images.open()  # decodes the images before any measurement
     return space.baseline, images

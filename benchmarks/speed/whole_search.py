@@ -64,7 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=12, help="default: 12")
     parser.add_argument("--max-epochs", type=int, default=9, help="of a trial, 3^k (default: 9)")
     parser.add_argument("--rounds", type=int, default=3, help="searches of each kind (default: 3)")
-    parser.add_argument("--loader-workers", type=int, default=2, metavar="N", help="of the textbook (default: 2)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for both searches")
     return run_command(parser, _run, arguments)
 
@@ -133,7 +132,7 @@ def _run(options: argparse.Namespace) -> int:
                 progress(f"round {round_number} of {options.rounds}: {name} starts")
                 space, settings = choice(options, round_number)
                 words = [space, *(word for setting in settings for word in ("--set", setting))]
-                several.append(_ours(words) if name == OURS else _textbook(words, options.loader_workers))
+                several.append(_ours(words) if name == OURS else _textbook(words))
                 run = several[-1]
                 busy = busy_warning(run.cores_busy_before)
                 progress(f"round {round_number}: {name}: {run.wall_s:.1f} s, {run.epochs} epochs{busy}")
@@ -164,9 +163,8 @@ def _print(options: argparse.Namespace, runs: dict[str, list[SearchRun]], facts:
     )
 
 
-def _textbook(words: Sequence[str], loader_workers: int) -> SearchRun:
-    command = ["-m", "benchmarks.replay.stock_search", "--textbook", *words, "--loader-workers", str(loader_workers)]
-    wall_s, busy, output = _timed(command)
+def _textbook(words: Sequence[str]) -> SearchRun:
+    wall_s, busy, output = _timed(["-m", "benchmarks.replay.stock_search", "--textbook", *words])
     content = json.loads(output.splitlines()[-1])
     return SearchRun(wall_s, busy, content["trials"], content["epochs"], content["best_validation_accuracy"])
 
