@@ -18,12 +18,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.replay.measure_curves import Job, train
 from benchmarks.speed.images import add_images_argument, folder_settings, images_facts, settings_of
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
 from benchmarks.stats import difference
 from search.processes.helper_pool import count_cores
-from spaces import Hyperparameters, InputError, Space, load_space
+from spaces import Dataset, Hyperparameters, InputError, Space, load_space
 from spaces.command import CommandParser, run_command
 from spaces.errors import RunError
 from trainable.compute import Compute, choose_precision
@@ -125,18 +124,9 @@ def _ours(arguments: list[str], epochs: int) -> Found:
     from search.experiment.folder import open_experiment
 
     with tempfile.TemporaryDirectory(prefix="dws-benchmark-") as results:
-        place = [
-            "--results",
-            results,
-            "--name",
-            NAME,
-            "--quiet",
-            "--epoch-budget",
-            str(epochs),
-            "--set",
-            "confirm.top=0",
-        ]
-        wall_s, _ = _timed(["-m", "search.run", *arguments, *place])
+        place = ["--results", results, "--name", NAME, "--quiet"]
+        limits = ["--epoch-budget", str(epochs), "--set", "confirm.top=0"]
+        wall_s, _ = _timed(["-m", "search.run", *arguments, *place, *limits])
         history = open_experiment(NAME, Path(results)).history()
         best = winner(rank(history))
         if best is None or best.validation_accuracy is None:
@@ -154,24 +144,37 @@ def _stock(arguments: list[str], epochs: int) -> Found:
 def _replicate_accuracies(
     space: Space, configs: dict[str, Hyperparameters], n_seeds: int, seed: int
 ) -> dict[str, list[float]]:
-    """Accuracies after the last epoch, 0 to 1; 0 after divergence. Run `i` has the same seed for all configurations."""
+    """Accuracies after the last epoch. Run `i` has the same seed for all configurations."""
     compute = Compute(precision=choose_precision(space.training.precision, "cpu")[0])
+    fixed = (space.dataset, compute, space.training.max_epochs, FRESH_SEED + seed)
     # The processes read these when they start.
     os.environ.update(ALLOCATOR_ENVIRONMENT, OMP_NUM_THREADS="1")
     with ProcessPoolExecutor(count_cores(), multiprocessing.get_context("spawn")) as pool:
         futures = {
-            title: [
-                pool.submit(train, Job(i, config, FRESH_SEED + seed, space.training.max_epochs, space.dataset, compute))
-                for i in range(n_seeds)
-            ]
+            title: [pool.submit(last_accuracy, config, i, *fixed) for i in range(n_seeds)]
             for title, config in configs.items()
         }
-        curves = {title: [future.result() for future in several] for title, several in futures.items()}
-    n_epochs = space.training.max_epochs
-    return {
-        title: [curve.epochs[-1][-1] if len(curve.epochs) == n_epochs else 0.0 for curve in several]
-        for title, several in curves.items()
-    }
+        return {title: [future.result() for future in several] for title, several in futures.items()}
+
+
+def last_accuracy(
+    config: Hyperparameters, number: int, dataset: Dataset, compute: Compute, max_epochs: int, seed: int
+) -> float:
+    """Train in this process, with one thread; the last accuracy, 0 to 1, or 0 after divergence."""
+    import torch
+
+    from trainable.data.datasets import prepare_training_data
+    from trainable.fit_evaluate import FitEvaluate
+    from trainable.seeding import RunSeed
+
+    torch.set_num_threads(1)
+    data = prepare_training_data(dataset)
+    run = FitEvaluate(data.train, data.validation, config, RunSeed(seed, number), compute)
+    for _ in range(max_epochs):
+        result = run.run_epoch()
+        if result.diverged:
+            return 0.0
+    return result.validation_accuracy
 
 
 def _timed(arguments: list[str]) -> tuple[float, str]:

@@ -1,144 +1,87 @@
 """Stores learning curves of random configurations: `python -m benchmarks.replay.measure_curves SPACE --name NAME`.
 
-`benchmarks.replay` replays searches on these tables. No run is stopped early, unless its loss is not finite.
+`benchmarks.replay` replays searches on these tables. The curves are measured by `search.run`, as the experiment
+`results/curves-NAME`, with random proposals and without stopping. The same command resumes after an interruption.
 """
 
 import argparse
 import csv
 import gzip
 import io
-import json
-import multiprocessing
-import os
+import subprocess
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 
+from benchmarks.replay.tables import FOLDER
 from benchmarks.speed.images import images_facts
-from benchmarks.speed.report import machine, progress
-from search.policy.study import distributions
-from search.processes.helper_pool import count_cores
-from spaces import Hyperparameters, InputError, Space, load_space
+from benchmarks.speed.report import machine
+from search.experiment.command_lines import DEFAULT_RESULTS
+from search.experiment.folder import is_experiment, open_experiment
+from search.experiment.history import Trial
+from spaces import InputError, Space, load_space
 from spaces.command import DEFAULT_SPACE, CommandParser, add_space_arguments, run_command
-from spaces.schema import Dataset
-from trainable.compute import Compute, choose_precision
-from trainable.environment import ALLOCATOR_ENVIRONMENT
+from spaces.errors import RunError
+from trainable.compute import choose_precision
 from trainable.files import replacing, write_json
 
-FOLDER = Path(__file__).parent / "curves"
 MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One configuration to train in another process."""
-
-    number: int
-    hyperparameters: Hyperparameters
-    seed: int
-    epochs: int
-    dataset: Dataset
-    compute: Compute
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Learning curve of one configuration.
-
-    Attributes:
-        number: number of the configuration.
-        epochs: values of `MEASURED` for each epoch; fewer epochs than asked for if the loss was not finite.
-        seconds: wall-clock time of training and validation.
-    """
-
-    number: int
-    epochs: list[list[float]]
-    seconds: float
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m benchmarks.replay.measure_curves",
-        description="Train random configurations of a space to the end, and store their learning curves.",
+        description="Train the baseline and random configurations of a space to the end, and store their curves.",
         epilog="example: python -m benchmarks.replay.measure_curves quickstart --set training.max_epochs=27 "
         "--set dataset.images_per_epoch=384 --name digits",
     )
     add_space_arguments(parser)
     parser.add_argument("--name", required=True, help=f"of the table: NAME.csv.gz and NAME.json in {FOLDER.name}/")
     parser.add_argument("--configs", type=int, default=160, help="default: 160")
-    parser.add_argument("--at-once", type=int, metavar="N", help="runs at once, a thread each (default: one a core)")
     return run_command(parser, _run, arguments)
 
 
-def random_configs(space: Space, n: int) -> list[Hyperparameters]:
-    """Proposals of random search; a larger `n` only appends configurations."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.search.seed))
-    searched = distributions(space)
-    return [space.complete(study.ask(searched).params) for _ in range(n)]
-
-
-def train(job: Job) -> Curve:
-    """Train one configuration in this process, with one thread."""
-    import torch
-
-    from trainable.fit_evaluate import FitEvaluate
-    from trainable.seeding import RunSeed
-
-    torch.set_num_threads(1)
-    data = _data(job.dataset)
-    began = time.perf_counter()
-    run = FitEvaluate(data.train, data.validation, job.hyperparameters, RunSeed(job.seed, job.number), job.compute)
-    epochs: list[list[float]] = []
-    while len(epochs) < job.epochs:
-        result = run.run_epoch()
-        if result.diverged:
-            break
-        epochs.append([round(getattr(result, name), 6) for name in MEASURED])
-    return Curve(job.number, epochs, time.perf_counter() - began)
-
-
-@cache
-def _data(dataset: Dataset) -> Any:
-    from trainable.data.datasets import prepare_training_data
-
-    return prepare_training_data(dataset)
-
-
 def _run(options: argparse.Namespace) -> int:
-    if options.configs < 1 or (options.at_once is not None and options.at_once < 1):
-        raise InputError("--configs and --at-once must be at least 1.")
-    space = load_space(options.space or DEFAULT_SPACE, options.set)
-    FOLDER.mkdir(exist_ok=True)
+    if options.configs < 1:
+        raise InputError("--configs must be at least 1.")
+    name = options.space or DEFAULT_SPACE
+    space = load_space(name, options.set)
     precision, reason = choose_precision(space.training.precision, "cpu")
+    _search([name, *search_settings(options.set, options.configs)], f"curves-{options.name}")
+    trials = list(open_experiment(f"curves-{options.name}", DEFAULT_RESULTS).history().trials.values())
+    with replacing(FOLDER / f"{options.name}.csv.gz") as temporary:
+        temporary.write_bytes(gzip.compress(table_text(space, trials).encode(), mtime=0))
+    last = [trial.epochs[-1].validation_accuracy for trial in trials if trial.status == "completed"]
     facts = {
         "space": space_facts(space),
         "configs": options.configs,
         "precision": f"{precision}: {reason}",
         "images": images_facts(space.dataset),
         "machine": machine(),
+        "found": {
+            "diverged": sum(trial.status == "diverged" for trial in trials),
+            "last_accuracy_quantiles": {str(q): round(float(np.quantile(last, q)), 4) for q in (0, 0.25, 0.5, 0.75, 1)},
+            "seconds_of_all_cores": round(sum(trial.seconds for trial in trials)),
+        },
     }
-    configs = random_configs(space, options.configs)
-    # This takes hours: each curve is saved at once, and a second call continues with the missing curves.
-    partial = FOLDER / f".{options.name}.jsonl"
-    curves = _read(partial, facts["space"])
-    jobs = [
-        Job(number, config, space.search.seed, space.training.max_epochs, space.dataset, Compute(precision=precision))
-        for number, config in enumerate(configs)
-        if number not in curves
-    ]
-    progress(f"{len(jobs)} of {options.configs} configurations, {space.training.max_epochs} epochs each, {precision}")
-    _train_all(jobs, curves, partial, options.at_once or count_cores())
-    _write(options.name, space, configs, curves, facts)
-    partial.unlink()
+    write_json(FOLDER / f"{options.name}.json", facts)
     return 0
+
+
+def search_settings(overrides: list[str], n_configs: int) -> list[str]:
+    """Arguments of `search.run` with which it trains `n_configs` configurations to the end."""
+    limits = ("search.epoch_budget=null", "search.time_budget=null", "confirm.top=0")
+    random = (f"search.trials={n_configs}", "search.sampler=random", "search.asha=off")
+    return [word for setting in (*overrides, *random, *limits) for word in ("--set", setting)]
+
+
+def _search(arguments: list[str], experiment: str) -> None:
+    how = "--resume" if is_experiment(DEFAULT_RESULTS / experiment) else "--name"
+    done = subprocess.run([sys.executable, "-m", "search.run", *arguments, how, experiment], check=False)
+    if done.returncode != 0:
+        raise RunError(f"search.run ended with code {done.returncode}. The same command resumes.")
 
 
 def space_facts(space: Space) -> dict[str, Any]:
@@ -149,63 +92,19 @@ def space_facts(space: Space) -> dict[str, Any]:
     return content
 
 
-def _read(partial: Path, space: dict[str, Any]) -> dict[int, Curve]:
-    if not partial.exists():
-        partial.write_text(json.dumps(space) + "\n", encoding="utf-8")
-        return {}
-    first, *lines = partial.read_text(encoding="utf-8").splitlines()
-    if json.loads(first) != json.loads(json.dumps(space)):
-        raise InputError(f"{partial} was begun with another space: finish that one, or remove the file.")
-    return {curve.number: curve for curve in (Curve(**json.loads(line)) for line in lines)}
-
-
-def _train_all(jobs: list[Job], curves: dict[int, Curve], partial: Path, at_once: int) -> None:
-    if not jobs:
-        return
-    # The processes read these when they start.
-    os.environ.update(ALLOCATOR_ENVIRONMENT, OMP_NUM_THREADS="1")
-    _data(jobs[0].dataset)  # decode once, before several processes need the images
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(at_once, len(jobs)), context) as pool, partial.open("a", encoding="utf-8") as file:
-        futures = [pool.submit(train, job) for job in jobs]
-        try:
-            for n_done, future in enumerate(as_completed(futures), 1):
-                curve = future.result()
-                curves[curve.number] = curve
-                file.write(json.dumps(asdict(curve)) + "\n")
-                file.flush()
-                progress(f"{n_done} of {len(jobs)}: {_sentence(curve)}")
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _sentence(curve: Curve) -> str:
-    last = f"{curve.epochs[-1][-1]:.2%}" if curve.epochs else "-"
-    return f"configuration {curve.number}, {len(curve.epochs)} epochs: {last}, {curve.seconds:.0f} s"
-
-
-def _write(
-    name: str, space: Space, configs: list[Hyperparameters], curves: dict[int, Curve], facts: dict[str, Any]
-) -> None:
+def table_text(space: Space, trials: list[Trial]) -> str:
+    """The table as CSV: a row for each epoch before divergence, or a row without an epoch."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    parameters = list(space.searched)
-    writer.writerow(["config", *parameters, "epoch", *MEASURED])
-    for number, config in enumerate(configs):
-        values = [format(getattr(config, parameter), ".9g") for parameter in parameters]
-        for epoch, measured in enumerate(curves[number].epochs, 1):
-            writer.writerow([number, *values, epoch, *measured])
-        if not curves[number].epochs:
-            writer.writerow([number, *values, "", *[""] * len(MEASURED)])
-    with replacing(FOLDER / f"{name}.csv.gz") as temporary:
-        temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    last = np.array([curves[number].epochs[-1][-1] if curves[number].epochs else 0.0 for number in range(len(configs))])
-    facts["found"] = {
-        "diverged": sum(len(curve.epochs) < space.training.max_epochs for curve in curves.values()),
-        "last_accuracy_quantiles": {str(q): round(float(np.quantile(last, q)), 4) for q in (0, 0.25, 0.5, 0.75, 1)},
-        "seconds_of_all_cores": round(sum(curve.seconds for curve in curves.values())),
-    }
-    write_json(FOLDER / f"{name}.json", facts)
+    writer.writerow(["config", *space.searched, "epoch", *MEASURED])
+    for trial in trials:
+        values = [format(getattr(trial.config, parameter), ".9g") for parameter in space.searched]
+        epochs = [epoch for epoch in trial.epochs if not epoch.diverged]
+        for epoch in epochs:
+            writer.writerow([trial.number, *values, epoch.epoch, *(round(getattr(epoch, key), 6) for key in MEASURED)])
+        if not epochs:
+            writer.writerow([trial.number, *values, "", *[""] * len(MEASURED)])
+    return text.getvalue()
 
 
 if __name__ == "__main__":

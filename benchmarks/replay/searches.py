@@ -2,8 +2,9 @@
 
 import heapq
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from optuna.samplers import RandomSampler
 
 from benchmarks.replay.arms import Arm, OwnArm, space_of
 from benchmarks.replay.surrogate import Surrogate
-from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube
+from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube, read_table
 from search.experiment.events import EpochDone
 from search.experiment.history import History
 from search.policy.rungs import chance_accuracy
@@ -21,6 +22,8 @@ from search.policy.study import distributions
 from spaces import Space
 from spaces.parameters import Number
 
+# Epochs of a completed trial.
+EPOCHS = 27
 # Number of trials at once, unless a command says otherwise.
 N_WORKERS = 4
 # Largest deviation of an epoch's length, as a share of it.
@@ -55,11 +58,7 @@ class Searcher(Protocol):
 
 
 class OwnSearch:
-    """A search of the project, decided by the same `SearchState` as in `search.run`.
-
-    Args:
-        state: state of the search.
-    """
+    """A search of the project, decided by the same `SearchState` as in `search.run`."""
 
     def __init__(self, state: SearchState) -> None:
         self.state = state
@@ -159,7 +158,7 @@ class HandedBack:
         self._completed: tuple[float, int] | None = None
         self._last: dict[int, tuple[int, float]] = {}
 
-    def take_in(self, trial: int, epoch: int, accuracy: float) -> int:
+    def record(self, trial: int, epoch: int, accuracy: float) -> int:
         """Record a result and return the number of the first trial."""
         if epoch == self._epochs:
             found = (accuracy, -trial)
@@ -206,7 +205,7 @@ def drive(searcher: Searcher, surrogate: Surrogate, seed: int, budget: int, n_wo
         accuracy = float(runs[number][0][epoch - 1])
         n_completed += epoch == surrogate.table.epochs
         goes_on = searcher.record(number, epoch, accuracy)
-        handed_back = leader.take_in(number, epoch, accuracy)
+        handed_back = leader.record(number, epoch, accuracy)
         regret[n_trained] = 100 * (surrogate.best - runs[handed_back][1])
         if goes_on:
             heapq.heappush(busy, (now + _epoch_length(speeds[worker]), worker, number, epoch + 1))
@@ -219,27 +218,15 @@ def _epoch_length(speed: random.Random) -> float:
     return 1 + speed.uniform(-JITTER, JITTER)
 
 
-# Other processes cannot unpickle functions of `__main__`, so these are here.
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Some seeds of one arm on one table."""
-
-    setting: str
-    arm: Arm
-    seeds: tuple[int, ...]
-    n_workers: int
+@cache
+def surrogate_of(table: str, model: str) -> Surrogate:
+    """The surrogate of a stored table, fitted once in each process."""
+    return Surrogate(read_table(table).first_epochs(EPOCHS), model)
 
 
-_surrogates: dict[str, Surrogate] = {}
-
-
-def set_surrogates(surrogates: dict[str, Surrogate]) -> None:
-    """Give a process the surrogates of its jobs, by setting."""
-    _surrogates.update(surrogates)
-
-
-def replay_job(job: Job) -> list[Replay]:
-    """Replay the searches of a job, in the order of its seeds."""
-    surrogate = _surrogates[job.setting]
+# Here and not in the command: other processes cannot unpickle functions of `__main__`.
+def replay_seeds(table: str, model: str, arm: Arm, seeds: Sequence[int], n_workers: int) -> list[Replay]:
+    """Replay searches of one arm on one stored table, in the order of `seeds`."""
+    surrogate = surrogate_of(table, model)
     budget = BUDGET_IN_TRIALS * surrogate.table.epochs
-    return [replay(job.arm, surrogate, seed, budget, job.n_workers) for seed in job.seeds]
+    return [replay(arm, surrogate, seed, budget, n_workers) for seed in seeds]

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -22,11 +21,8 @@ from spaces.removed import with_current_keys
 
 FOLDER = Path(__file__).parent / "curves"
 N_CLASSES = 10
-# Largest rounding error of stored accuracies, which have at least five digits.
-ROUNDING = 6e-6
 # A run is at chance if its number of correct images differs from a tenth of all by at most this many images.
 AT_CHANCE_IMAGES = 2
-MOST_IMAGES = 20_000
 
 Array = NDArray[np.float64]
 
@@ -42,8 +38,6 @@ class Table:
         curves: (N, E) validation accuracies, 0 to 1; chance accuracy after divergence.
         repeats: (S, E) curves of several seeds for some configurations, including the curve in `curves`.
         n_images: number of images that accuracies were measured on.
-        facts: description of how the table was made.
-        folder: folder of the files.
     """
 
     name: str
@@ -52,8 +46,6 @@ class Table:
     curves: Array
     repeats: tuple[Array, ...]
     n_images: int
-    facts: Mapping[str, Any]
-    folder: Path = FOLDER
 
     @property
     def epochs(self) -> int:
@@ -73,77 +65,52 @@ class Table:
         repeats = tuple(curves[:, :epochs] for curves in self.repeats)
         return replace(self, curves=self.curves[:, :epochs], repeats=repeats)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A space's parameters cannot be pickled, so other processes read the files.
-        return _stored, (self.name, self.folder, self.epochs)
+
+def stored_tables() -> list[str]:
+    """Names of the stored tables."""
+    return sorted(path.name.removesuffix(".csv.gz") for path in FOLDER.glob("*.csv.gz"))
 
 
-def stored_tables(folder: Path = FOLDER) -> list[str]:
-    """Names of the tables in a folder."""
-    return sorted(path.name.removesuffix(".csv.gz") for path in folder.glob("*.csv.gz"))
-
-
-def read_table(name: str, folder: Path = FOLDER) -> Table:
+def read_table(name: str) -> Table:
     """Read NAME.csv.gz and NAME.json.
 
     Raises:
         InputError: the table does not exist or is not complete.
     """
-    if not (folder / f"{name}.csv.gz").is_file() or not (folder / f"{name}.json").is_file():
-        stored = ", ".join(stored_tables(folder)) or "none"
-        raise InputError(f"`{name}` is not a table of learning curves: in {folder.name}/ there are {stored}.")
-    facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    if name not in stored_tables():
+        raise InputError(f"`{name}` is not a table of learning curves: there are {', '.join(stored_tables())}.")
+    facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     space = space_from_text(yaml.safe_dump(with_current_keys(facts["space"])), f"{name}.json", name)
-    with gzip.open(folder / f"{name}.csv.gz", "rt", encoding="utf-8") as file:
-        return replace(table_from_text(name, space, file.read(), facts), folder=folder)
+    with gzip.open(FOLDER / f"{name}.csv.gz", "rt", encoding="utf-8") as file:
+        return table_from_text(name, space, file.read(), facts["images"]["n_validation"])
 
 
-def _stored(name: str, folder: Path, epochs: int) -> Table:
-    return read_table(name, folder).first_epochs(epochs)
-
-
-def table_from_text(name: str, space: Space, text: str, facts: Mapping[str, Any]) -> Table:
+def table_from_text(name: str, space: Space, text: str, n_images: int) -> Table:
     """Parse a table from CSV text. Rows with equal hyperparameters are seeds of one configuration.
 
     Raises:
         InputError: the epochs of a configuration are not consecutive.
     """
-    values: dict[str, dict[str, Number]] = {}
+    values: dict[str, tuple[Number, ...]] = {}
     accuracies: dict[str, list[float]] = {}
     for row in csv.DictReader(io.StringIO(text)):
         number = row["config"]
-        values[number] = {parameter: _number(space.searched[parameter], row[parameter]) for parameter in space.searched}
+        values[number] = tuple(_number(parameter, row[key]) for key, parameter in space.searched.items())
         found = accuracies.setdefault(number, [])
         if row["epoch"]:
             if int(row["epoch"]) != len(found) + 1:
                 raise InputError(f"{name}: configuration {number} has epoch {row['epoch']} after {len(found)}.")
             found.append(float(row["validation_accuracy"]))
-    n_images = images_of(accuracy for found in accuracies.values() for accuracy in found)
     chance = round(n_images / N_CLASSES) / n_images
     epochs = max(map(len, accuracies.values()))
     seeds: dict[tuple[Number, ...], list[list[float]]] = {}
     for number, found in accuracies.items():
-        filled = found + [chance] * (epochs - len(found))
-        seeds.setdefault(tuple(values[number].values()), []).append(filled)
+        seeds.setdefault(values[number], []).append(found + [chance] * (epochs - len(found)))
     unit = [in_unit_cube(space, dict(zip(space.searched, key, strict=True))) for key in seeds]
     # Undo the rounding of the stored accuracies.
     curves = np.round(np.array([found[0] for found in seeds.values()]) * n_images) / n_images
     repeats = tuple(np.array(found) for found in seeds.values() if len(found) > 1)
-    return Table(name, space, np.array(unit), curves, repeats, n_images, facts)
-
-
-def images_of(accuracies: Any) -> int:
-    """Smallest number of images of which all accuracies are whole multiples.
-
-    Raises:
-        InputError: no number below `MOST_IMAGES` fits.
-    """
-    different = np.unique(np.fromiter(accuracies, float))
-    for n_images in range(N_CLASSES, MOST_IMAGES):
-        counts = different * n_images
-        if np.abs(counts - np.round(counts)).max() <= ROUNDING * n_images:
-            return n_images
-    raise InputError(f"The accuracies are no fractions of a number of images under {MOST_IMAGES:,}.")
+    return Table(name, space, np.array(unit), curves, repeats, n_images)
 
 
 def in_unit_cube(space: Space, values: Mapping[str, Number]) -> Array:
