@@ -1,16 +1,26 @@
 """An experiment in a notebook: `from search import Experiment`."""
 
+import html
 from typing import TYPE_CHECKING
 
-from search.analysis.ranking import rank, winner
+import pandas as pd
+
+from search.analysis.csv_files import CURVE_COLUMNS, REPLICATE_COLUMNS, curve_rows, replicate_rows, trial_rows
+from search.analysis.ranking import RESULT_COLUMNS, lead_sentence, rank, winner
 from search.experiment import folder
 from search.experiment.history import History
+from search.policy.budget import progress_text
+from search.policy.space_change import counting_in
 from spaces.errors import InputError
-from spaces.parameters import Number
+from spaces.parameters import HYPERPARAMETER_NAMES, Number
+from spaces.printable import printable
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
     from plotly.graph_objects import Figure
+
+MOST_ROWS = 20  # rows of the HTML table: thousands of rows would slow the page of the notebook
+_OFTEN_MISSING = ("validation_accuracy", "validation_loss", "replicate_accuracy", "replicate_half_width")
+_PERCENTAGES = ("validation_accuracy", "replicate_accuracy", "replicate_half_width")
 
 
 class Experiment(folder.Experiment):
@@ -21,25 +31,19 @@ class Experiment(folder.Experiment):
     """
 
     @property
-    def trials(self) -> "DataFrame":
+    def trials(self) -> pd.DataFrame:
         """One row per trial, best first, with the columns of `trials.csv`; the index is the trial's number."""
-        from search.pages.frames import trials_frame
-
-        return trials_frame(self._existing_history())
+        return _trials_frame(self._existing_history())
 
     @property
-    def curves(self) -> "DataFrame":
+    def curves(self) -> pd.DataFrame:
         """One row per trial and epoch, with the columns of `curves.csv`."""
-        from search.pages.frames import curves_frame
-
-        return curves_frame(self._existing_history())
+        return pd.DataFrame(curve_rows(self._existing_history()), columns=list(CURVE_COLUMNS))
 
     @property
-    def replicates(self) -> "DataFrame":
+    def replicates(self) -> pd.DataFrame:
         """One row per replicate and epoch, with the columns of `replicates.csv`; empty without replicates."""
-        from search.pages.frames import replicates_frame
-
-        return replicates_frame(self._existing_history())
+        return pd.DataFrame(replicate_rows(self._existing_history()), columns=list(REPLICATE_COLUMNS))
 
     @property
     def best(self) -> dict[str, Number] | None:
@@ -50,25 +54,33 @@ class Experiment(folder.Experiment):
     @property
     def figures(self) -> "dict[str, Figure]":
         """The figures of the report about the search, by name; a figure that has no data yet is left out."""
-        from search.pages.plots import learning_curves, optimisation_history, parallel_coordinates, slices
-        from search.policy.space_change import counting_in
-        from search.policy.study import study_of
+        from search.pages import plots
 
         space, history, is_live = self.space, self._existing_history(), self.is_live()
         best = winner(rank(history, self.manifest.data.chance))
         trials, number = counting_in(space, history), best.trial if best else None
         made = {
-            "learning_curves": learning_curves(trials, number, space.rung_epochs, is_live),
-            "optimisation_history": optimisation_history(trials, number, study_of(space, history), is_live),
-            "parallel_coordinates": parallel_coordinates(space, trials, number),
-            **{f"slice_{name}": figure for name, figure in slices(space, trials, number, is_live).items()},
+            "learning_curves": plots.learning_curves(trials, number, space.rung_epochs, is_live),
+            "optimisation_history": plots.optimisation_history(trials, number, is_live),
+            "parallel_coordinates": plots.parallel_coordinates(space, trials, number),
+            **{f"slice_{name}": figure for name, figure in plots.slices(space, trials, number, is_live).items()},
         }
         return {name: figure for name, figure in made.items() if figure is not None}
 
     def _repr_html_(self) -> str:
-        from search.pages.frames import as_html
-
-        return as_html(self.name, self.space, self._existing_history(), self.manifest.data.chance)
+        """The leaderboard as HTML; all text from the experiment is escaped."""
+        history, space, chance = self._existing_history(), self.space, self.manifest.data.chance
+        frame = _trials_frame(history)
+        shown = ["rank", "status", "epochs", "validation_accuracy", "validation_loss"]
+        shown += ["replicate_accuracy", "replicate_half_width", "n_replicates"] if history.replicates else []
+        table = frame.loc[:, [*shown, *space.searched]].head(MOST_ROWS)
+        formats = {name: "{:.2%}".format for name in _PERCENTAGES if name in table}
+        n_hidden = len(frame) - len(table)
+        more = f"<p>and {n_hidden} more, in <code>trials</code></p>" if n_hidden else ""
+        title = f"<b>{html.escape(printable(self.name))}</b>: {progress_text(history, space)}."
+        sentence = html.escape(printable(lead_sentence(history, rank(history, chance), chance)))
+        body = table.to_html(formatters=formats, float_format="{:.3g}".format, na_rep="", escape=True, border=0)
+        return f"<div><p>{title} {sentence}</p>{body}{more}</div>"
 
     def _existing_history(self) -> History:
         # A folder whose name is misspelt must not look like a search without trials.
@@ -77,3 +89,9 @@ class Experiment(folder.Experiment):
                 f"{self.folder}: is not an experiment's folder, which holds experiment.yaml and journal.jsonl."
             )
         return self.history()
+
+
+def _trials_frame(history: History) -> pd.DataFrame:
+    frame = pd.DataFrame(trial_rows(rank(history)), columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
+    # pandas makes a column of None only an object column, and shows "None".
+    return frame.astype(dict.fromkeys(_OFTEN_MISSING, float)).set_index("trial")

@@ -1,19 +1,18 @@
-"""The figures at the head of a report, and the remarks about them."""
+"""The figures at the head of a report, and sentences about the state of the search and about the test images."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from search.analysis.columns import replicate_text
 from search.analysis.ranking import best_completed, over_baseline, points_text
 from search.analysis.stopping_findings import saved_epochs
-from search.experiment.manifest import seconds_used
-from search.pages.next_commands import go_on_line, is_unfinished
-from search.pages.report_data import ReportData
+from search.experiment.command_lines import command_on
+from search.experiment.manifest import seconds_used, use_of_test_set_text
+from search.pages.report_data import ReportData, go_on_line, is_unfinished
 from search.policy.budget import epochs_trained
 from spaces.counted import counted, duration_text
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """A figure of the headline."""
 
     label: str
@@ -91,3 +90,24 @@ def remarks(known: ReportData) -> list[str]:
             f"{counted(n_aside, 'trial')} {lie} outside the space as it was changed later; the figures leave them out."
         )
     return found
+
+
+def retraining_sentences(known: ReportData) -> list[str]:
+    """Sentences about the uses and results of the test images."""
+    openings = [use_of_test_set_text(opening) for opening in known.manifest.test_openings]
+    if known.final_problem:
+        return [f"What retraining left cannot be shown: {known.final_problem}", *openings]
+    if known.final is None and openings:
+        return ["The test images were opened, but final/metrics.json is not here.", *openings]
+    if known.final is None:
+        how = (
+            f" To retrain the winner and test it once: {command_on('retrain', known.experiment)}" if known.best else ""
+        )
+        return [f"The test images have not been opened.{how}"]
+    final = known.final
+    seeds = ", ".join(f"{one.accuracy:.2%}" for one in final.test_accuracy_per_seed)
+    return [
+        f"Trial {final.trial} was retrained for {counted(final.epochs, 'epoch')} and tested on "
+        f"{final.tested_on.n_images:,} images. By seed: {seeds}. The interval is over seeds, not over test images.",
+        *openings,
+    ]

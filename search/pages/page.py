@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: they fetch nothing, and run two scripts of their own only."""
+"""Self-contained HTML pages: they fetch nothing, and run two scripts of their own only. And their colours."""
 
 import base64
 import hashlib
@@ -12,64 +12,52 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from search.pages.palette import css_variables, dark_by_light
 from spaces.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table whose headings sort it.
+class Shade:
+    """One role's colour on a light and on a dark page, as `#rrggbb`."""
 
-    Attributes:
-        name: heading.
-        number: whether cells are aligned as numbers.
-        first: order after the first press: `ascending`, or `descending` where more is better.
-        help: meaning of the column.
-    """
-
-    name: str
-    number: bool = True
-    first: str = "ascending"
-    help: str = ""
+    light: str
+    dark: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """Text and sort key of a cell; None is sorted last."""
+# Blue, orange and reddish purple are distinguishable with any kind of colour blindness (Wong, Nature Methods 8, 2011);
+# groups also differ in lightness, dash or marker. All light shades are different, because pages look up the dark shade
+# by the light one.
+PAPER = Shade("#ffffff", "#14181d")
+PANEL = Shade("#f4f6f8", "#1d232a")
+TEXT = Shade("#1b2026", "#e7ebf0")
+MUTED = Shade("#555f6a", "#a8b2bd")
+LINE = Shade("#d3d9e0", "#39424d")
+BLUE = Shade("#0b5cad", "#79b8f7")
+ORANGE = Shade("#b04a00", "#f2a65a")
+PURPLE = Shade("#8c2f78", "#e59ad3")
+GREY = Shade("#858e98", "#77818c")
+PALE_BLUE = Shade("#dbe8f6", "#22364c")
 
-    text: str
-    key: float | str | None
+SHADES: dict[str, Shade] = {
+    "paper": PAPER,
+    "panel": PANEL,
+    "text": TEXT,
+    "muted": MUTED,
+    "line": LINE,
+    "blue": BLUE,
+    "orange": ORANGE,
+    "purple": PURPLE,
+    "grey": GREY,
+    "pale-blue": PALE_BLUE,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row; `kind` is its class in the style sheet."""
-
-    cells: list[Cell]
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """Parts of every page. They are ours, and need no escaping in the template."""
-
-    security_policy: str
-    light_colours: Markup
-    dark_colours: Markup
-    css: Markup
-    dark_by_light: Markup
-    plotly: Markup
-    script: Markup
-
-
-def render(template: str, title: str, figures: Mapping[str, go.Figure], **content: Any) -> str:
+def render(title: str, figures: Mapping[str, go.Figure], **content: Any) -> str:
     """A page as one HTML text.
 
     Args:
-        template: name of a file in `assets/`.
         title: title of the page.
         figures: figures by the names that the template uses.
-        content: variables of the template. Their texts are escaped, and control characters are made visible.
+        content: variables of `assets/report.html`. Texts are escaped, and control characters are made visible.
     """
     environment = Environment(
         loader=PackageLoader("search.pages", "assets"),
@@ -78,9 +66,23 @@ def render(template: str, title: str, figures: Mapping[str, go.Figure], **conten
         finalize=_shown,
         trim_blocks=True,
     )
-    safe_figures = {name: Markup(figure_json(figure)) for name, figure in figures.items()}
-    return environment.get_template(template).render(
-        title=title, figures=safe_figures, page=_page(environment), **content
+
+    def asset(name: str) -> str:
+        assert environment.loader is not None
+        return environment.loader.get_source(environment, name)[0]
+
+    script, plotly = asset("report.js"), get_plotlyjs()
+    return environment.get_template("report.html").render(
+        title=title,
+        figures={name: Markup(figure_json(figure)) for name, figure in figures.items()},
+        security_policy=_security_policy(script, plotly),
+        light_colours=Markup(_css_variables(dark=False)),
+        dark_colours=Markup(_css_variables(dark=True)),
+        dark_by_light=Markup(json.dumps(dark_by_light())),
+        css=Markup(asset("report.css")),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        **content,
     )
 
 
@@ -97,36 +99,22 @@ def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _page(environment: Environment) -> _Page:
-    def asset(name: str) -> str:
-        assert environment.loader is not None
-        return environment.loader.get_source(environment, name)[0]
+def dark_by_light() -> dict[str, str]:
+    """Dark shades by light shades, for plots on dark pages."""
+    return {shade.light: shade.dark for shade in SHADES.values()}
 
-    script, plotly = asset("report.js"), get_plotlyjs()
-    return _Page(
-        security_policy=_security_policy(script, plotly),
-        light_colours=Markup(css_variables(dark=False)),
-        dark_colours=Markup(css_variables(dark=True)),
-        css=Markup(asset("report.css")),
-        dark_by_light=Markup(json.dumps(dark_by_light())),
-        plotly=Markup(plotly),
-        script=Markup(script),
-    )
+
+def _css_variables(dark: bool) -> str:
+    return " ".join(f"--{name}: {shade.dark if dark else shade.light};" for name, shade in SHADES.items())
 
 
 def _security_policy(*scripts: str) -> str:
     """A policy that loads nothing and runs only `scripts`. Plotly needs inline style sheets."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {hashes}",
-            "style-src 'unsafe-inline'",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
     )
 
 

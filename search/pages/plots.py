@@ -1,25 +1,23 @@
 """The figures of a report. Pure functions of the history; text from a folder is escaped in every figure.
 
-The line of the best trial so far is Optuna's (`plot_optimization_history`). Optuna's slices and parallel coordinates
-show completed trials only, and ASHA completes about one trial in five; ours show stopped trials in grey.
+Optuna's own figures show completed trials only, and ASHA completes about one trial in five; ours show all.
 """
 
 import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import plotly.graph_objects as go
-from optuna.study import Study
-from optuna.visualization import plot_optimization_history
 
 from search.analysis.columns import short, short_name
 from search.analysis.importance import Importance
 from search.analysis.rung_statistics import RungSurvival
 from search.experiment.final_results import FinalResults
 from search.experiment.history import Trial
-from search.pages.palette import BLUE, GREY, LINE, MUTED, ORANGE, PAPER, PURPLE, TEXT, Shade
+from search.pages.page import BLUE, GREY, LINE, MUTED, ORANGE, PAPER, PURPLE, TEXT, Shade
 from spaces.parameters import Choice, LogUniform, Number, Searched
 from spaces.printable import printable
 from spaces.schema import Space
@@ -54,41 +52,25 @@ _BEST_QUARTER = _Group("best quarter", BLUE, 2, "solid", "circle")
 _GROUPS = (_STOPPED, _FAILED, _RUNNING, _UNFINISHED, _COMPLETED, _REST, _BEST_QUARTER, _BASELINE, _WINNER)
 _BY_STATUS = {"stopped": _STOPPED, "failed": _FAILED, "diverged": _FAILED, "running": _RUNNING, "completed": _COMPLETED}
 
+_PERCENT = {"tickformat": ".0%"}
 _Points = list[tuple[float, float, str]]  # x, y and hover text of each point of a trial's line
 
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """An axis of the parallel coordinates.
-
-    Attributes:
-        name: heading.
-        low, high: values at the ends.
-        value: of a trial.
-        is_log: whether the scale is logarithmic.
-        is_share: whether values are shown in per cent.
-    """
+    """An axis of the parallel coordinates: its heading, the values at its ends, its scale, and a trial's value."""
 
     name: str
     low: float
     high: float
     value: Callable[[Trial], float]
-    is_log: bool = False
-    is_share: bool = False
+    text: Callable[[float], str] = short
+    scale: Callable[[float], float] = float
 
     def position(self, trial: Trial) -> float:
         """0 at the low end, 1 at the high end; 0.5 where the ends are equal."""
-        scale = math.log if self.is_log else float
-        low, high = scale(self.low), scale(self.high)
-        return (scale(self.value(trial)) - low) / (high - low) if high > low else 0.5
-
-    def text(self, value: float) -> str:
-        return f"{value:.1%}" if self.is_share else short(value)
-
-
-def plot_text(text: object) -> str:
-    """Text that plotly shows as it is; plotly would interpret tags."""
-    return html.escape(printable(text))
+        low, high = self.scale(self.low), self.scale(self.high)
+        return (self.scale(self.value(trial)) - low) / (high - low) if high > low else 0.5
 
 
 def drawn(trials: Sequence[Trial], winner: int | None, n_most: int) -> list[Trial]:
@@ -101,24 +83,25 @@ def drawn(trials: Sequence[Trial], winner: int | None, n_most: int) -> list[Tria
     return kept + [others[i * len(others) // n_others] for i in range(n_others)]
 
 
-def empty_figure(x_title: str, y_title: str, height_px: int = 380) -> go.Figure:
-    """Axes in the style of the pages, without data."""
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        height=height_px,
-        margin={"l": 60, "r": 16, "t": 30, "b": 50},
-        paper_bgcolor=PAPER.light,
-        plot_bgcolor=PAPER.light,
-        font={"color": TEXT.light, "family": FONT, "size": 13},
-        hoverlabel={"font": {"family": FONT}},
-        hovermode="closest",
-        showlegend=False,  # the page has a legend of its own, for keyboards and narrow screens
-    )
+def _figure(
+    x_title: str, y_title: str, height_px: int, traces: Sequence[Any], x: Mapping[str, Any], y: Mapping[str, Any]
+) -> go.Figure:
+    """Traces in axes in the style of the pages; `x` and `y` are more settings of the axes."""
     axis = {"gridcolor": LINE.light, "linecolor": LINE.light, "zeroline": False, "automargin": True}
-    figure.update_xaxes(title={"text": x_title, "standoff": 8}, **axis)
-    figure.update_yaxes(title={"text": y_title, "standoff": 8}, **axis)
-    return figure
+    layout = {
+        "template": "none",
+        "height": height_px,
+        "margin": {"l": 60, "r": 16, "t": 30, "b": 50},
+        "paper_bgcolor": PAPER.light,
+        "plot_bgcolor": PAPER.light,
+        "font": {"color": TEXT.light, "family": FONT, "size": 13},
+        "hoverlabel": {"font": {"family": FONT}},
+        "hovermode": "closest",
+        "showlegend": False,  # the page has a legend of its own, for keyboards and narrow screens
+        "xaxis": {"title": {"text": x_title, "standoff": 8}, **axis, **x},
+        "yaxis": {"title": {"text": y_title, "standoff": 8}, **axis, **y},
+    }
+    return go.Figure(traces, layout)
 
 
 def learning_curves(
@@ -137,25 +120,25 @@ def learning_curves(
         epochs = [(epoch.epoch, epoch.validation_accuracy) for epoch in trial.epochs if not epoch.diverged]
         return [(epoch, value, f"trial {trial.number}, epoch {epoch}: {value:.2%}") for epoch, value in epochs]
 
-    figure = empty_figure("epoch", "validation accuracy")
+    traces = []
     n_of_kind = {group: len(members) for group, members in _by_kind(trials, winner, is_live)}
     for group, members in _by_kind(drawn(trials, winner, MOST_CURVES), winner, is_live):
         trace = _lines(group, [points(trial) for trial in members])
         trace.update(mode="lines+markers", marker=_marker(group, 4 + group.width))
         if group not in (_BASELINE, _WINNER):
             trace.update(name=f"{group.name} ({n_of_kind[group]:,})")
-        figure.add_trace(trace)
+        traces.append(trace)
+    whole_numbers = {"dtick": 1, "tick0": 0} if rung_epochs[-1] <= 12 else {"tickformat": ",d"}
+    x = {"rangemode": "tozero", **whole_numbers}
+    figure = _figure("epoch", "validation accuracy", 380, traces, x, _PERCENT)
     for epoch in rung_epochs[:-1]:
         _mark(figure, epoch, f"rung {epoch}", MUTED, {"width": 1, "dash": "dot"})
-    whole_numbers = {"dtick": 1, "tick0": 0} if rung_epochs[-1] <= 12 else {"tickformat": ",d"}
-    figure.update_xaxes(rangemode="tozero", **whole_numbers)
-    figure.update_yaxes(tickformat=".0%")
     return figure
 
 
 def rung_bars(rungs: Sequence[RungSurvival]) -> go.Figure:
     """Number of trials that passed each rung, were stopped at it, failed or wait, as stacked bars."""
-    figure = empty_figure("trials", "", height_px=120 + 60 * len(rungs))
+    traces = []
     for name, colour, pattern, attribute in (
         ("went on", BLUE, "", "passed"),
         ("stopped", GREY, "/", "stopped"),
@@ -166,32 +149,25 @@ def rung_bars(rungs: Sequence[RungSurvival]) -> go.Figure:
         if any(counts.values()):
             shape = {"shape": pattern, "fgcolor": PAPER.light, "fillmode": "overlay"}
             marker = {"color": colour.light, "pattern": shape}
-            figure.add_trace(_bars(counts, marker, f"%{{y}}: %{{x}} {name}<extra></extra>", name=name))
-    figure.update_layout(barmode="stack", bargap=0.35)
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(rangemode="tozero", tickformat=",d")
-    return figure
+            traces.append(_bars(counts, marker, f"%{{y}}: %{{x}} {name}<extra></extra>", name=name))
+    x = {"rangemode": "tozero", "tickformat": ",d"}
+    figure = _figure("trials", "", 120 + 60 * len(rungs), traces, x, {"autorange": "reversed"})
+    return figure.update_layout(barmode="stack", bargap=0.35)
 
 
-def optimisation_history(trials: Sequence[Trial], winner: int | None, study: Study, is_live: bool) -> go.Figure:
-    """Last accuracy of each trial by its number, and Optuna's line of the best completed trial so far.
-
-    Args:
-        trials: trials inside the space.
-        winner: number of the winner.
-        study: as `study_of` gives it.
-        is_live: whether the search runs.
-    """
-    figure = empty_figure("trial", "validation accuracy where it ended")
-    for trace in plot_optimization_history(study).data:
-        if trace.mode == "lines" and len(trace.x):
-            # Without `skip`, hovering shows the line instead of the trials on it.
-            line = {"color": BLUE.light, "width": 2, "shape": "hv"}
-            figure.add_trace(trace.update(name="best completed so far", line=line, hoverinfo="skip"))
+def optimisation_history(trials: Sequence[Trial], winner: int | None, is_live: bool) -> go.Figure:
+    """Last accuracy of each trial by its number, and the best completed trial so far."""
+    completed = [trial for trial in _with_end(trials) if trial.status == "completed"]
+    traces = []
+    if completed:
+        best = list(accumulate((_end(trial) or 0.0 for trial in completed), max))
+        line = {"color": BLUE.light, "width": 2, "shape": "hv"}
+        # Without `skip`, hovering shows the line instead of the trials on it.
+        more = {"name": "best completed so far", "mode": "lines", "line": line, "hoverinfo": "skip"}
+        traces.append(go.Scatter(x=[trial.number for trial in completed], y=best, **more))
     for group, members in _by_kind(_with_end(drawn(trials, winner, MOST_POINTS)), winner, is_live):
-        figure.add_trace(_points(group, members, [trial.number for trial in members]))
-    figure.update_yaxes(tickformat=".0%")
-    return figure
+        traces.append(_points(group, members, [trial.number for trial in members]))
+    return _figure("trial", "validation accuracy where it ended", 380, traces, {}, _PERCENT)
 
 
 def parallel_coordinates(space: Space, trials: Sequence[Trial], winner: int | None) -> go.Figure | None:
@@ -208,30 +184,36 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], winner: int | No
         texts = [f"trial {trial.number}: {axis.name} {axis.text(axis.value(trial))}" for axis in axes]
         return [(i, axis.position(trial), text) for i, (axis, text) in enumerate(zip(axes, texts, strict=True))]
 
-    figure = empty_figure("", "", height_px=420)
-    for group, members in _by_quarter(shown, winner):
-        figure.add_trace(_lines(group, [points(trial) for trial in members]))
+    traces = [_lines(group, [points(trial) for trial in members]) for group, members in _by_quarter(shown, winner)]
+    x = {"showgrid": False, "range": [-0.3, len(axes) - 0.7], "tickvals": list(range(len(axes)))}
+    y = {"visible": False, "range": [-0.1, 1.1], "fixedrange": True}
+    figure = _figure("", "", 420, traces, {**x, "ticktext": [axis.name for axis in axes]}, y)
     font = {"color": MUTED.light, "size": 12}
-    for i, axis in enumerate(axes):
-        figure.add_vline(x=i, line={"color": MUTED.light, "width": 1}, layer="below")
-        for place, shift, value in ((0, -12, axis.low), (1, 12, axis.high)):
-            figure.add_annotation(x=i, y=place, text=axis.text(value), showarrow=False, yshift=shift, font=font)
-    names = [axis.name for axis in axes]
-    figure.update_xaxes(tickvals=list(range(len(axes))), ticktext=names, showgrid=False, range=[-0.3, len(axes) - 0.7])
-    figure.update_yaxes(visible=False, range=[-0.1, 1.1], fixedrange=True)
-    figure.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 40})
+    figure.update_layout(
+        margin={"l": 10, "r": 10, "t": 10, "b": 40},
+        shapes=[
+            {"type": "line", "x0": i, "x1": i, "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
+            | {"line": {"color": MUTED.light, "width": 1}}
+            for i in range(len(axes))
+        ],
+        annotations=[
+            {"x": i, "y": y, "text": axis.text(value), "showarrow": False, "yshift": shift, "font": font}
+            for i, axis in enumerate(axes)
+            for y, shift, value in ((0, -12, axis.low), (1, 12, axis.high))
+        ],
+    )
     return figure
 
 
 def importance_bars(importance: Importance) -> go.Figure:
     """Share of the variance that each hyperparameter explains, and the largest share that chance explains."""
     shares = importance.shares
-    figure = empty_figure("share of the variance between trials that it explains alone", "", 110 + 34 * len(shares))
     colours = [BLUE.light if name in importance.found else GREY.light for name in shares]
-    figure.add_trace(_bars(shares, {"color": colours}, "%{y}: %{x:.1%}<extra></extra>"))
+    bars = _bars(shares, {"color": colours}, "%{y}: %{x:.1%}<extra></extra>")
+    title = "share of the variance between trials that it explains alone"
+    x = {"rangemode": "tozero", **_PERCENT}
+    figure = _figure(title, "", 110 + 34 * len(shares), [bars], x, {"autorange": "reversed"})
     _mark(figure, importance.by_chance, "chance", ORANGE, {"width": 2, "dash": "dash"})
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(rangemode="tozero", tickformat=".0%")
     return figure
 
 
@@ -240,43 +222,39 @@ def slices(space: Space, trials: Sequence[Trial], winner: int | None, is_live: b
     shown = _with_end(drawn(trials, winner, MOST_POINTS))
     figures = {}
     for name, parameter in space.searched.items():
-        figure = empty_figure(name, "", height_px=240)
+        traces = []
         for group, members in _by_kind(shown, winner, is_live):
             values: list[Number] = [getattr(trial.config, name) for trial in members]
             x = [short(value) for value in values] if isinstance(parameter, Choice) else values
-            figure.add_trace(_points(group, members, x))
-        figure.update_xaxes(**_slice_axis(parameter))
-        figure.update_yaxes(tickformat=".0%")
-        figure.update_layout(margin={"l": 45, "r": 10, "t": 10, "b": 45})
-        figures[name] = figure
+            traces.append(_points(group, members, x))
+        figure = _figure(name, "", 240, traces, _slice_axis(parameter), _PERCENT)
+        figures[name] = figure.update_layout(margin={"l": 45, "r": 10, "t": 10, "b": 45})
     return figures
 
 
 def confusion(results: FinalResults) -> go.Figure:
     """The confusion matrix; colours are shares of the true class."""
     n_classes = len(results.class_names)
-    names = _distinct([plot_text(name[:40]) for name in results.class_names])
-    figure = empty_figure("predicted class", "true class", height_px=min(900, 200 + 30 * n_classes))
-    figure.add_trace(
-        go.Heatmap(
-            z=[[count / max(1, sum(row)) for count in row] for row in results.confusion_matrix],
-            x=names,
-            y=names,
-            customdata=results.confusion_matrix,
-            zmin=0,
-            zmax=1,
-            colorscale=[[0, PAPER.light], [1, BLUE.light]],
-            showscale=False,
-            xgap=1,
-            ygap=1,
-            text=[[str(count or "") for count in row] for row in results.confusion_matrix],
-            texttemplate="%{text}" if n_classes <= MOST_ANNOTATED_CLASSES else None,
-            hovertemplate="true %{y}, predicted %{x}: %{customdata} (%{z:.1%})<extra></extra>",
-        )
+    # plotly interprets tags, and merges equal categories.
+    names = _distinct([html.escape(printable(name[:40])) for name in results.class_names])
+    cells = go.Heatmap(
+        z=[[count / max(1, sum(row)) for count in row] for row in results.confusion_matrix],
+        x=names,
+        y=names,
+        customdata=results.confusion_matrix,
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, PAPER.light], [1, BLUE.light]],
+        showscale=False,
+        xgap=1,
+        ygap=1,
+        text=[[str(count or "") for count in row] for row in results.confusion_matrix],
+        texttemplate="%{text}" if n_classes <= MOST_ANNOTATED_CLASSES else None,
+        hovertemplate="true %{y}, predicted %{x}: %{customdata} (%{z:.1%})<extra></extra>",
     )
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", showgrid=False, autorange="reversed")
-    return figure
+    x = {"type": "category", "showgrid": False}
+    height_px = min(900, 200 + 30 * n_classes)
+    return _figure("predicted class", "true class", height_px, [cells], x, {**x, "autorange": "reversed"})
 
 
 def _by_kind(trials: Iterable[Trial], winner: int | None, is_live: bool) -> list[tuple[_Group, list[Trial]]]:
@@ -287,7 +265,7 @@ def _by_kind(trials: Iterable[Trial], winner: int | None, is_live: bool) -> list
 
 def _by_quarter(trials: Sequence[Trial], winner: int | None) -> list[tuple[_Group, list[Trial]]]:
     """Trials by whether their accuracy is in the best quarter; the winner and the baseline are groups of their own."""
-    ends = sorted(end for trial in trials if (end := _end(trial)) is not None)
+    ends = sorted(_end(trial) or 0.0 for trial in trials)
     bound = ends[-max(1, len(ends) // 4)]
     return _grouped(trials, winner, lambda trial: _BEST_QUARTER if (_end(trial) or 0.0) >= bound else _REST)
 
@@ -367,19 +345,18 @@ def _slice_axis(parameter: Searched) -> dict[str, Any]:
 
 def _parameter_axis(name: str, parameter: Searched) -> _Axis:
     ends = parameter.options if isinstance(parameter, Choice) else (parameter.low, parameter.high)
-    is_log = isinstance(parameter, LogUniform)
-    return _Axis(short_name(name), min(ends), max(ends), lambda trial: float(getattr(trial.config, name)), is_log)
+    scale = math.log if isinstance(parameter, LogUniform) else float
+    return _Axis(short_name(name), min(ends), max(ends), lambda trial: float(getattr(trial.config, name)), scale=scale)
 
 
 def _result_axes(trials: Sequence[Trial]) -> list[_Axis]:
-    ends = [end for trial in trials if (end := _end(trial)) is not None]
-    most = max(trial.n_epochs for trial in trials)
+    ends = [_end(trial) or 0.0 for trial in trials]
     return [
-        _Axis("epochs", 0, most, lambda trial: trial.n_epochs),
-        _Axis("accuracy", min(ends), max(ends), lambda trial: _end(trial) or 0.0, is_share=True),
+        _Axis("epochs", 0, max(trial.n_epochs for trial in trials), lambda trial: trial.n_epochs),
+        _Axis("accuracy", min(ends), max(ends), lambda trial: _end(trial) or 0.0, "{:.1%}".format),
     ]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Names with a number where several are equal; plotly merges equal categories."""
+    """Names with a number where several are equal."""
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]

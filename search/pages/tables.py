@@ -1,80 +1,41 @@
 """The tables of a report: leaderboard, winner's configuration, and versions and settings."""
 
-from dataclasses import dataclass
-
-from search.analysis.columns import LeaderboardColumn, short, short_name, shown_columns
+from search.analysis.columns import LeaderboardColumn, parameter_column, short, shown_columns
 from search.analysis.comparison import range_text
-from search.analysis.ranking import Ranked
-from search.pages.page import Cell, Column, Row
 from search.pages.report_data import ReportData
 from spaces.counted import counted
 
 MOST_ROWS = 1000  # `search.leaderboard --format csv` has all rows
 
-
-@dataclass(frozen=True, slots=True)
-class WinnerRow:
-    """A hyperparameter of the winner."""
-
-    name: str
-    searched: str
-    baseline: str
-    winner: str
+Cell = tuple[str, float | str | None]  # text and sort key; None is sorted last
 
 
-def trial_columns(known: ReportData) -> list[Column]:
-    """The leaderboard's columns: results, searched hyperparameters, and the reason of each end."""
-    results, last = _leaderboard_columns(known)
-    parameters = [Column(short_name(name), help=name) for name in known.space.searched]
-    return [*map(_page_column, results), *parameters, *map(_page_column, last)]
-
-
-def trial_rows(known: ReportData) -> list[Row]:
-    """The leaderboard's rows, best first."""
-    return [_row(known, row) for row in known.ranked[:MOST_ROWS]]
-
-
-def _leaderboard_columns(known: ReportData) -> tuple[list[LeaderboardColumn], list[LeaderboardColumn]]:
-    """Columns before and after the hyperparameters."""
+def leaderboard(known: ReportData) -> tuple[list[LeaderboardColumn], list[tuple[str, list[Cell]]]]:
+    """The leaderboard, best first: its columns, and for each row its class in the style sheet and its cells."""
     shown = shown_columns(has_replicates=any(row.replicates for row in known.ranked))
-    return [column for column in shown if not column.after_parameters], [c for c in shown if c.after_parameters]
+    n_results = sum(not column.after_parameters for column in shown)
+    columns = [*shown[:n_results], *map(parameter_column, known.space.searched), *shown[n_results:]]
+    kinds = {"stopped": "stopped", "failed": "failed", "diverged": "failed"}
+    rows = []
+    for row in known.ranked[:MOST_ROWS]:
+        texts = [column.text_of(row, known.is_live, absent="–") for column in columns]
+        keys = [
+            column.value_of(row) if column.is_number else text or None
+            for column, text in zip(columns, texts, strict=True)
+        ]
+        kind = "winner" if row.trial == known.winner_number else kinds.get(row.status, "")
+        rows.append((kind, list(zip(texts, keys, strict=True))))
+    return columns, rows
 
 
-def _page_column(column: LeaderboardColumn) -> Column:
-    first = "descending" if column.more_is_better else "ascending"
-    return Column(column.heading, column.is_number, first, column.help)
-
-
-def _cell(column: LeaderboardColumn, row: Ranked, is_live: bool) -> Cell:
-    text = column.text_of(row, is_live, absent="–")
-    return Cell(text, column.value_of(row) if column.is_number else text or None)
-
-
-def _row(known: ReportData, row: Ranked) -> Row:
-    results, last = _leaderboard_columns(known)
-    values = row.config.as_dict()
-    cells = [
-        *(_cell(column, row, known.is_live) for column in results),
-        *(Cell(short(values[name]), values[name]) for name in known.space.searched),
-        *(_cell(column, row, known.is_live) for column in last),
-    ]
-    dimmed = {"stopped": "stopped", "failed": "failed", "diverged": "failed"}.get(row.status, "")
-    return Row(cells, "winner" if row.trial == known.winner_number else dimmed)
-
-
-def winner_rows(known: ReportData) -> list[WinnerRow]:
-    """The winner's configuration, searched parameters first; empty without a winner."""
+def winner_rows(known: ReportData) -> list[tuple[str, str, str, str]]:
+    """Name, range, baseline's value and winner's value of each hyperparameter; empty without a winner."""
     if known.best is None:
         return []
     found, hand_picked = known.best.config.as_dict(), known.space.baseline.as_dict()
     searched = known.space.searched
     return [
-        WinnerRow(
-            name=name,
-            searched=range_text(searched[name]) if name in searched else "–",
-            baseline=short(hand_picked[name]),
-            winner=short(found[name]),
-        )
+        (name, range_text(searched[name]) if name in searched else "–", short(hand_picked[name]), short(found[name]))
         for name in [*searched, *(name for name in found if name not in searched)]
     ]
 

@@ -16,7 +16,7 @@ from search.retraining.answers import (
 )
 from spaces import Space
 from tests.support.simulation import simulate
-from trainable.data.datasets import TrainingData
+from trainable.data.datasets import TrainingData, prepare_training_data
 from trainable.files import write_json, write_text
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
@@ -25,17 +25,15 @@ CLASS_NAMES = (HOSTILE, "$\\frac{1}", "三", *map(str, range(3, 10)))
 
 def searched(results: Path, name: str, space: Space, data: TrainingData | None = None, seed: int = 3) -> Experiment:
     """A search that ran to its end, its replicates too."""
-    device = Device(device="cpu", name="CPU <of> a test", trials_at_once=2)
-    decoded = data.decoded if data else None
     images = Data(
         n_train=len(data.train) if data else 320,
         n_validation=len(data.validation) if data else 80,
         class_names=[str(i) for i in range(10)],
-        mean=list(decoded.mean) if decoded else [0.3] * 3,
-        std=list(decoded.std) if decoded else [0.3] * 3,
-        content_sha256=decoded.content_sha256 if decoded else "0" * 64,
+        mean=list(data.decoded.mean) if data else [0.3] * 3,
+        std=list(data.decoded.std) if data else [0.3] * 3,
+        content_sha256=data.decoded.content_sha256 if data else "0" * 64,
     )
-    manifest = new_manifest(space, name, device, images)
+    manifest = new_manifest(space, name, Device(device="cpu", name="CPU <of> a test", trials_at_once=2), images)
     session = Session(started_at="1970-01-01T00:00:00+00:00", ended_at="x", seconds=4000.0, end="all trials ended")
     made = create_experiment(results, name, space, manifest.with_session(session, new=True))
     with made.exclusive():
@@ -43,14 +41,14 @@ def searched(results: Path, name: str, space: Space, data: TrainingData | None =
     return made
 
 
-def tested(experiment: Experiment, data: TrainingData) -> None:
-    """What retraining leaves: answers to images (here: to training images), most of them right."""
-    generator = np.random.default_rng(0)
-    labels = data.everything.labels
-    scores = (
-        generator.random((len(labels), 10)) + 2.0 * np.eye(10)[labels] * (generator.random(len(labels)) < 0.9)[:, None]
-    )
-    log_probabilities = (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))).astype(np.float32)
+def tested(results: Path, name: str, space: Space) -> Experiment:
+    """A search with what retraining leaves: answers to images (here: to training images), most of them right."""
+    data = prepare_training_data(space.dataset)
+    experiment = searched(results, name, space, data)
+    generator, labels = np.random.default_rng(0), data.everything.labels
+    right = np.eye(10)[labels] * (generator.random(len(labels)) < 0.9)[:, None]
+    scores = np.exp(generator.random((len(labels), 10)) + 2.0 * right)
+    log_probabilities = np.log(scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
     answers = (log_probabilities, labels, CLASS_NAMES)
     mistakes = surest_mistakes(*answers)
     final = experiment.final_folder
@@ -72,7 +70,7 @@ def tested(experiment: Experiment, data: TrainingData) -> None:
         "surest_mistakes": mistakes,
     }
     write_json(final / "metrics.json", metrics)
-    opening = TestSetUse(
-        at="2026-01-01T00:00:00+00:00", trial=0, config={}, epochs=3, seeds=3, reason=None, test_accuracy_mean=accuracy
-    )
-    experiment.write_manifest(experiment.manifest.with_use_of_test_set(opening, new=True))
+    at = "2026-01-01T00:00:00+00:00"
+    use = TestSetUse(at=at, trial=0, config={}, epochs=3, seeds=3, reason=None, test_accuracy_mean=accuracy)
+    experiment.write_manifest(experiment.manifest.with_use_of_test_set(use, new=True))
+    return experiment

@@ -69,42 +69,17 @@
   });
 
   // The legend: buttons, so that the keyboard reaches them.
-  const SVG = "http://www.w3.org/2000/svg";
-  const DASHES = { dash: "5 3", dot: "1.5 2.5" };
+  const SYMBOLS = { "circle-open": "○", x: "✕", "diamond-open": "◇", square: "■", star: "★" };
+  const LINES = { dash: "╍╍", dot: "┅┅" };
 
   function swatch(trace) {
-    const picture = document.createElementNS(SVG, "svg");
-    picture.setAttribute("viewBox", "0 0 26 14");
-    picture.setAttribute("aria-hidden", "true");
-    const add = (kind, attributes) => {
-      const shape = document.createElementNS(SVG, kind);
-      for (const [key, value] of Object.entries(attributes)) shape.setAttribute(key, value);
-      picture.append(shape);
-    };
-    const colour = (trace.marker && trace.marker.color) || (trace.line && trace.line.color);
-    if (trace.type === "bar") add("rect", { x: 5, y: 0, width: 16, height: 14, fill: colour });
-    if (trace.mode && trace.mode.includes("lines")) {
-      const width = Math.min(3.5, trace.line.width || 2);
-      const dashes = DASHES[trace.line.dash] || "none";
-      add("line", { x1: 0, y1: 7, x2: 26, y2: 7, stroke: colour, "stroke-width": width, "stroke-dasharray": dashes });
-    }
-    if (trace.mode && trace.mode.includes("markers")) {
-      const symbol = trace.marker.symbol || "circle";
-      const fill = symbol.endsWith("-open") ? "var(--paper)" : colour;
-      const paint = { fill, stroke: colour, "stroke-width": 1.5 };
-      if (symbol === "star") {
-        add("path", { ...paint, d: "M13 0l2 4.8 5.2.4-4 3.4 1.3 5.2L13 11l-4.5 2.8 1.3-5.2-4-3.4 5.2-.4z" });
-      } else if (symbol === "x") {
-        add("path", { ...paint, "stroke-width": 2.5, d: "M9 3l8 8M17 3l-8 8" });
-      } else if (symbol.startsWith("square")) {
-        add("rect", { ...paint, x: 9, y: 3, width: 8, height: 8 });
-      } else if (symbol.startsWith("diamond")) {
-        add("path", { ...paint, d: "M13 2l5 5-5 5-5-5z" });
-      } else {
-        add("circle", { ...paint, cx: 13, cy: 7, r: 4 });
-      }
-    }
-    return picture;
+    const mark = document.createElement("span");
+    mark.setAttribute("aria-hidden", "true");
+    mark.style.color = trace.marker?.color || trace.line.color;
+    if (trace.type === "bar") mark.textContent = "■";
+    if (trace.mode?.includes("lines")) mark.textContent += LINES[trace.line.dash] || "━━";
+    if (trace.mode?.includes("markers")) mark.textContent += SYMBOLS[trace.marker.symbol] || "●";
+    return mark;
   }
 
   function makeKeys(keys) {
@@ -116,7 +91,7 @@
     const buttons = [...traces].map(([name, trace]) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.append(swatch(trace), trace.name);
+      button.append(swatch(trace), " ", trace.name);
       button.setAttribute("aria-pressed", String(!hidden.has(figures[0] + " " + name)));
       button.addEventListener("click", () => {
         const hide = button.getAttribute("aria-pressed") === "true";

@@ -13,7 +13,7 @@ import pytest
 from search.experiment import command_lines, remote_results
 from search.experiment import folder as experiment_module
 from search.experiment.folder import Experiment, create_experiment
-from search.pages import next_commands
+from search.pages import report_data
 from search.pages.report_data import read_all
 from search.retraining import session as retraining_session
 from search.session import conduct, resume, start
@@ -34,7 +34,7 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         lines.append(make(*arguments, **more))
         return lines[-1]
 
-    for module in (command_lines, start, resume, experiment_module, remote_results, next_commands):
+    for module in (command_lines, start, resume, experiment_module, remote_results, report_data):
         monkeypatch.setattr(module, "command_line", recorded)
     return lines
 
@@ -82,9 +82,9 @@ def test_each_command_that_is_advised_is_one(
     more = {"search_validation_accuracy": None, "replicates": None, "exports": {}}
     retraining_session.print_result(made, metrics | more)
     for experiment in (made, winner, begun):
-        next_commands.commands(read_all(experiment))
+        report_data.commands(read_all(experiment))
     with made.exclusive():
-        next_commands.commands(read_all(made))
+        report_data.commands(read_all(made))
 
     assert len(advised) >= 20
     for line in advised:

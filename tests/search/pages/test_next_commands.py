@@ -10,10 +10,8 @@ from search import run as run_command
 from search.experiment.folder import Experiment, create_experiment
 from search.experiment.manifest import Session
 from search.experiment.remote_results import RemoteExperiment, working_folder
-from search.pages import testing as report_testing
-from search.pages.headline import remarks
-from search.pages.next_commands import commands, go_on_line
-from search.pages.report_data import read_all
+from search.pages.headline import remarks, retraining_sentences
+from search.pages.report_data import commands, go_on_line, read_all
 from search.session import conduct, resume
 from search.session.resume import ResumeRequest
 from spaces import Space, load_space
@@ -118,9 +116,7 @@ def test_names_and_places_are_found_again(
         experiment = Experiment(folder)
         assert offered(experiment, "This page") == ["search.report", "mine", *more]
         assert offered(experiment, "Retrain the winner, test it once, export it") == ["search.retrain", "mine", *more]
-        assert report_testing.tested_sentences(read_all(experiment))[0].endswith(
-            " ".join(["search.retrain", "mine", *more])
-        )
+        assert retraining_sentences(read_all(experiment))[0].endswith(" ".join(["search.retrain", "mine", *more]))
         _, space, *flag = offered(experiment, "The same search again")
         assert load_space(space).as_dict() == tiny_space.as_dict()
         assert flag == more
@@ -135,7 +131,7 @@ def test_nobody_is_sent_to_retrain_what_has_no_winner(tiny_space: Space, tmp_pat
     manifest = foreign.make_experiment(tmp_path, "mine", tiny_space).manifest
     known = read_all(create_experiment(tmp_path, "begun", tiny_space, manifest))
     assert not [command for command in commands(known) if "search.retrain" in command.line]
-    assert report_testing.tested_sentences(known) == ["The test images have not been opened."]
+    assert retraining_sentences(known) == ["The test images have not been opened."]
 
 
 def test_an_experiment_at_a_url_is_named_by_it(

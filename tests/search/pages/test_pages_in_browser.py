@@ -7,31 +7,14 @@ from typing import Any
 
 import pytest
 
-from search.pages.palette import BLUE, PAPER, TEXT
-from search.pages.report import report_html
-from spaces import load_space
-from tests.support import browser, shown_experiment
+from search.pages.page import BLUE, PAPER, TEXT
+from tests.support import browser
 from tests.support.browser import DESKTOP_PX, PHONE_PX, complaints, drawn, prefer, scroll_to, show, until
-from trainable.data.datasets import prepare_training_data
 
 reason = browser.missing()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
-SETTINGS = ["search.trials=20", "dataset.image_size=17", "dataset.train_limit=200"]
 N_SHOWN = 20
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of a search with hostile names."""
-    parent = tmp_path_factory.mktemp("pages")
-    space = load_space("quickstart", SETTINGS)
-    data = prepare_training_data(space.dataset)
-    experiment = shown_experiment.searched(parent / "results", "first", space, data)
-    shown_experiment.tested(experiment, data)
-    path = parent / "report.html"
-    path.write_text(report_html(experiment), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +25,9 @@ def driver() -> Iterator[Any]:
 
 @pytest.mark.parametrize("size_px", [DESKTOP_PX, PHONE_PX])
 def test_every_plot_is_drawn_without_a_complaint_and_nothing_is_wider_than_the_screen(
-    size_px: tuple[int, int], driver: Any, report: Path
+    size_px: tuple[int, int], driver: Any, report_file: Path
 ) -> None:
-    show(driver, report, size_px)
+    show(driver, report_file, size_px)
     figures = driver.execute_script("return [...document.querySelectorAll('.plot')].map(p => p.dataset.figure)")
     assert len(figures) == 13
     for figure in figures:
@@ -58,16 +41,16 @@ def test_every_plot_is_drawn_without_a_complaint_and_nothing_is_wider_than_the_s
     assert max(widths) <= size_px[0]
 
 
-def test_plots_wait_until_they_are_near(driver: Any, report: Path) -> None:
-    show(driver, report)
+def test_plots_wait_until_they_are_near(driver: Any, report_file: Path) -> None:
+    show(driver, report_file)
     until(driver, "return document.querySelector('#plot-curves').dataset.drawn || document.readyState === 'complete'")
     assert not driver.execute_script("return document.querySelector('#plot-confusion').dataset.drawn")
 
 
-def test_headings_sort_by_mouse_and_keyboard_and_say_so(driver: Any, report: Path) -> None:
+def test_headings_sort_by_mouse_and_keyboard_and_say_so(driver: Any, report_file: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    show(driver, report)
+    show(driver, report_file)
     button = _heading(driver, "accuracy")
     button.click()
     values = _column(driver, "accuracy")
@@ -91,10 +74,10 @@ def test_headings_sort_by_mouse_and_keyboard_and_say_so(driver: Any, report: Pat
     assert _column(driver, "rank") == [str(i) for i in range(1, N_SHOWN + 1)]
 
 
-def test_hovering_over_a_point_says_what_it_is(driver: Any, report: Path) -> None:
+def test_hovering_over_a_point_says_what_it_is(driver: Any, report_file: Path) -> None:
     from selenium.webdriver import ActionChains
 
-    show(driver, report)
+    show(driver, report_file)
     drawn(driver, "history")
     place = driver.execute_script(
         """
@@ -111,8 +94,8 @@ def test_hovering_over_a_point_says_what_it_is(driver: Any, report: Path) -> Non
     assert "winner" in text
 
 
-def test_the_cells_of_the_confusion_matrix_show_their_images(driver: Any, report: Path) -> None:
-    show(driver, report)
+def test_the_cells_of_the_confusion_matrix_show_their_images(driver: Any, report_file: Path) -> None:
+    show(driver, report_file)
     drawn(driver, "confusion")
     counts, texts = driver.execute_script(
         """
@@ -125,10 +108,10 @@ def test_the_cells_of_the_confusion_matrix_show_their_images(driver: Any, report
     assert sorted(text for text in texts if text) == sorted(str(count) for count in counts if count)
 
 
-def test_arrow_keys_walk_from_point_to_point_and_it_is_said_aloud(driver: Any, report: Path) -> None:
+def test_arrow_keys_walk_from_point_to_point_and_it_is_said_aloud(driver: Any, report_file: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    show(driver, report)
+    show(driver, report_file)
     drawn(driver, "curves")
     plot = driver.find_element("css selector", "#plot-curves")
     driver.execute_script("arguments[0].focus({preventScroll: true})", plot)
@@ -146,11 +129,11 @@ def test_arrow_keys_walk_from_point_to_point_and_it_is_said_aloud(driver: Any, r
     assert complaints(driver) == []
 
 
-def test_the_legend_hides_and_shows(driver: Any, report: Path) -> None:
-    show(driver, report)
+def test_the_legend_hides_and_shows(driver: Any, report_file: Path) -> None:
+    show(driver, report_file)
     drawn(driver, "curves")
     stopped = driver.find_element("css selector", "[data-keys='curves'] button")
-    assert stopped.text.startswith("stopped")
+    assert stopped.text.split()[:2] == ["━━○", "stopped"]
     visible = "return document.querySelector('#plot-curves').data[0].visible"
     assert driver.execute_script(visible) is True
     stopped.click()
@@ -161,8 +144,8 @@ def test_the_legend_hides_and_shows(driver: Any, report: Path) -> None:
     assert driver.execute_script(visible) is False, "it stays hidden when the page is drawn anew"
 
 
-def test_dark_mode_is_dark_plots_too_and_can_be_changed_at_any_time(driver: Any, report: Path) -> None:
-    show(driver, report, scheme="dark")
+def test_dark_mode_is_dark_plots_too_and_can_be_changed_at_any_time(driver: Any, report_file: Path) -> None:
+    show(driver, report_file, scheme="dark")
     drawn(driver, "history")
     assert _style(driver, "body", "background-color") == _rgb(PAPER.dark)
     assert _style(driver, "body", "color") == _rgb(TEXT.dark)
@@ -176,10 +159,10 @@ def test_dark_mode_is_dark_plots_too_and_can_be_changed_at_any_time(driver: Any,
     assert _style(driver, "body", "background-color") == _rgb(PAPER.light)
 
 
-def test_the_keyboard_reaches_everything_in_order(driver: Any, report: Path) -> None:
+def test_the_keyboard_reaches_everything_in_order(driver: Any, report_file: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    show(driver, report)
+    show(driver, report_file)
     driver.find_element("tag name", "body").send_keys(Keys.TAB)
     assert driver.switch_to.active_element.get_attribute("class") == "skip"
     reached = set()
@@ -193,16 +176,16 @@ def test_the_keyboard_reaches_everything_in_order(driver: Any, report: Path) -> 
     assert {"a", "button", "div"} <= reached
 
 
-def test_nothing_is_asked_of_any_network(driver: Any, report: Path) -> None:
-    show(driver, report)
+def test_nothing_is_asked_of_any_network(driver: Any, report_file: Path) -> None:
+    show(driver, report_file)
     drawn(driver, "parallel")
     names = driver.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert [name for name in names if not name.startswith("data:")] == []
 
 
-def test_scripts_from_a_folder_could_not_run_even_if_they_were_put_in(driver: Any, report: Path) -> None:
-    html = report.read_text().replace("</main>", "<script>document.title = 'owned'</script></main>")
-    altered = report.with_name("altered.html")
+def test_scripts_from_a_folder_could_not_run_even_if_they_were_put_in(driver: Any, report_file: Path) -> None:
+    html = report_file.read_text().replace("</main>", "<script>document.title = 'owned'</script></main>")
+    altered = report_file.with_name("altered.html")
     altered.write_text(html, encoding="utf-8")
     show(driver, altered)
     scroll_to(driver, "footer")

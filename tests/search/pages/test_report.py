@@ -1,6 +1,8 @@
 """The report: what it says, that it holds together by itself, and that folders from elsewhere stay text in it."""
 
+import base64
 import contextlib
+import io
 import itertools
 import json
 import re
@@ -8,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,17 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from search import Experiment as NotebookExperiment
 from search import report
 from search.analysis.ranking import lead_sentence, rank
 from search.analysis.rung_statistics import rung_survival
-from search.experiment.events import TrialEnded, TrialStarted
+from search.experiment.events import SpaceSet, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment
-from search.pages.palette import (
+from search.experiment.history import History
+from search.pages import plots
+from search.pages.page import (
     BLUE,
     GREY,
     LINE,
@@ -36,17 +42,15 @@ from search.pages.palette import (
     TEXT,
     dark_by_light,
 )
-from search.pages.plots import MOST_CURVES, drawn, learning_curves, parallel_coordinates
+from search.pages.pictures import mistake_pictures
 from search.pages.report import report_html
+from search.pages.report_data import read_all
 from search.policy.space_change import contains
 from search.policy.state import SearchState
-from spaces import Space, load_space
+from spaces import Space
 from tests.support import foreign, shown_experiment
 from tests.support.shown_experiment import HOSTILE
 from tests.support.simulation import simulate
-from trainable.data.datasets import TrainingData, prepare_training_data
-
-Edit = Callable[[dict[str, Any]], None]
 
 
 class Page(HTMLParser):
@@ -80,6 +84,9 @@ class Page(HTMLParser):
     def text(self) -> str:
         return " ".join(" ".join(self.shown).split())
 
+    def test_images(self) -> list[dict[str, str | None]]:
+        return [attributes for _, attributes in self.elements if str(attributes.get("alt")).startswith("A test image")]
+
     def figures(self) -> dict[str, Any]:
         return {
             str(attributes["id"]).removeprefix("figure-"): json.loads(text)
@@ -89,26 +96,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def space() -> Space:
-    return load_space("quickstart", ["search.trials=20", "dataset.image_size=17", "dataset.train_limit=200"])
+def page(report_file: Path) -> Page:
+    return Page(report_file.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def data(space: Space) -> TrainingData:
-    return prepare_training_data(space.dataset)
-
-
-@pytest.fixture(scope="module")
-def shown(space: Space, data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """A search with replicates, retrained and tested; not to be changed."""
-    experiment = shown_experiment.searched(tmp_path_factory.mktemp("results"), "shown", space, data)
-    shown_experiment.tested(experiment, data)
-    return experiment
-
-
-@pytest.fixture(scope="module")
-def page(shown: Experiment) -> Page:
-    return Page(report_html(shown))
+@pytest.fixture(autouse=True)
+def _without_importance(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages but `page` are made without the importance, which takes a second and a half."""
+    monkeypatch.setattr("search.pages.report.importance_at", lambda *_: None)
 
 
 @pytest.fixture
@@ -167,8 +162,8 @@ def test_all_that_was_asked_for_is_on_the_page(page: Page, space: Space) -> None
     drawn_places = {attributes["data-figure"] for _, attributes in page.elements if "data-figure" in attributes}
     assert drawn_places == wanted
     images = [attributes for tag, attributes in page.elements if tag == "img"]
-    assert len([image for image in images if str(image["alt"]).startswith("A test image")]) == 16
-    assert len([image for image in images if not str(image["alt"]).startswith("A test image")]) == 6 * 8
+    assert len(page.test_images()) == 16
+    assert len(images) == 16 + 6 * 8
     assert all(image["alt"] for image in images)
     assert "torch" in page.text
     assert "python -m search.retrain shown" in page.text
@@ -261,14 +256,8 @@ def test_trials_that_failed_or_diverged_are_shown(tiny_space: Space, tmp_path: P
     assert "failed or diverged (1)" in {trace["name"] for trace in page.figures()["curves"]["data"]}
 
 
-def test_a_retraining_by_an_older_version_takes_one_sentence(copy: Experiment) -> None:
-    _edit(copy, lambda metrics: metrics.pop("surest_mistakes"))
-    page = Page(report_html(copy))
-    assert "retrained by a version that did not keep the images" in page.text
-    assert "confusion" in page.figures()
-    assert not [
-        attributes for tag, attributes in page.elements if str(attributes.get("alt")).startswith("A test image")
-    ]
+def _older(metrics: dict[str, Any]) -> None:
+    del metrics["surest_mistakes"]
 
 
 def _too_large(metrics: dict[str, Any]) -> None:
@@ -290,53 +279,55 @@ def _impossible(metrics: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
+        (_older, "retrained by a version that did not keep the images"),
         (_too_large, "its confusion matrix is not of its classes"),
         (_outside, "../manifest.json: is not a name that retraining gives."),
         (_elsewhere, "mistakes/../../precious.png: is not a name that retraining gives."),
         (_impossible, "is not the result of a retraining (test_accuracy_mean"),
     ],
 )
-def test_a_damaged_result_takes_one_sentence(edit: Edit, sentence: str, copy: Experiment) -> None:
+def test_an_old_or_damaged_result_takes_one_sentence(
+    edit: Callable[[dict[str, Any]], None], sentence: str, copy: Experiment
+) -> None:
     Image.new("RGB", (20, 20)).save(copy.folder.parent / "precious.png")
-    _edit(copy, edit)
-    assert sentence in Page(report_html(copy)).text
+    path = copy.final_folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    edit(metrics)
+    path.write_text(json.dumps(metrics))
+    page = Page(report_html(copy))
+    assert sentence in page.text
+    assert ("confusion" in page.figures()) == (edit in (_older, _outside, _elsewhere))
+    assert not page.test_images()
 
 
 def test_pictures_that_are_none_of_ours_are_not_embedded(copy: Experiment, tmp_path: Path) -> None:
     mistake = sorted((copy.final_folder / "mistakes").iterdir())[0]
     (tmp_path / "victim").mkdir()
-    secret = tmp_path / "victim" / "precious.txt"
-    secret.write_text("precious")
+    (tmp_path / "victim" / "precious.txt").write_text("precious")
     for content, sentence in (
         (b"<svg onload=alert(1)>", "is not a picture of ours"),
         (_png((1500, 20)), "is 1500 x 20 pixels, more than any image of ours"),
         (_png((20, 20))[:45], "is not a picture of ours"),
     ):
         mistake.write_bytes(content)
-        page = Page(report_html(copy))
-        assert sentence in page.text
-        assert not [a for tag, a in page.elements if str(a.get("alt")).startswith("A test image")]
+        pictures, caption = mistake_pictures(read_all(copy))
+        assert not pictures
+        assert sentence in caption
     for kind in ("link to a file", "link to a device", "FIFO", "folder"):
         foreign.put(kind, mistake, tmp_path / "victim")
-        assert "The images cannot be shown: " in Page(report_html(copy)).text, kind
+        assert mistake_pictures(read_all(copy))[1].startswith("The images cannot be shown: "), kind
     shutil.rmtree(copy.final_folder)
     copy.final_folder.symlink_to(tmp_path / "victim")
     assert "What retraining left cannot be shown" in Page(report_html(copy)).text
 
 
 def test_embedded_pictures_hold_pixels_and_nothing_else(copy: Experiment) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
     mistake = sorted((copy.final_folder / "mistakes").iterdir())[0]
     info = PngInfo()
     info.add_text("comment", "a long secret " * 20)
     Image.new("RGB", (1000, 1000), "red").save(mistake, pnginfo=info)
-    (first, *_) = [a["src"] for tag, a in Page(report_html(copy)).elements if str(a.get("alt")).startswith("A test")]
-    assert first is not None
-    import base64
-    import io
-
-    content = base64.b64decode(first.partition(",")[2])
+    pictures, _ = mistake_pictures(read_all(copy))
+    content = base64.b64decode(pictures[0][0].partition(",")[2])
     assert b"secret" not in content
     with Image.open(io.BytesIO(content)) as image:
         assert image.size == (160, 160)
@@ -386,24 +377,23 @@ def test_the_command_writes_the_page_into_the_experiment(
     assert not list(Path.cwd().glob(".*"))
 
 
-def test_large_searches_are_drawn_in_part_with_winner_and_baseline(space: Space) -> None:
-    from search.experiment.events import SpaceSet
-    from search.experiment.history import History
-
-    large = _with_trials(space, 400)
+def test_large_searches_are_drawn_in_part_with_winner_and_baseline(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "MOST_CURVES", 30)
+    large = _with_trials(space, 60)
     state = SearchState(large, History([SpaceSet(large.as_dict(), [], 0.0)]))
-    simulate(state, seed=0, max_results=2000)
+    simulate(state, seed=0)
     trials = list(state.history.trials.values())
-    some = drawn(trials, 77, 50)
-    assert len(some) == 50
-    assert {0, 77} <= {trial.number for trial in some}
-    curves = learning_curves(trials, 77, large.rung_epochs, is_live=False)
-    n_lines = sum(list(trace.x).count(None) for trace in curves.data)
-    assert n_lines == MOST_CURVES
+    some = plots.drawn(trials, 47, 30)
+    assert len(some) == 30
+    assert {0, 47} <= {trial.number for trial in some}
+    curves = plots.learning_curves(trials, 47, large.rung_epochs, is_live=False)
+    assert sum(list(trace.x).count(None) for trace in curves.data) == 30
     counts = [int(trace.name.partition("(")[2].rstrip(")")) for trace in curves.data if "(" in trace.name]
     assert sum(counts) == len(trials) - 2, "of all trials but the winner and the baseline, drawn or not"
-    assert len(curves.data) <= 6, "one trace a kind, however many trials"
-    figure = parallel_coordinates(large, trials, 77)
+    assert len(curves.data) <= 6, "one trace for each kind, however many trials"
+    figure = plots.parallel_coordinates(large, trials, 47)
     assert figure is not None
     assert len(figure.data) == 4
 
@@ -473,21 +463,10 @@ def _luminance(colour: str) -> float:
 
 
 def _with_trials(space: Space, n: int) -> Space:
-    from dataclasses import replace
-
     return replace(space, search=space.search.model_copy(update={"trials": n}))
 
 
-def _edit(experiment: Experiment, edit: Edit) -> None:
-    path = experiment.final_folder / "metrics.json"
-    metrics = json.loads(path.read_text())
-    edit(metrics)
-    path.write_text(json.dumps(metrics))
-
-
 def _png(size: tuple[int, int]) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -26,6 +26,11 @@ def space() -> Space:
 def _a_terminal_that_can_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.fixture
+def redraws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each refresh draws."""
     monkeypatch.setattr("search.terminal.display.REFRESH_S", 0.0)
 
 
@@ -56,6 +61,7 @@ def test_piped_output_is_plain_with_one_line_a_trial_that_ends(space: Space) -> 
 
 
 @pytest.mark.parametrize("trials", ["1000", "null"])
+@pytest.mark.usefixtures("redraws")
 def test_the_time_left_ends_with_the_time_budget(trials: str) -> None:
     space = load_space("quickstart", [f"search.trials={trials}", "search.time_budget=2h"])
     started_s = time.monotonic() - 3600
@@ -96,6 +102,7 @@ def test_a_terminal_without_a_screen_gets_plain_lines(why: str, space: Space, mo
     assert all(line.strip() for line in text.splitlines())
 
 
+@pytest.mark.usefixtures("redraws")
 def test_messages_to_standard_error_are_shown_and_kept(space: Space, capsys: pytest.CaptureFixture[str]) -> None:
     stream = StringIO()
     with SearchDisplay(space, Console(file=stream, force_terminal=True, width=100), 2) as display:
@@ -106,6 +113,7 @@ def test_messages_to_standard_error_are_shown_and_kept(space: Space, capsys: pyt
     assert capsys.readouterr().err == "the copy of the journal is used\n"
 
 
+@pytest.mark.usefixtures("redraws")
 def test_a_screen_that_cannot_be_drawn_costs_no_search(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = StringIO()
     with SearchDisplay(space, Console(file=stream, force_terminal=True, width=100), 2) as display:
@@ -134,6 +142,7 @@ def test_a_terminal_that_goes_away_costs_no_search(
 ) -> None:
     terminal, history = Terminal(), History()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("search.terminal.display.REFRESH_S", 0.0 if gone_when == "meanwhile" else 1.0)
     terminal.gone = gone_when == "before"
     console = Console(file=terminal, force_terminal=True, width=100)
     with SearchDisplay(space, console, 2, plain=plain) as display:
