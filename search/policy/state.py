@@ -317,7 +317,7 @@ class SearchState:
         """Whether trials failed, but too few to conclude that all would fail, and earlier sessions trained others."""
         # Such failures are recorded: otherwise each session would start with the same trials, and never end.
         others = (trial for trial in self.history.counting if trial.number not in self._unexplained)
-        too_few = len(self._dispatched) < ALIKE_FAILURES and not self.n_left and not self._n_trials_running
+        too_few = len(set(self._dispatched)) < ALIKE_FAILURES and not self.n_left and not self._n_trials_running
         return bool(self._unexplained) and too_few and any(trial.epochs for trial in others)
 
     def _refuse_alike_failures(self) -> None:

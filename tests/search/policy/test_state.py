@@ -220,37 +220,7 @@ def test_the_sampler_and_the_file_of_the_study_are_told_the_truth(space: Space, 
             assert trial.user_attrs.get("reason", "") == (ours.end.reason if ours.end else "")
 
 
-# The journal of a search; `test_asha.py` breaks a search off at each event
-
-
-@pytest.mark.parametrize("broke_off_after", [0, 1, 5, 11, 36])
-def test_a_resumed_search_loses_and_repeats_nothing(space: Space, tmp_path: Path, broke_off_after: int) -> None:
-    path = tmp_path / "journal.jsonl"
-    simulate(SearchState(space, History(), Journal(path)), seed=4, max_results=broke_off_after)
-    before = read_history(path)
-    simulate(SearchState(space, read_history(path), Journal(path)), seed=5)
-    after = read_history(path)
-    assert len(after.trials) == 20
-    assert not after.unfinished
-    for number, trial in before.trials.items():
-        assert after.trials[number].config == trial.config
-        assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
-        assert trial.end in (None, after.trials[number].end)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    epochs = [(line["trial"], line["epoch"]) for line in lines if line["event"] == "epoch_done"]
-    assert len(epochs) == len(set(epochs))
-
-
-@pytest.mark.parametrize("n_bytes_lost", [1, 60])
-def test_a_line_that_a_power_cut_tore_is_dropped(space: Space, tmp_path: Path, n_bytes_lost: int) -> None:
-    path = tmp_path / "journal.jsonl"
-    simulate(SearchState(space, History(), Journal(path)), max_results=10)
-    n_events = read_history(path).n_events
-    for torn in (path, backup_of(path)):
-        torn.write_bytes(torn.read_bytes()[:-n_bytes_lost])
-    assert read_history(path).n_events == n_events - 1
-    simulate(SearchState(space, read_history(path), Journal(path)))
-    assert len(read_history(path).trials) == 20
+# Events in the journal; `test_asha.py` breaks a search off at each event, and `test_recovery.py` damages its files
 
 
 @pytest.mark.parametrize(
