@@ -37,7 +37,7 @@ def diagnose(
         findings += [
             edges(history, space),
             rank_correlation(history, space),
-            would_be_winners(history, space),
+            would_be_winners(history, space, chance),
             flatness(history, n_validation),
             importances(history, space),
         ]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from scipy.stats import spearmanr
 
-from search.experiment.history import Trial
-from search.policy.asha import waits_at_rung
-from search.policy.rungs import quantile
+from search.experiment.history import History, Trial
+from search.policy.asha import is_exempt, waits_at_rung
+from search.policy.rungs import Rungs
 from spaces.schema import Space
 
 MIN_TRIALS = 5  # with fewer trials, the interval of a correlation says nothing
@@ -96,12 +96,19 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
     return found
 
 
-def refused_audits(trials: Sequence[Trial], space: Space) -> set[int]:
-    """Numbers of the audit trials that a rung would have stopped: at most the cutoff of all that came there."""
+def refused_audits(history: History, space: Space, chance: float | None = None) -> set[int]:
+    """Numbers of the audit trials that a rung of the stopping variant would have stopped.
+
+    Where `search.asha` is `promote`, the stopping variant gives nearly the same.
+    """
+    rungs = Rungs(space.rung_epochs, space.search.reduction_factor, chance)
     refused = set[int]()
-    for epoch in space.rung_epochs[:-1]:
-        values = {t.number: t.epochs[epoch - 1].validation_accuracy for t in trials if t.n_epochs >= epoch}
-        if len(values) > 1:
-            cutoff = quantile(sorted(values.values()), 1 - 1 / space.search.reduction_factor)
-            refused |= {t.number for t in trials if t.audit and values.get(t.number, math.inf) <= cutoff}
+    for result in history.results_in_order:
+        trial = history.trials[result.trial]
+        if trial.excluded:
+            continue
+        if result.diverged:
+            rungs.diverge(trial.number, result.epoch, is_exempt(trial))
+        elif rungs.arrive(trial.number, result.epoch, result.validation_accuracy) and trial.audit:
+            refused.add(trial.number)
     return refused

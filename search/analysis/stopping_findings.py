@@ -54,17 +54,17 @@ def rank_correlation(history: History, space: Space) -> Finding:
     return Finding("rank_correlation", "unknown", sentence, advice, numbers)
 
 
-def would_be_winners(history: History, space: Space) -> Finding:
+def would_be_winners(history: History, space: Space, chance: float | None = None) -> Finding:
     """Number of stopped trials that would have ended above the winner, estimated from audit trials.
 
     The share of refused audit trials that rank above every trial that no rung refused, times the number of stopped
     trials, with Clopper and Pearson's interval: audit trials are a random sample. By rank, because replicates decide
-    where trials have them, not the best single run.
+    where trials have them, not the best single run. `chance` is the accuracy of guessing that the rungs used.
     """
     rungs = space.rung_epochs
     if len(rungs) == 1:
         return Finding("would_be_winners", "fine", "No trial is stopped, so that none is lost.", "", {})
-    refused, completed = refused_audits(history.counting, space), _completed(history, space)
+    refused, completed = refused_audits(history, space, chance), _completed(history, space)
     ranks = {row.trial: row.rank for row in rank(history)}
     best = min((ranks[trial.number] for trial in completed if trial.number not in refused), default=0)
     audits = [ranks[trial.number] for trial in completed if trial.number in refused]
@@ -72,15 +72,13 @@ def would_be_winners(history: History, space: Space) -> Finding:
     n, n_winners = len(audits), sum(place < best for place in audits)
     numbers: dict[str, Any] = {"n_stopped": n_stopped, "n_audit_refused": n, "n_audit_refused_winners": n_winners}
     if not n:
-        sentence = (
-            "How many would-be winners were stopped cannot be told: no audit trial below a rung's cutoff completed."
-        )
+        sentence = "How many would-be winners were stopped cannot be told: no refused audit trial has completed."
         return Finding("would_be_winners", "unknown", sentence, "", numbers)
     interval = binomtest(n_winners, n).proportion_ci()
     shares = {"": n_winners / n, "_low": float(interval.low), "_high": float(interval.high)}
     numbers |= {f"direct_n_winners{end}": n_stopped * share for end, share in shares.items()}
     sentence = (
-        f"Of {counted(n, 'audit trial')} below a rung's cutoff, {n_winners or 'none'} ended above the rest: of "
+        f"Of {counted(n, 'audit trial')} that a rung refused, {n_winners or 'none'} ended above the rest: of "
         f"{counted(n_stopped, 'stopped trial')}, {n_stopped * interval.low:.1f} to {n_stopped * interval.high:.1f} "
         "(95 % interval) would have been winners."
     )

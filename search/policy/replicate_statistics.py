@@ -93,12 +93,6 @@ def lead(history: History, first: int, second: int) -> Lead:
     return _Runs(history).lead(first, second)
 
 
-def run_sd(history: History, accuracy: float) -> float | None:
-    """Standard deviation of the accuracy of a replicate, for a trial with mean `accuracy`; None if unknown."""
-    fit = _Runs(history).fit
-    return fit.within_sd * _scale(accuracy) if fit.within_freedom else None
-
-
 def diverged(history: History) -> set[int]:
     """Numbers of the trials with a diverged replicate."""
     return set(_Runs(history).n_diverged)

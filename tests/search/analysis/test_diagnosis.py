@@ -103,7 +103,7 @@ def test_ranks_that_never_change_give_a_correlation_of_one_and_lose_nothing() ->
     assert all(found["low"] > 0.6 for found in finding.numbers["audit"])
     assert finding.verdict == lost.verdict == "fine"
     assert (lost.numbers["n_audit_refused_winners"], lost.numbers["direct_n_winners_low"]) == (0, 0)
-    assert " audit trials below a rung's cutoff, none ended above the rest: of " in lost.sentence
+    assert " audit trials that a rung refused, none ended above the rest: of " in lost.sentence
 
 
 def test_curves_that_cross_give_a_low_correlation_and_a_later_rung_is_advised() -> None:
