@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -44,8 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    import json
-
     if options.top < 1:
         raise InputError(f"--top is {options.top}, but must be at least 1.")
     experiment = chosen_experiment(options, options.experiment)
@@ -65,8 +64,6 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _load(path: Path) -> tuple[InferenceSession, int, list[str]]:
-    import json
-
     from spaces.schema import LARGEST_IMAGE_PX, SMALLEST_IMAGE_PX
 
     content = read_plain(path, MAX_MODEL_BYTES)
@@ -111,25 +108,24 @@ def _classify(model: Path, paths: list[Path], n_shown: int) -> list[tuple[str, l
     rows: list[tuple[str, list[dict[str, Any]]]] = []
     problems = []
     for start in range(0, len(paths), BATCH):
-        names, read = [], []
-        for path in paths[start : start + BATCH]:
+        batch, images = paths[start : start + BATCH], []
+        for path in batch:
             try:
-                read.append(read_image(path, image_size))
-                names.append(str(path))
+                images.append(read_image(path, image_size))
             except UnreadableImageError as error:
                 problems.append(f"{path}: {error}.")
         if problems:
             continue  # nothing will be printed; look for more unreadable files
         try:
-            log_probabilities = session.run(None, {"images": np.stack(read)})[0]
-            if log_probabilities.shape != (len(read), len(class_names)) or not (log_probabilities <= TOP_LOG).all():
+            log_probabilities = session.run(None, {"images": np.stack(images)})[0]
+            if log_probabilities.shape != (len(images), len(class_names)) or not (log_probabilities <= TOP_LOG).all():
                 raise ValueError("it gives something other than log-probabilities")
         except Exception as error:  # as above
             raise _not_ours(model, error) from error
-        for name, probabilities in zip(names, np.exp(log_probabilities), strict=True):
+        for path, probabilities in zip(batch, np.exp(log_probabilities), strict=True):
             best = probabilities.argsort()[::-1][:n_shown]
             classes = [{"class": class_names[i], "probability": round(float(probabilities[i]), 6)} for i in best]
-            rows.append((name, classes))
+            rows.append((str(path), classes))
     if problems:
         raise InputError(problems)
     return rows

@@ -1,21 +1,16 @@
-"""Pictures of a retraining in `final/`. matplotlib is imported when a picture is drawn."""
-
-from __future__ import annotations
+"""Pictures of a retraining in `final/`."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from search.retraining.training_runs import Progress
 from spaces.printable import printable
 from trainable.files import replacing
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DPI = 130
 # Largest numbers of counts and of names that are readable on one page.
@@ -26,8 +21,6 @@ MOST_NAME_CHARACTERS = 24
 
 def draw_learning_curve(path: Path, progress: Sequence[Progress], title: str) -> None:
     """Write a PNG of training loss and accuracy over the epochs, one line per seed, in ascending order of epochs."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     losses, accuracies = figure.subplots(2, 1, sharex=True)
     for seed in sorted({one.number for one in progress}):
@@ -50,8 +43,6 @@ def draw_confusion_matrix(path: Path, confusion: NDArray[np.int64], class_names:
 
     Colours are shares of the true class, figures are numbers of images.
     """
-    from matplotlib.figure import Figure
-
     n_classes = len(class_names)
     side = min(14.0, 3.5 + 0.45 * n_classes)
     figure = Figure(figsize=(side, side), layout="constrained")

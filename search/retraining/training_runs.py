@@ -1,7 +1,5 @@
 """Trains several runs of one configuration in parallel processes, with a checkpoint after each epoch."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,23 +7,21 @@ from fractions import Fraction
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from search.processes.helper_pool import HelperLostError, HelperPool
+from search.processes.helper_pool import HelperPool
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.errors import RunError, first_line
 from spaces.plain_files import MIB, read_plain
 from trainable.checkpoint import read_checkpoint
 from trainable.compute import Compute
+from trainable.data.datasets import ImageSet, open_training_data
 from trainable.environment import ALLOCATOR_ENVIRONMENT, environment_with
 from trainable.files import write_json
+from trainable.fit_evaluate import EpochResult, FitEvaluate
 from trainable.seeding import Purpose, RunSeed
-
-if TYPE_CHECKING:
-    from trainable.data.datasets import ImageSet
-    from trainable.fit_evaluate import EpochResult, FitEvaluate
 
 CURVE_FILE = "curve.json"
 MAX_CURVE_BYTES = 16 * MIB  # of 100,000 epochs
@@ -96,13 +92,8 @@ def train_all(runs: list[FullRun], n_workers: int, on_progress: Callable[[Progre
             while waiting and len(pool.helpers) < n_workers:
                 with environment_with(ALLOCATOR_ENVIRONMENT):
                     pool.start(partial(_train_and_send, waiting.pop(0)))
-            try:
-                for progress in pool.messages(POLL_S):
-                    on_progress(progress)
-            except HelperLostError:
-                raise RunError(
-                    "A training process was killed; most often memory ran out. Nothing was tested."
-                ) from None
+            for progress in pool.messages(POLL_S):
+                on_progress(progress)
 
 
 def saved_epochs(run: FullRun) -> int:
@@ -145,8 +136,6 @@ def restored(run: FullRun, images: ImageSet, epoch: int) -> FitEvaluate:
     Raises:
         InputError: the checkpoint is damaged, belongs to another run, or holds numbers that are not finite.
     """
-    from trainable.fit_evaluate import FitEvaluate
-
     fit = FitEvaluate(images, None, run.hyperparameters, run.seed, run.compute, step_epochs=run.step_epochs)
     if epoch:
         fit.restore(run.checkpoint(epoch))
@@ -166,10 +155,6 @@ def train(run: FullRun, on_progress: Callable[[Progress], None]) -> None:
         RunError: its loss or a weight is not finite.
         InputError: a checkpoint belongs to another run.
     """
-    import torch
-
-    from trainable.data.datasets import open_training_data
-
     torch.set_num_threads(run.threads)
     begin = saved_epochs(run)
     fit = restored(run, open_training_data(run.decoded_folder, run.dataset).everything, begin)

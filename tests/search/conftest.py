@@ -1,5 +1,8 @@
 """Fixtures that run a command in this process, and an experiment's folder that came from elsewhere."""
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -57,3 +60,11 @@ def foreign(tiny_space: Space, tmp_path: Path) -> Experiment:
     (made.final_folder / "model.onnx").write_bytes(model())
     Image.new("RGB", (20, 20)).save(tmp_path / "image.png")
     return made
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """TMPDIR of a command; a short path, because sockets lie in it."""
+    path = Path(tempfile.mkdtemp(prefix="t"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

@@ -13,13 +13,18 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import optuna
 import pytest
+import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from search.experiment.events import EpochDone, Event, ReplicateEpochDone
 from search.experiment.history import History
@@ -28,8 +33,14 @@ from search.policy.state import is_done
 from search.policy.study import Proposer
 from spaces import Dataset, Hyperparameters, Space, load_space
 from tests.conftest import TINY, set_options
+from tests.support.foreign import Call
 from tests.support.processes import Listener, listeners, marked_commands, wait_until
+from trainable.compute import choose_compute
 from trainable.data.cache import decode_once
+from trainable.data.datasets import prepare_training_data
+from trainable.fit_evaluate import FitEvaluate
+from trainable.network.model import DepthwiseSeparableNet, Normalise
+from trainable.seeding import Purpose, RunSeed
 
 pytestmark = pytest.mark.cluster
 
@@ -49,8 +60,7 @@ def events_until(journal: Path, event: str, trial: int) -> Iterator[Event]:
 class Watched:
     """A search command that ran to its end, and what was seen of it meanwhile."""
 
-    results: Path
-    name: str
+    folder: Path
     output: str
     errors: str
     exit_code: int
@@ -59,20 +69,20 @@ class Watched:
     listeners: list[Listener]
     strangers: str
 
-    @property
-    def folder(self) -> Path:
-        return self.results / self.name
+    @cached_property
+    def history(self) -> History:
+        return read_history(self.folder / "journal.jsonl")
+
+    @cached_property
+    def space(self) -> Space:
+        return load_space(str(self.folder))
 
 
-def start(results: Path, *arguments: str, temporary: Path | None = None) -> subprocess.Popen[str]:
-    environment = dict(os.environ)
-    if temporary:
-        environment["TMPDIR"] = str(temporary)
-    command = [sys.executable, "-m", "search.run", *arguments, "--results", str(results)]
+def start(command: str, *arguments: str, cwd: Path, temporary: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command,
-        cwd=results.parent,
-        env=environment,
+        [sys.executable, "-m", f"search.{command}", *arguments],
+        cwd=cwd,
+        env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -127,7 +137,8 @@ def start_strangers(folder: Path) -> subprocess.Popen[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     results = tmp_path_factory.mktemp("finished") / "results"
     temporary = Path(tempfile.mkdtemp(prefix="t"))
-    process = start(results, "--name", "tiny", *set_options(*TINY), temporary=temporary)
+    arguments = ("--name", "tiny", "--results", str(results))
+    process = start("run", *arguments, *set_options(*TINY), cwd=results.parent, temporary=temporary)
     checkpoints: dict[int, dict[str, Any]] = {}
     seen_listeners: list[Listener] = []
     strangers: subprocess.Popen[str] | None = None
@@ -142,39 +153,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         time.sleep(0.05)
     output, errors = process.communicate(timeout=30)
     answers, _ = strangers.communicate(timeout=60) if strangers else ("", None)
-    yield Watched(
-        results,
-        "tiny",
-        output,
-        errors,
-        process.returncode,
-        checkpoints,
-        temporary,
-        seen_listeners,
-        answers,
-    )
+    yield Watched(results / "tiny", output, errors, process.returncode, checkpoints, temporary, seen_listeners, answers)
     shutil.rmtree(temporary)
 
 
-def test_a_search_ends_well_and_says_what_to_do_next(finished: Watched) -> None:
+def test_a_search_ends_well_stops_some_trials_early_and_says_what_to_do_next(finished: Watched) -> None:
     assert finished.exit_code == 0, finished.errors
     assert finished.errors == ""
     assert finished.output.count("[") >= 8, "a line a trial that ends"
-    assert f"Next: python -m search.leaderboard tiny --results {finished.results}" in finished.output
+    assert f"Next: python -m search.leaderboard tiny --results {finished.folder.parent}" in finished.output
     assert "\x1b" not in finished.output
-
-
-def test_every_trial_ends_and_some_are_stopped_early(finished: Watched) -> None:
-    trials = read_history(finished.folder / "journal.jsonl").trials
+    trials = finished.history.trials
     assert len(trials) == 8
     assert {trial.status for trial in trials.values()} == {"completed", "stopped"}
     assert trials[0].baseline
     assert trials[0].status == "completed"
 
 
-def test_weights_were_trained_with_what_optuna_suggested_also_in_reused_actors(finished: Watched) -> None:
-    trials = read_history(finished.folder / "journal.jsonl").trials
-    space = load_space(str(finished.folder))
+def test_weights_were_trained_with_what_optuna_suggested_also_in_reused_actors(
+    finished: Watched,
+) -> None:
+    trials, space = finished.history.trials, finished.space
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{finished.folder / 'study.db'}")
     assert len(finished.checkpoints) >= 4, "too few checkpoints were seen to say anything"
     for number, state in finished.checkpoints.items():
@@ -190,10 +189,7 @@ def test_weights_were_trained_with_what_optuna_suggested_also_in_reused_actors(f
             workers.setdefault(result["pid"], set()).add(result["trial"])
             assert result["config"]["hyperparameters"] == trials[result["trial"]].config.as_dict()
     assert max(len(numbers) for numbers in workers.values()) >= 2, "no actor was reused"
-
-
-def test_every_epoch_s_learning_rate_is_that_of_the_configuration(finished: Watched) -> None:
-    for trial in read_history(finished.folder / "journal.jsonl").trials.values():
+    for trial in trials.values():
         for epoch in trial.epochs:
             n_steps = (epoch.epoch - 1) // trial.config.step_size
             assert epoch.lr == pytest.approx(trial.config.lr * trial.config.gamma**n_steps)
@@ -212,13 +208,6 @@ def assert_trained_by(
     seed_number: int,
     epochs: Sequence[EpochDone] | Sequence[ReplicateEpochDone],
 ) -> None:
-    import torch
-
-    from trainable.compute import choose_compute
-    from trainable.data.datasets import prepare_training_data
-    from trainable.fit_evaluate import FitEvaluate
-    from trainable.seeding import Purpose, RunSeed
-
     data = prepare_training_data(space.dataset)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -235,16 +224,14 @@ def assert_trained_by(
 
 
 def test_a_trial_is_what_fit_evaluate_alone_makes_of_its_configuration(finished: Watched) -> None:
-    history = read_history(finished.folder / "journal.jsonl")
-    assert_trained_as_alone(history, load_space(str(finished.folder)), max(history.trials))
+    assert_trained_as_alone(finished.history, finished.space, max(finished.history.trials))
 
 
 def test_the_folder_is_readable_without_our_code(finished: Watched) -> None:
     with (finished.folder / "trials.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 8
-    history = read_history(finished.folder / "journal.jsonl")
     with (finished.folder / "curves.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == history.n_epochs
+        assert len(list(csv.DictReader(file))) == finished.history.n_epochs
     manifest = json.loads((finished.folder / "manifest.json").read_text())
     assert manifest["state"] == "finished"
     assert manifest["seeds"] == {"experiment": 0, "split": 0}
@@ -253,7 +240,7 @@ def test_the_folder_is_readable_without_our_code(finished: Watched) -> None:
     assert [session["end"] for session in manifest["sessions"]] == ["finished"]
     (session,) = manifest["sessions"]
     assert session["seconds"] > 1
-    trained_s = sum(epoch.seconds for epoch in history.results_in_order)
+    trained_s = sum(epoch.seconds for epoch in finished.history.results_in_order)
     trained = trained_s / session["seconds"] / manifest["device"]["trials_at_once"]
     assert session["overhead_share"] + session["idle_share"] + trained == pytest.approx(1, abs=0.02)
     assert 0 < session["overhead_share"] < 1
@@ -262,16 +249,10 @@ def test_the_folder_is_readable_without_our_code(finished: Watched) -> None:
     assert manifest["device"]["precision_reason"]
 
 
-def test_nothing_but_the_loopback_is_listened_on(finished: Watched) -> None:
+def test_nobody_else_is_let_in_and_nothing_is_left_behind(finished: Watched) -> None:
     assert len(finished.listeners) >= 7, "too few were seen to say anything"
     assert [listener for listener in finished.listeners if not listener.address.is_loopback] == []
-
-
-def test_who_has_no_token_of_the_search_s_own_is_not_let_in(finished: Watched) -> None:
-    assert finished.strangers.split() == ["refused", "in"]
-
-
-def test_nothing_is_left_behind(finished: Watched) -> None:
+    assert finished.strangers.split() == ["refused", "in"], "without and with the search's own token"
     assert list(finished.temporary.iterdir()) == []
     assert not list(finished.folder.glob("ray/session_*/trial_*/checkpoint_*")), "checkpoints of ended trials"
     with_our_folder = subprocess.run(["pgrep", "-f", str(finished.temporary)], capture_output=True, text=True)
@@ -279,14 +260,15 @@ def test_nothing_is_left_behind(finished: Watched) -> None:
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_the_leaderboard_s_json_has_every_trial(finished: Watched, run: Run, tmp_path: Path, moved: bool) -> None:
-    folder = finished.folder
+def test_the_leaderboard_s_json_has_every_trial(finished: Watched, call: Call, tmp_path: Path, moved: bool) -> None:
+    arguments = ["--results", str(finished.folder.parent)]  # the newest experiment there
     if moved:
-        folder = shutil.copytree(folder, tmp_path / "copied", ignore=shutil.ignore_patterns("ray"))
-    result = run("search.leaderboard", str(folder), "--format", "json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    content = json.loads(result.stdout)
-    assert content["experiment"] == folder.name
+        folder = shutil.copytree(finished.folder, tmp_path / "copied", ignore=shutil.ignore_patterns("ray"))
+        arguments = [str(folder)]
+    code, output, errors = call("leaderboard", *arguments, "--format", "json")
+    assert code == 0, errors
+    content = json.loads(output)
+    assert content["experiment"] == ("copied" if moved else "tiny")
     assert [row["rank"] for row in content["trials"]] == list(range(1, 9))
     completed = [row["validation_accuracy"] for row in content["trials"] if row["status"] == "completed"]
     assert completed == sorted(completed, reverse=True)
@@ -305,25 +287,21 @@ def test_the_leaderboard_needs_neither_ray_nor_torch_nor_optuna(finished: Watche
     assert "points above the baseline" in result.stdout or "no searched configuration ranks above it" in result.stdout
 
 
-def test_the_newest_experiment_is_the_default(finished: Watched, run: Run, tmp_path: Path) -> None:
-    result = run("search.leaderboard", "--results", str(finished.results), "--top", "1", cwd=tmp_path)
-    assert result.returncode == 0
-    assert result.stdout.startswith("tiny: 8 of 8 trials ended")
-
-
-def test_the_resolved_space_repeats_the_search(finished: Watched, run: Run, tmp_path: Path) -> None:
-    result = run("search.run", str(finished.folder / "experiment.yaml"), "--dry-run", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "320 training and 80 validation images of 17 x 17" in result.stdout
-    assert "trials      8, the baseline first, at most 3 epochs each" in result.stdout
+def test_the_resolved_space_repeats_the_search(finished: Watched, call: Call, tmp_path: Path) -> None:
+    code, output, errors = call("run", str(finished.folder / "experiment.yaml"), "--dry-run")
+    assert code == 0, errors
+    assert "320 training and 80 validation images of 17 x 17" in output
+    assert "trials      8, the baseline first, at most 3 epochs each" in output
     assert not (tmp_path / "results").exists(), "a dry run leaves nothing"
 
 
-def test_a_finished_search_takes_no_trial_again_but_more_of_them(finished: Watched, run: Run, tmp_path: Path) -> None:
+def test_a_finished_search_takes_no_trial_again_but_more_of_them(
+    finished: Watched, call: Call, run: Run, tmp_path: Path
+) -> None:
     folder = shutil.copytree(finished.folder, tmp_path / "results" / "again")
     before = (folder / "journal.jsonl").read_bytes()
-    result = run("search.run", "--resume", "again", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    code, _, errors = call("run", "--resume", "again")
+    assert code == 0, errors
     assert (folder / "journal.jsonl").read_bytes() == before
 
     more = run("search.run", "--resume", "again", "--add-trials", "2", cwd=tmp_path)
@@ -336,26 +314,6 @@ def test_a_finished_search_takes_no_trial_again_but_more_of_them(finished: Watch
     assert space.search.trials == 10
     afresh = Proposer(space, History(events_until(folder / "journal.jsonl", "trial_started", 8)))
     assert history.trials[8].suggested == afresh.propose(8, baseline=False), "with all that the search knows"
-
-
-@pytest.mark.long
-def test_a_search_goes_on_in_a_changed_space_with_the_trials_that_lie_in_it(
-    finished: Watched, run: Run, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(finished.folder, tmp_path / "results" / "again")
-    history = read_history(folder / "journal.jsonl")
-    narrowed = ("--set", "space.momentum={uniform: [0.5, 0.9]}")
-    refused = run("search.run", "--resume", "again", *narrowed, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "`space.momentum` was {uniform: [0.5, 0.98]} and is {uniform: [0.5, 0.9]}" in refused.stderr
-    changed = run("search.run", "--resume", "again", *narrowed, "--allow-changed-space", cwd=tmp_path)
-    assert changed.returncode == 0, changed.stderr
-    after = read_history(folder / "journal.jsonl")
-    outside = [trial for trial in history.trials.values() if not 0.5 <= trial.config.momentum <= 0.9]
-    assert [trial.number for trial in after.trials.values() if trial.excluded] == [t.number for t in outside]
-    assert len(after.counting) == 8
-    assert all(0.5 <= trial.config.momentum <= 0.9 for trial in after.counting)
-    assert load_space(str(folder)).as_dict() == after.space
 
 
 @pytest.fixture(scope="module")
@@ -414,111 +372,61 @@ def test_retraining_writes_all_of_final(retrained: Path) -> None:
     assert not list(retrained.glob(".final-*"))
 
 
-ONNX_PROGRAM = """
-import sys
-import numpy as np
-import onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1])
-images, labels = np.load(sys.argv[2]), np.load(sys.argv[3])
-log_probabilities = session.run(None, {"images": images})[0]
-assert np.allclose(np.exp(log_probabilities).sum(1), 1, atol=1e-4)
-assert session.run(None, {"images": images[:1]})[0].shape == (1, 10)
-print((log_probabilities.argmax(1) == labels).mean())
-"""
-
-
-def test_the_onnx_model_alone_gets_the_stated_accuracy(retrained: Path, tmp_path: Path) -> None:
+def test_each_exported_model_gets_the_stated_accuracy_and_carries_no_path_of_this_machine(retrained: Path) -> None:
+    final = retrained / "final"
     images, labels = digits_for_testing()
-    np.save(tmp_path / "images.npy", images)
-    np.save(tmp_path / "labels.npy", labels)
-    arguments = [str(retrained / "final" / "model.onnx"), "images.npy", "labels.npy"]
-    command = [sys.executable, "-I", "-c", ONNX_PROGRAM, *arguments]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
-    metrics = json.loads((retrained / "final" / "metrics.json").read_text())
-    assert float(result.stdout) == pytest.approx(metrics["exported_test_accuracy"], abs=1e-9)
-
-
-def test_the_torch_export_and_the_safetensors_get_it_too(retrained: Path) -> None:
-    import torch
-    import yaml
-    from safetensors.torch import load_file
-
-    from trainable.network.model import DepthwiseSeparableNet, Normalise
-
-    images, labels = digits_for_testing()
-    stated = json.loads((retrained / "final" / "metrics.json").read_text())["exported_test_accuracy"]
-    program = torch.export.load(retrained / "final" / "model.pt2").module()
-    assert (program(torch.from_numpy(images)).argmax(1).numpy() == labels).mean() == pytest.approx(stated)
-
-    config = yaml.safe_load((retrained / "final" / "config.yaml").read_text())
+    tensor = torch.from_numpy(images)
+    config = yaml.safe_load((final / "config.yaml").read_text())
     network = DepthwiseSeparableNet(len(config["class_names"])).eval()
-    network.load_state_dict(load_file(retrained / "final" / "model.safetensors"))
-    normalised = Normalise(config["mean"], config["std"])(torch.from_numpy(images))
-    assert (network(normalised).argmax(1).numpy() == labels).mean() == pytest.approx(stated)
+    network.load_state_dict(load_file(final / "model.safetensors"))
+    session = onnxruntime.InferenceSession(final / "model.onnx")
+    answers = {
+        "model.onnx": session.run(None, {"images": images})[0],
+        "model.pt2": torch.export.load(final / "model.pt2").module()(tensor).detach().numpy(),
+        "model.safetensors": network(Normalise(config["mean"], config["std"])(tensor)).detach().numpy(),
+    }
+    assert session.run(None, {"images": images[:1]})[0].shape == (1, 10)
+    stated = json.loads((final / "metrics.json").read_text())["exported_test_accuracy"]
+    for name, log_probabilities in answers.items():
+        assert np.allclose(np.exp(log_probabilities).sum(1), 1, atol=1e-4), name
+        assert (log_probabilities.argmax(1) == labels).mean() == pytest.approx(stated), name
 
-
-def test_the_models_carry_no_path_of_this_machine(retrained: Path) -> None:
-    with zipfile.ZipFile(retrained / "final" / "model.pt2") as archive:
+    with zipfile.ZipFile(final / "model.pt2") as archive:
         contents = [archive.read(name) for name in archive.namelist()]
-    contents += [(retrained / "final" / name).read_bytes() for name in ("model.onnx", "model.safetensors")]
+    contents += [(final / name).read_bytes() for name in ("model.onnx", "model.safetensors")]
     for path in (Path(__file__).parents[2], Path(sys.prefix), Path.home() / ".cache"):
         assert not [content for content in contents if str(path).encode() in content]
 
 
-def test_predict_agrees_with_the_model_on_image_files(retrained: Path, run: Run, tmp_path: Path) -> None:
+def test_predict_agrees_with_the_model_and_names_every_file_that_it_cannot_read(
+    retrained: Path, call: Call, tmp_path: Path
+) -> None:
     images, _ = digits_for_testing()
-    for i in range(6):
-        Image.fromarray(images[i]).save(tmp_path / f"{i}.png")
     files = [f"{i}.png" for i in range(6)]
-    result = run("search.predict", str(retrained), *files, "--format", "json", "--top", "10", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    rows = json.loads(result.stdout)
-
-    import onnxruntime
-
+    for name, image in zip(files, images, strict=False):
+        Image.fromarray(image).save(tmp_path / name)
+    code, output, errors = call("predict", str(retrained), *files, "--format", "json", "--top", "10")
+    assert code == 0, errors
     session = onnxruntime.InferenceSession(retrained / "final" / "model.onnx")
     expected = np.exp(session.run(None, {"images": images[:6]})[0])
-    for row, name, probabilities in zip(rows, files, expected, strict=True):
+    for row, name, probabilities in zip(json.loads(output), files, expected, strict=True):
         assert row["image"] == name
         assert row["classes"][0]["class"] == str(probabilities.argmax())
         assert sum(entry["probability"] for entry in row["classes"]) == pytest.approx(1, abs=1e-4)
 
-
-def test_predict_names_every_file_that_it_cannot_read(retrained: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
-    result = run("search.predict", str(retrained), "bad.png", "missing.png", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.splitlines()[0] == "bad.png: is not an image."
-    assert result.stderr.splitlines()[1].startswith("missing.png: cannot be decoded")
+    code, output, errors = call("predict", str(retrained), "bad.png", "0.png", "missing.png")
+    assert (code, output) == (2, "")
+    bad, missing = errors.splitlines()
+    assert bad == "bad.png: is not an image."
+    assert missing.startswith("missing.png: cannot be decoded")
 
 
-def test_the_test_set_is_opened_once_unless_a_reason_is_given(retrained: Path, run: Run, tmp_path: Path) -> None:
-    refused = run("search.retrain", str(retrained), cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "its test set was opened on" in refused.stderr
+def test_the_test_set_is_opened_once(retrained: Path, call: Call) -> None:
+    code, _, errors = call("retrain", str(retrained))
+    assert code == 2
+    assert "its test set was opened on" in errors
     assert len(json.loads((retrained / "manifest.json").read_text())["test_openings"]) == 1
-    folder = shutil.copytree(retrained, tmp_path / "again")
-    again = run(
-        "search.retrain",
-        str(folder),
-        "--seeds",
-        "1",
-        "--epochs",
-        "1",
-        "--again",
-        "a look at one epoch",
-        cwd=tmp_path,
-    )
-    assert again.returncode == 0, again.stderr
-    board = run("search.leaderboard", str(folder), cwd=tmp_path).stdout
-    assert board.count("Test set opened ") == 2
-    assert "once more because: a look at one epoch" in board
-    openings = json.loads((folder / "manifest.json").read_text())["test_openings"]
-    assert [opening["reason"] for opening in openings] == [None, "a look at one epoch"]
-    assert "a look at one epoch" in (folder / "final" / "MODEL_CARD.md").read_text()
-    metrics = json.loads((folder / "final" / "metrics.json").read_text())
-    assert metrics["test_accuracy_interval_95"] is None
 
 
 def wait_for_results(journal: Path, n_results: int, process: subprocess.Popen[str], event: str = '"epoch_done') -> None:
@@ -540,20 +448,11 @@ def first_epochs_of_session(folder: Path, session: int) -> dict[int, int]:
 
 
 @pytest.mark.long
-def test_an_interrupted_retraining_leaves_its_checkpoints_and_the_test_set_unopened(
-    finished: Watched, tmp_path: Path
+def test_ctrl_c_ends_a_retraining_that_leaves_its_checkpoints_and_the_test_set_unopened(
+    finished: Watched, tmp_path: Path, temporary: Path
 ) -> None:
-    folder, temporary = tmp_path / "results" / "tiny", Path(tempfile.mkdtemp(prefix="t"))
-    shutil.copytree(finished.folder, folder)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "search.retrain", "--epochs", "500"],
-        cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=listen_to_ctrl_c,
-    )
+    folder = shutil.copytree(finished.folder, tmp_path / "results" / "tiny")
+    process = start("retrain", "--epochs", "500", cwd=tmp_path, temporary=temporary)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("seed "):
         assert process.poll() is None
@@ -569,32 +468,30 @@ def test_an_interrupted_retraining_leaves_its_checkpoints_and_the_test_set_unope
     assert list(folder.glob(".retraining/*/seed_*/checkpoint_*/state.json"))
     assert not list(folder.glob(".final-*"))
     assert json.loads((folder / "manifest.json").read_text())["test_openings"] == []
-    temporary.rmdir()
 
 
-def test_an_interrupted_search_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
-    results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
-    process = start(results, "--name", "tiny", *set_options(*TINY, "search.trials=24"), temporary=temporary)
+def test_an_interrupted_search_goes_on_where_it_was(call: Call, tmp_path: Path, temporary: Path) -> None:
+    results = tmp_path / "results"
+    process = start("run", "--name", "tiny", *set_options(*TINY, "search.trials=24"), cwd=tmp_path, temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
     wait_for_results(journal, 5, process)
 
-    other = run("search.run", "--resume", "tiny", cwd=tmp_path)
-    assert other.returncode == 2
-    assert "is in use by process" in other.stderr
-    live = run("search.leaderboard", "--format", "json", cwd=tmp_path)
-    assert live.returncode == 0, live.stderr
-    assert json.loads(live.stdout)["trials"]
+    code, _, errors = call("run", "--resume", "tiny")
+    assert code == 2
+    assert "is in use by process" in errors
+    assert json.loads(call("leaderboard", "--format", "json")[1])["trials"]
 
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Resume with: python -m search.run --resume tiny" in output
     assert errors == ""
+    assert json.loads((results / "tiny" / "manifest.json").read_text())["state"] == "interrupted"
     assert list(temporary.iterdir()) == []
     before = read_history(journal)
     assert before.unfinished
 
-    resumed = start(results, "--resume", "tiny", temporary=temporary)
+    resumed = start("run", "--resume", "tiny", cwd=tmp_path, temporary=temporary)
     _, errors = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, errors
     after = read_history(journal)
@@ -608,14 +505,14 @@ def test_an_interrupted_search_goes_on_where_it_was(run: Run, tmp_path: Path) ->
             assert first_epochs[trial.number] >= trial.n_epochs, "more than one epoch was trained again"
     assert_trained_as_alone(after, load_space(str(results / "tiny")), before.unfinished[0].number)
     assert not list((results / "tiny").glob("ray/session_*/trial_*/checkpoint_*"))
-    temporary.rmdir()
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.long
-def test_replicates_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path) -> None:
-    results, temporary = tmp_path / "results", Path(tempfile.mkdtemp(prefix="t"))
+def test_replicates_confirm_the_best_also_after_a_kill(run: Run, call: Call, tmp_path: Path, temporary: Path) -> None:
+    results = tmp_path / "results"
     confirm = ("search.trials=3", "confirm.top=1", "confirm.seeds=2", "confirm.budget=4")
-    process = start(results, "--name", "tiny", *set_options(*TINY, *confirm), temporary=temporary)
+    process = start("run", "--name", "tiny", *set_options(*TINY, *confirm), cwd=tmp_path, temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
     wait_for_results(journal, 3, process, "run_epoch_done")
     os.killpg(process.pid, signal.SIGKILL)
@@ -638,13 +535,11 @@ def test_replicates_confirm_the_best_also_after_a_kill(run: Run, tmp_path: Path)
     with (results / "tiny" / "replicates.csv").open() as file:
         assert len(list(csv.DictReader(file))) == sum(fresh.n_epochs for fresh in history.replicates.values())
     assert not list((results / "tiny").glob("ray/session_*/*/checkpoint_*"))
-    rows = json.loads(run("search.leaderboard", "--format", "json", cwd=tmp_path).stdout)["trials"]
-    assert rows[0]["n_replicates"] >= 2
-    shutil.rmtree(temporary, ignore_errors=True)
+    assert json.loads(call("leaderboard", "--format", "json")[1])["trials"][0]["n_replicates"] >= 2
 
 
 @pytest.mark.long
-def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
+def test_a_search_reads_no_test_image(run: Run, call: Call, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, level in (("dark", 40), ("light", 200)):
         (tmp_path / "images" / "train" / name).mkdir(parents=True)
@@ -655,40 +550,32 @@ def test_a_search_reads_no_test_image(run: Run, tmp_path: Path) -> None:
         test_image = tmp_path / "images" / "test" / name / "0.png"
         test_image.parent.mkdir(parents=True)
         test_image.write_bytes(b"no image at all")
-    overrides = (
-        "dataset.name=folder",
-        "dataset.root=images",
-        "dataset.image_size=17",
-        "training.max_epochs=1",
-        "confirm.budget=9",
-    )
-    arguments = [*set_options(*overrides, "search.trials=2"), "--name", "folder"]
-    searched = run("search.run", *arguments, cwd=tmp_path)
+    dataset = ("dataset.name=folder", "dataset.root=images", "dataset.image_size=17")
+    small = ("training.max_epochs=1", "confirm.budget=9", "search.trials=2")
+    searched = run("search.run", *set_options(*dataset, *small), "--name", "folder", cwd=tmp_path)
     assert searched.returncode == 0, searched.stderr
-    assert json.loads((tmp_path / "results/folder/manifest.json").read_text())["data"]["class_names"] == [
-        "dark",
-        "light",
-    ]
+    manifest = json.loads((tmp_path / "results/folder/manifest.json").read_text())
+    assert manifest["data"]["class_names"] == ["dark", "light"]
     assert "replicate" in searched.stdout
-    board = run("search.leaderboard", "folder", cwd=tmp_path)
-    assert board.returncode == 0, board.stderr
-    assert "Test set opened" not in board.stdout
-    unreadable = run("search.retrain", "folder", "--trial", "0", "--seeds", "1", cwd=tmp_path)
-    shutil.rmtree(tmp_path / "images" / "test")
-    missing = run("search.retrain", "folder", "--trial", "0", "--seeds", "1", cwd=tmp_path)
-    for retrained, reason in ((unreadable, "test/dark/0.png"), (missing, "images/test: is not there")):
-        assert retrained.returncode == 2
-        assert reason in retrained.stderr
-        assert "\nseed " not in retrained.stdout, "trained before it looked"
+    for command in ("leaderboard", "diagnose", "report"):
+        code, output, errors = call(command, "folder")
+        assert code == 0, errors
+        assert "Test set opened" not in output
+    for reason in ("test/dark/0.png", "images/test: is not there"):
+        code, output, errors = call("retrain", "folder", "--trial", "0", "--seeds", "1")
+        assert code == 2
+        assert reason in errors
+        assert "\nseed " not in output, "trained before it looked"
+        shutil.rmtree(tmp_path / "images" / "test", ignore_errors=True)
     assert json.loads((tmp_path / "results/folder/manifest.json").read_text())["test_openings"] == []
     assert not (tmp_path / "results/folder/final").exists()
 
 
-def test_a_used_up_time_budget_ends_the_search_and_a_longer_one_goes_on(run: Run, tmp_path: Path) -> None:
+def test_a_used_up_time_budget_ends_the_search(run: Run, call: Call, tmp_path: Path) -> None:
     short = run("search.run", *set_options(*TINY), "--time-budget", "1s", "--name", "short", cwd=tmp_path)
     assert short.returncode == 0, short.stderr
     assert "The time budget is used up" in short.stdout
     assert json.loads((tmp_path / "results/short/manifest.json").read_text())["state"] == "time budget used"
-    again = run("search.run", "--resume", "short", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "--time-budget TIME" in again.stderr
+    code, _, errors = call("run", "--resume", "short")
+    assert code == 2
+    assert "--time-budget TIME" in errors

@@ -97,6 +97,8 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
         ("leaderboard", ["~nosuchuser/x"], "begins with the home of a user that this machine does not have"),
         ("retrain", ["--seeds", "0"], "--seeds is 0, but must be at least 1."),
         ("retrain", ["--epochs", "-3"], "--epochs is -3, but must be at least 1."),
+        ("retrain", ["--passes", "2.5"], "argument --passes: invalid int value: '2.5'"),
+        ("retrain", ["--passes", "2", "--epochs", "2"], "argument --epochs: not allowed with argument --passes"),
         ("report", ["nobody"], "`nobody` is not an experiment: results/ has mine."),
         ("report", ["mine", "--output", "no/where.html"], "--output is no/where.html, but no is not a folder."),
         ("predict", ["mine", "x.png"], "Make it first: python -m search.retrain mine"),

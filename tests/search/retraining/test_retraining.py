@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -23,7 +22,7 @@ from search.experiment.folder import Experiment
 from search.experiment.manifest import Manifest
 from search.retraining import retraining, session, training_runs
 from search.retraining.retraining import WORK_FOLDER, Retraining, must_be_allowed, retrain
-from search.retraining.training_runs import FullRun, Progress, read_curve, restored, saved_epochs, train, train_all
+from search.retraining.training_runs import Progress, read_curve, restored, saved_epochs, train, train_all
 from spaces import Dataset, Hyperparameters, InputError, Space, load_space
 from spaces.errors import RunError
 from tests.conftest import TINY
@@ -35,11 +34,14 @@ from trainable.data.datasets import prepare_training_data
 N_SEEDS, N_EPOCHS = 2, 3
 
 
-def plan_of(results: Path, space: Space, dataset: Dataset) -> Retraining:
-    experiment = make_experiment(results, "mine", space)
-    return Retraining(
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_space: Space) -> Retraining:
+    """All seeds are trained, nothing is tested; not to be changed."""
+    experiment = make_experiment(tmp_path_factory.mktemp("trained"), "mine", tiny_space)
+    dataset = Dataset(name="digits", image_size=17, train_limit=60)
+    plan = Retraining(
         experiment=experiment,
-        space=space,
+        space=tiny_space,
         dataset=dataset,
         trial=experiment.history().trials[0],
         data=prepare_training_data(dataset),
@@ -49,17 +51,6 @@ def plan_of(results: Path, space: Space, dataset: Dataset) -> Retraining:
         n_cores=1,
         again=None,
     )
-
-
-@pytest.fixture(scope="module")
-def dataset() -> Dataset:
-    return Dataset(name="digits", image_size=17, train_limit=60)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_space: Space, dataset: Dataset) -> Retraining:
-    """All seeds are trained, nothing is tested; not to be changed."""
-    plan = plan_of(tmp_path_factory.mktemp("trained"), tiny_space, dataset)
     for run in plan.runs:
         train(run, lambda progress: None)
     return plan
@@ -72,10 +63,6 @@ def plan(trained: Retraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(retraining, function, lambda *_: {})
     folder = shutil.copytree(trained.experiment.folder, tmp_path / "mine")
     return replace(trained, experiment=Experiment(folder))
-
-
-def tensors(run: FullRun) -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoint(N_EPOCHS) / "tensors.safetensors")
 
 
 def assert_same_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -180,18 +167,31 @@ def test_nothing_but_the_same_checkpoints_finishes_the_look(plan: Retraining) ->
     assert first.checkpoints_sha256[1] != second.checkpoints_sha256[1]
 
 
-def test_an_interrupted_seed_goes_on_bit_for_bit(trained: Retraining, tmp_path: Path) -> None:
-    def end_process(progress: Progress) -> None:
-        raise ProcessEnds
-
+@pytest.mark.parametrize("cause", ["kill", "full disk"])
+def test_an_interrupted_seed_goes_on_bit_for_bit(
+    cause: str, trained: Retraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = replace(trained.runs[1], folder=tmp_path / "seed_1")
-    with pytest.raises(ProcessEnds):
-        train(run, end_process)
+    if cause == "kill":
+        with pytest.raises(ProcessEnds):
+            train(run, end)
+    else:
+        save = training_runs.write_json
+
+        def save_once(path: Path, content: Any) -> None:
+            if path.parent == run.checkpoint(2):
+                raise OSError(28, "No space left on device")
+            save(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training_runs, "write_json", save_once)
+            with pytest.raises(OSError, match="No space left"):
+                train(run, lambda progress: None)
     assert saved_epochs(run) == 1
     progress: list[Progress] = []
     train(run, progress.append)
     assert [one.epoch for one in progress] == [2, 3]
-    assert_same_tensors(tensors(run), tensors(trained.runs[1]))
+    assert_same_tensors(*(load_file(each.checkpoint(3) / "tensors.safetensors") for each in (run, trained.runs[1])))
     losses, expected = ([one.train_loss for one in read_curve(each, 3)] for each in (run, trained.runs[1]))
     assert losses == expected
     assert [path.name for path in run.folder.iterdir()] == ["checkpoint_000003"], "one checkpoint a seed"
@@ -200,28 +200,6 @@ def test_an_interrupted_seed_goes_on_bit_for_bit(trained: Retraining, tmp_path: 
 def test_finished_seeds_are_not_trained_again(plan: Retraining) -> None:
     assert plan.n_epochs_saved == N_SEEDS * N_EPOCHS
     train_all(plan.runs, 2, never)
-
-
-def test_a_full_disk_costs_the_epoch_that_could_not_be_saved(
-    trained: Retraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = replace(trained.runs[0], folder=tmp_path / "seed_0")
-    save = training_runs.FullRun.checkpoint
-    full = OSError(28, "No space left on device")
-
-    def checkpoint(self: FullRun, epoch: int) -> Path:
-        if epoch == 2:
-            (run.folder / "checkpoint_000002").mkdir(exist_ok=True)
-            raise full
-        return save(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_runs.FullRun, "checkpoint", checkpoint)
-        with pytest.raises(OSError, match="No space left"):
-            train(run, lambda progress: None)
-    assert saved_epochs(run) == 1
-    train(run, lambda progress: None)
-    assert_same_tensors(tensors(run), tensors(trained.runs[0]))
 
 
 def test_a_checkpoint_that_was_cut_short_leaves_the_one_before(plan: Retraining) -> None:
@@ -287,21 +265,6 @@ def test_a_retraining_that_diverges_says_so(trained: Retraining, tmp_path: Path)
         train(run, lambda progress: None)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--passes", "0"), "--passes is 0, but must be at least 1."),
-        (("--passes", "2.5"), "argument --passes: invalid int value: '2.5'"),
-        (("--passes", "2", "--epochs", "2"), "argument --epochs: not allowed with argument --passes"),
-    ],
-)
-def test_bad_input_is_one_line(arguments: tuple[str, ...], expected: str, on_folder: Call, tmp_path: Path) -> None:
-    code, output, errors = on_folder("retrain", tmp_path, *arguments)
-    assert (code, output) == (2, "")
-    (line,) = errors.splitlines()
-    assert expected in line
-
-
 @pytest.mark.parametrize("width", [60, 120])
 def test_progress_is_not_cut(width: int) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
@@ -341,12 +304,8 @@ ARGUMENTS = ("mine", "--seeds", "2", "--epochs", "3")
 
 @pytest.fixture
 def ended(tmp_path: Path) -> Path:
-    """A folder of results with a search that ran to its end on the images that there are."""
-    space = load_space("quickstart", TINY)
-    experiment = make_experiment(tmp_path / "results", "mine", space)
-    sha256 = prepare_training_data(space.dataset).decoded.content_sha256
-    facts = experiment.manifest.data.model_copy(update={"content_sha256": sha256})
-    experiment.write_manifest(experiment.manifest.model_copy(update={"data": facts}))
+    """A folder of results with a search that ran to its end."""
+    make_experiment(tmp_path / "results", "mine", load_space("quickstart", TINY))
     return tmp_path
 
 
@@ -358,13 +317,15 @@ def uses_of_test_set(parent: Path) -> list[dict[str, Any]]:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_kill_9_in_the_training_and_after_the_opening_costs_neither_epochs_nor_the_look(
-    ended: Path, run: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
+    ended: Path,
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+    temporary: Path,
 ) -> None:
     elsewhere = shutil.copytree(ended, tmp_path_factory.mktemp("uninterrupted") / "x")
     uninterrupted = run("search.retrain", *ARGUMENTS, cwd=elsewhere)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
 
-    temporary = Path(tempfile.mkdtemp(prefix="t"))
     environment = {**os.environ, "TMPDIR": str(temporary)}
     command = [sys.executable, "-m", "search.retrain", *ARGUMENTS]
     process = subprocess.Popen(command, cwd=ended, env=environment, stdout=subprocess.PIPE, text=True)
@@ -377,22 +338,14 @@ def test_kill_9_in_the_training_and_after_the_opening_costs_neither_epochs_nor_t
     assert list((ended / "results" / "mine" / WORK_FOLDER).glob("*/seed_*/checkpoint_*")), "its clean-up took them"
     assert uses_of_test_set(ended) == []
 
-    again = subprocess.run(
-        [sys.executable, "-c", KILLED_AFTER_THE_OPENING],
-        cwd=ended,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    command = [sys.executable, "-c", KILLED_AFTER_THE_OPENING]
+    again = subprocess.run(command, cwd=ended, env=environment, capture_output=True, text=True, timeout=240)
     assert again.returncode == -signal.SIGKILL, again.stderr
     assert "of 6 epochs were trained before." in again.stdout
     assert again.stdout.count("\nseed ") < 6
     (opening,) = uses_of_test_set(ended)
     assert opening["test_accuracy_mean"] is None
     wait_until(lambda: not list(temporary.glob("dws-*")), 60)
-    shutil.rmtree(temporary)
 
     finished = run("search.retrain", *ARGUMENTS, cwd=ended)
     assert finished.returncode == 0, finished.stderr
