@@ -69,18 +69,12 @@ class Factor:
     high: float
 
 
-def epochs_to(regret: Array, level: float, step: int = 1) -> float:
-    """Epochs after which a curve stays at or below `level`; infinite if it ends above `level`.
-
-    Args:
-        regret: (T,) values after `step`, 2 × `step` … epochs.
-        level: a value in the unit of `regret`.
-        step: epochs between two values.
-    """
+def steps_to(regret: Array, level: float) -> float:
+    """Number of values of a (T,) curve after which it stays at or below `level`; infinite if it ends above `level`."""
     above = np.flatnonzero(regret > level)
     if not len(above):
-        return float(step)
-    return math.inf if above[-1] == len(regret) - 1 else float(step * (above[-1] + 2))
+        return 1.0
+    return math.inf if above[-1] == len(regret) - 1 else float(above[-1] + 2)
 
 
 def thinned(regrets: Array, step: int = STEP) -> Array:
@@ -122,4 +116,4 @@ def geometric_mean(tables: Sequence[Array], most: float) -> Array:
 
 def _factor(regret: Array, reference: Array, of_budget: bool) -> float:
     level = float(reference[-1])
-    return epochs_to(regret, level) / (len(reference) if of_budget else epochs_to(reference, level))
+    return steps_to(regret, level) / (len(reference) if of_budget else steps_to(reference, level))

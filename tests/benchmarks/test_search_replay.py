@@ -13,7 +13,7 @@ from benchmarks.replay.arms import ARMS, DEFAULT, REFERENCE_NAMES, OwnArm, RayAr
 from benchmarks.replay.searches import HandedBack, OwnSearch, RaySearch, chance_of, drive, replay
 from benchmarks.replay.surrogate import FOREST, PROCESS, Surrogate, held_out_scores, noise_of
 from benchmarks.replay.tables import Table, in_unit_cube, random_configurations, read_table, table_from_text
-from benchmarks.stats import epochs_to, factor_of, geometric_mean, resampled_factors, thinned
+from benchmarks.stats import factor_of, geometric_mean, resampled_factors, steps_to, thinned
 from search.analysis.ranking import rank
 from search.experiment.events import EpochDone, TrialPromoted, TrialStarted
 from search.experiment.history import History
@@ -168,12 +168,9 @@ def test_stopping_trains_more_configurations_and_the_baseline_is_the_first(surro
     assert one_worker.regret == pytest.approx(100 * (surrogate.best - surrogate.baseline))
 
 
-def test_epochs_count_until_a_curve_stays_below_a_level() -> None:
-    medians = np.array([5.0, 0.9, 2.0, 1.0, 0.4])
-    assert epochs_to(medians, 1.0) == 4
-    assert epochs_to(medians, 0.5, step=3) == 15
-    assert epochs_to(medians, 9.0) == 1
-    assert math.isinf(epochs_to(medians, 0.1))
+@pytest.mark.parametrize(("level", "n_steps"), [(1.0, 4), (0.5, 5), (9.0, 1), (0.1, math.inf)])
+def test_steps_count_until_a_curve_stays_below_a_level(level: float, n_steps: float) -> None:
+    assert steps_to(np.array([5.0, 0.9, 2.0, 1.0, 0.4]), level) == n_steps
 
 
 @pytest.mark.parametrize(
