@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -205,8 +204,6 @@ def test_a_dry_run_shows_the_cluster_and_one_that_cannot_be_joined_is_one_line(
         return line
 
     assert "nothing answers there" in refused("127.0.0.1:1")
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        assert "is not the head of a Ray cluster" in refused(f"127.0.0.1:{stranger.getsockname()[1]}")
     (tmp_path / "other-token").write_text(secrets.token_hex(32))
     assert "token" in refused(nodes.address, RAY_AUTH_TOKEN_PATH=str(tmp_path / "other-token"))
     assert not (tmp_path / "results").exists(), "a dry run leaves nothing"

@@ -87,14 +87,6 @@ def must_have_a_guardian(folder: Path) -> int:
     return pid
 
 
-def kill_both(command: Command) -> None:
-    """As a power cut does, except for the processes that the command started."""
-    os.kill(must_have_a_guardian(command.folder), signal.SIGKILL)
-    command.process.kill()
-    command.process.wait()
-    wait_until(lambda: guardian_pid(command.folder) is None)
-
-
 def stale_folder(parent: Path, owner: str = "1") -> Path:
     folder = Path(tempfile.mkdtemp(prefix=guardian.PREFIX, dir=parent))
     (folder / guardian.OWNER).write_text(owner)
@@ -131,14 +123,6 @@ def test_an_orderly_end_leaves_nothing_when_it_returns(command: Command) -> None
 def test_kill_9_of_the_command_leaves_nothing(command: Command, kill: Callable[[int, int], None]) -> None:
     kill(command.process.pid, signal.SIGKILL)
     wait_until(command.is_gone)
-
-
-def test_a_guardian_that_was_killed_is_missed_only_by_a_command_that_is_killed_too(command: Command) -> None:
-    os.kill(must_have_a_guardian(command.folder), signal.SIGKILL)
-    command.process.communicate("end\n", timeout=10)
-    assert command.process.returncode == 0
-    assert not command.folder.exists()
-    assert not marked_commands(command.folder)
 
 
 def test_a_guardian_ends_for_nothing_but_its_command_and_is_small(temporary: Path) -> None:
@@ -184,30 +168,30 @@ def test_python_s_tracker_of_shared_memory_is_left_to_clear_up_and_ends_by_itsel
     wait_until(lambda: not (Path(folder).exists() or marked_commands(Path(folder)) or semaphores.exists()))
 
 
-def test_what_a_power_cut_leaves_is_removed_by_the_next_command(command: Command) -> None:
-    kill_both(command)
-    assert command.folder.exists()
-    assert marked_commands(command.folder)
-    with guarded_folder():
-        wait_until(lambda: not (command.folder.exists() or marked_commands(command.folder)))
-
-
-def test_a_live_command_s_folder_stays_also_without_its_guardian(command: Command) -> None:
+@pytest.mark.parametrize("is_killed_too", [False, True])
+def test_a_guardian_that_was_killed_is_missed_only_by_a_command_that_is_killed_too(
+    command: Command, is_killed_too: bool
+) -> None:
     os.kill(must_have_a_guardian(command.folder), signal.SIGKILL)
     wait_until(lambda: guardian_pid(command.folder) is None)
     guardian.remove_stale_folders(command.folder.parent)
-    assert command.folder.exists()
+    assert command.folder.exists(), "the command lives"
     assert marked_commands(command.folder)
+    if not is_killed_too:
+        command.process.communicate("end\n", timeout=10)
+        assert command.process.returncode == 0
+        assert command.is_gone()
+        return
+    # As a power cut does, except for the processes that the command started; the next command ends those.
+    command.process.kill()
+    command.process.wait()
+    assert marked_commands(command.folder)
+    with guarded_folder():
+        wait_until(command.is_gone)
 
 
-def test_a_process_id_says_nothing_as_it_may_be_another_s_by_now(temporary: Path) -> None:
+def test_a_folder_stays_where_its_lock_is_held_whatever_its_owner_file_says(temporary: Path) -> None:
     folder = stale_folder(temporary, owner=str(os.getpid()))
-    guardian.remove_stale_folders(temporary)
-    assert not folder.exists()
-
-
-def test_a_folder_stays_where_its_lock_is_held(temporary: Path) -> None:
-    folder = stale_folder(temporary)
     lock = os.open(folder, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     guardian.remove_stale_folders(temporary)
