@@ -40,10 +40,11 @@ DRIVER_ENVIRONMENT = {
     # Ray's snapshots are never read back.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # No usage statistics of trackers, and no output of trackers on the terminal.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_SILENT": "true",
 }
-
-# Environment of both: no usage statistics of trackers, and no output of trackers on the terminal.
-_TRACKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
 
 # Environment of the processes that run trials.
 WORKER_ENVIRONMENT = {
@@ -54,31 +55,21 @@ WORKER_ENVIRONMENT = {
     **ALLOCATOR_ENVIRONMENT,
 }
 
-_ENVIRONMENT = {
+_LOCAL_ENVIRONMENT = {
     **DRIVER_ENVIRONMENT,
     **WORKER_ENVIRONMENT,
-    **_TRACKER_ENVIRONMENT,
     # Workers, which start with the cluster, import torch and the rest while the driver is still busy.
     "RAY_preload_python_modules": "trainable.preload",
-}
-
-
-# Keep other users out of the cluster.
-_PRIVACY = {
     # Listen on the loopback interface only, as Ray does on systems where it has no multi-node clusters.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     # Ray would write process names over the environment, by which the guardian finds processes.
     "SPT_NOENV": "1",
 }
-# No trial runs without these; the names are Ray's.
-_NEEDED_PROCESSES = ("raylet", "gcs_server")
-
-# These would be used instead of the cluster's own token.
-_OTHER_TOKEN = "RAY_AUTH_TOKEN"
-
 # If these are set, Tune starts its actors with them, and cannot use workers that stand ready without them.
 _HANDED_ON_BY_TUNE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+# No trial runs without these; the names are Ray's.
+_NEEDED_PROCESSES = ("raylet", "gcs_server")
 
 
 class Cluster:
@@ -166,8 +157,9 @@ class LocalCluster(Cluster):
         # Ray's own token would stay in the user's home, be shared by all clusters, and be readable by other users.
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
-        os.environ.update(_ENVIRONMENT | _PRIVACY, RAY_AUTH_TOKEN_PATH=str(token))
-        for name in (_OTHER_TOKEN, *(() if self._keeps_credentials else _HANDED_ON_BY_TUNE)):
+        os.environ.update(_LOCAL_ENVIRONMENT, RAY_AUTH_TOKEN_PATH=str(token))
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would be used instead
+        for name in () if self._keeps_credentials else _HANDED_ON_BY_TUNE:
             os.environ.pop(name, None)
         return folder
 
@@ -187,9 +179,9 @@ class LocalCluster(Cluster):
                 # Below the private folder, because Ray makes this folder writable for all users.
                 _temp_dir=str(folder / "ray"),
             )
-        except OSError:
-            raise
         except Exception as error:  # Ray raises no type of its own
+            if isinstance(error, OSError):
+                raise
             reason = first_line(error).partition(". ")[0]
             raise RunError(f"Ray could not be started ({reason}). Try again when the machine is less busy.") from error
         if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]

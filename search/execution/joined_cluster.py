@@ -144,7 +144,7 @@ class JoinedCluster(Cluster):
         from trainable.ray_trainable import ship
 
         wanted = resource_plan.resources_per_trial
-        task = ray.remote(num_cpus=wanted["cpu"], num_gpus=wanted.get("gpu", 0), max_retries=3)(_timed_here)
+        task = ray.remote(num_cpus=wanted["cpu"], num_gpus=wanted.get("gpu", 0))(_timed_here)
         try:
             return float(ray.get(task.remote(space, ship(data.decoded), resource_plan), timeout=ANSWER_S))
         except ray.exceptions.GetTimeoutError:
@@ -253,7 +253,7 @@ def _ask_nodes(address: str, marker: str | None) -> tuple[NodeFacts, ...]:
         if not node["Alive"] or not (n_cpus or n_gpus):
             continue
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task = ray.remote(num_cpus=0, num_gpus=_TOKEN_GPU if n_gpus else 0, max_retries=3)(facts_of_this_node)
+        task = ray.remote(num_cpus=0, num_gpus=_TOKEN_GPU if n_gpus else 0)(facts_of_this_node)
         answer = task.options(scheduling_strategy=there).remote(node["NodeID"], n_cpus, n_gpus, marker)
         asked.append((node["NodeID"], n_cpus, n_gpus, answer))
     facts = []

@@ -116,11 +116,10 @@ def plan_resources(space: Space, data: TrainingData, began: Device | None = None
     reason = "as the search began" if began else reason
     name, n_cores = describe_device(compute.device), count_cores()
     if compute.device_type == "cpu":
-        return ResourcePlan(compute, reason, name, n_cores, 0, _slots_on_cpus(space, n_cores))
+        return ResourcePlan(compute, reason, name, n_cores, 0, _slots(space, n_cores))
     n_gpus = torch.cuda.device_count()
     share, measured = _trials_per_gpu(space, data, compute, n_gpus)
-    at_once = min(n_gpus * share, space.search.most_trials)
-    return ResourcePlan(compute, reason, name, n_cores, n_gpus, at_once, measured)
+    return ResourcePlan(compute, reason, name, n_cores, n_gpus, _slots(space, n_cores, n_gpus * share), measured)
 
 
 def plan_resources_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = None) -> ResourcePlan:
@@ -144,16 +143,16 @@ def plan_resources_on(nodes: Sequence[NodeFacts], space: Space, began: Device | 
     devices = " and ".join(sorted({node.device for node in used}))
     slots = counted(n_gpus, "GPU") if n_gpus else counted(n_cpus, "core")
     description = f"{counted(len(used), 'node')}, {slots} ({devices})"
-    if not n_gpus:
-        return ResourcePlan(Compute("cpu", precision), reason, description, n_cpus, 0, _slots_on_cpus(space, n_cpus))
     share = 1 if wanted.trials_per_gpu == "auto" else wanted.trials_per_gpu
-    at_once = min(n_gpus * share, space.search.most_trials)
-    return ResourcePlan(Compute("cuda", precision, resident=True), reason, description, n_cpus, n_gpus, at_once)
+    compute = Compute("cuda", precision, resident=True) if n_gpus else Compute("cpu", precision)
+    return ResourcePlan(compute, reason, description, n_cpus, n_gpus, _slots(space, n_cpus, n_gpus * share))
 
 
-def _slots_on_cpus(space: Space, n_cpus: int) -> int:
+def _slots(space: Space, n_cpus: int, on_gpus: int = 0) -> int:
+    """Number of trials at once: `on_gpus`, or without GPUs as many as the space says; no more than it has trials."""
     wanted = space.resources.trials_at_once
-    return min(n_cpus if wanted == "auto" else wanted, space.search.most_trials)
+    on_cpus = n_cpus if wanted == "auto" else wanted
+    return min(on_gpus or on_cpus, space.search.most_trials)
 
 
 def _common_precision(nodes: Sequence[NodeFacts], space: Space, began: Device | None) -> tuple[Precision, str]:
