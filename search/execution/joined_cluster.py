@@ -215,12 +215,29 @@ def must_be_joinable(address: str) -> None:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(f"--address is {address}, but must be `auto` or HOST:PORT, such as 10.0.0.5:6379.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S) as connection:
+            is_head = os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(connection)
+        problem = "" if is_head else "what answers there is not the head of a Ray cluster"
     except (OSError, UnicodeError) as error:
+        problem = f"nothing answers there ({first_line(error)})"
+    if problem:
         raise InputError(
-            f"--address is {address}, but nothing answers there ({first_line(error)}). Give HOST:PORT of the "
-            f"cluster's head, as `ray start --head` printed it."
-        ) from None
+            f"--address is {address}, but {problem}. Give HOST:PORT of the cluster's head, as `ray start --head` "
+            f"printed it."
+        )
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether a server answers like a gRPC server. With another server, Ray would try for minutes.
+
+    Source: RFC 9113, section 3.4: both sides begin with a SETTINGS frame, the client after its preface.
+    """
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        greeting = connection.recv(4, socket.MSG_WAITALL)
+    except OSError:
+        return False
+    return len(greeting) == 4 and greeting[3] == 4
 
 
 def why_not_joined(error: BaseException) -> str:

@@ -32,18 +32,14 @@ _WANDB_TIMEOUT_S = 30.0
 class Tracker:
     """Reports the events of a search to one tracker until the tracker fails; a subclass calls the client.
 
-    A subclass has `open_run(name, config)`, which starts or resumes the run `trial_0007` or `run_0003` (a replicate)
-    and returns the client's handle; `log(run, epoch, results)`; and `close_run(run, failed)`, where `failed` is None if
-    a later session can resume the run.
-
     Args:
         warn: called with one line when the tracker failed.
     """
 
     title = ""
-    open_run: Callable[[str, Numbers], Any]
-    log: Callable[[Any, int, Numbers], None]
-    close_run: Callable[[Any, bool | None], None]
+    open_run: Callable[[str, Numbers], Any]  # starts or resumes `trial_0007` or `run_0003` (a replicate)
+    log: Callable[[Any, int, Numbers], None]  # gets what `open_run` returned, the epoch and its results
+    close_run: Callable[[Any, bool | None], None]  # whether the run failed; None if a later session can resume it
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn: Callable[[str], None] | None = warn

@@ -1,7 +1,9 @@
 """Which clusters can be joined, and when one that was joined counts as lost, on a pretended Ray."""
 
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType
@@ -131,6 +133,22 @@ def test_an_address_that_cannot_be_right_is_refused_before_ray_is_asked(address:
         must_be_joinable(address)
     (line,) = raised.value.lines
     assert address in line
+
+
+@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0"])
+def test_a_server_of_another_kind_is_refused_before_ray_is_asked(greeting: bytes) -> None:
+    def answer(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(greeting)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        with pytest.raises(InputError, match="is not the head of a Ray cluster"):
+            must_be_joinable(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
 
 
 @pytest.mark.parametrize(
