@@ -76,29 +76,6 @@ def test_resident_images_train_the_same_network_where_nothing_is_augmented(data:
     assert outcomes(fit(data, RESIDENT, UNTOUCHED)) == outcomes(fit(data, Compute(), UNTOUCHED))
 
 
-def test_resident_images_are_augmented_by_the_same_policy(data: TrainingData) -> None:
-    policy = AugmentationPolicy.from_hyperparameters(
-        replace(CONFIG, flip_p=0.5, shift_scale_rotate_p=0.5, coarse_dropout_p=0.5),
-        data.decoded.image_size,
-        data.decoded.mean,
-    )
-    n_images = len(data.train)
-    order, bounds = torch.arange(n_images).numpy(), [(0, n_images)]
-    host = HostBatches(data.train, policy, torch.device("cpu"))
-    resident = DeviceBatches(data.train, policy, DeviceImages(torch.device("cpu")))
-    originals, _ = next(resident.plain(data.train, n_images))
-
-    def changed(batches: HostBatches | DeviceBatches) -> float:
-        shares = []
-        for seed in range(12):
-            images, labels = next(iter(batches.augmented(order, bounds, seed)))
-            assert labels.tolist() == data.train.labels.tolist()
-            shares.append((images != originals).flatten(1).any(1).float().mean().item())
-        return sum(shares) / len(shares)
-
-    assert changed(resident) == pytest.approx(changed(host), abs=0.04)
-
-
 def test_a_seed_repeats_a_resident_run_and_each_set_is_brought_to_the_device_once(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ from trainable.network.model import (
     SMALLEST_IMAGE_PX,
     DepthwiseSeparableNet,
     receptive_field_px,
-    summary,
 )
 
 
@@ -88,10 +87,3 @@ def test_starting_weights_come_from_the_generator_and_follow_torchs_law() -> Non
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         DepthwiseSeparableNet(1)
-
-
-def test_the_summary_shows_sizes_parameters_and_field() -> None:
-    text = summary(DepthwiseSeparableNet(10), 32)
-    assert "64 x 16 x 16" in text
-    assert "118,546" in text
-    assert "receptive field 49 x 49 pixels" in text
