@@ -3,7 +3,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spaces import InputError
@@ -112,6 +112,7 @@ def test_what_would_not_show_itself_is_shown_as_an_escape(text: object, shown: s
     assert printable(text) == shown
 
 
+@settings(deadline=None)
 @given(st.text(st.characters()))
 def test_any_text_becomes_printable_and_stays_so(text: str) -> None:
     shown = printable(text)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -248,6 +248,7 @@ def test_a_chunk_of_large_images_has_no_more_pixels_than_one_of_small_images(ima
     assert (n_images == 256) == (image_size <= 128)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 40), min_size=2, max_size=8),
     share=st.floats(0, 1),
