@@ -47,19 +47,27 @@ def on_folder(call: Call) -> Call:
     return call_command
 
 
-@pytest.fixture
-def foreign(tiny_space: Space, tmp_path: Path) -> Experiment:
-    """A search that was broken off, with a model; beside it a file and a folder that are none of its business."""
-    (tmp_path / "victim").mkdir()
-    (tmp_path / "victim" / "precious.txt").write_text("precious\n")
+@pytest.fixture(scope="session")
+def made_elsewhere(tiny_space: Space, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `foreign` copies."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    (place / "victim").mkdir()
+    (place / "victim" / "precious.txt").write_text("precious\n")
     for session in ("session_1", "session_2"):
         for trial in range(2):
-            (tmp_path / "victim" / session / f"trial_{trial:04d}" / "checkpoint_000000").mkdir(parents=True)
-    made = make_experiment(tmp_path / "results", "foreign", tiny_space)
+            (place / "victim" / session / f"trial_{trial:04d}" / "checkpoint_000000").mkdir(parents=True)
+    made = make_experiment(place / "results", "foreign", tiny_space)
     made.final_folder.mkdir()
     (made.final_folder / "model.onnx").write_bytes(model())
-    Image.new("RGB", (20, 20)).save(tmp_path / "image.png")
-    return made
+    Image.new("RGB", (20, 20)).save(place / "image.png")
+    return place
+
+
+@pytest.fixture
+def foreign(made_elsewhere: Path, tmp_path: Path) -> Experiment:
+    """A search that was broken off, with a model; beside it a file and a folder that are none of its business."""
+    shutil.copytree(made_elsewhere, tmp_path, dirs_exist_ok=True)
+    return Experiment(tmp_path / "results" / "foreign")
 
 
 @pytest.fixture

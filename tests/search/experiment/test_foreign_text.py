@@ -46,12 +46,30 @@ def hostile(tiny_space: Space, tmp_path: Path, foreign: Experiment) -> Experimen
     return Experiment(folder)
 
 
-@pytest.mark.parametrize("form", ["table", "csv", "markdown", "json"])
-def test_the_leaderboard_prints_no_control_character(form: str, on_folder: Call, hostile: Experiment) -> None:
-    code, output, errors = on_folder("leaderboard", hostile.folder, "--format", form)
-    assert code == 0, errors
-    assert_printable(output)
-    if form == "csv":
+@pytest.mark.parametrize(
+    ("command", "more", "expected"),
+    [
+        *(("leaderboard", ("--format", form), 0) for form in ("table", "csv", "markdown", "json")),
+        *(("diagnose", ("--format", form), 0) for form in ("text", "json")),
+        ("retrain", (), 2),
+        ("retrain", ("--debug",), 2),
+        ("resume", (), 2),
+        ("repeat", (), 2),
+    ],
+)
+def test_no_command_prints_a_control_character(
+    command: str, more: tuple[str, ...], expected: int, on_folder: Call, hostile: Experiment
+) -> None:
+    if command == "repeat":
+        path = hostile.folder / "experiment.yaml"
+        path.write_text(path.read_text() + '"\\e[31m\\n": 1\n')
+    code, output, errors = on_folder(command, hostile.folder, *more)
+    assert code == expected, errors
+    assert_printable(output + errors)
+    if code == 2:
+        assert ("Traceback" in errors) == bool(more)
+        assert more or len(errors.splitlines()) == 1
+    if "csv" in more:
         assert "why x\\x1b[2J" in output
         assert len(output.splitlines()) == 3
 
@@ -71,24 +89,6 @@ def test_text_in_a_csv_file_is_no_formula_and_numbers_stay_numbers(start: str, t
     assert predictions.splitlines()[1] == "0,'@dog,'=cat,0.9,0.1"
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_the_diagnosis_prints_none_either(form: str, on_folder: Call, hostile: Experiment) -> None:
-    code, output, errors = on_folder("diagnose", hostile.folder, "--format", form)
-    assert code == 0, errors
-    assert_printable(output)
-
-
-@pytest.mark.parametrize("command", ["retrain", "resume", "repeat"])
-def test_commands_that_refuse_print_none_either(command: str, on_folder: Call, hostile: Experiment) -> None:
-    if command == "repeat":
-        path = hostile.folder / "experiment.yaml"
-        path.write_text(path.read_text() + '"\\e[31m\\n": 1\n')
-    code, output, errors = on_folder(command, hostile.folder)
-    assert code == 2
-    assert_printable(output + errors)
-    assert len(errors.splitlines()) == 1
-
-
 def test_a_space_that_was_changed_is_shown_without_either(on_folder: Call, hostile: Experiment) -> None:
     path = hostile.folder / "journal.jsonl"
     first, *others = path.read_text().splitlines()
@@ -101,22 +101,12 @@ def test_a_space_that_was_changed_is_shown_without_either(on_folder: Call, hosti
     assert_printable(errors)
 
 
-def test_a_told_line_prints_none_either(on_folder: Call, hostile: Experiment) -> None:
+def test_warnings_and_lists_of_names_print_none_either(on_folder: Call, hostile: Experiment) -> None:
     (hostile.folder / "journal.jsonl").unlink()
     code, output, errors = on_folder("leaderboard", hostile.folder)
     assert code == 0
     assert "is missing; its copy" in errors
     assert_printable(output + errors)
-
-
-def test_with_debug_the_trace_prints_none_either(on_folder: Call, hostile: Experiment) -> None:
-    code, _, errors = on_folder("retrain", hostile.folder, "--debug")
-    assert code == 2
-    assert "Traceback" in errors
-    assert_printable(errors)
-
-
-def test_a_list_of_experiments_prints_none_either(on_folder: Call, hostile: Experiment) -> None:
     code, _, errors = on_folder("leaderboard", Path("nobody"))
     assert code == 2
     assert "results/ has x\\x1b[2J" in errors
