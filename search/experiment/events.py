@@ -57,35 +57,23 @@ _CHECKED = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
 class SpaceSet:
-    """The searched space was set; the first event of a journal, and one more for each change of the space.
+    """The searched space was set; the first event of a journal, and one more for each change of the space."""
 
-    Attributes:
-        space: the space, as returned by `Space.as_dict`.
-        excluded: numbers of earlier trials that lie outside the space.
-    """
-
-    space: Annotated[dict[str, dict[str, Any]], AfterValidator(_current_space)]
-    excluded: list[Count]
+    space: Annotated[dict[str, dict[str, Any]], AfterValidator(_current_space)]  # from `Space.as_dict`
+    excluded: list[Count]  # earlier trials that lie outside the space
     at: Amount
 
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
 class TrialStarted:
-    """A configuration was proposed.
-
-    Attributes:
-        suggested: values of the searched parameters from the sampler.
-        config: values of all hyperparameters.
-        baseline: whether the configuration is the hand-picked one.
-        audit: whether no rung stops the trial (`search.audit_fraction`); None in journals of version 0.1.
-    """
+    """A configuration was proposed."""
 
     trial: Count
-    suggested: Mapping[str, Number]
+    suggested: Mapping[str, Number]  # the searched parameters, from the sampler
     config: Hyperparameters
-    baseline: bool
+    baseline: bool  # whether the configuration is the hand-picked one
     at: Amount
-    audit: bool | None = None
+    audit: bool | None = None  # whether no rung stops the trial; None in journals of version 0.1
 
 
 class _Trained:
@@ -109,14 +97,7 @@ class _Trained:
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
 class EpochDone(_Trained):
-    """A trial finished an epoch.
-
-    Attributes:
-        lr: learning rate of the epoch.
-        train_loss, validation_loss: mean over images; NaN if training diverged.
-        train_accuracy, validation_accuracy: 0 to 1.
-        train_s, validation_s: wall-clock time of training and of validation.
-    """
+    """A trial finished an epoch. Losses are means over images, and NaN if training diverged."""
 
     trial: Count
     epoch: Count
@@ -150,16 +131,11 @@ class TrialPromoted:
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
 class TrialEnded:
-    """A trial ended.
-
-    Attributes:
-        status: `completed` all epochs, `stopped` by ASHA, `diverged` (its loss is not finite), or `failed`.
-        reason: cause of the end, for messages; empty for completed trials.
-    """
+    """A trial ended: `completed` all epochs, `stopped` by ASHA, `diverged` (its loss is not finite), or `failed`."""
 
     trial: Count
     status: EndStatus
-    reason: str
+    reason: str  # for messages; empty for completed trials
     at: Amount
 
 

@@ -247,11 +247,6 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
     """
     must_be_a_name(name)
     folder = results / name
-    taken = InputError(
-        f"--name is {name}, but {folder} exists. Choose another name, or resume it: {resume_line(Experiment(folder))}"
-    )
-    if folder.exists():
-        raise taken
     results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=results, ignore_cleanup_errors=True) as parent:
         made = Experiment(Path(parent) / name)
@@ -262,9 +257,12 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
         try:
             made.folder.rename(folder)
         except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
-            raise taken from None  # another process created it meanwhile
+            again = resume_line(Experiment(folder))
+            raise InputError(
+                f"--name is {name}, but {folder} exists. Choose another name, or resume it: {again}"
+            ) from None
         sync(results)
     return Experiment(folder)
 
@@ -275,13 +273,16 @@ def open_experiment(given: str | None, results: Path) -> Experiment:
     Raises:
         InputError: it does not exist; names those that exist.
     """
+    if given is not None:
+        for folder in [expanded(given)] if os.sep in given else [results / given, Path(given)]:
+            if is_experiment(folder):
+                return Experiment(folder)
+    found = list_experiments(results)
+    if given is None and found:
+        return found[0]
     if given is None:
-        return _newest(results)
-    candidates = [expanded(given)] if os.sep in given else [results / given, Path(given)]
-    for folder in candidates:
-        if is_experiment(folder):
-            return Experiment(folder)
-    names = ", ".join(experiment.name for experiment in list_experiments(results)[:10]) or "none yet"
+        raise InputError(f"{results}/ holds no experiment. Start one with: {command_line('run', results=results)}")
+    names = ", ".join(experiment.name for experiment in found[:10]) or "none yet"
     raise InputError(f"`{given}` is not an experiment: {results}/ has {names}. Give a name or a path to its folder.")
 
 
@@ -334,15 +335,11 @@ def checkpoints_of(name: str, found: Iterable[_Place]) -> list[_Place]:
     """Those of the folders `…/session_N/trial_…/checkpoint_…` that are of the trial or replicate, oldest first."""
 
     def order(folder: PurePath) -> tuple[list[int], list[int], str]:
-        # `session_3_2` is the second round of session 3; `trial_0007_2` is the second dispatch of trial 7.
         return (_numbers(folder.parts[-3]), _numbers(folder.parts[-2]), folder.name)
 
-    return sorted((folder for folder in found if owner_of(folder.parts[-2]) == name), key=order)
-
-
-def owner_of(folder: str) -> str:
-    """Name of the trial or replicate of a checkpoint's parent folder: `trial_0007` for `trial_0007_2`."""
-    return "_".join(folder.split("_")[:2])
+    # `session_3_2` is the second round of session 3; `trial_0007_2` is the second dispatch of trial 7.
+    own = [folder for folder in found if folder.parts[-2].split("_")[:2] == name.split("_")]
+    return sorted(own, key=order)
 
 
 def _checkpoints(ray_folder: Path, name: str) -> list[Path]:
@@ -351,13 +348,6 @@ def _checkpoints(ray_folder: Path, name: str) -> list[Path]:
 
 def _numbers(name: str) -> list[int]:
     return [int(number) if number.isdecimal() else 0 for number in name.split("_")[1:]]
-
-
-def _newest(results: Path) -> Experiment:
-    experiments = list_experiments(results)
-    if not experiments:
-        raise InputError(f"{results}/ holds no experiment. Start one with: {command_line('run', results=results)}")
-    return experiments[0]
 
 
 def _started(folder: Path) -> tuple[str, float]:

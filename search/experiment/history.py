@@ -31,9 +31,9 @@ _End = TypeVar("_End", TrialEnded, ReplicateEnded)
 class _Work(Generic[_Epoch, _End]):
     """What trials and replicates have in common."""
 
-    started_at: float
-    epochs: list[_Epoch]
-    end: _End | None
+    started_at: float  # seconds since 1970 (UTC)
+    epochs: list[_Epoch]  # in order, from epoch 1
+    end: _End | None  # None before its end
 
     @property
     def n_epochs(self) -> int:
@@ -59,17 +59,7 @@ _Started = TypeVar("_Started", "Trial", "Replicate")
 
 @dataclass
 class Trial(_Work[EpochDone, TrialEnded]):
-    """One trial and its results.
-
-    Attributes:
-        suggested, config, baseline: as in `TrialStarted`.
-        started_at: time of the start, seconds since 1970 (UTC).
-        epochs: results in order of epochs, from epoch 1.
-        end: event of its end; None before.
-        excluded: whether the trial lies outside the present space.
-        audit: whether no rung stops the trial (`search.audit_fraction`).
-        promotions: promotions from rungs at which the trial waited, in order.
-    """
+    """One trial and its results; attributes as in `TrialStarted`."""
 
     number: int
     suggested: Mapping[str, Number]
@@ -78,9 +68,9 @@ class Trial(_Work[EpochDone, TrialEnded]):
     started_at: float
     epochs: list[EpochDone] = field(default_factory=list)
     end: TrialEnded | None = None
-    excluded: bool = False
+    excluded: bool = False  # lies outside the present space
     audit: bool = False
-    promotions: list[TrialPromoted] = field(default_factory=list)
+    promotions: list[TrialPromoted] = field(default_factory=list)  # from rungs at which it waited
 
     @property
     def promoted_at(self) -> int:
@@ -211,10 +201,14 @@ class History:
         return [trial for trial in self.trials.values() if trial.end is None]
 
     @property
+    def work(self) -> list[Trial | Replicate]:
+        """All trials, then all replicates."""
+        return [*self.trials.values(), *self.replicates.values()]
+
+    @property
     def event_times(self) -> Iterator[float]:
         """Times of all events of trials and replicates, unordered; seconds since 1970 (UTC)."""
-        work: list[Trial | Replicate] = [*self.trials.values(), *self.replicates.values()]
-        for one in work:
+        for one in self.work:
             yield one.started_at
             yield from (epoch.at for epoch in one.epochs)
             yield from (promotion.at for promotion in one.promotions)

@@ -65,10 +65,6 @@ class Journal:
 
     Only the process that holds the lock of the experiment may open it. Opening repairs the file after a crash: a
     half-written last line is cut off, and of file and backup, the one with more events replaces the other.
-
-    Args:
-        path: of the journal; created with the first event.
-        warn: called with a message if the backup had to be used.
     """
 
     def __init__(self, path: Path, warn: Warn = lambda line: None) -> None:
@@ -102,30 +98,18 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Content of one journal file.
-
-    Attributes:
-        path: path of the file.
-        history: history from the valid lines at its start.
-        n_bytes, n_lines: size of the valid lines.
-        damage: problem of the next line; None at the end of the file, and if only a half-written last line follows.
-        inode: inode of the file.
-    """
+    """Content of one journal file: the valid lines at its start."""
 
     path: Path
     history: History = field(default_factory=History)
     n_bytes: int = 0
     n_lines: int = 0
-    damage: str | None = None
+    damage: str | None = None  # problem of the next line; None at the end of the file or at a half-written last line
     inode: int = 0
 
 
 def read_history(path: Path, warn: Warn = lambda line: None) -> History:
-    """The history from a journal, empty without one; changes no file.
-
-    Args:
-        path: of the journal; if it is damaged, its backup is read.
-        warn: called with a message if the backup had to be used.
+    """The history from a journal, or from its backup if it is damaged, which `warn` is told; empty without a journal.
 
     Raises:
         InputError: a line is damaged, and the backup has no more events; or a file is not a regular file.
@@ -180,12 +164,7 @@ def _read(before: _Reading) -> _Reading:
 
 
 class JournalFollower:
-    """Reads a journal that another process writes: first the whole file, later only the added lines.
-
-    Args:
-        path: of the journal; if it is damaged, its backup is read.
-        warn: called with a message if the backup had to be used.
-    """
+    """Like `read_history`, for a journal that another process writes: later calls read only the added lines."""
 
     def __init__(self, path: Path, warn: Warn = lambda line: None) -> None:
         self._path = path
@@ -194,11 +173,6 @@ class JournalFollower:
         self._seen = (0, 0)
 
     def history(self) -> History:
-        """All trials so far.
-
-        Raises:
-            InputError: as for `read_history`.
-        """
         status = self._path.lstat() if os.path.lexists(self._path) else None
         seen = (status.st_ino, status.st_size) if status else (0, 0)
         if self._reading is None or seen != self._seen:

@@ -55,22 +55,15 @@ class Device(Part):
 
 
 class Data(Part):
-    """The training and validation images.
-
-    Attributes:
-        n_train, n_validation: numbers of images.
-        mean, std: of the training images, per channel.
-        content_sha256: hash of all pixels and labels.
-        chance: the highest validation accuracy of a run that only guesses (`rungs.chance_accuracy`), 0 to 1; None in
-            manifests of versions that did not compute it.
-    """
+    """The training and validation images."""
 
     n_train: int
     n_validation: int
     class_names: list[str]
-    mean: list[float]
+    mean: list[float]  # of the training images, per channel
     std: list[float]
-    content_sha256: str
+    content_sha256: str  # of all pixels and labels
+    # The highest validation accuracy of a run that only guesses (`rungs.chance_accuracy`); None in old manifests.
     chance: float | None = Field(default=None, ge=0, le=1)
 
 
@@ -82,19 +75,13 @@ class Seeds(Part):
 
 
 class Session(Part):
-    """One run of `search.run`. All but `started_at` are None until its end, also if it is killed.
-
-    Attributes:
-        seconds: wall-clock time from the start of the command to the shutdown of Ray.
-        overhead_share: share of start-up, shutdown and the time between epochs in the time of all slots, 0 to 1.
-        idle_share: share of slots that were empty because no trial was left to dispatch, 0 to 1.
-    """
+    """One run of `search.run`. All but `started_at` are None until its end, also if it is killed."""
 
     started_at: str
     ended_at: str | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # from the start of the command to the shutdown of Ray
     end: str | None = None
-    overhead_share: float | None = None
+    overhead_share: float | None = None  # as in `WallClock`
     idle_share: float | None = None
 
     @field_validator("started_at")
@@ -106,28 +93,18 @@ class Session(Part):
 
 
 class TestSetUse(Part):
-    """One use of the test set.
-
-    Attributes:
-        at: time, in ISO 8601.
-        trial: number of the retrained trial.
-        epochs, seeds: number of seeds, and of epochs of each.
-        reason: the user's reason for a repeated use; None for the first use.
-        test_accuracy_mean: mean over seeds, 0 to 1; None until testing is finished.
-        checkpoints_sha256: hash of the tensors of each seed, which identifies the models if testing is resumed; empty
-            in manifests of versions that did not record it.
-    """
+    """One use of the test set."""
 
     __test__: ClassVar[bool] = False  # pytest: not a test class
 
     at: str
     trial: int
     config: dict[str, float]
-    epochs: int
-    seeds: int
-    reason: str | None
-    test_accuracy_mean: float | None = None
-    checkpoints_sha256: list[str] = []
+    epochs: int  # of each seed
+    seeds: int  # number of seeds
+    reason: str | None  # the user's reason for a repeated use; None for the first
+    test_accuracy_mean: float | None = None  # over seeds; None until testing is finished
+    checkpoints_sha256: list[str] = []  # of each seed: identifies the models if testing is resumed
 
 
 def use_of_test_set_text(opening: TestSetUse) -> str:
@@ -140,27 +117,19 @@ def use_of_test_set_text(opening: TestSetUse) -> str:
 
 
 class Manifest(Part):
-    """All of `manifest.json`.
-
-    Attributes:
-        state: `running`, or the end of the last session.
-        versions: versions of Python and of the packages that results depend on.
-        git_commit: commit of this code, with `+changes` if files differ from it; None outside a checkout.
-        written_by: host name of the machine that wrote the file last; None unless the experiment is at a URL.
-    """
+    """All of `manifest.json`."""
 
     name: str
     space: str
     created_at: str
-    state: str
-    versions: dict[str, str]
-    git_commit: str | None
+    state: str  # `running`, or the end of the last session
+    versions: dict[str, str]  # see `versions`
+    git_commit: str | None  # see `git_commit`
     device: Device
     data: Data
     seeds: Seeds
     sessions: list[Session] = []
     test_openings: list[TestSetUse] = []
-    written_by: str | None = None
 
     def with_session(self, session: Session, new: bool) -> "Manifest":
         """A copy with `session` appended (`new`), or in place of the last session."""
@@ -182,11 +151,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path, warn: Warn = lambda line: None) -> Manifest:
-    """Read and check a manifest.
-
-    Args:
-        path: of the manifest; if it is damaged, its backup is read.
-        warn: called with a message if the backup had to be used.
+    """Read and check a manifest; if it is damaged, its backup is read, and `warn` is called.
 
     Raises:
         InputError: file and backup are missing or damaged.

@@ -44,15 +44,7 @@ def working_folder(url: str) -> Path:
 
 
 class RemoteExperiment(Experiment):
-    """An experiment at a URL; `folder` is this machine's copy.
-
-    Args:
-        url: of the results, as pyarrow takes it.
-        name: of the experiment.
-
-    Raises:
-        InputError: pyarrow knows no filesystem for `url`.
-    """
+    """An experiment of the results at a URL that pyarrow knows; `folder` is this machine's copy."""
 
     def __init__(self, url: str, name: str) -> None:
         super().__init__(working_folder(url) / name)

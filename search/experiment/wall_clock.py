@@ -29,12 +29,10 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
         trials_at_once: number of slots.
     """
     ended_at = started_at + seconds
-    work: list[Trial | Replicate] = [*history.trials.values(), *history.replicates.values()]
-    trained_s = sum(epoch.seconds for one in work for epoch in one.epochs if epoch.at >= started_at)
+    trained_s = sum(epoch.seconds for one in history.work for epoch in one.epochs if epoch.at >= started_at)
+    times = [time for one in history.work for time in _slot_times(one, ended_at)]
     # Trials of an earlier session are dispatched when Ray is ready.
-    running = [
-        (max(start, started_at), end) for one in work for start, end in _slot_times(one, ended_at) if end >= started_at
-    ]
+    running = [(max(start, started_at), end) for start, end in times if end >= started_at]
     total_s = seconds * trials_at_once
     idle_s = _empty_slots_s(running, trials_at_once)
     return WallClock(overhead=max(0.0, total_s - trained_s - idle_s) / total_s, idle=idle_s / total_s)
@@ -42,9 +40,8 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
 
 def _slot_times(one: Trial | Replicate, ended_at: float) -> list[tuple[float, float]]:
     """Start and end of each period in a slot; waiting at a rung takes none. Unfinished ones last until `ended_at`."""
-    promotions = one.promotions if isinstance(one, Trial) else []
-    starts = [one.started_at, *(promotion.at for promotion in promotions)]
-    ends = [one.epochs[promotion.epoch - 1].at for promotion in promotions]
+    starts = [one.started_at, *(promotion.at for promotion in one.promotions)]
+    ends = [one.epochs[promotion.epoch - 1].at for promotion in one.promotions]
     if one.end is None:
         return list(zip(starts, [*ends, ended_at], strict=True))
     # A stopped trial left its slot at its last epoch.
