@@ -1,5 +1,6 @@
 """The commands as users run them, on a real Ray cluster: the files they leave, and what other programs make of them."""
 
+import contextlib
 import csv
 import json
 import os
@@ -316,6 +317,26 @@ def test_a_finished_search_takes_no_trial_again_but_more_of_them(
     assert history.trials[8].suggested == afresh.propose(8, baseline=False), "with all that the search knows"
 
 
+@pytest.mark.long
+def test_a_search_resumes_in_a_changed_space_with_the_trials_that_lie_in_it(
+    finished: Watched, call: Call, run: Run, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished.folder, tmp_path / "results" / "again")
+    narrowed = ("--set", "space.momentum={uniform: [0.5, 0.9]}")
+    code, _, errors = call("run", "--resume", "again", *narrowed)
+    assert code == 2
+    assert "`space.momentum` was {uniform: [0.5, 0.98]} and is {uniform: [0.5, 0.9]}" in errors
+    changed = run("search.run", "--resume", "again", *narrowed, "--allow-changed-space", cwd=tmp_path)
+    assert changed.returncode == 0, changed.stderr
+    after = read_history(folder / "journal.jsonl")
+    outside = [trial.number for trial in finished.history.trials.values() if not 0.5 <= trial.config.momentum <= 0.9]
+    assert outside
+    assert [trial.number for trial in after.trials.values() if trial.excluded] == outside
+    assert len(after.counting) == 8
+    assert all(0.5 <= trial.config.momentum <= 0.9 for trial in after.counting)
+    assert load_space(str(folder)).as_dict() == after.space
+
+
 @pytest.fixture(scope="module")
 def retrained(finished: Watched, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     parent = tmp_path_factory.mktemp("retrained")
@@ -398,6 +419,29 @@ def test_each_exported_model_gets_the_stated_accuracy_and_carries_no_path_of_thi
         assert not [content for content in contents if str(path).encode() in content]
 
 
+ONNX_PROGRAM = """
+import sys
+import numpy as np
+import onnxruntime
+images, labels = np.load(sys.argv[2]), np.load(sys.argv[3])
+answers = onnxruntime.InferenceSession(sys.argv[1]).run(None, {"images": images})[0]
+print((answers.argmax(1) == labels).mean(), not any(name in sys.modules for name in ("torch", "search", "trainable")))
+"""
+
+
+def test_a_program_with_onnxruntime_alone_gets_the_stated_accuracy(retrained: Path, tmp_path: Path) -> None:
+    for name, content in zip(("images.npy", "labels.npy"), digits_for_testing(), strict=True):
+        np.save(tmp_path / name, content)
+    program = [sys.executable, "-I", "-c", ONNX_PROGRAM, str(retrained / "final" / "model.onnx")]
+    result = subprocess.run(
+        [*program, "images.npy", "labels.npy"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    accuracy, is_alone = result.stdout.split()
+    stated = json.loads((retrained / "final" / "metrics.json").read_text())["exported_test_accuracy"]
+    assert float(accuracy) == pytest.approx(stated)
+    assert is_alone == "True"
+
+
 def test_predict_agrees_with_the_model_and_names_every_file_that_it_cannot_read(
     retrained: Path, call: Call, tmp_path: Path
 ) -> None:
@@ -422,11 +466,25 @@ def test_predict_agrees_with_the_model_and_names_every_file_that_it_cannot_read(
     assert missing.startswith("missing.png: cannot be decoded")
 
 
-def test_the_test_set_is_opened_once(retrained: Path, call: Call) -> None:
+def test_the_test_set_is_opened_once_unless_a_reason_is_given(
+    retrained: Path, call: Call, run: Run, tmp_path: Path
+) -> None:
     code, _, errors = call("retrain", str(retrained))
     assert code == 2
     assert "its test set was opened on" in errors
     assert len(json.loads((retrained / "manifest.json").read_text())["test_openings"]) == 1
+
+    folder = shutil.copytree(retrained, tmp_path / "again")
+    reason = "a look at one epoch"
+    again = run("search.retrain", str(folder), "--seeds", "1", "--epochs", "1", "--again", reason, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    openings = json.loads((folder / "manifest.json").read_text())["test_openings"]
+    assert [opening["reason"] for opening in openings] == [None, reason]
+    board = call("leaderboard", str(folder))[1]
+    assert board.count("Test set opened ") == 2
+    assert f"once more because: {reason}" in board
+    assert reason in (folder / "final" / "MODEL_CARD.md").read_text()
+    assert json.loads((folder / "final" / "metrics.json").read_text())["test_accuracy_interval_95"] is None
 
 
 def wait_for_results(journal: Path, n_results: int, process: subprocess.Popen[str], event: str = '"epoch_done') -> None:
@@ -470,7 +528,18 @@ def test_ctrl_c_ends_a_retraining_that_leaves_its_checkpoints_and_the_test_set_u
     assert json.loads((folder / "manifest.json").read_text())["test_openings"] == []
 
 
-def test_an_interrupted_search_goes_on_where_it_was(call: Call, tmp_path: Path, temporary: Path) -> None:
+def kill_all(process: subprocess.Popen[str], guarded: Path) -> None:
+    """Kill the driver, its guardian and all of Ray at once, as a power cut does."""
+    watching = subprocess.run(["pgrep", "-f", f"guardian.py {guarded}"], capture_output=True, text=True, check=True)
+    for pid in [int(watching.stdout), process.pid, *marked_commands(guarded)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    wait_until(lambda: not marked_commands(guarded))
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("power cut", marks=pytest.mark.long)])
+def test_an_interrupted_search_goes_on_where_it_was(how: str, call: Call, tmp_path: Path, temporary: Path) -> None:
     results = tmp_path / "results"
     process = start("run", "--name", "tiny", *set_options(*TINY, "search.trials=24"), cwd=tmp_path, temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
@@ -481,13 +550,18 @@ def test_an_interrupted_search_goes_on_where_it_was(call: Call, tmp_path: Path, 
     assert "is in use by process" in errors
     assert json.loads(call("leaderboard", "--format", "json")[1])["trials"]
 
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Resume with: python -m search.run --resume tiny" in output
-    assert errors == ""
-    assert json.loads((results / "tiny" / "manifest.json").read_text())["state"] == "interrupted"
-    assert list(temporary.iterdir()) == []
+    (guarded,) = temporary.glob("dws-*")
+    if how == "power cut":
+        kill_all(process, guarded)
+        assert list(temporary.iterdir()) == [guarded]
+    else:
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert "Resume with: python -m search.run --resume tiny" in output
+        assert errors == ""
+        assert json.loads((results / "tiny" / "manifest.json").read_text())["state"] == "interrupted"
+        assert list(temporary.iterdir()) == []
     before = read_history(journal)
     assert before.unfinished
 
@@ -505,7 +579,7 @@ def test_an_interrupted_search_goes_on_where_it_was(call: Call, tmp_path: Path, 
             assert first_epochs[trial.number] >= trial.n_epochs, "more than one epoch was trained again"
     assert_trained_as_alone(after, load_space(str(results / "tiny")), before.unfinished[0].number)
     assert not list((results / "tiny").glob("ray/session_*/trial_*/checkpoint_*"))
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.iterdir()) == []  # what a power cut left is gone as well
 
 
 @pytest.mark.long

@@ -165,6 +165,12 @@ def assert_same_distribution(ours: Tensor, theirs: Tensor) -> None:
     assert stats.chi2_contingency(counts).pvalue > 0.01
 
 
+def test_each_transform_happens_as_often_as_its_probability_says() -> None:
+    draws = draw(policy(0.5, 0.2, 0.7), 100_000, 32, generator())
+    rates = [flags.float().mean().item() for flags in (draws.flipped, draws.moved, draws.cut)]
+    assert rates == pytest.approx([0.5, 0.2, 0.7], abs=0.006)
+
+
 def test_draws_say_nothing_of_each_other() -> None:
     draws = draw(policy(0.5, 0.5, 0.5), 20_000, 32, generator())
     table = np.stack([getattr(draws, field.name) for field in fields(draws)]).astype(float)

@@ -1,6 +1,7 @@
 """`NormReluDropout` against `nn.BatchNorm2d`, `nn.ReLU` and `nn.Dropout`."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -94,6 +95,29 @@ def test_the_batch_statistics_hold_for_millions_of_pixels() -> None:
     torch.testing.assert_close(made.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
+def test_keeps_as_many_active_units_as_nn_dropout_and_scales_them_as_much(p: float, dtype: torch.dtype) -> None:
+    made = layer(p)
+    nn.init.constant_(made.bias, 100.0)  # all units are active
+    images = features(dtype, shape=(64, N_CHANNELS, 26, 26))
+    output, plain = made(images).detach(), reference(made, images.detach())
+    kept = output > 0
+    deviation = math.sqrt(p * (1 - p) / kept.numel())
+    assert abs(kept.double().mean().item() - (1 - p)) < 4 * deviation
+    assert_close(output[kept], (plain / (1 - p))[kept], dtype)
+    assert bool((output[~kept] == 0).all())
+
+
+def test_masks_of_steps_are_independent() -> None:
+    made = layer(0.5)
+    nn.init.constant_(made.bias, 100.0)
+    images = features(FP32)
+    masks = torch.stack([(made(images) > 0).flatten().double() for _ in range(6)])
+    off_diagonal = torch.corrcoef(masks) - torch.eye(6)
+    assert off_diagonal.abs().max().item() < 5 / math.sqrt(masks.shape[1])
+
+
 def test_activations_beyond_the_pool_are_masked_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dropout, "POOL_UNITS", 4096)
     monkeypatch.setattr(dropout, "STRETCH_UNITS", 2048)
@@ -143,6 +167,12 @@ def test_without_a_seed_of_its_own_it_follows_the_global_generator_as_nn_dropout
     assert not torch.equal(draw(3), draw(4))
 
 
+def test_with_a_seed_the_global_generator_stays_out_of_it() -> None:
+    before = torch.get_rng_state()
+    assert torch.equal(layer(0.5, 1)(features(FP32)), layer(0.5, 1)(features(FP32)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_a_network_with_it_shares_its_state_dict_with_the_plain_one() -> None:
     plain, fused = (DepthwiseSeparableNet(10, 0.1, torch.Generator().manual_seed(1), fused) for fused in (False, True))
     assert list(plain.state_dict()) == list(fused.state_dict())
@@ -150,6 +180,21 @@ def test_a_network_with_it_shares_its_state_dict_with_the_plain_one() -> None:
     plain.load_state_dict(fused.state_dict())
     images = torch.randn(4, 3, 20, 20)
     torch.testing.assert_close(fused.eval()(images), plain.eval()(images))
+
+
+def test_a_network_with_it_trains_on_the_same_law() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 20, 20).to(memory_format=torch.channels_last)
+    labels = torch.arange(32) % 10
+
+    def losses(fused: bool) -> Tensor:
+        network = DepthwiseSeparableNet(10, 0.5, torch.Generator().manual_seed(1), fused).train()
+        return torch.stack([F.nll_loss(network(images), labels).detach() for _ in range(60)])
+
+    plain, fused = losses(False), losses(True)
+    standard_error = math.sqrt((plain.var() + fused.var()).item() / 60)
+    assert abs((plain.mean() - fused.mean()).item()) < 4 * standard_error
+    assert 0.5 < (fused.var() / plain.var()).item() < 2
 
 
 def test_without_dropout_a_network_with_it_has_the_plain_one_s_gradients() -> None:
