@@ -541,7 +541,7 @@ def kill_all(process: subprocess.Popen[str], guarded: Path) -> None:
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("power cut", marks=pytest.mark.long)])
 def test_an_interrupted_search_goes_on_where_it_was(how: str, call: Call, tmp_path: Path, temporary: Path) -> None:
     results = tmp_path / "results"
-    process = start("run", "--name", "tiny", *set_options(*TINY, "search.trials=24"), cwd=tmp_path, temporary=temporary)
+    process = start("run", "--name", "tiny", *set_options(*TINY, "search.trials=12"), cwd=tmp_path, temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
     wait_for_results(journal, 5, process)
 
@@ -569,7 +569,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, call: Call, tmp_pa
     _, errors = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, errors
     after = read_history(journal)
-    assert len(after.trials) == 24
+    assert len(after.trials) == 12
     assert not after.unfinished
     for number, trial in before.trials.items():
         assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
