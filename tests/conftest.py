@@ -24,7 +24,7 @@ TINY = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Searches on a real Ray cluster take longest: two processes that share the files end sooner if these come first."""
+    """Sort tests with a real Ray cluster first: they take longest, and two processes share the files."""
     items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
 
 
