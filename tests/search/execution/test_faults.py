@@ -27,7 +27,7 @@ from tests.search.test_end_to_end import assert_trained_as_alone
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
-N_FAULTS = 10
+N_FAULTS = 6
 GONE_S = 30.0
 
 
@@ -40,7 +40,7 @@ def temporary() -> Iterator[Path]:
 
 @pytest.mark.timeout(900)
 def test_a_search_under_faults_of_all_kinds_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    search = SearchUnderFaults((*OVERRIDES, "search.trials=24"), N_FAULTS, 5, ALL_KINDS, tmp_path, tell=print)
+    search = SearchUnderFaults((*OVERRIDES, "search.trials=16"), N_FAULTS, 5, ALL_KINDS, tmp_path, tell=print)
     search.run()
     assert search.problems == []
     assert len(search.faults) == N_FAULTS, "the search ended before the last fault"
