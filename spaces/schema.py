@@ -103,8 +103,9 @@ class Search(Section):
         reduction_factor: ratio of epochs between two rungs; about one in `reduction_factor` trials passes a rung.
         asha: `stop` stops or continues a trial as soon as it reaches a rung; `promote` pauses trials at a rung and
             resumes the best of them; `off` trains all trials to the end.
-        sampler: `random`, Optuna's `tpe`, or Optuna's `gp` (which does not learn from stopped trials).
-        startup_trials: number of trials, including the baseline, before `tpe` or `gp` replaces random proposals.
+        sampler: `curves` (a model of all partial learning curves), `random`, Optuna's `tpe`, or Optuna's `gp` (which
+            does not learn from stopped trials).
+        startup_trials: number of trials, including the baseline, before the sampler replaces random proposals.
         seed: seed of proposals, weights, order of the images, dropout and augmentation.
         time_budget: duration after which the search stops, such as `30m`, `1h30m` or `90s`; None: no limit.
         audit_fraction: probability that a trial is an audit trial, which no rung stops; audit trials measure what
@@ -116,7 +117,7 @@ class Search(Section):
     grace_epochs: int = Field(default=1, ge=1, le=100_000)
     reduction_factor: int = Field(default=3, ge=2, le=100_000)
     asha: Literal["stop", "promote", "off"] = "stop"
-    sampler: Literal["random", "tpe", "gp"] = "tpe"
+    sampler: Literal["curves", "random", "tpe", "gp"] = "tpe"
     startup_trials: int = Field(default=10, ge=1, le=MOST_TRIALS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None

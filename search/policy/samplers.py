@@ -19,7 +19,7 @@ def sampler_for(space: Space, number: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([space.search.seed, number]).generate_state(1)[0])
     n_startup = space.search.startup_trials
     match space.search.sampler:
-        case "random":
+        case "random" | "curves":  # the random proposals among those of `search.policy.curve_sampler`
             return RandomSampler(seed=seed)
         case "tpe":
             return TPESampler(seed=seed, n_startup_trials=n_startup)

@@ -10,6 +10,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search.experiment.history import History, Trial
+from search.policy.curve_sampler import Forecasts, proposal
 from search.policy.samplers import sampler_for
 from search.policy.space_change import contains
 from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
@@ -41,8 +42,10 @@ class Proposer:
 
     def __init__(self, space: Space, history: History) -> None:
         self._space = space
+        self._history = history
         self._distributions = distributions(space)
         self._study = study_of(space, history)
+        self._forecasts = Forecasts(space)
         self._asked = {
             trial.number: optuna.trial.Trial(self._study, trial._trial_id)
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -61,6 +64,10 @@ class Proposer:
         self._study.sampler = sampler_for(self._space, number)
         if baseline:
             self._study.enqueue_trial(self._space.baseline_suggestion(), user_attrs={"baseline": True})
+        elif self._space.search.sampler == "curves":
+            values = proposal(self._space, self._history, number, self._forecasts)
+            if values:
+                self._study.enqueue_trial(values)
         trial = self._study.ask(self._distributions)
         if trial.number != number:
             raise ValueError(f"trial {number} was asked for, but the study is at trial {trial.number}.")

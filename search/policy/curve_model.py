@@ -1,0 +1,260 @@
+"""A Gaussian process over configurations and epochs, which predicts final accuracies from all partial learning curves.
+
+The covariance of run i after epoch e and run j after epoch f, in units of a scale that is estimated, is
+
+    2 exp(-d/1.5) + matern52(|x_i(e) - x_j(f)| / length) exp(-d/1.6) + own [i = j] exp(-d),   d = |ln(e / f)|
+
+The terms are the common shape of all curves, the effect of the configuration, and the effect of a run's random streams.
+The point x_i(e) describes the learning rates *until epoch e*, because before its first decay a curve does not depend on
+gamma.
+
+Source: a joint process over configurations and epochs is the idea of Swersky, Snoek and Adams, "Freeze-Thaw Bayesian
+Optimization" (2014); the covariance is the project's. Pure functions: no Ray, no clock, no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+
+from search.policy.unit_cube import Array, columns_of
+from spaces.parameters import Hyperparameters, Searched
+
+# Last epochs of the bins over which accuracies are averaged, for curves of 27 epochs.
+BIN_ENDS = (1, 3, 6, 9, 13, 18, 22, 25, 27)
+# Largest number of bins in a model. The time of a decision grows with its square, that of a fit with its cube.
+MOST_BINS = 500
+LENGTHS = (0.6, 1.0, 1.7)  # of the Matérn covariance
+NOISES = (0.03, 0.1, 0.3)  # variance of the result of one epoch, in units of the scale
+OWN_VARIANCES = (0.05, 0.3)  # variance of the effect of a run's random streams, in units of the scale
+SHAPE_VARIANCE = 2.0
+# These parameters act through the learning rates, see `_schedule_columns`.
+SCHEDULE = ("lr", "momentum", "gamma", "step_size")
+# Factors of the other parameters that are known; unknown ones are scaled to 0 to `UNIT_SCALE`.
+SCALES = {"flip_p": 1.0, "shift_scale_rotate_p": 0.5, "coarse_dropout_p": 0.5}
+UNIT_SCALE = 1.6
+SMALLEST_FACTOR = 1e-6  # of the learning rate; smaller factors train no more
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The known part of a learning curve.
+
+    Attributes:
+        config: the trained configuration.
+        accuracies: validation accuracies of epochs 1, 2, …, each 0 to 1.
+    """
+
+    config: Hyperparameters
+    accuracies: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelParameters:
+    """Parameters of the covariance: members of `LENGTHS`, `NOISES` and `OWN_VARIANCES`."""
+
+    length: float
+    noise: float
+    own: float
+
+
+def to_z(accuracies: Array) -> Array:
+    """The arcsine transform 2 asin(sqrt(accuracy)), whose noise is the same for all accuracies; 0 to pi."""
+    return np.asarray(2 * np.arcsin(np.sqrt(np.clip(accuracies, 0.0, 1.0))))
+
+
+def from_z(z: Array) -> Array:
+    """The accuracies of transformed values; the inverse of `to_z`."""
+    return np.asarray(np.sin(np.clip(z, 0.0, np.pi) / 2) ** 2)
+
+
+class CurveModel:
+    """The process, conditional on partial curves.
+
+    Args:
+        searched: the searched parameters by name.
+        max_epochs: epochs of a complete curve.
+        curves: N curves; at least one of them has a result.
+        parameters: of the covariance; None: the most likely of all combinations.
+    """
+
+    def __init__(
+        self,
+        searched: Mapping[str, Searched],
+        max_epochs: int,
+        curves: Sequence[Curve],
+        parameters: KernelParameters | None = None,
+    ) -> None:
+        self._searched, self._max_epochs, self._curves = searched, max_epochs, curves
+        bins = bins_of(curves, max_epochs)
+        configs = [curves[index].config for index in bins.curve]
+        self._bins = bins
+        self._points = _Points(features(searched, configs, bins.epoch), np.log(bins.epoch), bins.curve)
+        self._mean = float(bins.z.mean())
+        parts = _Parts.between(self._points, self._points)
+        if parameters is None:
+            grid = [KernelParameters(*values) for values in product(LENGTHS, NOISES, OWN_VARIANCES)]
+            parameters = max(grid, key=lambda tried: self._fit(parts, tried).log_likelihood)
+        self.parameters = parameters
+        self._fitted = self._fit(parts, parameters)
+
+    def of_curves(self) -> tuple[Array, Array]:
+        """Posterior means and standard deviations of the N curves after the last epoch, as values of `to_z`, (N,)."""
+        return self._at_end([curve.config for curve in self._curves], np.arange(len(self._curves)))
+
+    def of_configs(self, configs: Sequence[Hyperparameters]) -> tuple[Array, Array]:
+        """The same for a new run of each of M configurations, (M,)."""
+        return self._at_end(configs, np.full(len(configs), -1))
+
+    def similarity(self, configs: Sequence[Hyperparameters], others: Sequence[Hyperparameters]) -> Array:
+        """Prior correlations, 0 to 1, of the effects of M and K configurations after the last epoch, (M, K)."""
+        first, second = (self._end_points(found, np.full(len(found), -1)) for found in (configs, others))
+        return _matern52(_distances(first.features, second.features) / self.parameters.length)
+
+    def _fit(self, parts: _Parts, parameters: KernelParameters) -> _Fit:
+        covariance = parts.covariance(parameters)
+        covariance[np.diag_indices_from(covariance)] += parameters.noise / self._bins.count + 1e-8
+        factor = cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
+        deviations = self._bins.z - self._mean
+        weights = cho_solve((factor, True), deviations, check_finite=False)
+        # The most likely scale has a closed form.
+        scale = float(deviations @ weights) / len(deviations) + 1e-12
+        log_likelihood = -0.5 * len(deviations) * np.log(scale) - float(np.log(np.diag(factor)).sum())
+        return _Fit(factor, weights, scale, log_likelihood)
+
+    def _at_end(self, configs: Sequence[Hyperparameters], curve: NDArray[np.int64]) -> tuple[Array, Array]:
+        parts = _Parts.between(self._end_points(configs, curve), self._points)
+        covariance = parts.covariance(self.parameters)
+        explained = solve_triangular(self._fitted.factor, covariance.T, lower=True, check_finite=False)
+        prior = SHAPE_VARIANCE + 1 + self.parameters.own
+        variance = self._fitted.scale * np.maximum(prior - (explained**2).sum(0), 1e-9)
+        return self._mean + covariance @ self._fitted.weights, np.asarray(np.sqrt(variance))
+
+    def _end_points(self, configs: Sequence[Hyperparameters], curve: NDArray[np.int64]) -> _Points:
+        epochs = np.full(len(configs), self._max_epochs)
+        return _Points(features(self._searched, configs, epochs), np.log(epochs), curve)
+
+
+def features(searched: Mapping[str, Searched], configs: Sequence[Hyperparameters], epochs: NDArray[np.int64]) -> Array:
+    """Points x(e) of N configurations after N epochs, (N, D): near points have similar accuracies.
+
+    Args:
+        searched: the searched parameters by name.
+        configs: N configurations.
+        epochs: (N,) number of trained epochs of each, at least 1.
+    """
+    columns = [np.zeros(len(configs))]
+    if searched.keys() & set(SCHEDULE):
+        columns += _schedule_columns(configs, epochs)
+    for name, parameter in searched.items():
+        if name in SCHEDULE:
+            continue
+        values = np.array([getattr(config, name) for config in configs], float)
+        known = SCALES.get(name)
+        columns += [UNIT_SCALE * c for c in columns_of(parameter, values)] if known is None else [known * values]
+    return np.stack(columns, axis=1)
+
+
+def _schedule_columns(configs: Sequence[Hyperparameters], epochs: NDArray[np.int64]) -> list[Array]:
+    """Mean effective learning rate, momentum, mean decay and last decay; rates and decays as decimal logarithms."""
+    lr, momentum, gamma, step_size = (np.array([getattr(config, name) for config in configs]) for name in SCHEDULE)
+    before = np.arange(int(epochs.max()))
+    factors = np.maximum(gamma[:, None] ** (before // step_size[:, None]), SMALLEST_FACTOR)
+    is_trained = before < epochs[:, None]
+    decay = np.log10((factors * is_trained).sum(1) / epochs)
+    last_factor = factors[np.arange(len(configs)), epochs - 1]
+    return [np.log10(lr / (1 - momentum)) + decay, 2 * momentum, decay, np.log10(last_factor) / 2]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bins:
+    """Means of accuracies over neighbouring epochs, M in all.
+
+    Attributes:
+        curve: (M,) index of the curve.
+        epoch: (M,) last epoch of the bin that is known.
+        z: (M,) mean of the values of `to_z`.
+        count: (M,) number of epochs in the bin.
+    """
+
+    curve: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+    z: Array
+    count: NDArray[np.int64]
+
+
+def bins_of(curves: Sequence[Curve], max_epochs: int) -> Bins:
+    """The bins of curves, at most `MOST_BINS`.
+
+    Where there are more, the first bins of the shortest curves are left out first, because the last ones say more about
+    the end; then whole curves, of the shortest ones the oldest first.
+    """
+    ends = sorted({max(1, round(end * max_epochs / BIN_ENDS[-1])) for end in BIN_ENDS})
+    found = [_bins_of_curve(index, curve, ends) for index, curve in enumerate(curves)]
+    n_over = sum(map(len, found)) - MOST_BINS
+    by_length = sorted((bins for bins in found if bins), key=lambda bins: bins[-1][1])
+    for n_kept in (1, 0):
+        for bins in by_length:
+            n_dropped = min(max(n_over, 0), len(bins) - n_kept)
+            del bins[:n_dropped]
+            n_over -= n_dropped
+    rows = [row for bins in found for row in bins]
+    curve, epoch, z, count = zip(*rows, strict=True)
+    return Bins(np.array(curve), np.array(epoch), np.array(z), np.array(count))
+
+
+def _bins_of_curve(index: int, curve: Curve, ends: Sequence[int]) -> list[tuple[int, int, float, int]]:
+    z = to_z(np.array(curve.accuracies, float))
+    bins = ((start, z[start:end]) for start, end in zip((0, *ends), ends, strict=False))
+    return [(index, start + len(inside), float(inside.mean()), len(inside)) for start, inside in bins if len(inside)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Points:
+    features: Array
+    log_epoch: Array
+    curve: NDArray[np.int64]  # -1: a configuration without a run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fit:
+    factor: Array  # lower Cholesky factor of the covariance of the bins
+    weights: Array
+    scale: float
+    log_likelihood: float  # up to a constant
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parts:
+    """The parts of the covariance between M and K points that do not depend on its parameters, each (M, K)."""
+
+    distance: Array
+    shape: Array
+    fading: Array
+    own: Array
+
+    @classmethod
+    def between(cls, first: _Points, second: _Points) -> _Parts:
+        ratio = np.abs(first.log_epoch[:, None] - second.log_epoch)
+        is_same = (first.curve[:, None] == second.curve) & (second.curve >= 0)
+        distance = _distances(first.features, second.features)
+        return cls(distance, SHAPE_VARIANCE * np.exp(-ratio / 1.5), np.exp(-ratio / 1.6), is_same * np.exp(-ratio))
+
+    def covariance(self, parameters: KernelParameters) -> Array:
+        effect = _matern52(self.distance / parameters.length) * self.fading
+        return np.asarray(self.shape + effect + parameters.own * self.own)
+
+
+def _distances(first: Array, second: Array) -> Array:
+    squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+
+
+def _matern52(distances: Array) -> Array:
+    scaled = np.sqrt(5.0) * distances
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))

@@ -1,0 +1,108 @@
+"""Proposals and forecasts of the curve model (`search.sampler: curves`). Pure functions of the history.
+
+Source: expected improvement as in Jones, Schonlau and Welch, "Efficient Global Optimization" (1998). Near running
+trials the deviation is reduced, so that several workers get different configurations.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import norm
+
+from search.experiment.events import EpochDone
+from search.experiment.history import History, Trial
+from search.policy.curve_model import Curve, CurveModel, KernelParameters
+from search.policy.unit_cube import Array, from_unit, to_unit
+from spaces.parameters import Hyperparameters, Number
+from spaces.schema import Space
+
+N_RANDOM = 700
+N_PARENTS = 4
+N_PERTURBED = 60  # candidates near each parent
+PERTURBATION = 0.12  # standard deviation in the unit cube
+RANDOM_SHARE = 0.2
+# The parameters of the covariance are chosen anew when the number of results has grown by this factor.
+REFIT_FACTOR = 1.2
+
+
+class Forecasts:
+    """Curve models of one search as it grows.
+
+    Args:
+        space: the searched space.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._chosen: dict[int, KernelParameters] = {}
+
+    def model(self, history: History) -> tuple[list[Trial], CurveModel]:
+        """The trials that count and have results, and a model of their curves; at least one trial has a result.
+
+        The parameters of the covariance depend on a first part of the history only, so that a resumed search chooses
+        the same ones.
+        """
+        results = [result for result in history.results_in_order if not history.trials[result.trial].excluded]
+        n_first = 1
+        while (n_next := max(n_first + 1, int(n_first * REFIT_FACTOR))) <= len(results):
+            n_first = n_next
+        if n_first not in self._chosen:
+            self._chosen = {n_first: self._model_of(history, results[:n_first])[1].parameters}
+        return self._model_of(history, results, self._chosen[n_first])
+
+    def _model_of(
+        self, history: History, results: Sequence[EpochDone], parameters: KernelParameters | None = None
+    ) -> tuple[list[Trial], CurveModel]:
+        max_epochs = self._space.training.max_epochs
+        accuracies: dict[int, list[float]] = {}
+        worst = min((result.validation_accuracy for result in results if not result.diverged), default=0.0)
+        for result in results:
+            seen = accuracies.setdefault(result.trial, [])
+            # A diverged trial counts as the worst accuracy to the end.
+            seen += [worst] * (max_epochs - len(seen)) if result.diverged else [result.validation_accuracy]
+        trials = [history.trials[number] for number in accuracies]
+        curves = [Curve(trial.config, accuracies[trial.number]) for trial in trials]
+        return trials, CurveModel(self._space.searched, max_epochs, curves, parameters)
+
+
+def proposal(space: Space, history: History, number: int, forecasts: Forecasts) -> dict[str, Number] | None:
+    """Values of the searched parameters for trial `number`; None: they are to be drawn at random."""
+    if is_random(space, number) or not history.results_in_order:
+        return None
+    generator = np.random.default_rng([space.search.seed, number])
+    trials, model = forecasts.model(history)
+    means, _ = model.of_curves()
+    n_epochs = np.array([trial.n_epochs for trial in trials])
+    is_complete = n_epochs == space.training.max_epochs
+    best = float(means[is_complete].max() if is_complete.any() else means.max())
+    values = _candidates(space, [trials[index].config for index in np.argsort(-means)[:N_PARENTS]], generator)
+    configs = [space.complete(found) for found in values]
+    mean, deviation = model.of_configs(configs)
+    running = [trial.config for trial in history.unfinished]
+    if running:
+        nearest = model.similarity(configs, running).max(1)
+        deviation = deviation * np.sqrt(np.maximum(1 - nearest**2, 1e-9))
+    return values[int(np.argmax(expected_improvement(mean, deviation, best)))]
+
+
+def is_random(space: Space, number: int) -> bool:
+    """Whether trial `number` is random: the first `search.startup_trials` trials, and later one in five."""
+    draw = np.random.default_rng([space.search.seed, number, 1]).random()
+    return number < space.search.startup_trials or draw < RANDOM_SHARE
+
+
+def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
+    """Expected excess of normal variables over `best`, where negative excess counts as 0."""
+    standardised = (mean - best) / deviation
+    return np.asarray(deviation * (standardised * norm.cdf(standardised) + norm.pdf(standardised)))
+
+
+def _candidates(
+    space: Space, parents: Sequence[Hyperparameters], generator: np.random.Generator
+) -> list[dict[str, Number]]:
+    n = len(space.searched)
+    places = list(generator.random((N_RANDOM, n)))
+    for parent in parents:
+        centre = to_unit(space.searched, parent.as_dict())
+        places += list(np.clip(centre + PERTURBATION * generator.standard_normal((N_PERTURBED, n)), 0, 1))
+    return [from_unit(space.searched, place) for place in places]

@@ -1,0 +1,63 @@
+"""Values of searched parameters as numbers from 0 to 1, and back. Pure functions."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
+
+Array = NDArray[np.float64]
+
+
+def columns_of(parameter: Searched, values: Array) -> list[Array]:
+    """Scale (N,) values to 0 to 1, by the logarithm for `LogUniform`; one column per option of a `Choice`."""
+    match parameter:
+        case Uniform(low, high) | RandInt(low, high):
+            return [(values - low) / (high - low)]
+        case LogUniform(low, high):
+            return [np.log(values / low) / np.log(high / low)]
+        case Choice(options):
+            return [(values == option).astype(float) for option in options]
+
+
+def to_unit(searched: Mapping[str, Searched], values: Mapping[str, Number]) -> Array:
+    """The place of a configuration in the unit cube, (D,): the inverse of `from_unit`.
+
+    Args:
+        searched: D searched parameters by name.
+        values: a value of each.
+    """
+    return np.array([_place(parameter, values[name]) for name, parameter in searched.items()])
+
+
+def from_unit(searched: Mapping[str, Searched], place: Array) -> dict[str, Number]:
+    """The values at a place; uniform places give the distribution that the space describes.
+
+    Args:
+        searched: D searched parameters by name.
+        place: (D,) numbers from 0 to 1.
+    """
+    return {name: _value(parameter, float(u)) for (name, parameter), u in zip(searched.items(), place, strict=True)}
+
+
+def _place(parameter: Searched, value: Number) -> float:
+    match parameter:
+        case RandInt(low, high):
+            return (value - low + 0.5) / (high - low + 1)
+        case Choice(options):
+            return (options.index(value) + 0.5) / len(options)
+        case _:
+            return float(columns_of(parameter, np.array([value], float))[0][0])
+
+
+def _value(parameter: Searched, place: float) -> Number:
+    match parameter:
+        case Uniform(low, high):
+            return low + (high - low) * place
+        case LogUniform(low, high):
+            return float(min(high, max(low, low * (high / low) ** place)))
+        case RandInt(low, high):
+            return min(high, low + int(place * (high - low + 1)))
+        case Choice(options):
+            return options[min(len(options) - 1, int(place * len(options)))]
