@@ -17,7 +17,7 @@ class OwnArm:
     """
 
     name: str
-    sampler: Literal["random", "tpe"] = "random"
+    sampler: Literal["random", "tpe", "curves"] = "random"
     asha: Literal["off", "stop", "promote"] = "off"
     grace_epochs: int = 1
 
@@ -48,6 +48,8 @@ ARMS: tuple[Arm, ...] = (
     OwnArm("tpe-stop-3", "tpe", "stop", 3),
     OwnArm(DEFAULT, "tpe", "stop", 9),
     OwnArm("tpe-promote-3", "tpe", "promote", 3),
+    OwnArm("curves-stop-3", "curves", "stop", 3),
+    OwnArm("curves-stop-9", "curves", "stop", 9),
 )
 
 
