@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what it will cost, and stop")
     parser.add_argument("--quiet", action="store_true", help="print the result only")
-    parser.add_argument("--plain", action="store_true", help="in a terminal too, print a line an event, as into a pipe")
+    parser.add_argument("--plain", action="store_true", help="print one line for each event, in a terminal too")
     return run_command(parser, _run, arguments)
 
 

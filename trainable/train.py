@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--show-augmentations",
         type=Path,
         metavar="FILE",
-        help="instead of training, draw what augmentation makes of some training images, as a PNG",
+        help="do not train, but draw augmented training images as a PNG",
     )
     return run_command(parser, _train, arguments)
 

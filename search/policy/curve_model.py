@@ -68,11 +68,6 @@ def to_z(accuracies: Array) -> Array:
     return np.asarray(2 * np.arcsin(np.sqrt(np.clip(accuracies, 0.0, 1.0))))
 
 
-def from_z(z: Array) -> Array:
-    """The accuracies of transformed values; the inverse of `to_z`."""
-    return np.asarray(np.sin(np.clip(z, 0.0, np.pi) / 2) ** 2)
-
-
 class CurveModel:
     """The process, conditional on partial curves.
 

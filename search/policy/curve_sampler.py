@@ -7,7 +7,7 @@ trials the deviation is reduced, so that several workers get different configura
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from search.experiment.events import EpochDone
 from search.experiment.history import History, Trial
@@ -94,7 +94,8 @@ def is_random(space: Space, number: int) -> bool:
 def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     """Expected excess of normal variables over `best`, where negative excess counts as 0."""
     standardised = (mean - best) / deviation
-    return np.asarray(deviation * (standardised * norm.cdf(standardised) + norm.pdf(standardised)))
+    density = np.exp(-(standardised**2) / 2) / np.sqrt(2 * np.pi)
+    return np.asarray(deviation * (standardised * ndtr(standardised) + density))
 
 
 def _candidates(

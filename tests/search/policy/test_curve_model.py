@@ -9,7 +9,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
 from search.policy import curve_model
-from search.policy.curve_model import Curve, CurveModel, KernelParameters, bins_of, features, from_z, to_z
+from search.policy.curve_model import Curve, CurveModel, KernelParameters, bins_of, features, to_z
 from spaces.parameters import Choice, Hyperparameters, LogUniform, RandInt, Searched, Uniform
 
 SEARCHED: dict[str, Searched] = {
@@ -20,6 +20,11 @@ SEARCHED: dict[str, Searched] = {
     "coarse_dropout_p": Uniform(0.0, 1.0),
 }
 PARAMETERS = KernelParameters(length=1.0, noise=0.1, own=0.05)
+
+
+def from_z(z: np.ndarray) -> np.ndarray:
+    """The inverse of `to_z`."""
+    return np.sin(z / 2) ** 2
 
 
 def drawn(n: int, seed: int = 0) -> list[Hyperparameters]:
