@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import spearmanr
-
 from search.experiment.history import History, Trial
 from search.policy.asha import is_exempt, waits_at_rung
 from search.policy.rungs import Rungs
@@ -80,6 +78,8 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
         A correlation for each rung but the last. A rung at which all accuracies are equal is left out; with fewer
         than `MIN_TRIALS` trials, the list is empty.
     """
+    from scipy.stats import spearmanr  # half a second, and the live screen needs `rung_survival` only
+
     n = len(trials)
     if n < MIN_TRIALS:
         return []
