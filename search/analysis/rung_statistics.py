@@ -1,12 +1,15 @@
 """Statistics of rungs: what became of trials there, and how well a rung predicts the end. Pure functions."""
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from search.experiment.events import EpochDone, SpaceSet, TrialEnded, TrialPromoted
 from search.experiment.history import History, Trial
-from search.policy.asha import is_exempt, waits_at_rung
-from search.policy.rungs import Rungs
+from search.experiment.space_file import space_of_journal
+from search.policy.asha import replay, rung_rule, waits_at_rung
 from spaces.schema import Space
 
 MIN_TRIALS = 5  # with fewer trials, the interval of a correlation says nothing
@@ -96,19 +99,82 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
     return found
 
 
-def refused_audits(history: History, space: Space, chance: float | None = None) -> set[int]:
-    """Numbers of the audit trials that a rung of the stopping variant would have stopped.
+@dataclass(frozen=True, slots=True)
+class RungVisit:
+    """A trial at a rung, and what the rung said of it.
 
-    Where `search.asha` is `promote`, the stopping variant gives nearly the same.
+    Attributes:
+        trial: number of the trial.
+        epoch: epoch of the rung.
+        value: validation accuracy of the trial there, 0 to 1.
+        reason: why the trial does not pass; None if it passes. Exempt trials continue whatever the rung says.
+        cutoff: the value that `value` was held against; None where there was none.
+        known: values at the rung by trial, in the order in which they were recorded; of diverged trials `WORST`. The
+            first `n_known` of them were known when the rung decided; they may include the trial itself.
     """
-    rungs = Rungs(space.rung_epochs, space.search.reduction_factor, chance)
-    refused = set[int]()
-    for result in history.results_in_order:
-        trial = history.trials[result.trial]
-        if trial.excluded:
-            continue
-        if result.diverged:
-            rungs.diverge(trial.number, result.epoch, is_exempt(trial))
-        elif rungs.arrive(trial.number, result.epoch, result.validation_accuracy) and trial.audit:
-            refused.add(trial.number)
-    return refused
+
+    trial: int
+    epoch: int
+    value: float
+    reason: str | None
+    cutoff: float | None
+    known: Mapping[int, float]
+    n_known: int
+
+    @property
+    def margin(self) -> float | None:
+        """By how much the value is above the cutoff; negative below it."""
+        return None if self.cutoff is None else self.value - self.cutoff
+
+    @property
+    def others(self) -> dict[int, float]:
+        """The values of the other trials that were known then."""
+        return {number: value for number, value in islice(self.known.items(), self.n_known) if number != self.trial}
+
+
+def rung_visits(history: History, space: Space, chance: float | None = None) -> dict[int, dict[int, RungVisit]]:
+    """Replay a search with its own rule, under the space of each time.
+
+    The stopping variant decides when a trial arrives; the promoting one when the trial is promoted or left behind.
+    Where that has not decided, because the trial waits or is exempt, the visit is as of the end of the history.
+
+    Args:
+        history: of the search.
+        space: the present space.
+        chance: accuracy of guessing that the rungs used (`manifest.Data.chance`), 0 to 1; None where it is not known.
+
+    Returns:
+        By number of the trial and epoch of the rung; without rungs at which a trial only counts as diverged.
+
+    Raises:
+        InputError: this version cannot read an earlier space of the search.
+    """
+    known, found = History(), defaultdict[int, dict[int, RungVisit]](dict)
+    rule, promotes = rung_rule(space, chance), space.search.asha == "promote"
+    n_spaces = sum(isinstance(event, SpaceSet) for event in history.events)
+
+    def look(trial: Trial, result: EpochDone | None) -> None:
+        if result and not trial.excluded and not result.diverged and result.epoch in rule.arrived:
+            verdict, arrived = rule.verdict(trial, result), rule.arrived[result.epoch]
+            visit = RungVisit(trial.number, result.epoch, result.validation_accuracy, *verdict, arrived, len(arrived))
+            found[trial.number][result.epoch] = visit
+
+    for event in history.events:
+        known.apply(event)
+        match event:
+            case SpaceSet():
+                n_spaces -= 1
+                then = space_of_journal(known, space.name) if n_spaces else space
+                rule, promotes = rung_rule(then, chance), then.search.asha == "promote"
+                replay(rule, known)
+            case EpochDone() if not known.trials[event.trial].excluded:
+                if not promotes:
+                    look(known.trials[event.trial], event)
+                rule.apply(known.trials[event.trial], event)
+            case TrialPromoted() | TrialEnded() if promotes:
+                look(known.trials[event.trial], known.trials[event.trial].last)
+    for trial in known.trials.values() if promotes else ():
+        for epoch in rule.arrived:
+            if epoch <= trial.n_epochs and epoch not in found[trial.number]:
+                look(trial, trial.epochs[epoch - 1])
+    return found

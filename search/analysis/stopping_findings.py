@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from search.analysis.findings import Finding
 from search.analysis.ranking import rank
-from search.analysis.rung_statistics import MIN_TRIALS, Correlation, refused_audits, rung_correlations
+from search.analysis.rung_statistics import MIN_TRIALS, Correlation, rung_correlations, rung_visits
 from search.experiment.history import History, Trial
 from search.policy.budget import epochs_trained
 from spaces.counted import counted
@@ -64,7 +64,10 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
     rungs = space.rung_epochs
     if len(rungs) == 1:
         return Finding("would_be_winners", "fine", "No trial is stopped, so that none is lost.", "", {})
-    refused, completed = refused_audits(history, space, chance), _completed(history, space)
+    visits, completed = rung_visits(history, space, chance), _completed(history, space)
+    refused = {
+        trial.number for trial in completed if trial.audit and any(at.reason for at in visits[trial.number].values())
+    }
     ranks = {row.trial: row.rank for row in rank(history)}
     best = min((ranks[trial.number] for trial in completed if trial.number not in refused), default=0)
     audits = [ranks[trial.number] for trial in completed if trial.number in refused]

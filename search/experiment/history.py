@@ -117,7 +117,7 @@ class History:
         space: the present space, as returned by `Space.as_dict`; None before the first `SpaceSet`.
         replicates: replicates of the best trials by number, ascending.
         n_redone: number of epochs that were trained again, after a worker or the search was interrupted.
-        n_events: number of applied events.
+        events: all applied events, in order.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -127,7 +127,7 @@ class History:
         self._audit_rule = _AuditRule()
         self.replicates: dict[int, Replicate] = {}
         self.n_redone = 0
-        self.n_events = 0
+        self.events: list[Event] = []
         for event in events:
             self.apply(event)
 
@@ -152,7 +152,7 @@ class History:
                 _unfinished(self.replicates, event.run, "run").finish(event, f"run {event.run}")
             case _:
                 self._apply_to_trial(event, _unfinished(self.trials, event.trial, "trial"))
-        self.n_events += 1
+        self.events.append(event)
 
     def _set_space(self, event: SpaceSet) -> None:
         if not set(event.excluded) <= set(self.trials):
@@ -190,6 +190,10 @@ class History:
                 trial.promotions.append(event)
             case TrialEnded():
                 trial.finish(event, name)
+
+    @property
+    def n_events(self) -> int:
+        return len(self.events)
 
     @property
     def counting(self) -> list[Trial]:

@@ -37,12 +37,11 @@ def read_space(path: Path, read_journal: Callable[[], History], warn: Warn, over
             raise InputError(f"{path}: is missing.")
         written = load_space(str(path))
     except InputError as error:
-        journaled = journaled_space(read_journal())
-        if journaled is None:
+        journal = read_journal()
+        if journal.space is None:
             raise
         warn(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
-        text = str(yaml.safe_dump(with_current_keys(journaled), sort_keys=False))
-        return space_from_text(text, "the journal's space", path.resolve().parent.name, overrides)
+        return space_of_journal(journal, path.resolve().parent.name, overrides)
     if not yaml_matches(path.read_bytes()):
         changes = [line for _, line in differences(read_journal().space or {}, written.as_dict())]
         if changes:
@@ -68,6 +67,16 @@ def unwritten_values(path: Path, read_journal: Callable[[], History], warn: Warn
         if value != getattr(Hyperparameters(), name):
             warn(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
     return [f"baseline.{name}={_value_text(missing, name)}" for name in missing]
+
+
+def space_of_journal(history: History, name: str, overrides: Sequence[str] = ()) -> Space:
+    """The space that a history set last, which must have one, as that of the experiment `name`.
+
+    Raises:
+        InputError: this version cannot read it, or an override is not valid.
+    """
+    text = yaml.safe_dump(with_current_keys(journaled_space(history) or {}), sort_keys=False)
+    return space_from_text(text, "the journal's space", name, overrides)
 
 
 def journaled_space(history: History) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSy
 
 import bisect
 import math
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Protocol
 
 from search.experiment.events import EpochDone
@@ -19,10 +19,22 @@ _Rank = tuple[float, float, int]
 
 
 class RungRule(Protocol):
-    """Decides which trials stop, wait or continue, from results in the order in which they were recorded."""
+    """Decides which trials stop, wait or continue, from results in the order in which they were recorded.
+
+    Attributes:
+        arrived: by epoch of each rung, the values of the trials there, in that order; of diverged trials `WORST`.
+    """
+
+    arrived: Mapping[int, dict[int, float]]
 
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         """Apply the newest result of a trial, which `trial` includes. Returns why the trial must end; else None."""
+
+    def verdict(self, trial: Trial, result: EpochDone) -> tuple[str | None, float | None]:
+        """Why a result does not pass its rung now, and the value to exceed; each may be None.
+
+        The stopping variant is asked before `apply` of the result, the promoting one after it.
+        """
 
     def next_promoted(self, history: History) -> Trial | None:
         """The waiting trial that is promoted next; None if no trial can be promoted."""
@@ -35,6 +47,15 @@ def rung_rule(space: Space, chance: float | None = None) -> RungRule:
     """The rule of `search.asha`; `chance` as in `Rungs`. With `off`, the space has no rungs."""
     variant = PromotingRungs if space.search.asha == "promote" else StoppingRungs
     return variant(space.rung_epochs, space.search.reduction_factor, chance)
+
+
+def replay(rule: RungRule, history: History) -> dict[int, str | None]:
+    """Apply the results of a history to a new rule. Returns the answer to the last result of each trial."""
+    return {
+        result.trial: rule.apply(history.trials[result.trial], result)
+        for result in history.results_in_order
+        if not history.trials[result.trial].excluded
+    }
 
 
 def is_exempt(trial: Trial) -> bool:
@@ -55,6 +76,7 @@ class StoppingRungs:
 
     def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None) -> None:
         self._rungs = Rungs(rung_epochs, reduction_factor, chance)
+        self.arrived = self._rungs.arrived
 
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:
@@ -62,6 +84,9 @@ class StoppingRungs:
             return None
         reason = self._rungs.arrive(trial.number, result.epoch, result.validation_accuracy)
         return None if is_exempt(trial) else reason
+
+    def verdict(self, trial: Trial, result: EpochDone) -> tuple[str | None, float | None]:
+        return self._rungs.verdict(result.epoch, result.validation_accuracy)
 
     def next_promoted(self, history: History) -> Trial | None:
         return None
@@ -83,14 +108,29 @@ class PromotingRungs:
         self._chance = chance
         # Sorted, best first.
         self._ranks: dict[int, list[_Rank]] = {epoch: [] for epoch in rung_epochs[:-1]}
+        self.arrived: Mapping[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs[:-1]}
 
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:
             for rung in rungs_of_diverged(self._ranks, result.epoch, is_exempt(trial)):
-                bisect.insort(self._ranks[rung], (-WORST, math.inf, trial.number))
+                self._arrive(rung, (-WORST, math.inf, trial.number))
         elif result.epoch in self._ranks:
-            bisect.insort(self._ranks[result.epoch], result_order(trial.number, result))
+            self._arrive(result.epoch, result_order(trial.number, result))
         return None
+
+    def verdict(self, trial: Trial, result: EpochDone) -> tuple[str | None, float | None]:
+        epoch, value, ranks = result.epoch, result.validation_accuracy, self._ranks[result.epoch]
+        n_promoted = self._n_promoted(epoch)
+        is_among_best = bisect.bisect_left(ranks, result_order(trial.number, result)) < n_promoted
+        # The value of the last of the best among the other trials.
+        cutoff = -ranks[n_promoted if is_among_best else n_promoted - 1][0] if n_promoted else None
+        if self._is_at_chance(value, epoch):
+            return at_chance_text(value, epoch), cutoff if cutoff is None else max(cutoff, self._chance or 0.0)
+        if is_among_best:
+            return None, cutoff
+        if cutoff is None:
+            return f"{value:.2%} at rung {epoch}, where {len(ranks)} are too few for one to go on", None
+        return f"{value:.2%} at rung {epoch}, not among the best {n_promoted} of {len(ranks)} that go on", cutoff
 
     def next_promoted(self, history: History) -> Trial | None:
         for epoch in reversed(self._ranks):
@@ -103,14 +143,13 @@ class PromotingRungs:
     def reason_left_behind(self, trial: Trial) -> str:
         assert trial.last is not None
         epoch, value = trial.last.epoch, trial.last.validation_accuracy
-        if self._is_at_chance(value, epoch):
-            return at_chance_text(value, epoch)
-        n_arrived, n_promoted = len(self._ranks[epoch]), self._n_promoted(epoch)
-        if result_order(trial.number, trial.last) in self._ranks[epoch][:n_promoted]:
-            return f"{value:.2%} at rung {epoch}, among the best {n_promoted} of {n_arrived}, when the budget was used"
-        if not n_promoted:
-            return f"{value:.2%} at rung {epoch}, where {n_arrived} are too few for one to go on"
-        return f"{value:.2%} at rung {epoch}, not among the best {n_promoted} of {n_arrived} that go on"
+        reason, _ = self.verdict(trial, trial.last)
+        best = f"the best {self._n_promoted(epoch)} of {len(self._ranks[epoch])}"
+        return reason or f"{value:.2%} at rung {epoch}, among {best}, when the budget was used"
+
+    def _arrive(self, epoch: int, rank: _Rank) -> None:
+        bisect.insort(self._ranks[epoch], rank)
+        self.arrived[epoch][rank[-1]] = -rank[0]
 
     def _n_promoted(self, epoch: int) -> int:
         return len(self._ranks[epoch]) // self._reduction_factor

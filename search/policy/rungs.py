@@ -6,7 +6,7 @@ variant that Ray Tune's `AsyncHyperBandScheduler` implements; a test compares th
 
 import bisect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ class Rungs:
     def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None = None) -> None:
         self._share = (1 - 1 / reduction_factor) * 100 / 100  # rounded as Ray rounds it
         self._chance = chance
-        self._arrived: dict[int, set[int]] = {epoch: set() for epoch in rung_epochs[:-1]}
+        # By epoch: values by trial, in the order in which they were recorded.
+        self.arrived: Mapping[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs[:-1]}
         # Kept ascending, so that a cutoff needs no sorting.
         self._values: dict[int, list[float]] = {epoch: [] for epoch in rung_epochs[:-1]}
 
@@ -47,14 +48,22 @@ class Rungs:
             Why the trial does not pass; None if it passes, if `epoch` has no rung, and if the trial was recorded at
             this rung before.
         """
-        arrived = self._arrived.get(epoch)
+        arrived = self.arrived.get(epoch)
         if arrived is None or trial in arrived:
             return None
-        values = self._values[epoch]
-        reason = self._reason(epoch, value, quantile(values, self._share), values[-1]) if values else None
-        arrived.add(trial)
-        bisect.insort(values, value)
+        reason, _ = self.verdict(epoch, value)
+        arrived[trial] = value
+        bisect.insort(self._values[epoch], value)
         return reason
+
+    def verdict(self, epoch: int, value: float) -> tuple[str | None, float | None]:
+        """Why a trial with this value, not recorded yet, does not pass; and the value to exceed. Each may be None."""
+        values = self._values[epoch]
+        if not values:
+            return None, None
+        cutoff, best = quantile(values, self._share), values[-1]
+        bound = cutoff if self._chance is None or best <= self._chance else max(cutoff, self._chance)
+        return self._reason(epoch, value, cutoff, best), bound
 
     def diverge(self, trial: int, epoch: int, goes_to_the_end: bool) -> None:
         """Record a diverged trial, with the value `WORST` at the next rung.

@@ -28,7 +28,7 @@ from search.experiment.events import (
 from search.experiment.history import History, Replicate, Trial
 from search.experiment.journal import Journal
 from search.policy import budget
-from search.policy.asha import rung_rule, waits_at_rung
+from search.policy.asha import replay, rung_rule, waits_at_rung
 from search.policy.confirmation import next_run
 from search.policy.study import Proposer
 from spaces.errors import RunError
@@ -133,11 +133,7 @@ class SearchState:
         self._now = now
         self._is_late = is_late
         self._rule = rung_rule(space, chance)
-        reasons_to_stop = {
-            result.trial: self._rule.apply(history.trials[result.trial], result)
-            for result in history.results_in_order
-            if not history.trials[result.trial].excluded
-        }
+        reasons_to_stop = replay(self._rule, history)
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()
         self._runs_running: set[int] = set()

@@ -15,6 +15,7 @@ COMMANDS = (
     "search.retrain",
     "search.predict",
     "search.diagnose",
+    "search.why",
     "search.report",
     "search.compare",
     "trainable.train",

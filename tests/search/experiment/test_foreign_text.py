@@ -51,6 +51,7 @@ def hostile(tiny_space: Space, tmp_path: Path, foreign: Experiment) -> Experimen
     [
         *(("leaderboard", ("--format", form), 0) for form in ("table", "csv", "markdown", "json")),
         *(("diagnose", ("--format", form), 0) for form in ("text", "json")),
+        *(("why", ("1", "--format", form), 0) for form in ("text", "json")),
         ("retrain", (), 2),
         ("retrain", ("--debug",), 2),
         ("resume", (), 2),
