@@ -1,18 +1,19 @@
 """An experiment in a notebook: `from search import Experiment`."""
 
 import html
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from search.analysis.csv_files import CURVE_COLUMNS, REPLICATE_COLUMNS, curve_rows, replicate_rows, trial_rows
-from search.analysis.ranking import RESULT_COLUMNS, lead_sentence, rank, winner
+from search.analysis.ranking import RESULT_COLUMNS, Ranked, lead_sentence, rank, winner
 from search.experiment import folder
+from search.experiment.command_lines import DEFAULT_RESULTS
 from search.experiment.history import History
 from search.policy.budget import progress_text
-from search.policy.space_change import counting_in
-from spaces.errors import InputError
-from spaces.parameters import HYPERPARAMETER_NAMES, Number
+from search.retraining.predictor import Predictor, predictor_of
+from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.printable import printable
 
 if TYPE_CHECKING:
@@ -23,53 +24,71 @@ _OFTEN_MISSING = ("validation_accuracy", "validation_loss", "replicate_accuracy"
 _PERCENTAGES = ("validation_accuracy", "replicate_accuracy", "replicate_half_width")
 
 
-class Experiment(folder.Experiment):
-    """One folder under `results/`, as pandas frames and plotly figures.
+# Names of figures in the report that are longer in a notebook.
+_FIGURE_NAMES = {"curves": "learning_curves", "history": "optimisation_history", "parallel": "parallel_coordinates"}
 
-    `Experiment("results/NAME")` shows the leaderboard. While the search runs, each access reads the journal again.
-    The arguments are those of `search.experiment.folder.Experiment`.
+
+class Experiment(folder.Experiment):
+    """One experiment, as pandas frames and plotly figures; it shows itself as the leaderboard.
+
+    While the search runs, each access reads the journal again.
+
+    Args:
+        experiment: a name under `results`, or a path to the experiment's folder.
+        results: folder that holds experiments.
+
+    Raises:
+        InputError: there is no such experiment; names those that exist.
     """
+
+    def __init__(self, experiment: Path | str, results: Path | str = DEFAULT_RESULTS) -> None:
+        super().__init__(folder.open_experiment(str(experiment), Path(results)).folder)
+
+    def __dir__(self) -> list[str]:
+        """What the Tab key offers: not the methods that write to the folder."""
+        return ["folder", "name", "space", *(name for name in vars(Experiment) if not name.startswith("_"))]
 
     @property
     def trials(self) -> pd.DataFrame:
         """One row per trial, best first, with the columns of `trials.csv`; the index is the trial's number."""
-        return _trials_frame(self._existing_history())
+        return _trials_frame(self.history())
 
     @property
     def curves(self) -> pd.DataFrame:
         """One row per trial and epoch, with the columns of `curves.csv`."""
-        return pd.DataFrame(curve_rows(self._existing_history()), columns=list(CURVE_COLUMNS))
+        return pd.DataFrame(curve_rows(self.history()), columns=list(CURVE_COLUMNS))
 
     @property
     def replicates(self) -> pd.DataFrame:
         """One row per replicate and epoch, with the columns of `replicates.csv`; empty without replicates."""
-        return pd.DataFrame(replicate_rows(self._existing_history()), columns=list(REPLICATE_COLUMNS))
+        return pd.DataFrame(replicate_rows(self.history()), columns=list(REPLICATE_COLUMNS))
 
     @property
-    def best(self) -> dict[str, Number] | None:
-        """Hyperparameters of the winner; None before a trial has completed, and if the best trial is at chance."""
-        best = winner(rank(self._existing_history(), self.manifest.data.chance))
-        return best.config.as_dict() if best else None
+    def best(self) -> Ranked | None:
+        """The winner's row of the leaderboard, with its hyperparameters as `best.config`.
+
+        None before a trial has completed, and if the best trial is at chance.
+        """
+        return winner(rank(self.history(), self.manifest.data.chance))
 
     @property
     def figures(self) -> "dict[str, Figure]":
-        """The figures of the report about the search, by name; a figure that has no data yet is left out."""
-        from search.pages import plots
+        """The figures of the report, by name; a figure that has no data yet is left out."""
+        from search.pages.report import report_figures
 
-        space, history, is_live = self.space, self._existing_history(), self.is_live()
-        best = winner(rank(history, self.manifest.data.chance))
-        trials, number = counting_in(space, history), best.trial if best else None
-        made = {
-            "learning_curves": plots.learning_curves(trials, number, space.rung_epochs, is_live),
-            "optimisation_history": plots.optimisation_history(trials, number, is_live),
-            "parallel_coordinates": plots.parallel_coordinates(space, trials, number),
-            **{f"slice_{name}": figure for name, figure in plots.slices(space, trials, number, is_live).items()},
-        }
-        return {name: figure for name, figure in made.items() if figure is not None}
+        return {_FIGURE_NAMES.get(name, name.replace("-", "_")): each for name, each in report_figures(self).items()}
+
+    def predictor(self) -> Predictor:
+        """The model that `search.retrain` exported: `labels, probabilities = experiment.predictor()(images)`.
+
+        Raises:
+            InputError: the winner was not retrained yet, or the model is damaged.
+        """
+        return predictor_of(self)
 
     def _repr_html_(self) -> str:
         """The leaderboard as HTML; all text from the experiment is escaped."""
-        history, space, chance = self._existing_history(), self.space, self.manifest.data.chance
+        history, space, chance = self.history(), self.space, self.manifest.data.chance
         frame = _trials_frame(history)
         shown = ["rank", "status", "epochs", "validation_accuracy", "validation_loss"]
         shown += ["replicate_accuracy", "replicate_half_width", "n_replicates"] if history.replicates else []
@@ -81,14 +100,6 @@ class Experiment(folder.Experiment):
         sentence = html.escape(printable(lead_sentence(history, rank(history, chance), chance)))
         body = table.to_html(formatters=formats, float_format="{:.3g}".format, na_rep="", escape=True, border=0)
         return f"<div><p>{title} {sentence}</p>{body}{more}</div>"
-
-    def _existing_history(self) -> History:
-        # A folder whose name is misspelt must not look like a search without trials.
-        if not folder.is_experiment(self.folder):
-            raise InputError(
-                f"{self.folder}: is not an experiment's folder, which holds experiment.yaml and journal.jsonl."
-            )
-        return self.history()
 
 
 def _trials_frame(history: History) -> pd.DataFrame:

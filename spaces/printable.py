@@ -1,8 +1,13 @@
 """Makes text from files safe to print on a terminal."""
 
 import functools
+import json
+import re
 import shlex
 import sys
+from typing import Any
+
+_NOT_ASCII = re.compile(r"[^\n -~]")
 
 
 def printable(text: object) -> str:
@@ -12,6 +17,16 @@ def printable(text: object) -> str:
     text or reverse its direction, and bytes that cannot be encoded.
     """
     return "".join(character if character.isprintable() else _escape(character) for character in str(text))
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON with letters of all scripts as they are; characters that are not printable are escaped.
+
+    Raises:
+        ValueError: `content` holds NaN or an infinity, which JSON cannot represent.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    return _NOT_ASCII.sub(lambda match: match[0] if match[0].isprintable() else _json_escape(match[0]), text)
 
 
 def shortened(text: object, limit: int = 60) -> str:
@@ -38,3 +53,7 @@ def warn_once(line: str) -> None:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def _json_escape(character: str) -> str:
+    return re.sub("....", r"\\u\g<0>", character.encode("utf-16-be", "surrogatepass").hex())

@@ -1,13 +1,14 @@
 """Atomic writing of files: after a crash, a file has its old or its new content, never a part."""
 
 import errno
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from spaces.printable import json_text
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         ValueError: `content` holds NaN or an infinity, which JSON cannot represent.
     """
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(content) + "\n")
 
 
 def sync(path: Path) -> None:

@@ -66,6 +66,13 @@ def report_html(experiment: Experiment) -> str:
     )
 
 
+def report_figures(experiment: Experiment) -> dict[str, go.Figure]:
+    """The figures of the page, by their names there; a figure that has no data yet is left out."""
+    known = read_all(experiment)
+    importance = importance_at(known.space.rung_epochs[0], known.counting, known.space)
+    return _figures(known, rung_survival(known.counting, known.space), importance)
+
+
 def _figures(known: ReportData, rungs: Sequence[RungSurvival], importance: Importance | None) -> dict[str, go.Figure]:
     space, trials, best, is_live = known.space, known.counting, known.winner_number, known.is_live
     figures: dict[str, go.Figure] = {}

@@ -87,9 +87,23 @@ def per_class_accuracy(confusion: Labels) -> list[float | None]:
     return [float(right / total) if total else None for right, total in zip(np.diag(confusion), totals, strict=True)]
 
 
-def predictions_csv(log_probabilities: LogProbabilities, labels: Labels, class_names: Sequence[str]) -> str:
-    """CSV with one row per test image, in the order of the split."""
+def predictions_csv(
+    log_probabilities: LogProbabilities,
+    labels: Labels,
+    class_names: Sequence[str],
+    image_names: Sequence[str] | None = None,
+) -> str:
+    """CSV with one row per test image, in the order of the split.
+
+    Args:
+        log_probabilities: (N, classes) of the exported seed.
+        labels: (N,) true classes.
+        class_names: in the order of the labels.
+        image_names: of the N images; None for their numbers, from 0.
+    """
     answers = _answers(log_probabilities, labels, class_names)
+    for row, name in zip(answers, image_names or (), strict=image_names is not None):
+        row["image"] = name
     rows = [[round(value, 6) if isinstance(value, float) else value for value in row.values()] for row in answers]
     return csv_text(_ANSWER_COLUMNS, rows)
 

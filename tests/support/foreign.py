@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,11 @@ def model(
     size: int = 20,
     nodes: list[Any] | None = None,
     weights: list[Any] | None = None,
+    class_weights: Sequence[float] = (-0.1, -2.35),
 ) -> bytes:
     """An ONNX model with the names and shapes of ours: for each class, a weight (or the mean of nothing at all)."""
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", size, size, 3])
-    output = helper.make_tensor_value_info("log_probabilities", TensorProto.FLOAT, ["n", 2])
+    output = helper.make_tensor_value_info("log_probabilities", TensorProto.FLOAT, ["n", len(class_weights)])
     if nodes is None:
         nodes = [
             helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
@@ -63,7 +64,7 @@ def model(
             helper.make_node("Add", ["zeros", "w"], ["log_probabilities"]),
         ]
     if weights is None:
-        weights = [helper.make_tensor("w", TensorProto.FLOAT, [2], [-0.1, -2.35])]
+        weights = [helper.make_tensor("w", TensorProto.FLOAT, [len(class_weights)], class_weights)]
     constants = [
         helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
         helper.make_tensor("one", TensorProto.INT64, [1], [1]),

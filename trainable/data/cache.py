@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -47,6 +47,8 @@ class DecodedSet:
         mean, std: mean and standard deviation per channel, RGB, for pixels scaled to 0 to 1.
         content_sha256: SHA-256 of the labels and pixels, in hexadecimal.
         folder: folder in the cache; `open_decoded` opens it in any process of this machine.
+        names: paths of the image files, relative to the root of the data set; None for other data sets, and where the
+            set was not opened by `decode_once`.
     """
 
     images: NDArray[np.uint8]
@@ -56,6 +58,7 @@ class DecodedSet:
     std: tuple[float, float, float]
     content_sha256: str
     folder: Path
+    names: tuple[str, ...] | None = None
 
     @property
     def image_size(self) -> int:
@@ -120,12 +123,12 @@ def decode_once(dataset: Dataset, split: Split, show_progress: bool = False) -> 
     for remark in source.remarks:
         warn_once(remark)
     folder = cache_root() / _fingerprint(source, dataset, split)
-    intact = open_intact(folder)
-    if intact:
-        return intact
-    with filled_once(folder) as temporary:
-        _decode(temporary, source, dataset.image_size, show_progress)
-    return open_decoded(folder)
+    decoded = open_intact(folder)
+    if decoded is None:
+        with filled_once(folder) as temporary:
+            _decode(temporary, source, dataset.image_size, show_progress)
+        decoded = open_decoded(folder)
+    return replace(decoded, names=source.names)
 
 
 def open_intact(folder: Path) -> DecodedSet | None:

@@ -53,6 +53,7 @@ class Source:
         labels: (N,) int64, indices into `class_names`.
         identity: JSON values that identify the images: equal identities decode to equal images.
         chunks: yields the N images in order, as (n, image_size, image_size, 3) uint8 arrays.
+        names: paths of the files, relative to the root, with `/`; None where images are not files.
         statistics: mean and standard deviation per channel, 0 to 1; None to measure them.
         remarks: remarks about the images for the user, one sentence each.
     """
@@ -61,6 +62,7 @@ class Source:
     labels: NDArray[np.int64]
     identity: dict[str, Any]
     chunks: Callable[[], Iterator[NDArray[np.uint8]]]
+    names: tuple[str, ...] | None = None
     statistics: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
     remarks: tuple[str, ...] = ()
 
@@ -222,6 +224,7 @@ def _folder(root: Path, image_size: int, split: Split) -> Source:
         labels=np.asarray(listing.labels, dtype=np.int64),
         identity={"folder": str(root.resolve()), "files": _sizes_and_times(root, paths)},
         chunks=chunks,
+        names=tuple(path.relative_to(root).as_posix() for path in paths),
         remarks=_remarks(root / split, listing.unused),
     )
 

@@ -9,6 +9,7 @@ import pytest
 from search import Experiment
 from search.analysis.csv_files import write_tables
 from search.experiment.events import ReplicateStarted, TrialEnded, TrialStarted
+from search.pages.report import report_figures
 from spaces import InputError, Space
 from tests.support.foreign import make_experiment
 from tests.support.simulation import run_result
@@ -30,7 +31,8 @@ def test_trials_and_curves_are_frames(experiment: Experiment) -> None:
     assert curves.groupby("trial")["epoch"].max().to_dict() == {0: 3, 1: 1}
     assert given.replicates.empty
     assert "validation_accuracy" in given.replicates.columns
-    assert given.best == experiment.space.baseline.as_dict()
+    assert given.best is not None
+    assert (given.best.trial, given.best.config) == (0, experiment.space.baseline)
 
 
 def test_frames_say_what_the_csv_files_say(experiment: Experiment) -> None:
@@ -60,9 +62,23 @@ def test_a_notebook_shows_a_table_in_which_nothing_is_html(experiment: Experimen
     assert "\x1b" not in shown
 
 
-def test_a_folder_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nobody: is not an experiment's folder"):
-        _ = Experiment(str(tmp_path / "nobody")).trials
+def test_an_experiment_has_a_name_in_results_or_a_path(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Experiment("mine").folder == Path("results/mine")
+    assert Experiment("mine", experiment.folder.parent).folder == experiment.folder
+    assert Experiment("results/mine").name == Experiment(Path("results", "mine")).name == "mine"
+    with pytest.raises(InputError, match="`nobody` is not an experiment: results/ has mine"):
+        Experiment("nobody")
+    with pytest.raises(InputError, match="nobody` is not an experiment"):
+        Experiment(tmp_path / "nobody")
+
+
+def test_the_tab_key_offers_what_a_user_may_call(experiment: Experiment) -> None:
+    reading = ["best", "curves", "figures", "predictor", "replicates", "trials"]
+    assert dir(experiment) == sorted([*reading, "folder", "name", "space"])
+    assert all(hasattr(experiment, name) for name in dir(experiment))
 
 
 def test_a_search_that_has_not_begun_is_empty(tiny_space: Space, experiment: Experiment, tmp_path: Path) -> None:
@@ -91,9 +107,9 @@ def test_trials_without_an_epoch_have_empty_cells(tiny_space: Space, experiment:
 
 
 def test_the_figures_are_the_report_s(experiment: Experiment) -> None:
-    figures = experiment.figures
-    assert {"learning_curves", "optimisation_history"} <= figures.keys()
-    assert all("data" in figure.to_plotly_json() for figure in figures.values())
+    figures, in_the_report = experiment.figures, report_figures(experiment)
+    assert {"learning_curves", "optimisation_history", "rungs", "slice_lr"} <= figures.keys()
+    assert [each.to_json() for each in figures.values()] == [each.to_json() for each in in_the_report.values()]
 
 
 def test_the_package_itself_imports_nothing_heavy() -> None:
