@@ -18,8 +18,6 @@ from spaces.command import CommandParser, run_command
 if TYPE_CHECKING:
     from search.analysis.findings import Finding
 
-_HEADINGS = {"change": "To change:", "fine": "Fine as it is:", "unknown": "Cannot be told yet:"}
-
 
 def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
@@ -70,11 +68,13 @@ def findings_text(findings: Sequence[Finding], width: int | None) -> str:
         findings: sorted by verdict.
         width: of the terminal, in characters; None keeps each finding on one line.
     """
+    from search.analysis.findings import HEADINGS
+
     lines = []
-    for verdict, heading in _HEADINGS.items():
+    for verdict, heading in HEADINGS.items():
         found = [finding for finding in findings if finding.verdict == verdict]
         if found:
-            lines += ["", heading]
+            lines += ["", f"{heading}:"]
         for finding in found:
             line = f"- {finding.sentence} {finding.advice}".rstrip()
             lines += textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) if width else [line]

@@ -6,6 +6,7 @@ from typing import Any
 
 from search.analysis.columns import replicate_text
 from search.analysis.findings import Finding, Verdict
+from search.analysis.importance import Importance
 from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, rank, winner
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
@@ -18,7 +19,11 @@ MIN_FLAT_TRIALS = 10
 
 
 def diagnose(
-    history: History, space: Space, n_validation: int | None = None, chance: float | None = None
+    history: History,
+    space: Space,
+    n_validation: int | None = None,
+    chance: float | None = None,
+    importance: Importance | None = None,
 ) -> list[Finding]:
     """All findings about a search, in the order of their verdicts: `change`, `fine`, `unknown`.
 
@@ -30,6 +35,7 @@ def diagnose(
         space: the space of the search.
         n_validation: number of validation images; None if unknown.
         chance: accuracy of guessing that the rungs used (`manifest.Data.chance`).
+        importance: at the first rung; None computes it.
     """
     ranked = rank(history, chance)
     findings = [divergences(history, space), failures(history), learning(ranked, chance)]
@@ -39,7 +45,7 @@ def diagnose(
             rank_correlation(history, space),
             would_be_winners(history, space, chance),
             flatness(history, n_validation),
-            importances(history, space),
+            importances(history, space, importance),
         ]
     findings.append(savings(history, space))
     order: tuple[Verdict, ...] = ("change", "fine", "unknown")

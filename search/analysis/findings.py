@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Verdict = Literal["change", "fine", "unknown"]
+HEADINGS: dict[Verdict, str] = {"change": "To change", "fine": "Fine as it is", "unknown": "Cannot be told yet"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 from scipy.stats import binom
 
 from search.analysis.findings import Finding
-from search.analysis.importance import MIN_TRIALS, importance_at
+from search.analysis.importance import MIN_TRIALS, Importance, importance_at
 from search.analysis.ranking import rank
 from search.experiment.history import History
 from search.policy.space_change import contains
@@ -145,10 +145,10 @@ def edges(history: History, space: Space) -> Finding:
     return Finding("edges", "change", sentence, f"Widen: {wider}.", numbers)
 
 
-def importances(history: History, space: Space) -> Finding:
-    """Importance of hyperparameters for the accuracy at the first rung, which every trial reaches."""
+def importances(history: History, space: Space, known: Importance | None = None) -> Finding:
+    """Importance of hyperparameters at the first rung, which every trial reaches; `known` if it was computed before."""
     epoch, n_parameters = space.rung_epochs[0], len(space.searched)
-    found = importance_at(epoch, history.counting, space)
+    found = known or importance_at(epoch, history.counting, space)
     numbers = {"n_parameters": n_parameters, "compared": [asdict(found)] if found else []}
     if found is None:
         n = sum(trial.n_epochs >= epoch for trial in history.counting)

@@ -202,7 +202,12 @@ def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifes
 
 
 def seconds_used(sessions: Sequence[Session], history: History, now: float | None = None) -> float:
-    """Total duration of all sessions in seconds; a killed session counts until its last event.
+    """Total duration of all sessions in seconds; arguments as in `session_times`."""
+    return sum((seconds for _, seconds in session_times(sessions, history, now)), 0.0)
+
+
+def session_times(sessions: Sequence[Session], history: History, now: float | None = None) -> list[tuple[float, float]]:
+    """Start (seconds since 1970, UTC) and duration in seconds of each session; a killed one lasts until its last event.
 
     Args:
         sessions: sessions in order.
@@ -210,15 +215,16 @@ def seconds_used(sessions: Sequence[Session], history: History, now: float | Non
         now: seconds since 1970 (UTC) if the last session still runs, which then counts until `now`; else None.
     """
     starts_s = [datetime.fromisoformat(session.started_at).timestamp() for session in sessions]
-    total_s = 0.0
+    times = []
     for session, start_s, next_s in zip(sessions, starts_s, [*starts_s, math.inf][1:], strict=True):
         if session.seconds is not None:
-            total_s += session.seconds
+            seconds = session.seconds
         elif now is not None and next_s == math.inf:
-            total_s += max(0.0, now - start_s)
+            seconds = max(0.0, now - start_s)
         else:
-            total_s += max((at - start_s for at in history.event_times if start_s <= at < next_s), default=0.0)
-    return total_s
+            seconds = max((at - start_s for at in history.event_times if start_s <= at < next_s), default=0.0)
+        times.append((start_s, seconds))
+    return times
 
 
 def timestamp(at: float | None = None) -> str:

@@ -30,7 +30,7 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
     """
     ended_at = started_at + seconds
     trained_s = sum(epoch.seconds for one in history.work for epoch in one.epochs if epoch.at >= started_at)
-    times = [time for one in history.work for time in _slot_times(one, ended_at)]
+    times = [time for one in history.work for time in slot_times(one, ended_at)]
     # Trials of an earlier session are dispatched when Ray is ready.
     running = [(max(start, started_at), end) for start, end in times if end >= started_at]
     total_s = seconds * trials_at_once
@@ -38,7 +38,7 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
     return WallClock(overhead=max(0.0, total_s - trained_s - idle_s) / total_s, idle=idle_s / total_s)
 
 
-def _slot_times(one: Trial | Replicate, ended_at: float) -> list[tuple[float, float]]:
+def slot_times(one: Trial | Replicate, ended_at: float) -> list[tuple[float, float]]:
     """Start and end of each period in a slot; waiting at a rung takes none. Unfinished ones last until `ended_at`."""
     starts = [one.started_at, *(promotion.at for promotion in one.promotions)]
     ends = [one.epochs[promotion.epoch - 1].at for promotion in one.promotions]

@@ -29,7 +29,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class Group:
     """Style of a kind of trial."""
 
     name: str
@@ -39,20 +39,20 @@ class _Group:
     symbol: str
 
 
-_STOPPED = _Group("stopped", GREY, 1.2, "solid", "circle-open")
-_FAILED = _Group("failed or diverged", PURPLE, 1.5, "dot", "x")
-_RUNNING = _Group("running", MUTED, 1.5, "dash", "diamond-open")
-_UNFINISHED = replace(_RUNNING, name="unfinished")  # a running trial of a search that does not run
-_COMPLETED = _Group("completed", BLUE, 1.5, "solid", "circle")
-_BASELINE = _Group("baseline", ORANGE, 2.5, "dash", "square")
-_WINNER = _Group("winner", TEXT, 3.5, "solid", "star")
-_REST = _Group("other trials", GREY, 1.2, "solid", "circle-open")
-_BEST_QUARTER = _Group("best quarter", BLUE, 2, "solid", "circle")
+_STOPPED = Group("stopped", GREY, 1.2, "solid", "circle-open")
+_FAILED = Group("failed or diverged", PURPLE, 1.5, "dot", "x")
+_RUNNING = Group("running", MUTED, 1.5, "dash", "diamond-open")
+UNFINISHED = replace(_RUNNING, name="unfinished")  # a running trial of a search that does not run
+_COMPLETED = Group("completed", BLUE, 1.5, "solid", "circle")
+_BASELINE = Group("baseline", ORANGE, 2.5, "dash", "square")
+_WINNER = Group("winner", TEXT, 3.5, "solid", "star")
+_REST = Group("other trials", GREY, 1.2, "solid", "circle-open")
+_BEST_QUARTER = Group("best quarter", BLUE, 2, "solid", "circle")
 # In the order of drawing: later groups cover earlier ones.
-_GROUPS = (_STOPPED, _FAILED, _RUNNING, _UNFINISHED, _COMPLETED, _REST, _BEST_QUARTER, _BASELINE, _WINNER)
-_BY_STATUS = {"stopped": _STOPPED, "failed": _FAILED, "diverged": _FAILED, "running": _RUNNING, "completed": _COMPLETED}
+_GROUPS = (_STOPPED, _FAILED, _RUNNING, UNFINISHED, _COMPLETED, _REST, _BEST_QUARTER, _BASELINE, _WINNER)
+BY_STATUS = {"stopped": _STOPPED, "failed": _FAILED, "diverged": _FAILED, "running": _RUNNING, "completed": _COMPLETED}
 
-_PERCENT = {"tickformat": ".0%"}
+PERCENT = {"tickformat": ".0%"}
 _Points = list[tuple[float, float, str]]  # x, y and hover text of each point of a trial's line
 
 
@@ -83,7 +83,7 @@ def drawn(trials: Sequence[Trial], winner: int | None, n_most: int) -> list[Tria
     return kept + [others[i * len(others) // n_others] for i in range(n_others)]
 
 
-def _figure(
+def styled_figure(
     x_title: str, y_title: str, height_px: int, traces: Sequence[Any], x: Mapping[str, Any], y: Mapping[str, Any]
 ) -> go.Figure:
     """Traces in axes in the style of the pages; `x` and `y` are more settings of the axes."""
@@ -130,9 +130,9 @@ def learning_curves(
         traces.append(trace)
     whole_numbers = {"dtick": 1, "tick0": 0} if rung_epochs[-1] <= 12 else {"tickformat": ",d"}
     x = {"rangemode": "tozero", **whole_numbers}
-    figure = _figure("epoch", "validation accuracy", 380, traces, x, _PERCENT)
+    figure = styled_figure("epoch", "validation accuracy", 380, traces, x, PERCENT)
     for epoch in rung_epochs[:-1]:
-        _mark(figure, epoch, f"rung {epoch}", MUTED, {"width": 1, "dash": "dot"})
+        mark_at(figure, epoch, f"rung {epoch}", MUTED, {"width": 1, "dash": "dot"})
     return figure
 
 
@@ -149,9 +149,10 @@ def rung_bars(rungs: Sequence[RungSurvival]) -> go.Figure:
         if any(counts.values()):
             shape = {"shape": pattern, "fgcolor": PAPER.light, "fillmode": "overlay"}
             marker = {"color": colour.light, "pattern": shape}
-            traces.append(_bars(counts, marker, f"%{{y}}: %{{x}} {name}<extra></extra>", name=name))
+            texts = {"text": [str(count or "") for count in counts.values()], "insidetextanchor": "middle"}
+            traces.append(_bars(counts, marker, f"%{{y}}: %{{x}} {name}<extra></extra>", name=name, **texts))
     x = {"rangemode": "tozero", "tickformat": ",d"}
-    figure = _figure("trials", "", 120 + 60 * len(rungs), traces, x, {"autorange": "reversed"})
+    figure = styled_figure("trials", "", 120 + 60 * len(rungs), traces, x, {"autorange": "reversed"})
     return figure.update_layout(barmode="stack", bargap=0.35)
 
 
@@ -167,7 +168,7 @@ def optimisation_history(trials: Sequence[Trial], winner: int | None, is_live: b
         traces.append(go.Scatter(x=[trial.number for trial in completed], y=best, **more))
     for group, members in _by_kind(_with_end(drawn(trials, winner, MOST_POINTS)), winner, is_live):
         traces.append(_points(group, members, [trial.number for trial in members]))
-    return _figure("trial", "validation accuracy where it ended", 380, traces, {}, _PERCENT)
+    return styled_figure("trial", "validation accuracy where it ended", 380, traces, {}, PERCENT)
 
 
 def parallel_coordinates(space: Space, trials: Sequence[Trial], winner: int | None) -> go.Figure | None:
@@ -187,7 +188,7 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], winner: int | No
     traces = [_lines(group, [points(trial) for trial in members]) for group, members in _by_quarter(shown, winner)]
     x = {"showgrid": False, "range": [-0.3, len(axes) - 0.7], "tickvals": list(range(len(axes)))}
     y = {"visible": False, "range": [-0.1, 1.1], "fixedrange": True}
-    figure = _figure("", "", 420, traces, {**x, "ticktext": [axis.name for axis in axes]}, y)
+    figure = styled_figure("", "", 420, traces, {**x, "ticktext": [axis.name for axis in axes]}, y)
     font = {"color": MUTED.light, "size": 12}
     figure.update_layout(
         margin={"l": 10, "r": 10, "t": 10, "b": 40},
@@ -211,9 +212,9 @@ def importance_bars(importance: Importance) -> go.Figure:
     colours = [BLUE.light if name in importance.found else GREY.light for name in shares]
     bars = _bars(shares, {"color": colours}, "%{y}: %{x:.1%}<extra></extra>")
     title = "share of the variance between trials that it explains alone"
-    x = {"rangemode": "tozero", **_PERCENT}
-    figure = _figure(title, "", 110 + 34 * len(shares), [bars], x, {"autorange": "reversed"})
-    _mark(figure, importance.by_chance, "chance", ORANGE, {"width": 2, "dash": "dash"})
+    x = {"rangemode": "tozero", **PERCENT}
+    figure = styled_figure(title, "", 110 + 34 * len(shares), [bars], x, {"autorange": "reversed"})
+    mark_at(figure, importance.by_chance, "chance", ORANGE, {"width": 2, "dash": "dash"})
     return figure
 
 
@@ -227,7 +228,7 @@ def slices(space: Space, trials: Sequence[Trial], winner: int | None, is_live: b
             values: list[Number] = [getattr(trial.config, name) for trial in members]
             x = [short(value) for value in values] if isinstance(parameter, Choice) else values
             traces.append(_points(group, members, x))
-        figure = _figure(name, "", 240, traces, _slice_axis(parameter), _PERCENT)
+        figure = styled_figure(name, "", 240, traces, _slice_axis(parameter), PERCENT)
         figures[name] = figure.update_layout(margin={"l": 45, "r": 10, "t": 10, "b": 45})
     return figures
 
@@ -248,22 +249,22 @@ def confusion(results: FinalResults) -> go.Figure:
         showscale=False,
         xgap=1,
         ygap=1,
-        text=[[str(count or "") for count in row] for row in results.confusion_matrix],
+        text=[[str(count) for count in row] for row in results.confusion_matrix],
         texttemplate="%{text}" if n_classes <= MOST_ANNOTATED_CLASSES else None,
         hovertemplate="true %{y}, predicted %{x}: %{customdata} (%{z:.1%})<extra></extra>",
     )
     x = {"type": "category", "showgrid": False}
     height_px = min(900, 200 + 30 * n_classes)
-    return _figure("predicted class", "true class", height_px, [cells], x, {**x, "autorange": "reversed"})
+    return styled_figure("predicted class", "true class", height_px, [cells], x, {**x, "autorange": "reversed"})
 
 
-def _by_kind(trials: Iterable[Trial], winner: int | None, is_live: bool) -> list[tuple[_Group, list[Trial]]]:
+def _by_kind(trials: Iterable[Trial], winner: int | None, is_live: bool) -> list[tuple[Group, list[Trial]]]:
     """Trials by status; the winner and the baseline are groups of their own."""
-    by_status = _BY_STATUS if is_live else {**_BY_STATUS, "running": _UNFINISHED}
+    by_status = BY_STATUS if is_live else {**BY_STATUS, "running": UNFINISHED}
     return _grouped(trials, winner, lambda trial: by_status[trial.status])
 
 
-def _by_quarter(trials: Sequence[Trial], winner: int | None) -> list[tuple[_Group, list[Trial]]]:
+def _by_quarter(trials: Sequence[Trial], winner: int | None) -> list[tuple[Group, list[Trial]]]:
     """Trials by whether their accuracy is in the best quarter; the winner and the baseline are groups of their own."""
     ends = sorted(_end(trial) or 0.0 for trial in trials)
     bound = ends[-max(1, len(ends) // 4)]
@@ -271,16 +272,16 @@ def _by_quarter(trials: Sequence[Trial], winner: int | None) -> list[tuple[_Grou
 
 
 def _grouped(
-    trials: Iterable[Trial], winner: int | None, group_of: Callable[[Trial], _Group]
-) -> list[tuple[_Group, list[Trial]]]:
-    groups: dict[_Group, list[Trial]] = {}
+    trials: Iterable[Trial], winner: int | None, group_of: Callable[[Trial], Group]
+) -> list[tuple[Group, list[Trial]]]:
+    groups: dict[Group, list[Trial]] = {}
     for trial in trials:
         group = _WINNER if trial.number == winner else _BASELINE if trial.baseline else group_of(trial)
         groups.setdefault(group, []).append(trial)
     return [(group, groups[group]) for group in _GROUPS if group in groups]
 
 
-def _lines(group: _Group, lines: Sequence[_Points]) -> go.Scatter:
+def _lines(group: Group, lines: Sequence[_Points]) -> go.Scatter:
     """A trace of several lines, with a gap after each."""
     points: list[tuple[float | None, float | None, str]] = [
         point for line in lines for point in (*line, (None, None, ""))
@@ -296,7 +297,7 @@ def _lines(group: _Group, lines: Sequence[_Points]) -> go.Scatter:
     )
 
 
-def _points(group: _Group, members: Sequence[Trial], x: Sequence[Number | str]) -> go.Scatter:
+def _points(group: Group, members: Sequence[Trial], x: Sequence[Number | str]) -> go.Scatter:
     size = {_WINNER: 13, _BASELINE: 9}.get(group, 7)
     return go.Scatter(
         x=list(x),
@@ -310,7 +311,7 @@ def _points(group: _Group, members: Sequence[Trial], x: Sequence[Number | str]) 
     )
 
 
-def _marker(group: _Group, size: float) -> dict[str, Any]:
+def _marker(group: Group, size: float) -> dict[str, Any]:
     return {"color": group.colour.light, "size": size, "symbol": group.symbol}
 
 
@@ -319,7 +320,7 @@ def _bars(values: Mapping[str, float], marker: dict[str, Any], hover: str, **mor
     return go.Bar(y=y, x=x, orientation="h", marker=marker, hovertemplate=hover, **more)
 
 
-def _mark(figure: go.Figure, x: float, text: str, colour: Shade, line: dict[str, Any]) -> None:
+def mark_at(figure: go.Figure, x: float, text: str, colour: Shade, line: dict[str, Any]) -> None:
     """Draw a vertical line with a text above it."""
     annotation = {"text": text, "font": {"color": colour.light, "size": 12}, "yanchor": "bottom"}
     figure.add_vline(x=x, line={"color": colour.light, **line}, annotation=annotation, annotation_position="top")

@@ -4,20 +4,21 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from search.analysis.importance import MIN_TRIALS, N_SHUFFLED, Importance, importance_at
+from search.analysis.diagnosis import diagnose
+from search.analysis.findings import HEADINGS
+from search.analysis.importance import N_SHUFFLED, Importance, importance_at
 from search.analysis.ranking import lead_sentence, n_by_replicates
 from search.analysis.rung_statistics import RungSurvival, rung_survival
-from search.analysis.stopping_findings import savings
+from search.experiment.command_lines import command_line
 from search.experiment.folder import Experiment
 from search.experiment.manifest import timestamp
-from search.pages import plots
+from search.pages import plots, run_plots
 from search.pages.headline import headline, remarks, retraining_sentences
 from search.pages.page import render
 from search.pages.pictures import augmented_pictures, mistake_pictures
 from search.pages.report_data import ReportData, commands, read_all
 from search.pages.tables import MOST_ROWS, facts, leaderboard, winner_rows
 from search.policy.budget import progress_text
-from spaces.counted import counted
 
 MOST_NARROW_CLASSES = 12  # columns of a confusion matrix that fit a telephone
 
@@ -32,6 +33,7 @@ def report_html(experiment: Experiment) -> str:
     space, manifest, final = known.space, known.manifest, known.final
     rungs = rung_survival(known.counting, space)
     importance = importance_at(space.rung_epochs[0], known.counting, space)
+    findings = diagnose(known.history, space, manifest.data.n_validation, manifest.data.chance, importance)
     figures = _figures(known, rungs, importance)
     columns, rows = leaderboard(known)
     mistakes, mistakes_caption = mistake_pictures(known)
@@ -49,10 +51,12 @@ def report_html(experiment: Experiment) -> str:
         columns=columns,
         rows=rows,
         winner_rows=winner_rows(known),
+        findings=[
+            (heading, [one for one in findings if one.verdict == verdict]) for verdict, heading in HEADINGS.items()
+        ],
         curves_caption=_curves_caption(known),
-        rungs=rungs,
         rungs_caption=_rungs_caption(known),
-        importance_caption=_importance_caption(importance, known),
+        n_shuffled=N_SHUFFLED,
         slices=[name for name in figures if name.startswith("slice-")],
         test_sentences=retraining_sentences(known),
         confusion_is_wide=final is not None and len(final.class_names) > MOST_NARROW_CLASSES,
@@ -81,14 +85,14 @@ def _figures(known: ReportData, rungs: Sequence[RungSurvival], importance: Impor
         figures["rungs"] = plots.rung_bars(rungs)
         figures["history"] = plots.optimisation_history(trials, best, is_live)
         figures |= {f"slice-{name}": plot for name, plot in plots.slices(space, trials, best, is_live).items()}
-    parallel = plots.parallel_coordinates(space, trials, best)
-    if parallel is not None:
-        figures["parallel"] = parallel
-    if importance is not None:
-        figures["importance"] = plots.importance_bars(importance)
-    if known.final is not None:
-        figures["confusion"] = plots.confusion(known.final)
-    return figures
+    more = {
+        "replicates": run_plots.replicate_plot(known),
+        "timeline": run_plots.timeline(known),
+        "parallel": plots.parallel_coordinates(space, trials, best),
+        "importance": importance and plots.importance_bars(importance),
+        "confusion": known.final and plots.confusion(known.final),
+    }
+    return figures | {name: figure for name, figure in more.items() if figure}
 
 
 def _leaderboard_caption(known: ReportData) -> str:
@@ -120,25 +124,8 @@ def _rungs_caption(known: ReportData) -> str:
         return "ASHA is off: every trial is trained to the end."
     factor = known.space.search.reduction_factor
     rule = "go on from" if known.space.search.asha == "promote" else "pass"
-    found = savings(known.history, known.space)
+    command = command_line("why", known.experiment.name, "TRIAL", results=known.experiment.results)
     return (
-        f"About one in {factor} should {rule} each rung. The baseline and audit trials go to the end whatever a "
-        f"rung says. {found.sentence}"
-    )
-
-
-def _importance_caption(importance: Importance | None, known: ReportData) -> str:
-    if importance is None:
-        return (
-            f"What mattered cannot be told from {counted(len(known.counting), 'trial')} and "
-            f"{counted(len(known.space.searched), 'parameter')}: it takes {MIN_TRIALS} trials of different accuracy, "
-            "and 2 parameters."
-        )
-    found = importance.found
-    names = ", ".join(found)
-    verdict = f"{names} mattered more than chance explains" if found else "none explains more than chance does"
-    return (
-        f"Which hyperparameters explain the accuracies of {importance.n} trials after epoch {importance.epoch}, where "
-        f"all can be compared (fANOVA): {verdict}. The dashed line is the largest share that {N_SHUFFLED} shufflings "
-        f"of the values gave."
+        f"About one in {factor} should {rule} each rung. The baseline and audit trials go to the end whatever a rung "
+        f"says. What it compared a trial with: {command}"
     )

@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from search import Experiment as NotebookExperiment
 from search import report
+from search.analysis.diagnosis import diagnose
 from search.analysis.ranking import lead_sentence, rank
 from search.analysis.rung_statistics import rung_survival
 from search.experiment.events import SpaceSet, TrialEnded, TrialStarted
@@ -103,7 +104,8 @@ def page(report_file: Path) -> Page:
 @pytest.fixture(autouse=True)
 def _without_importance(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages but `page` are made without the importance, which takes a second and a half."""
-    monkeypatch.setattr("search.pages.report.importance_at", lambda *_: None)
+    for module in ("search.pages.report", "search.analysis.space_findings"):
+        monkeypatch.setattr(f"{module}.importance_at", lambda *_: None)
 
 
 @pytest.fixture
@@ -157,7 +159,7 @@ def test_the_curves_hold_every_epoch_and_the_rungs(page: Page, shown: Experiment
 
 def test_all_that_was_asked_for_is_on_the_page(page: Page, space: Space) -> None:
     slices = {f"slice-{name}" for name in space.searched}
-    wanted = {"curves", "rungs", "history", "parallel", "importance", "confusion"} | slices
+    wanted = {"curves", "rungs", "history", "parallel", "importance", "confusion", "replicates", "timeline"} | slices
     assert set(page.figures()) == wanted
     drawn_places = {attributes["data-figure"] for _, attributes in page.elements if "data-figure" in attributes}
     assert drawn_places == wanted
@@ -167,6 +169,16 @@ def test_all_that_was_asked_for_is_on_the_page(page: Page, space: Space) -> None
     assert all(image["alt"] for image in images)
     assert "torch" in page.text
     assert "python -m search.retrain shown" in page.text
+
+
+def test_the_findings_are_those_of_diagnose(page: Page, shown: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # with the importance, as `page`
+    data = shown.manifest.data
+    findings = diagnose(shown.history(), shown.space, data.n_validation, data.chance)
+    assert {"To change", "Fine as it is", "Cannot be told yet"} & set(page.shown)
+    assert len(findings) > 5
+    for finding in findings:
+        assert f"{finding.sentence} {finding.advice}".strip() in page.text
 
 
 def test_rungs_are_counted_from_what_trials_did(space: Space, shown: Experiment) -> None:

@@ -1,0 +1,140 @@
+"""The figures of a report about what ran when, and about the replicates."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from search.analysis.trial_account import last_accuracy
+from search.experiment.history import Replicate, Trial
+from search.experiment.manifest import session_times
+from search.experiment.wall_clock import slot_times
+from search.pages.page import BLUE, MUTED, ORANGE, PAPER, TEXT
+from search.pages.plots import BY_STATUS, MOST_POINTS, PERCENT, UNFINISHED, Group, mark_at, styled_figure
+from search.pages.report_data import ReportData
+from search.policy.asha import waits_at_rung
+from search.policy.replicate_statistics import replicate_results
+from spaces.counted import counted
+
+_REPLICATE = replace(BY_STATUS["completed"], name="replicate", colour=ORANGE)
+_NARROW_SLOTS = 16  # more slots get lower bars, and a number on the axis for some of them only
+
+
+class Turn(NamedTuple):
+    """The time of a trial or replicate in a slot (from 1), in seconds of the search without pauses between sessions."""
+
+    slot: int
+    start_s: float
+    end_s: float
+    one: Trial | Replicate
+
+
+def turns(known: ReportData, times: Sequence[tuple[float, float]]) -> list[Turn]:
+    """Turns by their start; a trial has one more for each promotion. `times` as `session_times` gives them.
+
+    The journal does not name slots: each turn gets the first one that is free.
+    """
+
+    def searched_s(at: float) -> float:
+        return sum(min(max(0.0, at - start), seconds) for start, seconds in times)
+
+    spans = []
+    for one in known.history.work:
+        waits = isinstance(one, Trial) and waits_at_rung(one, known.space)
+        spans += [
+            (searched_s(start), searched_s(end), one)
+            for start, end in slot_times(one, one.epochs[-1].at if waits else math.inf)
+        ]
+    found, free_s = [], list[float]()
+    for start_s, end_s, one in sorted(spans, key=lambda span: span[:2]):
+        slot = next((i for i, free in enumerate(free_s) if free <= start_s), len(free_s))
+        free_s[slot : slot + 1] = [max(start_s, end_s)]
+        found.append(Turn(slot + 1, start_s, free_s[slot], one))
+    return found
+
+
+def timeline(known: ReportData) -> go.Figure | None:
+    """Which trial or replicate each slot trained when, coloured by how it ended; None before the first trial."""
+    times = session_times(known.manifest.sessions, known.history)
+    shown = turns(known, times)[-MOST_POINTS:]
+    total_s = sum(seconds for _, seconds in times)
+    unit, unit_s = ("hours", 3600) if total_s > 7200 else ("minutes", 60) if total_s > 120 else ("seconds", 1)
+    groups: dict[Group, list[Turn]] = {}
+    for turn in shown:
+        groups.setdefault(_group(turn.one, known.is_live), []).append(turn)
+    traces = [
+        go.Bar(
+            orientation="h",
+            y=[turn.slot for turn in members],
+            base=[turn.start_s / unit_s for turn in members],
+            x=[(turn.end_s - turn.start_s) / unit_s for turn in members],
+            name=group.name,
+            marker={"color": group.colour.light, "line": {"color": PAPER.light, "width": 1}},
+            text=[turn.one.number if isinstance(turn.one, Trial) else turn.one.trial for turn in members],
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=0,
+            customdata=[_title(turn.one) for turn in members],
+            hovertemplate=f"%{{customdata}}: from %{{base:.1f}}, %{{x:.1f}} {unit}<extra>{group.name}</extra>",
+        )
+        for group, members in groups.items()
+    ]
+    if not shown:
+        return None
+    n_slots = max(turn.slot for turn in shown)
+    y = {"autorange": "reversed", "dtick": -(-n_slots // _NARROW_SLOTS), "tick0": 1, "showgrid": False}
+    height_px = 110 + 34 * min(n_slots, _NARROW_SLOTS)
+    figure = styled_figure(f"{unit} of the search", "slot", height_px, traces, {"rangemode": "tozero"}, y)
+    for i in range(1, len(times)):
+        start_s = sum(seconds for _, seconds in times[:i])
+        mark_at(figure, start_s / unit_s, "resumed", MUTED, {"width": 1, "dash": "dot"})
+    return figure.update_layout(barmode="overlay", bargap=0.15, uniformtext={"minsize": 9, "mode": "hide"})
+
+
+def replicate_plot(known: ReportData) -> go.Figure | None:
+    """Each replicate by trial, the means with 95 % intervals, and the accuracies in the search; None without any."""
+    results = replicate_results(known.history)
+    trials = {number: known.history.trials[number] for number in results}
+    names = {
+        number: f"trial {number}{' (baseline)' if trial.baseline else ''}"
+        + (f", {results[number].n_diverged} diverged" if results[number].n_diverged else "")
+        for number, trial in trials.items()
+    }
+    runs = [run for run in known.history.replicates.values() if run.end and run.end.status == "completed"]
+    shown = [(names[run.trial], last_accuracy(run)) for run in runs if run.trial in names]
+    means = [(names[number], result.mean) for number, result in results.items()]
+    searched = [(names[number], last_accuracy(trial)) for number, trial in trials.items()]
+    intervals = {"array": [result.half_width for result in results.values()], "thickness": 2.5, "width": 8}
+    traces = [
+        go.Scatter(
+            x=[value for _, value in points],
+            y=[name for name, _ in points],
+            name=name,
+            mode="markers",
+            marker={"color": colour.light, "symbol": symbol, "size": 11, "line": {"color": colour.light, "width": 2}},
+            error_x={**intervals, "color": colour.light} if points is means else None,
+            hovertemplate=f"%{{y}}: %{{x:.2%}}<extra>{name}</extra>",
+        )
+        for name, colour, symbol, points in (
+            ("mean, 95 % interval", BLUE, "square", means),
+            ("replicate", TEXT, "circle-open", shown),
+            ("in the search", ORANGE, "diamond-open", searched),
+        )
+    ]
+    # From above, the best mean first; without a range, the rows at the edges are cut.
+    y = {"type": "category", "categoryarray": list(names.values()), "range": [len(names) - 0.5, -0.5]}
+    return styled_figure("validation accuracy", "", 110 + 44 * len(names), traces, PERCENT, y) if results else None
+
+
+def _group(one: Trial | Replicate, is_live: bool) -> Group:
+    if one.end is None and not is_live:
+        return UNFINISHED
+    is_replicate = isinstance(one, Replicate) and one.end is not None and one.end.status == "completed"
+    return _REPLICATE if is_replicate else BY_STATUS[one.end.status if one.end else "running"]
+
+
+def _title(one: Trial | Replicate) -> str:
+    of = f"replicate {one.number} of trial {one.trial}" if isinstance(one, Replicate) else f"trial {one.number}"
+    return f"{of}, {counted(one.n_epochs, 'epoch')}"
