@@ -41,7 +41,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     experiment = chosen_experiment(options, options.experiment)
     history, space = experiment.history(), experiment.space
     data = experiment.manifest.data
-    findings = diagnose(history, space, data.n_validation, data.chance)
+    findings = diagnose(history, space, data.n_validation, data.chance_of(history.metric))
     live = experiment.is_live()
     if options.format == "json":
         content = {

@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m search.leaderboard",
         description=(
             "Rank the trials of an experiment: those that were chosen for replicates by the mean of these; then "
-            "completed ones by validation accuracy, stopped and running ones by epochs reached, failed ones. Works "
-            "while the search runs."
+            "completed ones by the search's metric on the validation images, stopped and running ones by epochs "
+            "reached, failed ones. Works while the search runs."
         ),
         epilog="example: python -m search.leaderboard --top 5 --sort validation_loss --format markdown",
     )
@@ -92,14 +92,14 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
     if options.sort.lower() not in keys:
         raise InputError(f"--sort is {options.sort}, but must be one of {', '.join(keys)}.")
     history = experiment.history()
-    chance = experiment.manifest.data.chance
+    chance = experiment.manifest.data.chance_of(history.metric)
     ranked = rank(history, chance)
     shown = sort_by(ranked, keys[options.sort.lower()])[: options.top]
     parameters = tuple(experiment.space.searched)
 
     match options.format:
         case "json":
-            print(tables.as_json(experiment.name, shown, experiment.manifest.test_openings))
+            print(tables.as_json(experiment.name, shown, history.metric, experiment.manifest.test_openings))
         case "csv":
             print(tables.as_csv(shown, parameters))
         case "markdown":

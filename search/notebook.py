@@ -15,13 +15,14 @@ from search.policy.budget import progress_text
 from search.retraining.predictor import Predictor, predictor_of
 from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.printable import printable
+from trainable.metric import ACCURACY, METRICS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 MOST_ROWS = 20  # rows of the HTML table: thousands of rows would slow the page of the notebook
-_OFTEN_MISSING = ("validation_accuracy", "validation_loss", "replicate_accuracy", "replicate_half_width")
-_PERCENTAGES = ("validation_accuracy", "replicate_accuracy", "replicate_half_width")
+_RESULTS = tuple(metric.column for metric in METRICS.values())
+_OFTEN_MISSING = (*_RESULTS, "replicate_mean", "replicate_accuracy", "replicate_half_width")
 
 
 # Names of figures in the report that are longer in a notebook.
@@ -56,12 +57,14 @@ class Experiment(folder.Experiment):
     @property
     def curves(self) -> pd.DataFrame:
         """One row per trial and epoch, with the columns of `curves.csv`."""
-        return pd.DataFrame(curve_rows(self.history()), columns=list(CURVE_COLUMNS))
+        frame = pd.DataFrame(curve_rows(self.history()), columns=list(CURVE_COLUMNS))
+        return frame.astype(dict.fromkeys(_RESULTS, float))
 
     @property
     def replicates(self) -> pd.DataFrame:
         """One row per replicate and epoch, with the columns of `replicates.csv`; empty without replicates."""
-        return pd.DataFrame(replicate_rows(self.history()), columns=list(REPLICATE_COLUMNS))
+        frame = pd.DataFrame(replicate_rows(self.history()), columns=list(REPLICATE_COLUMNS))
+        return frame.astype(dict.fromkeys(_RESULTS, float))
 
     @property
     def best(self) -> Ranked | None:
@@ -69,7 +72,8 @@ class Experiment(folder.Experiment):
 
         None before a trial has completed, and if the best trial is at chance.
         """
-        return winner(rank(self.history(), self.manifest.data.chance))
+        history = self.history()
+        return winner(rank(history, self.manifest.data.chance_of(history.metric)))
 
     @property
     def figures(self) -> "dict[str, Figure]":
@@ -88,12 +92,18 @@ class Experiment(folder.Experiment):
 
     def _repr_html_(self) -> str:
         """The leaderboard as HTML; all text from the experiment is escaped."""
-        history, space, chance = self.history(), self.space, self.manifest.data.chance
+        history, space = self.history(), self.space
+        chance = self.manifest.data.chance_of(history.metric)
         frame = _trials_frame(history)
-        shown = ["rank", "status", "epochs", "validation_accuracy", "validation_loss"]
-        shown += ["replicate_accuracy", "replicate_half_width", "n_replicates"] if history.replicates else []
+        results = dict.fromkeys((ACCURACY.column, history.metric.column, METRICS["loss"].column))
+        replicates = ["replicate_mean", "replicate_half_width", "n_replicates"] if history.replicates else []
+        shown = ["rank", "status", "epochs", *results, *replicates]
         table = frame.loc[:, [*shown, *space.searched]].head(MOST_ROWS)
-        formats = {name: "{:.2%}".format for name in _PERCENTAGES if name in table}
+        of_metric = ("replicate_mean", "replicate_half_width")
+        percentages = [name for name in (*_RESULTS, *of_metric) if not name.endswith("loss")]
+        formats = {name: "{:.2%}".format for name in percentages if name in table}
+        if history.metric.is_loss:
+            formats = {name: text for name, text in formats.items() if name not in of_metric}
         n_hidden = len(frame) - len(table)
         more = f"<p>and {n_hidden} more, in <code>trials</code></p>" if n_hidden else ""
         title = f"<b>{html.escape(printable(self.name))}</b>: {progress_text(history, space)}."

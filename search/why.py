@@ -40,7 +40,7 @@ def _why(options: argparse.Namespace) -> int:
         n = len(history.trials)
         has = f"trials 0 to {n - 1}" if n else "no trial yet"
         raise InputError(f"TRIAL is {options.trial}, but {experiment.name} has {has}.")
-    found = account(history, experiment.space, options.trial, experiment.manifest.data.chance)
+    found = account(history, experiment.space, options.trial, experiment.manifest.data.chance_of(history.metric))
     live = experiment.is_live()
     if options.format == "json":
         content = {"experiment": experiment.name, "running": live, **found.as_dict()}

@@ -30,6 +30,8 @@ _DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", re.ASCI
 _TRACKING_URI = re.compile(r"https?://[^@\s/?#]+(/[^@\s]*)?|sqlite:///[^?#\s]+", re.ASCII)
 
 Precision = Literal["fp32", "bf16"]
+MetricName = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
+ClassWeights = Literal["none", "balanced"]
 
 
 class Section(BaseModel):
@@ -80,6 +82,8 @@ class Training(Section):
         max_epochs: epochs of a completed trial; `grace_epochs × reduction_factor^k`, unless ASHA is off.
         batch_size, dropout, weight_decay: values for all trials, unless `space` searches them.
         precision: precision of activations; `auto` is bf16 if the processor has bf16 instructions, otherwise fp32.
+        class_weights: weights of the classes in the training loss; `balanced` is n / (k n_c) for n images of k classes
+            of which n_c show class c. The validation loss has no weights.
     """
 
     max_epochs: int = Field(ge=1, le=100_000)
@@ -87,6 +91,7 @@ class Training(Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    class_weights: ClassWeights = "none"
 
 
 class Search(Section):
@@ -110,6 +115,7 @@ class Search(Section):
         time_budget: duration after which the search stops, such as `30m`, `1h30m` or `90s`; None: no limit.
         audit_fraction: probability that a trial is an audit trial, which no rung stops; audit trials measure what
             early stopping loses.
+        metric: what trials are ranked by, on the validation images; `loss` is the mean negative log-likelihood.
     """
 
     trials: int | None = Field(default=None, ge=1, le=MOST_TRIALS)
@@ -122,6 +128,7 @@ class Search(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None
     audit_fraction: float = Field(default=0.0, ge=0, le=1)
+    metric: MetricName = "accuracy"
 
     @field_validator("asha", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from spaces import Hyperparameters, InputError
+from spaces.schema import ClassWeights
 from trainable.augmentation.policy import AugmentationPolicy
 from trainable.checkpoint import TrainingState, must_fit, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
@@ -31,6 +32,7 @@ from trainable.data.batches import (
     resident_batches,
 )
 from trainable.data.datasets import ImageSet
+from trainable.metric import label_scores
 from trainable.network.folding import folded
 from trainable.network.model import DepthwiseSeparableNet, Normalise
 from trainable.schedule import StepDecay
@@ -42,10 +44,15 @@ EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Mean negative log-likelihood and accuracy (0 to 1) over a set of images."""
+    """Mean negative log-likelihood and label metrics (0 to 1, see `label_scores`) over a set of images.
+
+    Balanced accuracy and macro F1 are NaN for training steps, for which they are not computed.
+    """
 
     loss: float
     accuracy: float
+    balanced_accuracy: float = math.nan
+    macro_f1: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,8 @@ class EpochResult:
         epoch: number of the epoch, counted from 1.
         lr: learning rate in the epoch.
         train_loss, train_accuracy: averages over the epoch's training steps, with augmentation and dropout.
-        validation_loss, validation_accuracy: evaluation after the epoch; NaN without a validation set.
+        validation_loss, validation_accuracy, validation_balanced_accuracy, validation_macro_f1: evaluation after the
+            epoch; NaN without a validation set.
         train_s, validation_s: wall-clock time of training and of evaluation, in seconds.
     """
 
@@ -66,6 +74,8 @@ class EpochResult:
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
+    validation_balanced_accuracy: float
+    validation_macro_f1: float
     train_s: float
     validation_s: float
 
@@ -90,6 +100,7 @@ class FitEvaluate:
         compute: device, precision and implementation choices.
         resident: cache of images on the device, shared by the runs of a process; None for a cache of this run.
         step_epochs: epochs between two decays of the learning rate; None for the configuration's `step_size`.
+        class_weights: weights of the classes in the training loss, from the labels of `train`; evaluation has none.
     """
 
     def __init__(
@@ -101,6 +112,7 @@ class FitEvaluate:
         compute: Compute = Compute(),  # noqa: B008 -- frozen
         resident: DeviceImages | None = None,
         step_epochs: Fraction | None = None,
+        class_weights: ClassWeights = "none",
     ) -> None:
         self.hyperparameters = hyperparameters
         self.seed = seed
@@ -111,8 +123,11 @@ class FitEvaluate:
         self._validation_set = validation
         self._batches = self._input(resident)
         weights_generator = torch.Generator().manual_seed(seed.stream(Stream.WEIGHTS))
-        n_classes = len(train.decoded.class_names)
-        network = DepthwiseSeparableNet(n_classes, hyperparameters.dropout, weights_generator, compute.fused)
+        self._n_classes = len(train.decoded.class_names)
+        self._class_weights: Tensor | None = None
+        if class_weights == "balanced":
+            self._class_weights = balanced_class_weights(train.labels, self._n_classes).to(self.device)
+        network = DepthwiseSeparableNet(self._n_classes, hyperparameters.dropout, weights_generator, compute.fused)
         self.network = network.to(compute.device).to(memory_format=compute.memory_format)
         normalise = Normalise(train.decoded.mean, train.decoded.std, compute.memory_format)
         self.normalise = normalise.to(compute.device)
@@ -143,7 +158,8 @@ class FitEvaluate:
             on_step: called after each step.
 
         Returns:
-            Loss and accuracy averaged over the epoch's images, each computed in its own training step.
+            Loss (with class weights, the mean of the steps' weighted means) and accuracy averaged over the epoch's
+            images, each computed in its own training step.
         """
         self.network.train()
         totals = _Totals(self.device)
@@ -151,7 +167,7 @@ class FitEvaluate:
             for images, labels in self._training_batches():
                 with self._autocast():
                     log_probabilities = self.network(self.normalise(images))
-                loss = F.nll_loss(log_probabilities, labels)
+                loss = F.nll_loss(log_probabilities, labels, self._class_weights)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
@@ -165,11 +181,14 @@ class FitEvaluate:
     def test(self, images: ImageSet) -> Evaluation:
         """Evaluate `images` without augmentation or dropout, in the precision of the run."""
         totals = _Totals(self.device)
+        confusion = torch.zeros(self._n_classes**2, dtype=torch.int64, device=self.device)
         network = folded(self.network, self.compute.dtype) if self.compute.folded_evaluation else self.network
         for log_probabilities, labels in self._predicted_batches(network, images):
-            n_right = (log_probabilities.argmax(dim=1) == labels).sum()
-            totals.add(F.nll_loss(log_probabilities, labels), n_right, len(labels))
-        return totals.evaluation()
+            predicted = log_probabilities.argmax(dim=1)
+            totals.add(F.nll_loss(log_probabilities, labels), (predicted == labels).sum(), len(labels))
+            confusion.index_add_(0, labels * self._n_classes + predicted, torch.ones_like(labels))
+        scores = label_scores(confusion.view(self._n_classes, self._n_classes).cpu().numpy())
+        return Evaluation(totals.evaluation().loss, **scores)
 
     @torch.inference_mode()
     def predict(self, images: ImageSet) -> NDArray[np.float32]:
@@ -198,6 +217,8 @@ class FitEvaluate:
             train_accuracy=fitted.accuracy,
             validation_loss=held_out.loss,
             validation_accuracy=held_out.accuracy,
+            validation_balanced_accuracy=held_out.balanced_accuracy,
+            validation_macro_f1=held_out.macro_f1,
             train_s=trained_s - started_s,
             validation_s=time.perf_counter() - trained_s,
         )
@@ -288,6 +309,22 @@ class FitEvaluate:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             yield
+
+
+def balanced_class_weights(labels: NDArray[np.int64], n_classes: int) -> Tensor:
+    """Weight n / (k n_c) of each class, as scikit-learn's `balanced`.
+
+    Args:
+        labels: (n,) training labels, of which k classes occur, class c n_c times.
+        n_classes: number of classes.
+
+    Returns:
+        (n_classes,) float32; 0 for a class that does not occur.
+    """
+    counts = np.bincount(labels, minlength=n_classes)
+    n_occurring = np.count_nonzero(counts)
+    weights = np.where(counts, len(labels) / (n_occurring * np.maximum(counts, 1)), 0.0)
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import tune
 
 from spaces import Dataset, Hyperparameters, InputError
+from spaces.schema import ClassWeights
 from trainable.compute import Compute
 from trainable.data.cache import DecodedSet
 from trainable.data.datasets import TrainingData, open_training_data
@@ -38,6 +39,7 @@ class TrialConfig(BaseModel):
         dataset: description of the data set, with its split.
         experiment_seed: seed of the experiment.
         compute: device, precision and implementation choices.
+        class_weights: weights of the classes in the training loss.
         resume_from: folder or URL of the checkpoint to resume from; None to start from the first epoch.
     """
 
@@ -52,6 +54,7 @@ class TrialConfig(BaseModel):
     dataset: Dataset
     experiment_seed: int
     compute: Compute
+    class_weights: ClassWeights
     resume_from: str | None
 
 
@@ -143,6 +146,7 @@ class TrialTrainable(tune.Trainable):
             RunSeed(config.experiment_seed, config.seed_number, config.purpose),
             config.compute,
             self._resident,
+            class_weights=config.class_weights,
         )
         if config.resume_from is not None and is_url(config.resume_from):
             with fetched(config.resume_from) as folder:

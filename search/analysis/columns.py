@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from search.policy.replicate_statistics import ReplicateSummary
 from spaces.parameters import HYPERPARAMETER_NAMES, Number
+from trainable.metric import ACCURACY, Metric
 
 if TYPE_CHECKING:
     from search.analysis.ranking import Ranked
 
 # Headings of tables; CSV, JSON and Markdown keep the full names.
+_LAST_DROPPED = 7  # the largest drop order
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
 
 
@@ -34,10 +36,11 @@ def compact(values: Mapping[str, Number]) -> str:
 
 def replicate_text(replicates: ReplicateSummary) -> str:
     """`90.60% ± 0.40`: the mean, and half of its 95 % interval in points; or `60.40%, 1 of 3 diverged`."""
+    metric = replicates.metric
+    mean = metric.text(replicates.mean)
     if replicates.n_diverged:
-        return f"{replicates.mean:.2%}, {replicates.n_diverged} of {replicates.n_runs} diverged"
-    spread = "" if replicates.half_width is None else f" ± {100 * replicates.half_width:.2f}"
-    return f"{replicates.mean:.2%}{spread}"
+        return f"{mean}, {replicates.n_diverged} of {replicates.n_runs} diverged"
+    return mean if replicates.half_width is None else f"{mean} ± {metric.size_text(replicates.half_width)}"
 
 
 def _trial_text(row: Ranked) -> str:
@@ -59,6 +62,7 @@ class LeaderboardColumn:
         more_is_better: whether sorting starts with the largest value.
         is_sort_key: whether `search.leaderboard --sort` takes it.
         only_with_replicates: whether tables show it only where a row has replicates.
+        only_as_metric: whether tables show it only where the search ranks by it.
         after_parameters: whether a page shows it as its last column; tables in a terminal do not have it.
         drop_order: a narrow terminal leaves out columns in this order, 1 first; 0 is never left out.
         help: meaning, for pages.
@@ -72,6 +76,7 @@ class LeaderboardColumn:
     more_is_better: bool = False
     is_sort_key: bool = True
     only_with_replicates: bool = False
+    only_as_metric: bool = False
     after_parameters: bool = False
     drop_order: int = 0
     help: str = ""
@@ -88,8 +93,17 @@ class LeaderboardColumn:
         return absent if text is None else text
 
 
-def _percentage(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2%}"
+def _label_metric(name: str, heading: str) -> LeaderboardColumn:
+    value: Callable[[Ranked], float | None] = attrgetter(name)
+    return LeaderboardColumn(
+        name,
+        heading,
+        text=lambda row: None if value(row) is None else f"{value(row):.2%}",
+        more_is_better=True,
+        only_as_metric=True,
+        drop_order=6,
+        help="of the validation images, after its last epoch",
+    )
 
 
 LEADERBOARD = (
@@ -97,14 +111,9 @@ LEADERBOARD = (
     LeaderboardColumn("trial", "trial", text=_trial_text),
     LeaderboardColumn("status", "status", is_number=False, drop_order=5),
     LeaderboardColumn("epochs", "epochs", more_is_better=True, drop_order=3),
-    LeaderboardColumn(
-        "validation_accuracy",
-        "accuracy",
-        text=lambda row: _percentage(row.validation_accuracy),
-        more_is_better=True,
-        drop_order=6,
-        help="of the validation images, after its last epoch",
-    ),
+    replace(_label_metric("validation_accuracy", "accuracy"), only_as_metric=False),
+    _label_metric("validation_balanced_accuracy", "balanced"),
+    _label_metric("validation_macro_f1", "macro F1"),
     LeaderboardColumn(
         "validation_loss",
         "loss",
@@ -121,13 +130,14 @@ LEADERBOARD = (
         help="of training and validation",
     ),
     LeaderboardColumn(
-        "replicate_accuracy",
+        "replicate_mean",
         "replicates",
         text=lambda row: f"{replicate_text(row.replicates)} ({row.n_replicates})" if row.replicates else None,
         more_is_better=True,
         only_with_replicates=True,
-        help="mean accuracy of runs with fresh seeds, half of its 95 % interval in points, number of runs",
+        help="mean of runs with fresh seeds, half of its 95 % interval, number of runs",
     ),
+    LeaderboardColumn("replicate_accuracy", more_is_better=True),
     LeaderboardColumn("replicate_half_width", is_sort_key=False),
     LeaderboardColumn("n_replicates"),
     LeaderboardColumn(
@@ -152,9 +162,18 @@ def parameter_column(name: str) -> LeaderboardColumn:
     return LeaderboardColumn(name, short_name(name), text=lambda row: short(value(row)), value=value, help=name)
 
 
-def shown_columns(has_replicates: bool) -> list[LeaderboardColumn]:
-    """Columns of tables and pages, in order; those with `after_parameters` are last."""
-    shown = [column for column in LEADERBOARD if column.heading and (has_replicates or not column.only_with_replicates)]
+def shown_columns(has_replicates: bool, metric: Metric = ACCURACY) -> list[LeaderboardColumn]:
+    """Columns of tables and pages, in order; those with `after_parameters` are last.
+
+    The column of the metric is left out last on a narrow terminal.
+    """
+    shown = [
+        replace(column, drop_order=_LAST_DROPPED) if column.name == metric.column else column
+        for column in LEADERBOARD
+        if column.heading
+        and (has_replicates or not column.only_with_replicates)
+        and (column.name == metric.column or not column.only_as_metric)
+    ]
     return sorted(shown, key=attrgetter("after_parameters"))
 
 

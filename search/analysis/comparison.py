@@ -27,7 +27,7 @@ class ExperimentSummary:
 
     Attributes:
         name: name of its folder; numbered where two folders have the same name.
-        test_accuracy: in words.
+        tested: results on the test images in words, by name.
     """
 
     name: str
@@ -35,7 +35,11 @@ class ExperimentSummary:
     manifest: Manifest
     history: History
     ranked: list[Ranked]
-    test_accuracy: str
+    tested: dict[str, str]
+
+    @property
+    def chance(self) -> float | None:
+        return self.manifest.data.chance_of(self.history.metric)
 
     @property
     def best(self) -> Ranked | None:
@@ -81,17 +85,17 @@ def remarks(compared: Sequence[ExperimentSummary]) -> list[str]:
     """Sentences that say why accuracies of these experiments may not be comparable."""
     found = []
     if len({one.manifest.data.content_sha256 for one in compared}) > 1:
-        found.append("They are not of the same images, so that their accuracies do not compare.")
+        found.append("They are not of the same images, so that their results do not compare.")
+    if len(metrics := {one.history.metric.title: None for one in compared}) > 1:
+        found.append(f"They rank by different metrics: {', '.join(metrics)}.")
     cuts = {
         (one.space.dataset.split_seed, one.space.dataset.validation_fraction, one.space.dataset.train_limit)
         for one in compared
     }
     if len(cuts) > 1:
-        found.append(
-            "They hold out different images for validation: differences of their accuracies hold luck as well."
-        )
+        found.append("They hold out different images for validation: differences of their results hold luck as well.")
     if any(one.best is not None and one.best.replicates is None for one in compared):
-        found.append("An accuracy of one seed is the best of many noisy ones, and too high; replicates are not.")
+        found.append("A result of one seed is the best of many noisy ones, and too good; replicates are not.")
     return found
 
 
@@ -106,14 +110,15 @@ def as_dict(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow]) -
 
 
 def best_so_far(history: History) -> list[dict[str, float]]:
-    """After each completed trial: the epochs that all trials have trained until then, and the best accuracy, 0 to 1."""
+    """After each completed trial: the epochs that all trials have trained until then, and the best value by name."""
+    metric = history.metric
     spent, best, points = 0, -math.inf, list[dict[str, float]]()
     for result in history.results_in_order:
         trial = history.trials[result.trial]
         spent += not trial.excluded
         if trial.status == "completed" and not trial.excluded and result.epoch == trial.n_epochs:
-            best = max(best, result.validation_accuracy)
-            points.append({"epochs": spent, "accuracy": best})
+            best = max(best, metric.score(result))
+            points.append({"epochs": spent, metric.name: metric.value(best)})
     return points
 
 
@@ -128,12 +133,16 @@ def range_text(parameter: Parameter) -> str:
 
 def _read(name: str, experiment: Experiment) -> ExperimentSummary:
     history, manifest = experiment.history(), experiment.manifest
+    metric, tested = history.metric, {"accuracy": "not opened"}
     try:
-        final = read_final_results(experiment)
-        tested = f"{final.test_accuracy_mean:.2%} (trial {final.trial})" if final else "not opened"
+        if final := read_final_results(experiment):
+            tested = {"accuracy": f"{final.test_accuracy_mean:.2%} (trial {final.trial})"}
+            if searched := final.test_metrics.get(metric.name):
+                tested[metric.title] = f"{metric.text(metric.value(searched.mean))} (trial {final.trial})"
     except InputError:
-        tested = "cannot be read"
-    return ExperimentSummary(name, experiment.space, manifest, history, rank(history, manifest.data.chance), tested)
+        tested = {"accuracy": "cannot be read"}
+    ranked = rank(history, manifest.data.chance_of(history.metric))
+    return ExperimentSummary(name, experiment.space, manifest, history, ranked, tested)
 
 
 def _described(one: ExperimentSummary) -> dict[str, dict[str, str]]:
@@ -159,17 +168,19 @@ def _described(one: ExperimentSummary) -> dict[str, dict[str, str]]:
 
 def _outcome(one: ExperimentSummary) -> dict[str, str]:
     best, history, device = one.best, one.history, one.manifest.device
-    accuracy = ABSENT
+    metric, result = history.metric, ABSENT
     if best and best.replicates:
-        accuracy = f"{replicate_text(best.replicates)} ({counted(best.n_replicates, 'replicate')})"
+        result = f"{replicate_text(best.replicates)} ({counted(best.n_replicates, 'replicate')})"
     elif best:
-        accuracy = f"{best.validation_accuracy:.2%} (one seed)"
+        result = f"{best.search_text} (one seed)"
+    accuracy = best.validation_accuracy if best else None
+    raw = {"validation accuracy": f"{accuracy:.2%} (one seed)"} if accuracy is not None else {}
     n_stopped = sum(trial.status == "stopped" for trial in history.counting)
     return {
         "winner": f"trial {best.trial}" if best else "none: at chance" if best_completed(one.ranked) else ABSENT,
-        "validation accuracy": accuracy,
+        **(raw | {f"validation {metric.title}": result}),
         "lead over its baseline": _lead_text(one),
-        "test accuracy": one.test_accuracy,
+        **{f"test {name}": text for name, text in one.tested.items()},
         "trials": f"{history.n_ended} ended, {n_stopped} stopped",
         "epochs": f"{history.n_epochs:,}",
         "epochs of replicates": f"{sum(run.n_epochs for run in history.replicates.values()):,}",

@@ -23,10 +23,12 @@ CURVE_COLUMNS = (
     "train_accuracy",
     "validation_loss",
     "validation_accuracy",
+    "validation_balanced_accuracy",
+    "validation_macro_f1",
     "train_s",
     "validation_s",
 )
-_REPLICATE_EPOCH_COLUMNS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "train_s", "validation_s")
+_REPLICATE_EPOCH_COLUMNS = tuple(name for name in CURVE_COLUMNS if name not in ("trial", "lr", "train_accuracy"))
 REPLICATE_COLUMNS = ("run", "trial", "block", *_REPLICATE_EPOCH_COLUMNS)
 
 

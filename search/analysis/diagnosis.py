@@ -14,6 +14,7 @@ from search.experiment.history import History
 from search.policy.replicate_statistics import lead
 from spaces.counted import counted
 from spaces.schema import Space
+from trainable.metric import ACCURACY
 
 MIN_FLAT_TRIALS = 10
 
@@ -34,7 +35,7 @@ def diagnose(
         history: of the search, which may still run.
         space: the space of the search.
         n_validation: number of validation images; None if unknown.
-        chance: accuracy of guessing that the rungs used (`manifest.Data.chance`).
+        chance: score of guessing that the rungs used (`manifest.Data.chance_of`).
         importance: at the first rung; None computes it.
     """
     ranked = rank(history, chance)
@@ -70,10 +71,11 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
 
     Args:
         ranked: all trials, as `rank` gives them with `chance`.
-        chance: highest accuracy of a run that guesses, 0 to 1; None where it is not known.
+        chance: highest score of a run that guesses; None where it is not known.
     """
     known = [row for row in ranked if not row.excluded and row.score is not None]
-    numbers = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known), "chance": chance}
+    numbers: dict[str, Any] = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known)}
+    numbers["chance"] = None if chance is None or not known else known[0].metric.value(chance)
     if chance is None or not known:
         return Finding(
             "learning",
@@ -92,9 +94,10 @@ def flatness(history: History, n_validation: int | None) -> Finding:
     """Gain of the best completed trial in the last third of the epochs.
 
     With replicates, the means of the two trials are compared, and the gain must exceed the interval of the
-    difference, because the accuracy of a single run is partly luck. Without any replicates, the gain must exceed the
-    standard error of an accuracy on `n_validation` images. Without improving proposals, a search finds no new best
-    trial in its last third with probability 2/3, whether or not it has converged.
+    difference, because the result of a single run is partly luck. Without any replicates, the gain must exceed the
+    standard error of an accuracy on `n_validation` images; for other metrics, the finding is unknown then. Without
+    improving proposals, a search finds no new best trial in its last third with probability 2/3, whether or not it has
+    converged.
     """
     spent, n_ended = sum(trial.n_epochs for trial in history.counting), history.n_ended
     early = _completed_within(spent * 2 / 3, history)
@@ -106,14 +109,16 @@ def flatness(history: History, n_validation: int | None) -> Finding:
         sentence = f"{untold} from {counted(n_ended, 'trial')} and {counted(spent, 'epoch')}."
         return Finding("flatness", "unknown", sentence, "", numbers)
     now = completed[0]
-    gained = (now.score or 0.0) - (before.score or 0.0)
+    metric, before_score, now_score = history.metric, before.score or 0.0, now.score or 0.0
+    gained = now_score - before_score
     noise, noise_is = _noise(history, now, before, n_validation)
-    numbers |= {"before": before.score, "now": now.score, "gained": gained, "noise": noise, "noise_is": noise_is}
+    numbers |= {"before": metric.value(before_score), "now": metric.value(now_score)}
+    numbers |= {"gained": gained, "noise": noise, "noise_is": noise_is}
     if noise is None:
         sentence = f"{untold}: trials {now.trial} and {before.trial}, the best now and before its last third, have "
         return Finding("flatness", "unknown", f"{sentence}too few replicates.", "", numbers)
     sentence = f"The last third of the {spent} epochs brought the best from {_score_text(before)} to {_score_text(now)}"
-    against = f" ({noise_is}: {100 * noise:.2f} points)" if noise else ""
+    against = f" ({noise_is}: {metric.size_text(noise)} {metric.unit})" if noise else ""
     if gained > noise:
         advice = "More trials may bring more: resume with --add-trials."
         return Finding("flatness", "change", f"{sentence}{against}: it still improves.", advice, numbers)
@@ -140,6 +145,8 @@ def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | No
         both = now.replicates and before.replicates
         half_width = lead(history, now.trial, before.trial).half_width if both else None
         return half_width, "half of the difference's 95 % interval"
+    if history.metric is not ACCURACY:
+        return None, ""  # its standard error on so many images is not known
     if not n_validation or n_validation < 0:
         return 0.0, ""
     accuracy = now.score or 0.0
@@ -147,4 +154,4 @@ def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | No
 
 
 def _score_text(row: Ranked) -> str:
-    return f"{replicate_text(row.replicates)} (replicates)" if row.replicates else f"{row.score:.2%}"
+    return f"{replicate_text(row.replicates)} (replicates)" if row.replicates else row.search_text

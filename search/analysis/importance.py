@@ -16,6 +16,7 @@ from search.policy.space_change import contains
 from search.policy.study import distributions
 from spaces.parameters import Hyperparameters, LogUniform
 from spaces.schema import Space
+from trainable.metric import LEAST_SCALE
 
 MIN_TRIALS = 10  # with fewer trials, a tree has a leaf for each, and every parameter seems important
 MAX_TRIALS = 200  # of more trials, a random sample is used: a forest takes seconds
@@ -29,10 +30,10 @@ class Importance:
     """Share of the variance between trials that each parameter explains.
 
     Attributes:
-        epoch: epoch whose accuracies are compared.
+        epoch: epoch whose scores are compared.
         n: number of trials.
         shares: share of the variance that each searched parameter explains alone, 0 to 1; largest first.
-        by_chance: largest share of any parameter in `N_SHUFFLED` permutations of the accuracies.
+        by_chance: largest share of any parameter in `N_SHUFFLED` permutations of the scores.
     """
 
     epoch: int
@@ -47,10 +48,10 @@ class Importance:
 
 
 def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importance | None:
-    """fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014) of the accuracy after an epoch.
+    """fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014) of the score after an epoch; losses count as logarithms.
 
     Each parameter is taken in its own scale; Optuna's evaluator would weigh the upper decade of a loguniform range
-    ten times as much as the decade below. A trial that diverged until this epoch gets the lowest accuracy of the
+    ten times as much as the decade below. A trial that diverged until this epoch gets the lowest score of the
     others. fANOVA also attributes pure noise to parameters, which `by_chance` measures. Replicates do not count,
     because only the best trials have them.
 
@@ -60,7 +61,7 @@ def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importan
         space: the searched space.
 
     Returns:
-        None for fewer than `MIN_TRIALS` trials, fewer than two parameters, or equal accuracies.
+        None for fewer than `MIN_TRIALS` trials, fewer than two parameters, or equal scores.
     """
     generator = np.random.default_rng(space.search.seed)
     inside = [trial for trial in trials if contains(space, trial.config)]
@@ -79,9 +80,13 @@ def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importan
 
 
 def _value_at(epoch: int, trial: Trial) -> float | None:
-    """Accuracy after an epoch; NaN where the trial diverged before, None where it ended before."""
-    if trial.n_epochs >= epoch and not trial.epochs[epoch - 1].diverged:
-        return trial.epochs[epoch - 1].validation_accuracy
+    """Score after an epoch; NaN where the trial diverged before, None where it ended before.
+
+    Losses as minus their logarithms, because a few large ones would have nearly all of the variance.
+    """
+    if epoch in trial.scores:
+        score = trial.scores[epoch]
+        return -math.log(max(-score, LEAST_SCALE)) if trial.metric.is_loss else score
     return math.nan if trial.last and trial.last.diverged and trial.n_epochs <= epoch else None
 
 

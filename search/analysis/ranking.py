@@ -11,8 +11,8 @@ from search.policy.order import search_order
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
+from trainable.metric import ACCURACY, Metric
 
-METRIC = "validation_accuracy"
 RESULT_COLUMNS = tuple(column.name for column in LEADERBOARD)  # keys of a trial's results in CSV and JSON
 
 
@@ -26,7 +26,9 @@ class Ranked:
         status: `completed`, `stopped` by ASHA, `failed`, `diverged`, or `running` (not ended yet).
         epochs: number of trained epochs.
         validation_accuracy: after the last epoch, 0 to 1; None before the first epoch, or where the trial diverged.
-        validation_loss: after the last epoch; None as above.
+        validation_balanced_accuracy, validation_macro_f1, validation_loss: after the last epoch; None as above, and
+            where the journal is too old to have them.
+        search_score: score after the last epoch, by the metric of the search; None as above.
         seconds: wall-clock time of training and validation.
         baseline: whether it is the hand-picked configuration.
         config: all hyperparameters.
@@ -34,7 +36,8 @@ class Ranked:
         excluded: whether the trial lies outside the space as it was changed later.
         audit: whether the trial is an audit trial, which no rung stops.
         replicates: None without replicates, or before all better trials have replicates.
-        at_chance: whether `score` is at most the accuracy of guessing.
+        at_chance: whether `score` is at most that of guessing.
+        metric: of the search.
     """
 
     rank: int
@@ -42,7 +45,10 @@ class Ranked:
     status: Status
     epochs: int
     validation_accuracy: float | None
+    validation_balanced_accuracy: float | None
+    validation_macro_f1: float | None
     validation_loss: float | None
+    search_score: float | None
     seconds: float
     baseline: bool
     config: Hyperparameters
@@ -51,15 +57,27 @@ class Ranked:
     audit: bool = False
     replicates: ReplicateSummary | None = None
     at_chance: bool = False
+    metric: Metric = ACCURACY
 
     @property
     def score(self) -> float | None:
-        """The accuracy that decides its rank: the mean of its replicates, or else its accuracy in the search."""
-        return self.replicates.mean if self.replicates else self.validation_accuracy
+        """The score that decides its rank: the mean of its replicates, or else its score in the search."""
+        return self.replicates.mean if self.replicates else self.search_score
+
+    @property
+    def search_text(self) -> str:
+        """The metric's value in the search; `–` without one."""
+        return "–" if self.search_score is None else self.metric.text(self.search_score)
+
+    @property
+    def replicate_mean(self) -> float | None:
+        """Mean value of the metric over its replicates."""
+        return self.metric.value(self.replicates.mean) if self.replicates else None
 
     @property
     def replicate_accuracy(self) -> float | None:
-        return self.replicates.mean if self.replicates else None
+        """`replicate_mean` of a search by accuracy; None for another metric."""
+        return self.replicate_mean if self.metric is ACCURACY else None
 
     @property
     def replicate_half_width(self) -> float | None:
@@ -90,17 +108,17 @@ def rank(history: History, chance: float | None = None) -> list[Ranked]:
     """All trials, best first.
 
     1. Trials that were chosen for replicates, by the mean of their replicates.
-    2. All others by the results of the search: completed trials by validation accuracy after their last epoch; then
-       stopped and running trials by epochs and accuracy; then failed and diverged trials; then excluded trials.
-       Equal accuracies are ordered by loss, then by number.
+    2. All others by the results of the search: completed trials by the metric after their last epoch; then stopped
+       and running trials by epochs and the metric; then failed and diverged trials; then excluded trials. Equal
+       scores are ordered by loss, then by number.
 
     The baseline always gets replicates, as a reference. It stands before the first trial of 1 whose mean is below the
-    baseline's mean; without such a trial, before the first trial of 2 that did not complete or whose accuracy is at
+    baseline's mean; without such a trial, before the first trial of 2 that did not complete or whose score is at
     most the baseline's mean.
 
     Args:
         history: of the search.
-        chance: highest accuracy of a run that guesses (`manifest.Data.chance`), 0 to 1; None where it is not known.
+        chance: highest score of a run that guesses (`manifest.Data.chance_of`); None where it is not known.
     """
     ordered = sorted(history.trials.values(), key=search_order)
     replicates = _usable_replicate_results(history, ordered)
@@ -156,17 +174,19 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline | 
     best = winner(ranked)
     baseline_number = _last_baseline(history)
     baseline = next((row for row in ranked if row.trial == baseline_number), None)
-    if best is None or best.validation_accuracy is None:
+    if best is None or best.search_score is None:
         return None
     if best.baseline:
         others = [row for row in ranked if not row.excluded and not row.replicates]
-        n_higher = sum(row.score is not None and row.score > (best.score or 0.0) for row in others)
-        higher = f", though {counted(n_higher, 'trial')} had a higher accuracy in the search" if n_higher else ""
+        n_better = sum(row.score is not None and best.score is not None and row.score > best.score for row in others)
+        metric = best.metric
+        comparative = f"{'lower' if metric.is_loss else 'higher'} {metric.title}"
+        higher = f", though {counted(n_better, 'trial')} had a {comparative} in the search" if n_better else ""
         return OverBaseline(None, f"It is the baseline: no searched configuration ranks above it{higher}", baseline)
     if best.replicates is None:
-        if baseline is None or baseline.status != "completed" or baseline.validation_accuracy is None:
+        if baseline is None or baseline.status != "completed" or baseline.search_score is None:
             return OverBaseline(None, "The baseline has not completed", baseline)
-        one_seed = Lead(best.validation_accuracy - baseline.validation_accuracy, None)
+        one_seed = Lead(best.search_score - baseline.search_score, None, best.metric)
         return OverBaseline(one_seed, "one seed each, on the images that chose it", baseline)
     if baseline is None or baseline.replicates is None:
         return OverBaseline(None, "The baseline has no replicate to compare with", baseline)
@@ -191,11 +211,13 @@ def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | No
         if best_completed(ranked):
             return f"{at_chance} {WHAT_TO_TRY}"
         return f"No trial has completed yet. {at_chance}".rstrip()
-    sentences = [f"Trial {best.trial} leads with {best.validation_accuracy:.2%} validation accuracy."]
+    metric = best.metric
+    named = "" if metric is ACCURACY else f"validation {metric.title}: "
+    sentences = [f"Trial {best.trial} leads with {best.search_text} validation {metric.title}."]
     if best.replicates:
         say = f"{counted(best.replicates.n_runs, 'replicate')} {'says' if best.n_replicates == 1 else 'say'}"
-        said = f"the search said {best.validation_accuracy:.2%}, {say} {replicate_text(best.replicates)}"
-        sentences = [f"Trial {best.trial} wins: {said}."]
+        said = f"the search said {best.search_text}, {say} {replicate_text(best.replicates)}"
+        sentences = [f"Trial {best.trial} wins: {named}{said}."]
     sentences.append(f"{_lead_text(over)}.")
     tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
     if tied:
@@ -208,15 +230,17 @@ def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
 
     Args:
         ranked: rows, as `rank` gives them with `chance`.
-        chance: highest accuracy of a run that guesses, 0 to 1; None where it is not known.
+        chance: highest score of a run that guesses; None where it is not known.
     """
     known = [row for row in ranked if not row.excluded and row.score is not None]
     n_at_chance = sum(row.at_chance for row in known)
     if chance is None or not n_at_chance:
         return ""
+    metric = known[0].metric
+    bound = f"at {'least' if metric.is_loss else 'most'} {metric.text(chance)}"
     how_many = (
         f"{n_at_chance:,} of {counted(len(known), 'trial')} {'is' if n_at_chance == 1 else 'are'} at chance "
-        f"(at most {chance:.2%}: a run that always names the commonest class may reach that)"
+        f"({bound}: a run that {metric.guess} may reach that)"
     )
     best = best_completed(ranked)
     if best is None or not best.at_chance:
@@ -227,17 +251,22 @@ def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
 def _lead_text(over: OverBaseline) -> str:
     if over.lead is None or over.baseline is None:
         return over.doubt
-    replicates = over.baseline.replicates
-    accuracy = replicate_text(replicates) if replicates else f"{over.baseline.validation_accuracy:.2%}"
+    replicates, metric = over.baseline.replicates, over.baseline.metric
+    result = replicate_text(replicates) if replicates else over.baseline.search_text
     points = points_text(over.lead).removeprefix("+")
     doubt = f"; {over.doubt}" if over.doubt else ""
-    return f"It is {points} above the baseline (trial {over.baseline.trial}, {accuracy}){doubt}"
+    return f"It is {points} {metric.better} the baseline (trial {over.baseline.trial}, {result}){doubt}"
 
 
 def points_text(lead: Lead) -> str:
-    """`+2.10 ± 0.50 points`, the second figure being half of the 95 % interval, if it is known."""
-    spread = "" if lead.half_width is None else f" ± {100 * lead.half_width:.2f}"
-    return f"{100 * lead.mean:+.2f}{spread} points"
+    """`+2.10 ± 0.50 points`, the second figure being half of the 95 % interval, if it is known.
+
+    A lead is positive where the first trial is better, so that a loss which is lower by 0.02 is `+0.0200 nats`.
+    """
+    metric = lead.metric
+    sign = "-" if lead.mean < 0 else "+"
+    spread = "" if lead.half_width is None else f" ± {metric.size_text(lead.half_width)}"
+    return f"{sign}{metric.size_text(abs(lead.mean))}{spread} {metric.unit}"
 
 
 def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
@@ -257,6 +286,8 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
 
     known = [row for row in ranked if value(row) is not None]
     is_descending = any(column.name == key and column.more_is_better for column in LEADERBOARD)
+    if key == "replicate_mean" and known and known[0].metric.is_loss:
+        is_descending = False
     return sorted(known, key=value, reverse=is_descending) + [row for row in ranked if value(row) is None]
 
 
@@ -274,24 +305,17 @@ def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dic
     return replicates if covers_best else {}
 
 
-def _last_scores(trial: Trial) -> tuple[float | None, float | None]:
-    if trial.last is None or trial.last.diverged:
-        return None, None
-    loss = trial.last.validation_loss
-    return trial.last.validation_accuracy, loss if math.isfinite(loss) else None
-
-
 def _last_baseline(history: History) -> int | None:
     """Number of the baseline; of the latest baseline where the space was changed."""
     return max((trial.number for trial in history.trials.values() if trial.baseline), default=None)
 
 
-def _move_down(numbers: list[int], place: int, accuracy: float, history: History) -> None:
-    """Move the number at `place` behind the completed trials after it that have a higher accuracy."""
+def _move_down(numbers: list[int], place: int, score: float, history: History) -> None:
+    """Move the number at `place` behind the completed trials after it that have a higher score."""
 
     def is_ahead(trial: Trial) -> bool:
-        theirs = _last_scores(trial)[0]
-        return trial.status == "completed" and not trial.excluded and theirs is not None and theirs > accuracy
+        theirs = trial.last_score
+        return trial.status == "completed" and not trial.excluded and theirs is not None and theirs > score
 
     behind = range(place + 1, len(numbers))
     end = next((i for i in behind if not is_ahead(history.trials[numbers[i]])), len(numbers))
@@ -299,15 +323,18 @@ def _move_down(numbers: list[int], place: int, accuracy: float, history: History
 
 
 def _row(position: int, trial: Trial, replicates: ReplicateSummary | None, chance: float | None) -> Ranked:
-    accuracy, loss = _last_scores(trial)
-    score = replicates.mean if replicates else accuracy
+    last = trial.last if trial.last and not trial.last.diverged else None
+    score = replicates.mean if replicates else trial.last_score
     return Ranked(
         rank=position,
         trial=trial.number,
         status=trial.status,
         epochs=trial.n_epochs,
-        validation_accuracy=accuracy,
-        validation_loss=loss,
+        validation_accuracy=last.validation_accuracy if last else None,
+        validation_balanced_accuracy=last.validation_balanced_accuracy if last else None,
+        validation_macro_f1=last.validation_macro_f1 if last else None,
+        validation_loss=last.validation_loss if last and math.isfinite(last.validation_loss) else None,
+        search_score=trial.last_score,
         seconds=trial.seconds,
         baseline=trial.baseline,
         config=trial.config,
@@ -316,4 +343,5 @@ def _row(position: int, trial: Trial, replicates: ReplicateSummary | None, chanc
         audit=trial.audit,
         replicates=replicates,
         at_chance=chance is not None and score is not None and score <= chance,
+        metric=trial.metric,
     )

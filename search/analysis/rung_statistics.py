@@ -11,6 +11,7 @@ from search.experiment.history import History, Trial
 from search.experiment.space_file import space_of_journal
 from search.policy.asha import replay, rung_rule, waits_at_rung
 from spaces.schema import Space
+from trainable.metric import Metric
 
 MIN_TRIALS = 5  # with fewer trials, the interval of a correlation says nothing
 
@@ -51,7 +52,7 @@ def rung_survival(trials: Sequence[Trial], space: Space) -> list[RungSurvival]:
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """Rank correlation between the accuracies at a rung and at the end of training.
+    """Rank correlation between the scores at a rung and at the end of training.
 
     Attributes:
         epoch: epoch of the rung.
@@ -78,7 +79,7 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
         rung_epochs: ascending; the last is the end of training.
 
     Returns:
-        A correlation for each rung but the last. A rung at which all accuracies are equal is left out; with fewer
+        A correlation for each rung but the last. A rung at which all scores are equal is left out; with fewer
         than `MIN_TRIALS` trials, the list is empty.
     """
     from scipy.stats import spearmanr  # half a second, and the live screen needs `rung_survival` only
@@ -86,7 +87,7 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
     n = len(trials)
     if n < MIN_TRIALS:
         return []
-    curves = [[trial.epochs[epoch - 1].validation_accuracy for trial in trials] for epoch in rung_epochs]
+    curves = [[trial.metric.score(trial.epochs[epoch - 1]) for trial in trials] for epoch in rung_epochs]
     found = []
     for epoch, values in zip(rung_epochs[:-1], curves, strict=False):
         if min(len(set(values)), len(set(curves[-1]))) > 1:
@@ -106,11 +107,12 @@ class RungVisit:
     Attributes:
         trial: number of the trial.
         epoch: epoch of the rung.
-        value: validation accuracy of the trial there, 0 to 1.
+        value: score of the trial there.
         reason: why the trial does not pass; None if it passes. Exempt trials continue whatever the rung says.
         cutoff: the value that `value` was held against; None where there was none.
-        known: values at the rung by trial, in the order in which they were recorded; of diverged trials `WORST`. The
+        known: values at the rung by trial, in the order in which they were recorded; of diverged trials the worst. The
             first `n_known` of them were known when the rung decided; they may include the trial itself.
+        metric: whose scores these are.
     """
 
     trial: int
@@ -120,6 +122,7 @@ class RungVisit:
     cutoff: float | None
     known: Mapping[int, float]
     n_known: int
+    metric: Metric
 
     @property
     def margin(self) -> float | None:
@@ -141,7 +144,7 @@ def rung_visits(history: History, space: Space, chance: float | None = None) -> 
     Args:
         history: of the search.
         space: the present space.
-        chance: accuracy of guessing that the rungs used (`manifest.Data.chance`), 0 to 1; None where it is not known.
+        chance: score of guessing that the rungs used (`manifest.Data.chance_of`); None where it is not known.
 
     Returns:
         By number of the trial and epoch of the rung; without rungs at which a trial only counts as diverged.
@@ -150,13 +153,14 @@ def rung_visits(history: History, space: Space, chance: float | None = None) -> 
         InputError: this version cannot read an earlier space of the search.
     """
     known, found = History(), defaultdict[int, dict[int, RungVisit]](dict)
-    rule, promotes = rung_rule(space, chance), space.search.asha == "promote"
+    rule, promotes = rung_rule(space, chance, history.metric), space.search.asha == "promote"
     n_spaces = sum(isinstance(event, SpaceSet) for event in history.events)
 
     def look(trial: Trial, result: EpochDone | None) -> None:
         if result and not trial.excluded and not result.diverged and result.epoch in rule.arrived:
             verdict, arrived = rule.verdict(trial, result), rule.arrived[result.epoch]
-            visit = RungVisit(trial.number, result.epoch, result.validation_accuracy, *verdict, arrived, len(arrived))
+            metric, n = known.metric, len(arrived)
+            visit = RungVisit(trial.number, result.epoch, metric.score(result), *verdict, arrived, n, metric)
             found[trial.number][result.epoch] = visit
 
     for event in history.events:
@@ -165,7 +169,8 @@ def rung_visits(history: History, space: Space, chance: float | None = None) -> 
             case SpaceSet():
                 n_spaces -= 1
                 then = space_of_journal(known, space.name) if n_spaces else space
-                rule, promotes = rung_rule(then, chance), then.search.asha == "promote"
+                guess = chance if known.metric is history.metric else None
+                rule, promotes = rung_rule(then, guess, known.metric), then.search.asha == "promote"
                 replay(rule, known)
             case EpochDone() if not known.trials[event.trial].excluded:
                 if not promotes:

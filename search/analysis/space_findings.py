@@ -127,7 +127,7 @@ def divergences(history: History, space: Space) -> Finding:
 
 def edges(history: History, space: Space) -> Finding:
     """Whether many of the best trials, in the leaderboard's order, lie at an end of a range."""
-    scored = [row for row in rank(history) if not row.excluded and row.validation_accuracy is not None]
+    scored = [row for row in rank(history) if not row.excluded and row.search_score is not None]
     ranked = [row for row in scored if contains(space, row.config)]
     best = [row.config for row in ranked[:N_BEST]]
     n = counted(len(ranked), "trial")
@@ -159,7 +159,7 @@ def importances(history: History, space: Space, known: Importance | None = None)
     enough = TRIALS_PER_PARAMETER * n_parameters
     caution = f" Fewer than {enough} trials for {n_parameters} parameters can show little." if found.n < enough else ""
     sentence = (
-        f"Of the variance of the accuracy of {found.n} trials after epoch {epoch}, "
+        f"Of the variance of the {history.metric.title} of {found.n} trials after epoch {epoch}, "
         f"{mattering or 'no parameter'} explains more than chance (at most {found.by_chance:.0%}).{caution}"
     )
     return Finding("importances", "fine" if mattering else "unknown", sentence, "", numbers)

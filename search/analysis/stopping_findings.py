@@ -59,7 +59,7 @@ def would_be_winners(history: History, space: Space, chance: float | None = None
 
     The share of refused audit trials that rank above every trial that no rung refused, times the number of stopped
     trials, with Clopper and Pearson's interval: audit trials are a random sample. By rank, because replicates decide
-    where trials have them, not the best single run. `chance` is the accuracy of guessing that the rungs used.
+    where trials have them, not the best single run. `chance` is the score of guessing that the rungs used.
     """
     rungs = space.rung_epochs
     if len(rungs) == 1:

@@ -50,9 +50,10 @@ class TrialAccount:
     def as_dict(self) -> dict[str, Any]:
         """The row of the leaderboard, with the rungs and the replicates."""
         rungs = [
-            {"epoch": one.epoch, "value": one.value, "cutoff": one.cutoff, "margin": one.margin}
+            {"epoch": one.epoch, "value": one.metric.value(one.value), "margin": one.margin}
+            | {"cutoff": None if one.cutoff is None else one.metric.value(one.cutoff)}
             | {"passes": one.reason is None, "reason": one.reason or ""}
-            | {"others": [{"trial": number, "value": value} for number, value in one.others.items()]}
+            | {"others": [{"trial": n, "value": one.metric.value(value)} for n, value in one.others.items()]}
             | {
                 "refused_audit_ranks": list(self.audit_ranks[one.epoch]),
                 "n_refused_audits_back": self.n_back(one.epoch),
@@ -61,7 +62,7 @@ class TrialAccount:
         ]
         replicates = [
             {"run": run.number, "block": run.block, "status": run.end.status if run.end else "running"}
-            | {"epochs": run.n_epochs, "validation_accuracy": last_accuracy(run)}
+            | {"epochs": run.n_epochs, run.metric.column: last_value(run)}
             for run in self.replicates
         ]
         state = {"never_stopped": is_exempt(self.trial), "waits": self.waits, "excluded": self.trial.excluded}
@@ -69,9 +70,9 @@ class TrialAccount:
         return {**self.row.as_dict(), **state, **numbers, "rungs": rungs, "replicates": replicates}
 
 
-def last_accuracy(one: Trial | Replicate) -> float | None:
-    """Accuracy after the last epoch, 0 to 1; None without an epoch, and where training diverged."""
-    return None if one.last is None or one.last.diverged else one.last.validation_accuracy
+def last_value(one: Trial | Replicate) -> float | None:
+    """The metric after the last epoch; None without an epoch, and where training diverged."""
+    return None if one.last_score is None else one.metric.value(one.last_score)
 
 
 def account(history: History, space: Space, number: int, chance: float | None = None) -> TrialAccount:
@@ -81,7 +82,7 @@ def account(history: History, space: Space, number: int, chance: float | None = 
         history: of the search, which may still run.
         space: the space of the search.
         number: of the trial, which must be in the history.
-        chance: accuracy of guessing that the rungs used (`manifest.Data.chance`), 0 to 1; None where it is not known.
+        chance: score of guessing that the rungs used (`manifest.Data.chance_of`); None where it is not known.
 
     Raises:
         InputError: this version cannot read an earlier space of the search.

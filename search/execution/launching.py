@@ -85,12 +85,13 @@ class SearchSession:
             return self._run()
 
     def _run(self) -> SearchEnd:
+        history = self.experiment.history()
         state = SearchState(
             self.space,
-            self.experiment.history(),
+            history,
             self.experiment.journal(),
             self.observer.on_event,
-            chance=self.experiment.manifest.data.chance,
+            chance=self.experiment.manifest.data.chance_of(history.metric),
             is_late=lambda: time.monotonic() >= self._trials_until_s,
         )
         number = self._open()
@@ -182,6 +183,7 @@ class SearchSession:
             dataset=self.space.dataset,
             experiment_seed=self.space.search.seed,
             compute=self.resource_plan.compute,
+            class_weights=self.space.training.class_weights,
             resume_from=None if resume_from is None else str(resume_from),
         ).model_dump(mode="json")
 

@@ -12,12 +12,12 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from search.analysis.ranking import METRIC
 from search.execution.failures import RetryCount, reason_in_words, tells_of_full_disk
 from search.execution.ray_internals import forget_metrics
 from search.experiment.events import EpochDone, Event, ReplicateEpochDone
 from search.experiment.history import History
 from search.policy.state import Assignment, SearchState
+from trainable.metric import ACCURACY
 
 # The newest may be incomplete when the process ends.
 CHECKPOINTS_KEPT = 2
@@ -119,7 +119,7 @@ class StateSearcher(Searcher):
     """
 
     def __init__(self, shared: Shared, trials_at_once: int) -> None:
-        super().__init__(metric=METRIC, mode="max")
+        super().__init__(metric=ACCURACY.column, mode="max")
         self._shared = shared
         self._trials_at_once = trials_at_once
 

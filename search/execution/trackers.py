@@ -17,12 +17,14 @@ from spaces.errors import InputError, RunError, first_line
 from spaces.parameters import Number
 from spaces.printable import printable
 from spaces.schema import MLflow, Track, Wandb
+from trainable.metric import METRICS
 
 Numbers = dict[str, Number]
 
 EXPERIMENT_TAG, NAME_TAG = "experiment", "trial_name"
 # Prefix of TensorBoard's tags since version 0.1, in which Ray wrote the files.
 _TENSORBOARD_PREFIX = "ray/tune/"
+_METRIC_COLUMNS = [metric.column for metric in METRICS.values()]
 _NOT_RESULTS = ("trial", "run", "epoch", "at")
 # Events are reported in the loop that serves all trials: a server that is gone must not block it for minutes.
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -65,8 +67,10 @@ class Tracker:
         if name not in self._runs:
             self._runs[name] = self.open_run(name, history.trials[trial].config.as_dict())
         if isinstance(event, events.EpochDone | events.ReplicateEpochDone):
-            fields = [field for field in event.__dataclass_fields__ if field not in _NOT_RESULTS]
-            self.log(self._runs[name], event.epoch, {field: getattr(event, field) for field in fields})
+            fields = {field: getattr(event, field) for field in event.__dataclass_fields__ if field not in _NOT_RESULTS}
+            self.log(
+                self._runs[name], event.epoch, {name: value for name, value in fields.items() if value is not None}
+            )
         elif isinstance(event, events.TrialEnded | events.ReplicateEnded):
             self.close_run(self._runs.pop(name), event.status == "failed")
 
@@ -96,7 +100,7 @@ class TensorBoard(Tracker):
         (self._folder / name).mkdir(parents=True, exist_ok=True)
         # The default name holds seconds: a second file within the same second would overwrite the first.
         writer = EventsWriter(str(self._folder / name / "events"), f".{time.time_ns()}")
-        self._write(writer, 0, *hparams(config, {f"{_TENSORBOARD_PREFIX}validation_accuracy": 0.0}))
+        self._write(writer, 0, *hparams(config, {f"{_TENSORBOARD_PREFIX}{name}": 0.0 for name in _METRIC_COLUMNS}))
         return writer
 
     def log(self, run: Any, epoch: int, results: Numbers) -> None:

@@ -109,6 +109,8 @@ class EpochDone(_Trained):
     train_s: Amount
     validation_s: Amount
     at: Amount
+    validation_balanced_accuracy: Share | None = None  # None in journals of version 0.1, like macro F1
+    validation_macro_f1: Share | None = None
 
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
@@ -161,6 +163,8 @@ class ReplicateEpochDone(_Trained):
     train_s: Amount
     validation_s: Amount
     at: Amount
+    validation_balanced_accuracy: Share | None = None
+    validation_macro_f1: Share | None = None
 
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)

@@ -15,7 +15,7 @@ from search.experiment.manifest import Part
 from search.experiment.state_files import first_problem, must_not_be_a_link
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
-from spaces.schema import LARGEST_IMAGE_PX
+from spaces.schema import LARGEST_IMAGE_PX, MetricName
 
 MAX_METRICS_BYTES = 16 * MIB
 MAX_IMAGE_BYTES = 8 * MIB  # a PNG of the largest image, incompressible, has less than 4 MiB
@@ -36,6 +36,13 @@ class SeedResult(Part):
 
     seed: Count
     accuracy: Share
+
+
+class TestMetric(Part):
+    """A metric over seeds."""
+
+    mean: float
+    interval_95: Annotated[list[float], Field(min_length=2, max_length=2)] | None
 
 
 class TestedOn(Part):
@@ -60,6 +67,7 @@ class FinalResults(Part):
         trial: number of the retrained trial.
         epochs: number of epochs of each seed.
         confusion_matrix: counts of the exported seed; row = true class, column = predicted class.
+        test_metrics: the metrics of `search.metric` on the test images, by name; empty in files of old versions.
         surest_mistakes: mistakes of the exported seed, highest probability first; None in files of old versions.
     """
 
@@ -71,6 +79,7 @@ class FinalResults(Part):
     test_accuracy_per_seed: Annotated[list[SeedResult], Field(min_length=1, max_length=1000)]
     class_names: Annotated[list[ClassName], Field(min_length=2, max_length=MOST_CLASSES)]
     confusion_matrix: list[list[Count]]
+    test_metrics: dict[MetricName, TestMetric] = Field(default_factory=dict)
     surest_mistakes: Annotated[list[ShownMistake], Field(max_length=MOST_MISTAKES)] | None = None
 
     @model_validator(mode="after")

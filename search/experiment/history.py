@@ -22,6 +22,8 @@ from search.experiment.events import (
     TrialStarted,
 )
 from spaces.parameters import Hyperparameters, Number
+from spaces.schema import MetricName
+from trainable.metric import ACCURACY, METRICS, Metric
 
 Status = Literal["completed", "stopped", "failed", "diverged", "running"]
 _Epoch = TypeVar("_Epoch", EpochDone, ReplicateEpochDone)
@@ -34,6 +36,7 @@ class _Work(Generic[_Epoch, _End]):
     started_at: float  # seconds since 1970 (UTC)
     epochs: list[_Epoch]  # in order, from epoch 1
     end: _End | None  # None before its end
+    metric: Metric  # that the search ranks by
 
     @property
     def n_epochs(self) -> int:
@@ -43,7 +46,19 @@ class _Work(Generic[_Epoch, _End]):
     def last(self) -> _Epoch | None:
         return self.epochs[-1] if self.epochs else None
 
+    @property
+    def scores(self) -> dict[int, float]:
+        """Score after each epoch, by its number; without epochs in which training diverged."""
+        return {epoch.epoch: self.metric.score(epoch) for epoch in self.epochs if not epoch.diverged}
+
+    @property
+    def last_score(self) -> float | None:
+        """Score after the last epoch; None before the first epoch, and where training diverged."""
+        return None if self.last is None or self.last.diverged else self.metric.score(self.last)
+
     def add_epoch(self, event: _Epoch, name: str) -> None:
+        if not self.metric.is_in(event):
+            raise ValueError(f"{name} has no {self.metric.title}, by which the search ranks, in epoch {event.epoch}")
         if event.epoch != self.n_epochs + 1:
             raise ValueError(f"{name} has epoch {event.epoch} after {self.n_epochs}")
         self.epochs.append(event)
@@ -71,6 +86,7 @@ class Trial(_Work[EpochDone, TrialEnded]):
     excluded: bool = False  # lies outside the present space
     audit: bool = False
     promotions: list[TrialPromoted] = field(default_factory=list)  # from rungs at which it waited
+    metric: Metric = ACCURACY
 
     @property
     def promoted_at(self) -> int:
@@ -96,16 +112,21 @@ class Replicate(_Work[ReplicateEpochDone, ReplicateEnded]):
     started_at: float
     epochs: list[ReplicateEpochDone] = field(default_factory=list)
     end: ReplicateEnded | None = None
+    metric: Metric = ACCURACY
     promotions: ClassVar[tuple[TrialPromoted, ...]] = ()  # never waits at a rung
 
 
-class _AuditRule(BaseModel):
-    """The part of `search` in a space that chooses audit trials, for journals without `TrialStarted.audit`."""
+class _SearchSection(BaseModel):
+    """The part of `search` in a space that is needed to read its trials: the metric, and which are audit trials.
+
+    The latter is for journals without `TrialStarted.audit`.
+    """
 
     model_config = ConfigDict(strict=True)
 
     seed: Count = 0
     audit_fraction: Share = 0.0
+    metric: MetricName = "accuracy"
 
 
 class History:
@@ -115,6 +136,7 @@ class History:
         trials: trials by number, ascending.
         results_in_order: epochs of all trials, in the order in which they were recorded.
         space: the present space, as returned by `Space.as_dict`; None before the first `SpaceSet`.
+        metric: that the present space ranks by; accuracy before the first `SpaceSet`.
         replicates: replicates of the best trials by number, ascending.
         n_redone: number of epochs that were trained again, after a worker or the search was interrupted.
         events: all applied events, in order.
@@ -124,7 +146,8 @@ class History:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
-        self._audit_rule = _AuditRule()
+        self._search_section = _SearchSection()
+        self.metric = ACCURACY
         self.replicates: dict[int, Replicate] = {}
         self.n_redone = 0
         self.events: list[Event] = []
@@ -145,7 +168,8 @@ class History:
             case ReplicateStarted():
                 if event.run != len(self.replicates) or event.trial not in self.trials:
                     raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.replicates)} runs")
-                self.replicates[event.run] = Replicate(event.run, event.trial, event.block, event.at)
+                started = Replicate(event.run, event.trial, event.block, event.at, metric=self.metric)
+                self.replicates[event.run] = started
             case ReplicateEpochDone():
                 _unfinished(self.replicates, event.run, "run").add_epoch(event, f"run {event.run}")
             case ReplicateEnded():
@@ -157,10 +181,15 @@ class History:
     def _set_space(self, event: SpaceSet) -> None:
         if not set(event.excluded) <= set(self.trials):
             raise ValueError(f"it excludes {event.excluded} of {len(self.trials)} trials")
-        self._audit_rule = _AuditRule.model_validate(event.space.get("search", {}))
-        self.space = event.space
+        self._search_section = _SearchSection.model_validate(event.space.get("search", {}))
+        metric = METRICS[self._search_section.metric]
+        if n_without := self.n_without(metric):
+            raise ValueError(f"it ranks by {metric.title}, which {n_without} earlier epochs do not have")
+        self.metric, self.space = metric, event.space
         for trial in self.trials.values():
             trial.excluded = trial.number in event.excluded
+        for one in self.work:
+            one.metric = metric
 
     def _start_trial(self, event: TrialStarted) -> None:
         if event.trial != len(self.trials):
@@ -168,10 +197,10 @@ class History:
         audit = event.audit
         if audit is None:
             # From the space at the start of the trial: later changes of the space do not apply to it.
-            rule = self._audit_rule
+            rule = self._search_section
             audit = not event.baseline and is_audit(event.trial, rule.seed, rule.audit_fraction)
         self.trials[event.trial] = Trial(
-            event.trial, event.suggested, event.config, event.baseline, event.at, audit=audit
+            event.trial, event.suggested, event.config, event.baseline, event.at, audit=audit, metric=self.metric
         )
 
     def _apply_to_trial(self, event: EpochDone | EpochRedone | TrialPromoted | TrialEnded, trial: Trial) -> None:
@@ -218,6 +247,10 @@ class History:
             yield from (promotion.at for promotion in one.promotions)
             if one.end:
                 yield one.end.at
+
+    def n_without(self, metric: Metric) -> int:
+        """Number of epochs of trials and replicates that do not have a metric."""
+        return sum(not metric.is_in(epoch) for one in self.work for epoch in one.epochs)
 
     @property
     def n_ended(self) -> int:

@@ -27,6 +27,7 @@ from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
 from spaces.schema import Precision, Space
 from trainable.files import write_text
+from trainable.metric import ACCURACY, Metric
 
 MAX_MANIFEST_BYTES = 16 * MIB  # a manifest with 1,000 classes and 1,000 sessions has less than 1 MiB
 
@@ -65,6 +66,12 @@ class Data(Part):
     content_sha256: str  # of all pixels and labels
     # The highest validation accuracy of a run that only guesses (`rungs.chance_accuracy`); None in old manifests.
     chance: float | None = Field(default=None, ge=0, le=1)
+    chances: dict[str, float] = {}  # of the other metrics (`rungs.chance_levels`)
+
+    def chance_of(self, metric: Metric) -> float | None:
+        """Best score of a run that only guesses; None if unknown."""
+        value = self.chance if metric is ACCURACY else self.chances.get(metric.name)
+        return None if value is None else metric.value(value)
 
 
 class Seeds(Part):
@@ -109,7 +116,7 @@ class TestSetUse(Part):
 
 def use_of_test_set_text(opening: TestSetUse) -> str:
     """One line about a use of the test set, for messages."""
-    result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
+    result = "not finished" if opening.test_accuracy_mean is None else f"accuracy {opening.test_accuracy_mean:.2%}"
     reason = f", once more because: {opening.reason}" if opening.reason else ""
     return (
         f"Test set opened {opening.at} for trial {opening.trial} ({counted(opening.seeds, 'seed')}): {result}{reason}"

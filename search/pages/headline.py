@@ -10,6 +10,7 @@ from search.experiment.manifest import seconds_used, use_of_test_set_text
 from search.pages.report_data import ReportData, go_on_line, is_unfinished
 from search.policy.budget import epochs_trained
 from spaces.counted import counted, duration_text
+from trainable.metric import ACCURACY
 
 
 class Stat(NamedTuple):
@@ -26,16 +27,16 @@ def headline(known: ReportData) -> list[Stat]:
 
 
 def _validation_stat(known: ReportData) -> Stat:
-    best = known.best
-    if best is None or best.validation_accuracy is None:
+    best, label = known.best, f"Validation {known.history.metric.title}"
+    if best is None:
         why = "no winner: the best is at chance" if best_completed(known.ranked) else "no trial has completed yet"
-        return Stat("Validation accuracy", "–", why)
+        return Stat(label, "–", why)
     by = f"trial {best.trial}; "
     if best.replicates:
         runs = counted(best.replicates.n_runs, "replicate")
         interval = "" if best.replicates.half_width is None else ", 95 % interval"
-        return Stat("Validation accuracy", replicate_text(best.replicates), f"{by}mean of {runs}{interval}")
-    return Stat("Validation accuracy", f"{best.validation_accuracy:.2%}", f"{by}one seed, on the images that chose it")
+        return Stat(label, replicate_text(best.replicates), f"{by}mean of {runs}{interval}")
+    return Stat(label, best.search_text, f"{by}one seed, on the images that chose it")
 
 
 def _lead_stats(known: ReportData) -> list[Stat]:
@@ -45,18 +46,29 @@ def _lead_stats(known: ReportData) -> list[Stat]:
     if over.lead is None:
         return [Stat("Lead over the baseline", "–", over.doubt)]
     interval = [] if over.lead.half_width is None else ["95 % interval"]
-    return [Stat("Lead over the baseline", points_text(over.lead), "; ".join([*interval, over.doubt or "clear of 0"]))]
+    return [
+        Stat(
+            "Lead over the baseline",
+            points_text(over.lead),
+            "; ".join([*interval, over.doubt or "clear of 0"]),
+        )
+    ]
 
 
 def _test_stat(known: ReportData) -> Stat:
     final = known.final
     if final is None:
-        return Stat("Test accuracy", "–", "not opened" if not known.manifest.test_openings else "see below")
-    interval, n_seeds = final.test_accuracy_interval_95, len(final.test_accuracy_per_seed)
-    seeds = counted(n_seeds, "seed")
-    spread = f"95 % interval {interval[0]:.2%} – {interval[1]:.2%}, " if interval else ""
+        return Stat(
+            f"Test {known.history.metric.title}", "–", "not opened" if not known.manifest.test_openings else "see below"
+        )
+    metric, mean, interval = ACCURACY, final.test_accuracy_mean, final.test_accuracy_interval_95
+    if searched := final.test_metrics.get(known.history.metric.name):
+        metric, mean, interval = known.history.metric, searched.mean, searched.interval_95
+    ends = [metric.text(metric.value(end)) for end in interval or ()]
+    seeds = counted(len(final.test_accuracy_per_seed), "seed")
+    spread = f"95 % interval {' – '.join(ends)}, " if ends else ""
     other = "" if final.trial == known.winner_number else f" of trial {final.trial}"
-    return Stat("Test accuracy", f"{final.test_accuracy_mean:.2%}", f"{spread}{seeds}{other}")
+    return Stat(f"Test {metric.title}", metric.text(metric.value(mean)), f"{spread}{seeds}{other}")
 
 
 def _cost_stat(known: ReportData) -> Stat:
@@ -106,8 +118,9 @@ def retraining_sentences(known: ReportData) -> list[str]:
         return [f"The test images have not been opened.{how}"]
     final = known.final
     seeds = ", ".join(f"{one.accuracy:.2%}" for one in final.test_accuracy_per_seed)
+    by_seed = f"Accuracy by seed: {seeds}. The interval is over seeds, not over test images."
     return [
         f"Trial {final.trial} was retrained for {counted(final.epochs, 'epoch')} and tested on "
-        f"{final.tested_on.n_images:,} images. By seed: {seeds}. The interval is over seeds, not over test images.",
+        f"{final.tested_on.n_images:,} images. {by_seed}",
         *openings,
     ]

@@ -21,6 +21,7 @@ from search.pages.page import BLUE, GREY, LINE, MUTED, ORANGE, PAPER, PURPLE, TE
 from spaces.parameters import Choice, LogUniform, Number, Searched
 from spaces.printable import printable
 from spaces.schema import Space
+from trainable.metric import ACCURACY, Metric
 
 MOST_CURVES = 300  # more lines cannot be distinguished, and slow a page down
 MOST_POINTS = 2000
@@ -107,7 +108,7 @@ def styled_figure(
 def learning_curves(
     trials: Sequence[Trial], winner: int | None, rung_epochs: Sequence[int], is_live: bool
 ) -> go.Figure:
-    """Validation accuracy over epochs, a trace for each kind of trial.
+    """The metric on the validation images over epochs, a trace for each kind of trial.
 
     Args:
         trials: trials inside the space; the names of traces count all of them, drawn or not.
@@ -116,9 +117,14 @@ def learning_curves(
         is_live: whether the search runs.
     """
 
+    metric = _metric_of(trials)
+
     def points(trial: Trial) -> _Points:
-        epochs = [(epoch.epoch, epoch.validation_accuracy) for epoch in trial.epochs if not epoch.diverged]
-        return [(epoch, value, f"trial {trial.number}, epoch {epoch}: {value:.2%}") for epoch, value in epochs]
+        texts = {epoch: metric.text(score) for epoch, score in trial.scores.items()}
+        return [
+            (epoch, metric.value(score), f"trial {trial.number}, epoch {epoch}: {texts[epoch]}")
+            for epoch, score in trial.scores.items()
+        ]
 
     traces = []
     n_of_kind = {group: len(members) for group, members in _by_kind(trials, winner, is_live)}
@@ -130,7 +136,7 @@ def learning_curves(
         traces.append(trace)
     whole_numbers = {"dtick": 1, "tick0": 0} if rung_epochs[-1] <= 12 else {"tickformat": ",d"}
     x = {"rangemode": "tozero", **whole_numbers}
-    figure = styled_figure("epoch", "validation accuracy", 380, traces, x, PERCENT)
+    figure = styled_figure("epoch", f"validation {metric.title}", 380, traces, x, metric_axis(metric))
     for epoch in rung_epochs[:-1]:
         mark_at(figure, epoch, f"rung {epoch}", MUTED, {"width": 1, "dash": "dot"})
     return figure
@@ -157,22 +163,24 @@ def rung_bars(rungs: Sequence[RungSurvival]) -> go.Figure:
 
 
 def optimisation_history(trials: Sequence[Trial], winner: int | None, is_live: bool) -> go.Figure:
-    """Last accuracy of each trial by its number, and the best completed trial so far."""
+    """Last value of the metric of each trial by its number, and the best completed trial so far."""
+    metric = _metric_of(trials)
     completed = [trial for trial in _with_end(trials) if trial.status == "completed"]
     traces = []
     if completed:
-        best = list(accumulate((_end(trial) or 0.0 for trial in completed), max))
+        best = list(accumulate((_end(trial) or 0.0 for trial in completed), min if metric.is_loss else max))
         line = {"color": BLUE.light, "width": 2, "shape": "hv"}
         # Without `skip`, hovering shows the line instead of the trials on it.
         more = {"name": "best completed so far", "mode": "lines", "line": line, "hoverinfo": "skip"}
         traces.append(go.Scatter(x=[trial.number for trial in completed], y=best, **more))
     for group, members in _by_kind(_with_end(drawn(trials, winner, MOST_POINTS)), winner, is_live):
         traces.append(_points(group, members, [trial.number for trial in members]))
-    return styled_figure("trial", "validation accuracy where it ended", 380, traces, {}, PERCENT)
+    title = f"validation {metric.title} where it ended"
+    return styled_figure("trial", title, 380, traces, {}, metric_axis(metric))
 
 
 def parallel_coordinates(space: Space, trials: Sequence[Trial], winner: int | None) -> go.Figure | None:
-    """A line for each trial through its hyperparameters to its accuracy; None without a trial that has an accuracy.
+    """A line for each trial through its hyperparameters to its metric; None without a trial that has a result.
 
     Plotly's own parallel coordinates need WebGL and have no hover text; these are lines.
     """
@@ -219,7 +227,7 @@ def importance_bars(importance: Importance) -> go.Figure:
 
 
 def slices(space: Space, trials: Sequence[Trial], winner: int | None, is_live: bool) -> dict[str, go.Figure]:
-    """Last accuracy of each trial against each searched hyperparameter, by the hyperparameter's name."""
+    """Last value of the metric of each trial against each searched hyperparameter, by the hyperparameter's name."""
     shown = _with_end(drawn(trials, winner, MOST_POINTS))
     figures = {}
     for name, parameter in space.searched.items():
@@ -228,7 +236,7 @@ def slices(space: Space, trials: Sequence[Trial], winner: int | None, is_live: b
             values: list[Number] = [getattr(trial.config, name) for trial in members]
             x = [short(value) for value in values] if isinstance(parameter, Choice) else values
             traces.append(_points(group, members, x))
-        figure = styled_figure(name, "", 240, traces, _slice_axis(parameter), PERCENT)
+        figure = styled_figure(name, "", 240, traces, _slice_axis(parameter), metric_axis(_metric_of(trials)))
         figures[name] = figure.update_layout(margin={"l": 45, "r": 10, "t": 10, "b": 45})
     return figures
 
@@ -265,10 +273,10 @@ def _by_kind(trials: Iterable[Trial], winner: int | None, is_live: bool) -> list
 
 
 def _by_quarter(trials: Sequence[Trial], winner: int | None) -> list[tuple[Group, list[Trial]]]:
-    """Trials by whether their accuracy is in the best quarter; the winner and the baseline are groups of their own."""
-    ends = sorted(_end(trial) or 0.0 for trial in trials)
-    bound = ends[-max(1, len(ends) // 4)]
-    return _grouped(trials, winner, lambda trial: _BEST_QUARTER if (_end(trial) or 0.0) >= bound else _REST)
+    """Trials by whether their score is in the best quarter; the winner and the baseline are groups of their own."""
+    scores = {trial.number: trial.last_score or 0.0 for trial in trials}
+    bound = sorted(scores.values())[-max(1, len(scores) // 4)]
+    return _grouped(trials, winner, lambda trial: _BEST_QUARTER if scores[trial.number] >= bound else _REST)
 
 
 def _grouped(
@@ -302,11 +310,11 @@ def _points(group: Group, members: Sequence[Trial], x: Sequence[Number | str]) -
     return go.Scatter(
         x=list(x),
         y=[_end(trial) for trial in members],
-        customdata=[[trial.number, trial.n_epochs] for trial in members],
+        customdata=[[trial.number, trial.n_epochs, trial.metric.text(trial.last_score or 0.0)] for trial in members],
         name=group.name,
         mode="markers",
         marker={**_marker(group, size), "line": {"color": group.colour.light, "width": 1.5}},
-        hovertemplate=f"trial %{{customdata[0]}}, %{{customdata[1]}} epochs: %{{y:.2%}} at %{{x}}"
+        hovertemplate=f"trial %{{customdata[0]}}, %{{customdata[1]}} epochs: %{{customdata[2]}} at %{{x}}"
         f"<extra>{group.name}</extra>",
     )
 
@@ -327,8 +335,17 @@ def mark_at(figure: go.Figure, x: float, text: str, colour: Shade, line: dict[st
 
 
 def _end(trial: Trial) -> float | None:
-    """Last accuracy of a trial; None where it has none or diverged."""
-    return None if trial.last is None or trial.last.diverged else trial.last.validation_accuracy
+    """Last value of the metric of a trial; None where it has none or diverged."""
+    return None if trial.last_score is None else trial.metric.value(trial.last_score)
+
+
+def _metric_of(trials: Sequence[Trial]) -> Metric:
+    return trials[0].metric if trials else ACCURACY
+
+
+def metric_axis(metric: Metric) -> dict[str, Any]:
+    """Settings of an axis of the metric's values; logarithmic for losses: early ones are many times the last."""
+    return {"type": "log"} if metric.is_loss else PERCENT
 
 
 def _with_end(trials: Iterable[Trial]) -> list[Trial]:
@@ -351,10 +368,16 @@ def _parameter_axis(name: str, parameter: Searched) -> _Axis:
 
 
 def _result_axes(trials: Sequence[Trial]) -> list[_Axis]:
-    ends = [_end(trial) or 0.0 for trial in trials]
+    ends, metric = [_end(trial) or 0.0 for trial in trials], _metric_of(trials)
     return [
         _Axis("epochs", 0, max(trial.n_epochs for trial in trials), lambda trial: trial.n_epochs),
-        _Axis("accuracy", min(ends), max(ends), lambda trial: _end(trial) or 0.0, "{:.1%}".format),
+        _Axis(
+            metric.title,
+            min(ends),
+            max(ends),
+            lambda trial: _end(trial) or 0.0,
+            short if metric.is_loss else "{:.1%}".format,
+        ),
     ]
 
 

@@ -44,7 +44,8 @@ def report_html(experiment: Experiment) -> str:
         figures,
         kind=f"Search of {manifest.space} on {space.dataset.name}, begun {_utc(manifest.created_at)}",
         name=experiment.name,
-        lead=lead_sentence(known.history, known.ranked, manifest.data.chance),
+        metric=known.history.metric.title,
+        lead=lead_sentence(known.history, known.ranked, manifest.data.chance_of(known.history.metric)),
         remarks=remarks(known),
         stats=headline(known),
         leaderboard_caption=_leaderboard_caption(known),
@@ -96,13 +97,13 @@ def _figures(known: ReportData, rungs: Sequence[RungSurvival], importance: Impor
 
 
 def _leaderboard_caption(known: ReportData) -> str:
-    n_trials = len(known.ranked)
+    n_trials, title = len(known.ranked), known.history.metric.title
     shown = "" if n_trials <= MOST_ROWS else f" The first {MOST_ROWS:,} of {n_trials:,} are here."
     n = n_by_replicates(known.ranked)
-    by = f" Of the ranks, the first {n} rest on replicates, and those below on the accuracy in the search." if n else ""
+    by = f" Of the ranks, the first {n} rest on replicates, and those below on the {title} in the search." if n else ""
     return (
-        f"{progress_text(known.history, known.space)}. Accuracy is of the validation images, after a trial’s last "
-        f"epoch: stopped trials had fewer.{by}{shown}"
+        f"{progress_text(known.history, known.space)}. The {title} is of the validation images, after a trial’s "
+        f"last epoch: stopped trials had fewer.{by}{shown}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from search.analysis.trial_account import last_accuracy
+from search.analysis.trial_account import last_value
 from search.experiment.history import Replicate, Trial
 from search.experiment.manifest import session_times
 from search.experiment.wall_clock import slot_times
@@ -94,7 +94,8 @@ def timeline(known: ReportData) -> go.Figure | None:
 
 
 def replicate_plot(known: ReportData) -> go.Figure | None:
-    """Each replicate by trial, the means with 95 % intervals, and the accuracies in the search; None without any."""
+    """Each replicate by trial, the means with 95 % intervals, and the results in the search; None without any."""
+    metric = known.history.metric
     results = replicate_results(known.history)
     trials = {number: known.history.trials[number] for number in results}
     names = {
@@ -103,9 +104,9 @@ def replicate_plot(known: ReportData) -> go.Figure | None:
         for number, trial in trials.items()
     }
     runs = [run for run in known.history.replicates.values() if run.end and run.end.status == "completed"]
-    shown = [(names[run.trial], last_accuracy(run)) for run in runs if run.trial in names]
-    means = [(names[number], result.mean) for number, result in results.items()]
-    searched = [(names[number], last_accuracy(trial)) for number, trial in trials.items()]
+    shown = [(names[run.trial], last_value(run)) for run in runs if run.trial in names]
+    means = [(names[number], metric.value(result.mean)) for number, result in results.items()]
+    searched = [(names[number], last_value(trial)) for number, trial in trials.items()]
     intervals = {"array": [result.half_width for result in results.values()], "thickness": 2.5, "width": 8}
     traces = [
         go.Scatter(
@@ -115,7 +116,7 @@ def replicate_plot(known: ReportData) -> go.Figure | None:
             mode="markers",
             marker={"color": colour.light, "symbol": symbol, "size": 11, "line": {"color": colour.light, "width": 2}},
             error_x={**intervals, "color": colour.light} if points is means else None,
-            hovertemplate=f"%{{y}}: %{{x:.2%}}<extra>{name}</extra>",
+            hovertemplate=f"%{{y}}: %{{x:{'.4f' if metric.is_loss else '.2%'}}}<extra>{name}</extra>",
         )
         for name, colour, symbol, points in (
             ("mean, 95 % interval", BLUE, "square", means),
@@ -125,7 +126,8 @@ def replicate_plot(known: ReportData) -> go.Figure | None:
     ]
     # From above, the best mean first; without a range, the rows at the edges are cut.
     y = {"type": "category", "categoryarray": list(names.values()), "range": [len(names) - 0.5, -0.5]}
-    return styled_figure("validation accuracy", "", 110 + 44 * len(names), traces, PERCENT, y) if results else None
+    height_px, x = 110 + 44 * len(names), {} if metric.is_loss else PERCENT
+    return styled_figure(f"validation {metric.title}", "", height_px, traces, x, y) if results else None
 
 
 def _group(one: Trial | Replicate, is_live: bool) -> Group:

@@ -12,7 +12,7 @@ Cell = tuple[str, float | str | None]  # text and sort key; None is sorted last
 
 def leaderboard(known: ReportData) -> tuple[list[LeaderboardColumn], list[tuple[str, list[Cell]]]]:
     """The leaderboard, best first: its columns, and for each row its class in the style sheet and its cells."""
-    shown = shown_columns(has_replicates=any(row.replicates for row in known.ranked))
+    shown = shown_columns(any(row.replicates for row in known.ranked), known.history.metric)
     n_results = sum(not column.after_parameters for column in shown)
     columns = [*shown[:n_results], *map(parameter_column, known.space.searched), *shown[n_results:]]
     kinds = {"stopped": "stopped", "failed": "failed", "diverged": "failed"}

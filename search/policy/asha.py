@@ -11,10 +11,11 @@ from typing import Protocol
 from search.experiment.events import EpochDone
 from search.experiment.history import History, Trial
 from search.policy.order import result_order
-from search.policy.rungs import WORST, Rungs, at_chance_text, rungs_of_diverged
+from search.policy.rungs import Rungs, at_chance_text, rungs_of_diverged
 from spaces.schema import Space
+from trainable.metric import ACCURACY, Metric
 
-# Sort key of a result at a rung: accuracy, then loss, then the number of the trial; see `result_order`.
+# Sort key of a result at a rung: minus the score, then loss, then the number of the trial; see `result_order`.
 _Rank = tuple[float, float, int]
 
 
@@ -22,7 +23,7 @@ class RungRule(Protocol):
     """Decides which trials stop, wait or continue, from results in the order in which they were recorded.
 
     Attributes:
-        arrived: by epoch of each rung, the values of the trials there, in that order; of diverged trials `WORST`.
+        arrived: by epoch of each rung, the values of the trials there, in that order; of diverged trials the worst.
     """
 
     arrived: Mapping[int, dict[int, float]]
@@ -43,10 +44,10 @@ class RungRule(Protocol):
         """Why a waiting trial ends at its rung, when no more trials are promoted."""
 
 
-def rung_rule(space: Space, chance: float | None = None) -> RungRule:
-    """The rule of `search.asha`; `chance` as in `Rungs`. With `off`, the space has no rungs."""
+def rung_rule(space: Space, chance: float | None = None, metric: Metric = ACCURACY) -> RungRule:
+    """The rule of `search.asha`; `chance` and `metric` as in `Rungs`. With `off`, the space has no rungs."""
     variant = PromotingRungs if space.search.asha == "promote" else StoppingRungs
-    return variant(space.rung_epochs, space.search.reduction_factor, chance)
+    return variant(space.rung_epochs, space.search.reduction_factor, chance, metric)
 
 
 def replay(rule: RungRule, history: History) -> dict[int, str | None]:
@@ -74,19 +75,21 @@ def waits_at_rung(trial: Trial, space: Space) -> bool:
 class StoppingRungs:
     """The stopping variant: a trial that does not pass a rung ends there. Arguments as in `Rungs`."""
 
-    def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None) -> None:
-        self._rungs = Rungs(rung_epochs, reduction_factor, chance)
+    def __init__(
+        self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None, metric: Metric
+    ) -> None:
+        self._rungs = Rungs(rung_epochs, reduction_factor, chance, metric)
         self.arrived = self._rungs.arrived
 
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:
             self._rungs.diverge(trial.number, result.epoch, is_exempt(trial))
             return None
-        reason = self._rungs.arrive(trial.number, result.epoch, result.validation_accuracy)
+        reason = self._rungs.arrive(trial.number, result.epoch, trial.metric.score(result))
         return None if is_exempt(trial) else reason
 
     def verdict(self, trial: Trial, result: EpochDone) -> tuple[str | None, float | None]:
-        return self._rungs.verdict(result.epoch, result.validation_accuracy)
+        return self._rungs.verdict(result.epoch, trial.metric.score(result))
 
     def next_promoted(self, history: History) -> Trial | None:
         return None
@@ -103,9 +106,11 @@ class PromotingRungs:
     worst at the next rung. Exempt trials do not wait, but count at each rung. Arguments as in `Rungs`.
     """
 
-    def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None) -> None:
+    def __init__(
+        self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None, metric: Metric
+    ) -> None:
         self._reduction_factor = reduction_factor
-        self._chance = chance
+        self._chance, self._metric = chance, metric
         # Sorted, best first.
         self._ranks: dict[int, list[_Rank]] = {epoch: [] for epoch in rung_epochs[:-1]}
         self.arrived: Mapping[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs[:-1]}
@@ -113,24 +118,27 @@ class PromotingRungs:
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:
             for rung in rungs_of_diverged(self._ranks, result.epoch, is_exempt(trial)):
-                self._arrive(rung, (-WORST, math.inf, trial.number))
+                self._arrive(rung, (-self._metric.worst, math.inf, trial.number))
         elif result.epoch in self._ranks:
-            self._arrive(result.epoch, result_order(trial.number, result))
+            self._arrive(result.epoch, result_order(trial.number, result, self._metric))
         return None
 
     def verdict(self, trial: Trial, result: EpochDone) -> tuple[str | None, float | None]:
-        epoch, value, ranks = result.epoch, result.validation_accuracy, self._ranks[result.epoch]
+        epoch, value, ranks = result.epoch, self._metric.score(result), self._ranks[result.epoch]
+        here = f"{self._metric.text(value)} at rung {epoch}"
         n_promoted = self._n_promoted(epoch)
-        is_among_best = bisect.bisect_left(ranks, result_order(trial.number, result)) < n_promoted
+        is_among_best = bisect.bisect_left(ranks, result_order(trial.number, result, self._metric)) < n_promoted
         # The value of the last of the best among the other trials.
         cutoff = -ranks[n_promoted if is_among_best else n_promoted - 1][0] if n_promoted else None
         if self._is_at_chance(value, epoch):
-            return at_chance_text(value, epoch), cutoff if cutoff is None else max(cutoff, self._chance or 0.0)
+            return at_chance_text(value, epoch, self._metric), cutoff if cutoff is None else max(
+                cutoff, self._chance or 0.0
+            )
         if is_among_best:
             return None, cutoff
         if cutoff is None:
-            return f"{value:.2%} at rung {epoch}, where {len(ranks)} are too few for one to go on", None
-        return f"{value:.2%} at rung {epoch}, not among the best {n_promoted} of {len(ranks)} that go on", cutoff
+            return f"{here}, where {len(ranks)} are too few for one to go on", None
+        return f"{here}, not among the best {n_promoted} of {len(ranks)} that go on", cutoff
 
     def next_promoted(self, history: History) -> Trial | None:
         for epoch in reversed(self._ranks):
@@ -142,10 +150,10 @@ class PromotingRungs:
 
     def reason_left_behind(self, trial: Trial) -> str:
         assert trial.last is not None
-        epoch, value = trial.last.epoch, trial.last.validation_accuracy
         reason, _ = self.verdict(trial, trial.last)
+        epoch, here = trial.last.epoch, self._metric.text(self._metric.score(trial.last))
         best = f"the best {self._n_promoted(epoch)} of {len(self._ranks[epoch])}"
-        return reason or f"{value:.2%} at rung {epoch}, among {best}, when the budget was used"
+        return reason or f"{here} at rung {epoch}, among {best}, when the budget was used"
 
     def _arrive(self, epoch: int, rank: _Rank) -> None:
         bisect.insort(self._ranks[epoch], rank)

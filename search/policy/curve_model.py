@@ -1,4 +1,4 @@
-"""A Gaussian process over configurations and epochs, which predicts final accuracies from all partial learning curves.
+"""A Gaussian process over configurations and epochs, which predicts final scores from all partial learning curves.
 
 The covariance of run i after epoch e and run j after epoch f, in units of a scale that is estimated, is
 
@@ -38,6 +38,7 @@ SCHEDULE = ("lr", "momentum", "gamma", "step_size")
 # Factors of the other parameters that are known; unknown ones are scaled to 0 to `UNIT_SCALE`.
 SCALES = {"flip_p": 1.0, "shift_scale_rotate_p": 0.5, "coarse_dropout_p": 0.5}
 UNIT_SCALE = 1.6
+LOSS_BOUNDS = (1e-4, 1e2)  # nats
 SMALLEST_FACTOR = 1e-6  # of the learning rate; smaller factors train no more
 
 
@@ -47,11 +48,11 @@ class Curve:
 
     Attributes:
         config: the trained configuration.
-        accuracies: validation accuracies of epochs 1, 2, …, each 0 to 1.
+        scores: scores of epochs 1, 2, …: accuracies (or another metric of 0 to 1), or losses with a minus sign.
     """
 
     config: Hyperparameters
-    accuracies: Sequence[float]
+    scores: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,15 @@ class KernelParameters:
     own: float
 
 
-def to_z(accuracies: Array) -> Array:
-    """The arcsine transform 2 asin(sqrt(accuracy)), whose noise is the same for all accuracies; 0 to pi."""
-    return np.asarray(2 * np.arcsin(np.sqrt(np.clip(accuracies, 0.0, 1.0))))
+def to_z(scores: Array, is_loss: bool = False) -> Array:
+    """Scores on a scale on which more is better and all have about the same noise.
+
+    Metrics of 0 to 1 by the arcsine transform 2 asin(sqrt(score)), to 0 to pi. Losses, whose noise is about
+    proportional to them, as minus their logarithm, within `LOSS_BOUNDS` so that a huge one does not set the scale.
+    """
+    if is_loss:
+        return np.asarray(-np.log(np.clip(np.negative(scores), *LOSS_BOUNDS)))
+    return np.asarray(2 * np.arcsin(np.sqrt(np.clip(scores, 0.0, 1.0))))
 
 
 class CurveModel:
@@ -76,6 +83,7 @@ class CurveModel:
         max_epochs: epochs of a complete curve.
         curves: N curves; at least one of them has a result.
         parameters: of the covariance; None: the most likely of all combinations.
+        is_loss: whether the scores are losses, as for `to_z`.
     """
 
     def __init__(
@@ -84,9 +92,10 @@ class CurveModel:
         max_epochs: int,
         curves: Sequence[Curve],
         parameters: KernelParameters | None = None,
+        is_loss: bool = False,
     ) -> None:
         self._searched, self._max_epochs, self._curves = searched, max_epochs, curves
-        bins = bins_of(curves, max_epochs)
+        bins = bins_of(curves, max_epochs, is_loss)
         configs = [curves[index].config for index in bins.curve]
         self._bins = bins
         self._points = _Points(features(searched, configs, bins.epoch), np.log(bins.epoch), bins.curve)
@@ -183,14 +192,16 @@ class Bins:
     count: NDArray[np.int64]
 
 
-def bins_of(curves: Sequence[Curve], max_epochs: int) -> Bins:
+def bins_of(curves: Sequence[Curve], max_epochs: int, is_loss: bool = False) -> Bins:
     """The bins of curves, at most `MOST_BINS`.
 
     Where there are more, the first bins of the shortest curves are left out first, because the last ones say more about
     the end; then whole curves, of the shortest ones the oldest first.
     """
     ends = sorted({max(1, round(end * max_epochs / BIN_ENDS[-1])) for end in BIN_ENDS})
-    found = [_bins_of_curve(index, curve, ends) for index, curve in enumerate(curves)]
+    found = [
+        _bins_of_curve(index, to_z(np.array(curve.scores, float), is_loss), ends) for index, curve in enumerate(curves)
+    ]
     n_over = sum(map(len, found)) - MOST_BINS
     by_length = sorted((bins for bins in found if bins), key=lambda bins: bins[-1][1])
     for n_kept in (1, 0):
@@ -203,8 +214,7 @@ def bins_of(curves: Sequence[Curve], max_epochs: int) -> Bins:
     return Bins(np.array(curve), np.array(epoch), np.array(z), np.array(count))
 
 
-def _bins_of_curve(index: int, curve: Curve, ends: Sequence[int]) -> list[tuple[int, int, float, int]]:
-    z = to_z(np.array(curve.accuracies, float))
+def _bins_of_curve(index: int, z: Array, ends: Sequence[int]) -> list[tuple[int, int, float, int]]:
     bins = ((start, z[start:end]) for start, end in zip((0, *ends), ends, strict=False))
     return [(index, start + len(inside), float(inside.mean()), len(inside)) for start, inside in bins if len(inside)]
 

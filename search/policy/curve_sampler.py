@@ -54,15 +54,15 @@ class Forecasts:
         self, history: History, results: Sequence[EpochDone], parameters: KernelParameters | None = None
     ) -> tuple[list[Trial], CurveModel]:
         max_epochs = self._space.training.max_epochs
-        accuracies: dict[int, list[float]] = {}
-        worst = min((result.validation_accuracy for result in results if not result.diverged), default=0.0)
+        metric, scores = history.metric, dict[int, list[float]]()
+        worst = min((metric.score(result) for result in results if not result.diverged), default=metric.worst)
         for result in results:
-            seen = accuracies.setdefault(result.trial, [])
-            # A diverged trial counts as the worst accuracy to the end.
-            seen += [worst] * (max_epochs - len(seen)) if result.diverged else [result.validation_accuracy]
-        trials = [history.trials[number] for number in accuracies]
-        curves = [Curve(trial.config, accuracies[trial.number]) for trial in trials]
-        return trials, CurveModel(self._space.searched, max_epochs, curves, parameters)
+            seen = scores.setdefault(result.trial, [])
+            # A diverged trial counts as the worst score to the end.
+            seen += [worst] * (max_epochs - len(seen)) if result.diverged else [metric.score(result)]
+        trials = [history.trials[number] for number in scores]
+        curves = [Curve(trial.config, scores[trial.number]) for trial in trials]
+        return trials, CurveModel(self._space.searched, max_epochs, curves, parameters, metric.is_loss)
 
 
 def proposal(space: Space, history: History, number: int, forecasts: Forecasts) -> dict[str, Number] | None:

@@ -4,20 +4,22 @@ import math
 
 from search.experiment.events import EpochDone
 from search.experiment.history import Trial
+from trainable.metric import Metric
 
 # Lower sorts first. A stopped trial may look better than a completed one, but only up to where it stopped.
 _STATUS_ORDER = {"completed": 0, "stopped": 1, "running": 1, "failed": 2, "diverged": 3}
 
 
-def result_order(trial: int, result: EpochDone) -> tuple[float, float, int]:
-    """Sort key of results of the same epoch, best first: validation accuracy, then validation loss, then trial number.
+def result_order(trial: int, result: EpochDone, metric: Metric) -> tuple[float, float, int]:
+    """Sort key of results of the same epoch, best first: score, then validation loss, then trial number.
 
     Args:
         trial: number of the trial.
         result: of the trial; a loss that is not finite sorts last.
+        metric: of the search.
     """
     loss = result.validation_loss
-    return (-result.validation_accuracy, loss if math.isfinite(loss) else math.inf, trial)
+    return (-metric.score(result), loss if math.isfinite(loss) else math.inf, trial)
 
 
 def search_order(trial: Trial) -> tuple[float, ...]:
@@ -28,6 +30,7 @@ def search_order(trial: Trial) -> tuple[float, ...]:
     `result_order` of the last epoch; a trial without a finite result comes last.
     """
     has_result = trial.last is not None and not trial.last.diverged
-    result = result_order(trial.number, trial.last) if trial.last and has_result else (1.0, math.inf, trial.number)
+    worst = (math.inf, math.inf, trial.number)
+    result = result_order(trial.number, trial.last, trial.metric) if trial.last and has_result else worst
     n_epochs = 0 if trial.status == "completed" else -trial.n_epochs
     return (trial.excluded, _STATUS_ORDER[trial.status], n_epochs, *result)

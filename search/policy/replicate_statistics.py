@@ -3,9 +3,10 @@
 Replicates are made in blocks. The replicates of a block share their random streams (weights, order of the images,
 dropout, augmentation), so that trials are compared within blocks, with the same randomness.
 
-The model is `accuracy = mean + scale × (block + error)` with `scale = mean × (1 - mean)`: the standard deviation is
-larger at 50 % accuracy than at 97 %, and about constant on the scale of logits. It can therefore be pooled over trials
-of different accuracy. Means and leads are reported as accuracies.
+The model is `score = mean + scale × (block + error)` with `scale = Metric.noise_scale(mean)`. For accuracy, balanced
+accuracy and macro F1 that is `mean × (1 - mean)`: the standard deviation is larger at 50 % than at 97 %, and about
+constant on the scale of logits. For loss it is the mean itself. The noise can therefore be pooled over trials of
+different scores. Means and leads are reported as scores of the metric: for loss, with a minus sign.
 
 Source of the variance function: Wedderburn, "Quasi-likelihood functions, generalized linear models, and the
 Gauss-Newton method" (Biometrika 61, 1974).
@@ -20,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.experiment.history import History
+from trainable.metric import ACCURACY, Metric
 
-# Lower bound of `scale`, reached at accuracies of 0.5 % and 99.5 %: validation sets are finite.
-LEAST_SCALE = 0.005
-EQUAL = 1e-9  # smaller differences and standard deviations are rounding errors of equal accuracies
+EQUAL = 1e-9  # smaller differences and standard deviations are rounding errors of equal scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,9 @@ class ReplicateSummary:
         trial: number of the trial.
         n_runs: number of finished replicates.
         n_diverged: number of diverged ones among them.
-        mean: mean validation accuracy, 0 to 1; a diverged replicate counts as 0. If trials have different numbers of
-            replicates, the mean is adjusted for the difficulty of blocks, as if all trials had been in all blocks.
+        mean: mean score. A diverged replicate counts as 0, or as the highest finite loss of the search and its
+            replicates. If trials have different numbers of replicates, the mean is adjusted for the difficulty of
+            blocks, as if all trials had been in all blocks.
         half_width: half the width of the 95 % confidence interval of `mean`; None with fewer than two replicates,
             with a diverged one, and if the replicates of each trial are all equal, which gives no estimate of spread.
         is_tied: whether the lead of the trial with the best mean is not significant; True for that trial. A trial
@@ -48,20 +49,23 @@ class ReplicateSummary:
     mean: float
     half_width: float | None
     is_tied: bool
+    metric: Metric = ACCURACY
 
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """How far one trial is ahead of another, in accuracy (0 to 1).
+    """How far one trial is ahead of another: a difference of scores.
 
     Attributes:
         mean: difference of the means.
         half_width: half the width of its 95 % confidence interval; None if a trial has fewer than two replicates, or a
             diverged one.
+        metric: whose scores are compared.
     """
 
     mean: float
     half_width: float | None
+    metric: Metric = ACCURACY
 
     @property
     def is_clear(self) -> bool:
@@ -83,6 +87,7 @@ def replicate_results(history: History) -> dict[int, ReplicateSummary]:
             mean=runs.means[number],
             half_width=runs.fit.half_width(number) if runs.have_intervals(number) else None,
             is_tied=number == order[0] or (number not in runs.n_diverged and not runs.lead(order[0], number).is_clear),
+            metric=history.metric,
         )
         for number in order
     }
@@ -112,7 +117,7 @@ def leaders(history: History, numbers: Collection[int], level: float) -> set[int
         common = set.intersection(*(set(values.get(number, ())) for number in left))
         if len(common) < 2:
             break
-        fit = _Fit({number: {block: values[number][block] for block in common} for number in left})
+        fit = _Fit({number: {block: values[number][block] for block in common} for number in left}, history.metric)
         means = {number: fit.mean(number) for number in sorted(left)}
         best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
         least = _student(1 - level, fit.residual_freedom) * fit.error(best, worst)
@@ -125,10 +130,11 @@ def leaders(history: History, numbers: Collection[int], level: float) -> set[int
 class _Runs:
     """Finished replicates of trials that count, with their means and leads.
 
-    `values` has accuracies by trial and block, without diverged replicates; `n_diverged` numbers of those by trial.
+    `values` has scores by trial and block, without diverged replicates; `n_diverged` numbers of those by trial.
     """
 
     def __init__(self, history: History) -> None:
+        self._history = history
         self.values: dict[int, dict[int, float]] = {}
         self.n_diverged: dict[int, int] = {}
         for run in history.replicates.values():
@@ -137,16 +143,18 @@ class _Runs:
             if run.end.status == "diverged":
                 self.n_diverged[run.trial] = self.n_diverged.get(run.trial, 0) + 1
             else:
-                self.values.setdefault(run.trial, {})[run.block] = run.last.validation_accuracy
+                self.values.setdefault(run.trial, {})[run.block] = run.metric.score(run.last)
 
     @cached_property
     def fit(self) -> "_Fit":
-        return _Fit(self.values)
+        return _Fit(self.values, self._history.metric)
 
     @cached_property
     def means(self) -> dict[int, float]:
-        return dict.fromkeys(self.n_diverged, 0.0) | {
-            number: self.fit.mean(number) * len(values) / self.n_runs(number) for number, values in self.values.items()
+        worst = _worst(self._history) if self.n_diverged else 0.0
+        return dict.fromkeys(self.n_diverged, worst) | {
+            number: (self.fit.mean(number) * len(values) + worst * self.n_diverged.get(number, 0)) / self.n_runs(number)
+            for number, values in self.values.items()
         }
 
     def n_runs(self, number: int) -> int:
@@ -159,26 +167,27 @@ class _Runs:
 
     def lead(self, first: int, second: int) -> Lead:
         if first == second or not {first, second} <= self.means.keys():
-            return Lead(0.0, None)
+            return Lead(0.0, None, self._history.metric)
         ahead = self.means[first] - self.means[second]
         if not self.have_intervals(first, second) or not self.fit.residual_freedom:
-            return Lead(ahead, None)
-        return Lead(ahead, _student(0.975, self.fit.residual_freedom) * self.fit.error(first, second))
+            return Lead(ahead, None, self._history.metric)
+        half_width = _student(0.975, self.fit.residual_freedom) * self.fit.error(first, second)
+        return Lead(ahead, half_width, self._history.metric)
 
 
 class _Fit:
-    """Least squares of `accuracy / scale = trial + block + error`.
+    """Least squares of `score / scale = trial + block + error`.
 
     The spreads are standard deviations on that scale: `within_sd` of the replicates of a trial, `residual_sd` of what
     neither trial nor block explains; each has its degrees of freedom, and is infinite without any.
     """
 
-    def __init__(self, values: Mapping[int, Mapping[int, float]]) -> None:
+    def __init__(self, values: Mapping[int, Mapping[int, float]], metric: Metric) -> None:
         self._numbers = sorted(values)
         n_trials = len(self._numbers)
         self._n_runs = {number: len(values[number]) for number in self._numbers}
         plain = [float(np.mean(list(values[number].values()))) for number in self._numbers]
-        self._scales = {number: _scale(mean) for number, mean in zip(self._numbers, plain, strict=True)}
+        self._scales = {number: metric.noise_scale(mean) for number, mean in zip(self._numbers, plain, strict=True)}
         runs = [(i, block, value) for i, number in enumerate(self._numbers) for block, value in values[number].items()]
         trials = np.array([i for i, _, _ in runs], dtype=np.intp)
         all_blocks, blocks = np.unique([block for _, block, _ in runs], return_inverse=True)
@@ -194,13 +203,13 @@ class _Fit:
         effects = self._covariance @ sum(np.bincount(column, scaled, len(normal)) for column in columns)
         self._levels = effects[:n_trials] + (effects[n_trials:].mean() if runs else 0.0)
         self.within_freedom = len(runs) - n_trials
-        levels = np.array([mean / _scale(mean) for mean in plain])
+        levels = np.array([mean / metric.noise_scale(mean) for mean in plain])
         self.within_sd = _sd(scaled - levels[trials], self.within_freedom)
         self.residual_freedom = len(runs) - (int(np.linalg.matrix_rank(normal, hermitian=True)) if runs else 0)
         self.residual_sd = _sd(scaled - effects[columns[0]] - effects[columns[1]], self.residual_freedom)
 
     def mean(self, number: int) -> float:
-        """Mean accuracy, as if the trial had been in all blocks, 0 to 1."""
+        """Mean score, as if the trial had been in all blocks."""
         return self._scales[number] * float(self._levels[self._numbers.index(number)])
 
     def half_width(self, number: int) -> float | None:
@@ -227,8 +236,15 @@ def _sd(deviations: NDArray[np.float64], freedom: int) -> float:
     return math.sqrt(float(np.square(deviations).sum()) / freedom) if freedom else math.inf
 
 
-def _scale(accuracy: float) -> float:
-    return max(accuracy * (1 - accuracy), LEAST_SCALE)
+def _worst(history: History) -> float:
+    """Score that a diverged replicate counts as: 0, or the lowest of the finite ones where 0 is the best loss."""
+    metric = history.metric
+    known = (
+        [score for one in history.work for score in one.scores.values() if score > metric.worst]
+        if metric.is_loss
+        else []
+    )
+    return min(known, default=0.0)
 
 
 def _student(probability: float, freedom: int) -> float:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-WORST = 0.0  # rung value of a diverged trial
+from trainable.metric import ACCURACY, Metric
+
 ONE_SIDED_95 = 1.645  # 95 % quantile of the standard normal distribution
 
 
@@ -25,12 +26,19 @@ class Rungs:
     Args:
         rung_epochs: epochs at which trials are compared, ascending; trials end at the last.
         reduction_factor: about one trial in so many passes.
-        chance: the highest accuracy of a run that only guesses (`chance_accuracy`), 0 to 1; None if unknown.
+        chance: the highest score of a run that only guesses (`chance_levels`); None if unknown.
+        metric: of the search; values are its scores.
     """
 
-    def __init__(self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None = None) -> None:
+    def __init__(
+        self,
+        rung_epochs: tuple[int, ...],
+        reduction_factor: int,
+        chance: float | None = None,
+        metric: Metric = ACCURACY,
+    ) -> None:
         self._share = (1 - 1 / reduction_factor) * 100 / 100  # rounded as Ray rounds it
-        self._chance = chance
+        self._chance, self._metric = chance, metric
         # By epoch: values by trial, in the order in which they were recorded.
         self.arrived: Mapping[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs[:-1]}
         # Kept ascending, so that a cutoff needs no sorting.
@@ -42,7 +50,7 @@ class Rungs:
         Args:
             trial: number of the trial.
             epoch: of the result, from 1.
-            value: validation accuracy, finite.
+            value: score, finite.
 
         Returns:
             Why the trial does not pass; None if it passes, if `epoch` has no rung, and if the trial was recorded at
@@ -66,23 +74,24 @@ class Rungs:
         return self._reason(epoch, value, cutoff, best), bound
 
     def diverge(self, trial: int, epoch: int, goes_to_the_end: bool) -> None:
-        """Record a diverged trial, with the value `WORST` at the next rung.
+        """Record a diverged trial, with the metric's worst score at the next rung.
 
         Args:
             trial: number of the trial.
             epoch: epoch in which training diverged, from 1.
-            goes_to_the_end: whether no rung stops the trial. Then it has the value `WORST` at all later rungs.
+            goes_to_the_end: whether no rung stops the trial. Then it has the worst score at all later rungs.
         """
         for rung in rungs_of_diverged(self._values, epoch, goes_to_the_end):
-            self.arrive(trial, rung, WORST)
+            self.arrive(trial, rung, self._metric.worst)
 
     def _reason(self, epoch: int, value: float, cutoff: float, best: float) -> str | None:
-        below = f"{value:.2%} at rung {epoch}, below its cutoff {cutoff:.2%}" if value < cutoff else None
+        metric, shown = self._metric, self._metric.text(cutoff)
+        below = f"{metric.text(value)} at rung {epoch}, {metric.worse} its cutoff {shown}" if value < cutoff else None
         if self._chance is not None and best <= self._chance:
             return below
         if self._chance is not None and value <= self._chance:
-            return at_chance_text(value, epoch)
-        return f"tied with the cutoff {cutoff:.2%} of rung {epoch}" if value == cutoff else below
+            return at_chance_text(value, epoch, metric)
+        return f"tied with the cutoff {shown} of rung {epoch}" if value == cutoff else below
 
 
 def rungs_of_diverged(rungs: Iterable[int], epoch: int, goes_to_the_end: bool) -> list[int]:
@@ -91,9 +100,9 @@ def rungs_of_diverged(rungs: Iterable[int], epoch: int, goes_to_the_end: bool) -
     return ahead if goes_to_the_end else ahead[:1]
 
 
-def at_chance_text(value: float, epoch: int) -> str:
-    """Why a trial at chance does not pass a rung."""
-    return f"at chance ({value:.2%}) at rung {epoch}, where others have learned"
+def at_chance_text(value: float, epoch: int, metric: Metric) -> str:
+    """Why a trial with the score `value`, at chance, does not pass a rung."""
+    return f"at chance ({metric.text(value)}) at rung {epoch}, where others have learned"
 
 
 def chance_accuracy(labels: NDArray[np.int64]) -> float:
@@ -110,6 +119,24 @@ def chance_accuracy(labels: NDArray[np.int64]) -> float:
     """
     share = float(np.bincount(labels).max()) / len(labels)
     return min(1.0, share + ONE_SIDED_95 * math.sqrt(share * (1 - share) / len(labels)))
+
+
+def chance_levels(labels: NDArray[np.int64]) -> dict[str, float]:
+    """Values of the other metrics that a run which only guesses reaches at best, by the metric's name.
+
+    A run that names k classes at random has a balanced accuracy of 1/k, and no guess has a higher macro F1 in
+    expectation. The bound is 1.645 standard deviations of that balanced accuracy above 1/k; the deviation of macro F1
+    is not larger. A run that answers each image with the shares of the classes has their entropy as its loss, and no
+    answer that is the same for all images has a lower one.
+
+    Args:
+        labels: (N,) class indices of the validation images, N > 0.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    k, shares = len(counts), counts / len(labels)
+    deviation = math.sqrt((k - 1) * float((1 / counts).sum())) / k**2
+    bound = min(1.0, 1 / k + ONE_SIDED_95 * deviation)
+    return {"balanced_accuracy": bound, "macro_f1": bound, "loss": -float((shares * np.log(shares)).sum())}
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

@@ -9,6 +9,7 @@ from search.experiment.space_file import differences
 from spaces.errors import InputError
 from spaces.parameters import Hyperparameters
 from spaces.schema import Space
+from trainable.metric import METRICS
 
 MOST_NUMBERS_TOLD = 10
 # Keys that may always be changed: locations, and limits of the search.
@@ -24,9 +25,12 @@ _FREE = (
     "track",
 )
 # Values of keys that old journals do not have.
-_ALWAYS_WAS = {"asha": "stop", "sampler": "tpe", "startup_trials": 10}
+_ALWAYS_WAS: Mapping[str, Mapping[str, Any]] = {
+    "search": {"asha": "stop", "sampler": "tpe", "startup_trials": 10, "metric": "accuracy"},
+    "training": {"class_weights": "none"},
+}
 # Keys that all results depend on: trials before and after such a change cannot be compared.
-_NEVER = ("dataset", "training.max_epochs", "training.precision", "search.seed")
+_NEVER = ("dataset", "training.max_epochs", "training.precision", "training.class_weights", "search.seed")
 
 
 def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, folder: Path) -> bool:
@@ -44,7 +48,7 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
     Raises:
         InputError: a change is not allowed; has one line for each.
     """
-    before = {**before, "search": {**_ALWAYS_WAS, **(before.get("search") or {})}}
+    before = {**before, **{name: {**was, **(before.get(name) or {})} for name, was in _ALWAYS_WAS.items()}}
     changes = list(differences(before, after.as_dict()))
     checked = [(key, line) for key, line in changes if not _is_of(key, _FREE)]
     lines = [line for key, line in checked if _is_of(key, _NEVER)]
@@ -58,6 +62,16 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
     if lines:
         raise InputError([f"{folder}: {text}" for text in (*(f"{line}." for line in lines), advice)])
     return bool(changes)
+
+
+def must_have_the_metric(space: Space, history: History, folder: Path) -> None:
+    """Raise InputError if earlier results lack the metric of `space`: their trials could not be ranked by it."""
+    metric = METRICS[space.search.metric]
+    if n_without := history.n_without(metric):
+        raise InputError(
+            f"{folder}: `search.metric` is {metric.name}, but {n_without:,} epochs of its journal were recorded by a "
+            f"version that did not compute it. Choose accuracy or loss, or start a new search."
+        )
 
 
 def excluded(space: Space, history: History) -> list[int]:

@@ -110,7 +110,7 @@ class SearchState:
         now: the clock, in seconds since 1970 (UTC).
         fails_alone: whether a trial of this session has trained an epoch. Until then, the cause of a failure may
             affect all trials.
-        chance: the highest accuracy of a run that only guesses (`rungs.chance_accuracy`); None if unknown.
+        chance: the highest score of a run that only guesses (`manifest.Data.chance_of`); None if unknown.
         is_late: returns whether the rest of the time budget is reserved for replicates. From then on no trial is
             started, if a trial can be replicated.
     """
@@ -132,7 +132,7 @@ class SearchState:
         self._observe = observe
         self._now = now
         self._is_late = is_late
-        self._rule = rung_rule(space, chance)
+        self._rule = rung_rule(space, chance, history.metric)
         reasons_to_stop = replay(self._rule, history)
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()
@@ -258,7 +258,7 @@ class SearchState:
             self._record(result)
             self._accept_failures()
             if not result.diverged:
-                self._proposer.report(trial.number, result.epoch, result.validation_accuracy)
+                self._proposer.report(trial.number, result.epoch, trial.metric.value(trial.metric.score(result)))
             self._end_if_due(trial, result, self._rule.apply(trial, result))
         if self.is_paused(trial.number):
             self._running.discard(trial.number)

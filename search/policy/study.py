@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.experiment.history import History, Trial
@@ -75,7 +76,7 @@ class Proposer:
         return dict(trial.params)
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Report the validation accuracy `value` of an epoch."""
+        """Report the value of the metric after an epoch."""
         self._asked[number].report(value, epoch)
 
     def end(self, trial: Trial) -> None:
@@ -84,8 +85,8 @@ class Proposer:
         for key, value in _user_attributes(trial).items():
             asked.set_user_attr(key, value)
         # Optuna takes the value of a pruned trial from the reported ones; a failed trial has none.
-        accuracy = _last_accuracy(trial) if trial.status == "completed" else None
-        self._study.tell(asked, accuracy, state=_STATES[trial.status])
+        last = _last_value(trial) if trial.status == "completed" else None
+        self._study.tell(asked, last, state=_STATES[trial.status])
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -96,7 +97,8 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 def study_of(space: Space, history: History, storage: BaseStorage | None = None) -> optuna.Study:
     """A study that has all trials of `history`, under the same numbers."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction="maximize")
+    direction = StudyDirection.MINIMIZE if history.metric.is_loss else StudyDirection.MAXIMIZE
+    study = optuna.create_study(storage=storage, study_name=STUDY_NAME, direction=direction)
     for trial in history.trials.values():
         study.add_trial(_frozen(trial, space))
     return study
@@ -135,14 +137,12 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
     is_known = not trial.excluded and contains(space, trial.config)
     frozen = optuna.trial.create_trial(
         state=_STATES[trial.status] if is_known else TrialState.FAIL,
-        value=_last_accuracy(trial) if is_known and trial.status in ("completed", "stopped") else None,
+        value=_last_value(trial) if is_known and trial.status in ("completed", "stopped") else None,
         # Not the suggested values: the space may have been changed since.
         params={name: getattr(trial.config, name) for name in space.searched} if is_known else {},
         distributions=distributions(space) if is_known else {},
         user_attrs=_user_attributes(trial),
-        intermediate_values={
-            epoch.epoch: epoch.validation_accuracy for epoch in trial.epochs if is_known and not epoch.diverged
-        },
+        intermediate_values={epoch: trial.metric.value(score) for epoch, score in trial.scores.items() if is_known},
     )
     # Optuna stores local times without a time zone.
     frozen.datetime_start = datetime.fromtimestamp(trial.started_at)
@@ -151,8 +151,8 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
     return frozen
 
 
-def _last_accuracy(trial: Trial) -> float | None:
-    return trial.last.validation_accuracy if trial.last else None
+def _last_value(trial: Trial) -> float | None:
+    return trial.metric.value(trial.metric.score(trial.last)) if trial.last else None
 
 
 def _user_attributes(trial: Trial) -> dict[str, str | bool | float]:

@@ -3,8 +3,9 @@
 Answers are written while the test set is in use, because nothing reads it again.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy.stats import t as student_t
 from search.analysis.csv_files import csv_text
 from trainable.data.datasets import ImageSet
 from trainable.files import replacing
+from trainable.metric import METRICS, Metric, label_scores
 
 N_MISTAKES = 16
 PREDICTIONS_FILE = "test_predictions.csv"
@@ -40,13 +42,21 @@ def results_on_test_set(
         class_names: in the order of the labels.
     """
     scores = [{"seed": seed, **score(answers, labels)} for seed, answers in enumerate(predictions)]
-    accuracies = [one["accuracy"] for one in scores]
+    by_name = {name: [one[name] for one in scores] for name in METRICS}
+    accuracies = by_name["accuracy"]
     confusion = confusion_matrix(labels, predictions[0].argmax(axis=1), len(class_names))
     return {
         "tested_on": {"split": "test", "n_images": len(labels)},
         "test_accuracy_per_seed": scores,
         "test_accuracy_mean": float(np.mean(accuracies)),
         "test_accuracy_interval_95": interval_95(accuracies),
+        "test_metrics": {
+            name: {
+                "mean": float(np.mean(values)),
+                "interval_95": interval_95(values, math.inf if name == "loss" else 1.0),
+            }
+            for name, values in by_name.items()
+        },
         "interval_is_over": "seeds of the training; not over test images",
         "exported_test_accuracy": accuracies[0],
         "class_names": list(class_names),
@@ -59,21 +69,27 @@ def results_on_test_set(
 
 
 def score(log_probabilities: LogProbabilities, labels: Labels) -> dict[str, float]:
-    """Accuracy (0 to 1) and mean negative log-likelihood."""
+    """The label metrics (see `label_scores`, 0 to 1) and `loss`, the mean negative log-likelihood."""
     of_true = log_probabilities[np.arange(len(labels)), labels]
-    return {
-        "accuracy": float((log_probabilities.argmax(axis=1) == labels).mean()),
-        "loss": float(-of_true.astype(np.float64).mean()),
-    }
+    confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), log_probabilities.shape[1])
+    return {**label_scores(confusion), "loss": float(-of_true.astype(np.float64).mean())}
 
 
-def interval_95(accuracies: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the mean, by Student's t, within 0 to 1; None for fewer than two values."""
-    if len(accuracies) < 2:
+def interval_95(values: Sequence[float], most: float = 1.0) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the mean, by Student's t, within 0 to `most`; None for fewer than two values."""
+    if len(values) < 2:
         return None
-    mean, spread = float(np.mean(accuracies)), np.std(accuracies, ddof=1) / np.sqrt(len(accuracies))
-    half_width = float(student_t.ppf(0.975, len(accuracies) - 1) * spread)
-    return max(0.0, mean - half_width), min(1.0, mean + half_width)
+    mean, spread = float(np.mean(values)), np.std(values, ddof=1) / np.sqrt(len(values))
+    half_width = float(student_t.ppf(0.975, len(values) - 1) * spread)
+    return max(0.0, mean - half_width), min(most, mean + half_width)
+
+
+def tested_text(metrics: Mapping[str, Any], metric: Metric, interval_of: str) -> str:
+    """`97.90%, 95 % interval over seeds 97.10% to 98.70%`, where `interval_of` is the text between the figures."""
+    found = metrics["test_metrics"][metric.name]
+    low_high = [metric.text(metric.value(end)) for end in found["interval_95"] or ()]
+    spread = f"{interval_of} {' to '.join(low_high)}" if low_high else ""
+    return f"{metric.text(metric.value(found['mean']))}{spread}"
 
 
 def confusion_matrix(labels: Labels, predicted: Labels, n_classes: int) -> Labels:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from search.experiment.manifest import TestSetUse
+from search.retraining.answers import tested_text
 from spaces import Space
 from spaces.counted import counted
 from spaces.printable import printable
+from trainable.metric import ACCURACY, METRICS
 
 # Characters in names that would end a table cell, or make a link, a picture or HTML.
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`|<["})
@@ -28,10 +30,7 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Test
     """
     size, n_classes = space.dataset.image_size, len(metrics["class_names"])
     schedule = f" The search's schedule was stretched: {metrics['schedule']}." if metrics["schedule"] else ""
-    per_seed, interval = metrics["test_accuracy_per_seed"], metrics["test_accuracy_interval_95"]
-    spread = ""
-    if interval:
-        spread = f" (95 % interval of the mean over {len(per_seed)} seeds: {interval[0]:.2%} to {interval[1]:.2%})"
+    weights = " The training loss had balanced class weights." if space.training.class_weights == "balanced" else ""
     exports = _rows((f"`{name}`", f"{export['max_difference']:.1e}") for name, export in metrics["exports"].items())
     classes = _rows(
         (_escaped(name), "-" if accuracy is None else f"{accuracy:.2%}")
@@ -42,10 +41,9 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Test
 A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
 (trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
 {counted(metrics["epochs"], "epoch")} of {metrics["trained_on"]["images_per_epoch"]:,} images, in
-{metrics["precision"]}.{schedule}
+{metrics["precision"]}.{schedule}{weights}
 
-**Test accuracy {metrics["test_accuracy_mean"]:.2%}**{spread}, on {metrics["tested_on"]["n_images"]:,} test images;
-by seed: {", ".join(f"{one['accuracy']:.2%}" for one in per_seed)}. The files here are the first seed's. The interval
+{_tested(metrics)}. The files here are the first seed's. The interval
 says how much another training run would differ, not how much another set of test images would.
 {_on_validation(metrics)}
 ## Use
@@ -81,16 +79,29 @@ def _rows(cells: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
+def _tested(metrics: Mapping[str, Any]) -> str:
+    per_seed, metric = metrics["test_accuracy_per_seed"], METRICS[metrics["metric"]]
+    interval_of = f"; 95 % interval of the mean over {len(per_seed)} seeds:"
+    tested = (
+        f"**Test {one.title} {tested_text(metrics, one, interval_of)}**" for one in dict.fromkeys((metric, ACCURACY))
+    )
+    by_seed = ", ".join(metric.text(metric.value(one[metric.name])) for one in per_seed)
+    n_images = metrics["tested_on"]["n_images"]
+    return f"{', '.join(tested)}, on {n_images:,} test images;\n{metric.title} by seed: {by_seed}"
+
+
 def _on_validation(metrics: Mapping[str, Any]) -> str:
-    accuracy, replicates = metrics["search_validation_accuracy"], metrics["replicates"]
-    if accuracy is None:
+    metric, replicates = METRICS[metrics["metric"]], metrics["replicates"]
+    value = metrics[f"search_{metric.column}"]
+    if value is None:
         return ""
-    sentence = f"On the validation images the search said {accuracy:.2%}"
+    name = "" if metric is ACCURACY else f" a {metric.title} of"
+    sentence = f"On the validation images the search said{name} {metric.text(metric.value(value))}"
     if replicates:
         half_width = replicates["half_width_95"]
-        spread = "" if half_width is None else f" ± {100 * half_width:.2f} points"
-        mean = replicates["validation_accuracy_mean"]
-        sentence += f"; {counted(replicates['n'], 'replicate')} said {mean:.2%}{spread}"
+        spread = "" if half_width is None else f" ± {metric.size_text(half_width)} {metric.unit}"
+        mean = metric.text(metric.value(replicates[f"{metric.column}_mean"]))
+        sentence += f"; {counted(replicates['n'], 'replicate')} said {mean}{spread}"
     return f"\n{sentence}.\n"
 
 

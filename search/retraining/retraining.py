@@ -111,6 +111,8 @@ class Retraining:
             "device": self.compute.device_type,
             "precision": self.compute.precision,
         }
+        if self.space.training.class_weights != "none":  # earlier versions had no such key
+            settings["class_weights"] = self.space.training.class_weights
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return self.experiment.folder / WORK_FOLDER / digest[:16]
 
@@ -129,6 +131,7 @@ class Retraining:
                 threads=max(1, self.n_cores // self.n_workers),
                 folder=self.folder / f"seed_{number}",
                 step_epochs=self.step_epochs,
+                class_weights=self.space.training.class_weights,
             )
             for number in range(self.n_seeds)
         ]
@@ -249,7 +252,7 @@ def _sample(data: TrainingData) -> NDArray[np.uint8]:
 
 def _facts(plan: Retraining, exports: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The part of `metrics.json` that is known before the test set is opened."""
-    last = plan.trial.last
+    last, metric = plan.trial.last, plan.trial.metric
     replicates = replicate_results(plan.experiment.history()).get(plan.trial.number)
     return {
         "experiment": plan.experiment.name,
@@ -264,11 +267,14 @@ def _facts(plan: Retraining, exports: dict[str, dict[str, Any]]) -> dict[str, An
         },
         "device": plan.compute.device,
         "precision": plan.compute.precision,
+        "class_weights": plan.space.training.class_weights,
+        "metric": metric.name,
         "search_validation_accuracy": last.validation_accuracy if last else None,
+        f"search_{metric.column}": metric.value(metric.score(last)) if last else None,
         "replicates": replicates
         and {
             "n": replicates.n_runs,
-            "validation_accuracy_mean": replicates.mean,
+            f"{metric.column}_mean": metric.value(replicates.mean),
             "half_width_95": replicates.half_width,
         },
         "exported_seed": 0,
@@ -290,6 +296,7 @@ def _config(plan: Retraining) -> str:
         "std": list(decoded.std),
         "dataset": plan.dataset.model_dump(),
         "experiment_seed": plan.space.search.seed,
+        "class_weights": plan.space.training.class_weights,
     }
     if plan.step_epochs is not None:
         content |= {"passes": plan.n_passes, "step_epochs": float(plan.step_epochs), "schedule": plan.schedule}

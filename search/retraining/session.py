@@ -12,6 +12,7 @@ from search.experiment.command_lines import command_on, resume_line
 from search.experiment.folder import Experiment
 from search.experiment.history import History, Trial
 from search.processes.helper_pool import count_cores
+from search.retraining.answers import tested_text
 from search.retraining.retraining import Retraining, must_be_allowed, retrain, unfinished_use_of_test_set
 from search.retraining.training_runs import Progress
 from spaces.counted import counted
@@ -19,6 +20,7 @@ from spaces.errors import InputError
 from spaces.printable import printable, shell_word
 from trainable.compute import choose_compute, describe_device
 from trainable.data.datasets import prepare_training_data
+from trainable.metric import ACCURACY, METRICS
 
 
 def planned(
@@ -83,7 +85,7 @@ def _winner(experiment: Experiment, history: History) -> int:
             f"{experiment.folder}: no trial has completed, so that there is no winner. "
             f"Resume the search ({resume_line(experiment)}), or name one: --trial ID"
         )
-    chance = experiment.manifest.data.chance
+    chance = experiment.manifest.data.chance_of(history.metric)
     ranked = rank(history, chance)
     best = winner(ranked)
     if best is None:
@@ -181,16 +183,19 @@ def progress_line(progress: Progress, epochs: int) -> str:
 
 def print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     """Print test accuracies, exports and the next command."""
-    interval = metrics["test_accuracy_interval_95"]
-    spread = f", 95 % interval over seeds {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""
-    per_seed = ", ".join(f"{score['accuracy']:.2%}" for score in metrics["test_accuracy_per_seed"])
-    print(f"\nTest accuracy {metrics['test_accuracy_mean']:.2%}{spread} (by seed: {per_seed})")
-    validation, replicates = metrics["search_validation_accuracy"], metrics["replicates"]
+    metric = METRICS[metrics["metric"]]
+    print()
+    for one in dict.fromkeys((metric, ACCURACY)):
+        text = tested_text(metrics, one, ", 95 % interval over seeds")
+        per_seed = ", ".join(one.text(one.value(score[one.name])) for score in metrics["test_accuracy_per_seed"])
+        print(f"Test {one.title} {text} (by seed: {per_seed})")
+    validation, replicates = metrics[f"search_{metric.column}"], metrics["replicates"]
     if validation is not None:
         runs = ""
         if replicates:
-            runs = f"; {counted(replicates['n'], 'replicate')} said {replicates['validation_accuracy_mean']:.2%}"
-        print(f"The search's validation accuracy was {validation:.2%}{runs}.")
+            mean = metric.text(metric.value(replicates[f"{metric.column}_mean"]))
+            runs = f"; {counted(replicates['n'], 'replicate')} said {mean}"
+        print(f"The search's validation {metric.title} was {metric.text(metric.value(validation))}{runs}.")
     exports = ", ".join(metrics["exports"])
     print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")
     for name, export in metrics["exports"].items():

@@ -15,6 +15,7 @@ from search.processes.helper_pool import HelperPool
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.errors import RunError, first_line
 from spaces.plain_files import MIB, read_plain
+from spaces.schema import ClassWeights
 from trainable.checkpoint import read_checkpoint
 from trainable.compute import Compute
 from trainable.data.datasets import ImageSet, open_training_data
@@ -40,6 +41,7 @@ class FullRun:
         threads: number of threads on a CPU.
         folder: folder of the checkpoints, from which the run is resumed.
         step_epochs: epochs between two drops of the learning rate; None for the configuration's `step_size`.
+        class_weights: weights of the classes in the training loss.
     """
 
     decoded_folder: Path
@@ -52,6 +54,7 @@ class FullRun:
     threads: int
     folder: Path
     step_epochs: Fraction | None = None
+    class_weights: ClassWeights = "none"
 
     @property
     def seed(self) -> RunSeed:
@@ -136,7 +139,9 @@ def restored(run: FullRun, images: ImageSet, epoch: int) -> FitEvaluate:
     Raises:
         InputError: the checkpoint is damaged, belongs to another run, or holds numbers that are not finite.
     """
-    fit = FitEvaluate(images, None, run.hyperparameters, run.seed, run.compute, step_epochs=run.step_epochs)
+    fit = FitEvaluate(
+        images, None, run.hyperparameters, run.seed, run.compute, None, run.step_epochs, run.class_weights
+    )
     if epoch:
         fit.restore(run.checkpoint(epoch))
         if not fit.is_finite:

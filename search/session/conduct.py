@@ -192,7 +192,8 @@ def _first_line(experiment: Experiment, space: Space, resource_plan: ResourcePla
 
 def print_result(experiment: Experiment, end: SearchEnd, address: str | None) -> None:
     """Print the best five trials, the winner, and the commands that come next."""
-    history, chance = experiment.history(), experiment.manifest.data.chance
+    history = experiment.history()
+    chance = experiment.manifest.data.chance_of(history.metric)
     ranked = rank(history, chance)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if ranked:

@@ -12,7 +12,7 @@ from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
 from search.experiment.folder import Experiment, load_space_or_experiment
 from search.experiment.history import History
 from search.experiment.space_file import journaled_space
-from search.policy.space_change import excluded, excluded_text, must_be_allowed
+from search.policy.space_change import excluded, excluded_text, must_be_allowed, must_have_the_metric
 from search.policy.state import is_done
 from search.session import conduct
 from spaces import Space
@@ -100,6 +100,7 @@ def changed_space(request: ResumeRequest, history: History) -> Space:
             f"{command_line('run', experiment.folder, results=experiment.results)}"
         )
     must_be_allowed(before, space, request.allow_changed_space, experiment.folder)
+    must_have_the_metric(space, history, experiment.folder)
     return space
 
 

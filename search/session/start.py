@@ -13,7 +13,7 @@ from search.experiment.command_lines import command_line
 from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name
 from search.experiment.manifest import Data, new_manifest
 from search.experiment.remote_results import RemoteExperiment
-from search.policy.rungs import chance_accuracy
+from search.policy.rungs import chance_accuracy, chance_levels
 from search.processes.guarded_folder import guarded_folder
 from search.session import conduct
 from search.terminal.plan_text import plan_text
@@ -116,6 +116,7 @@ def _data_facts(data: TrainingData) -> Data:
         std=list(data.decoded.std),
         content_sha256=data.decoded.content_sha256,
         chance=chance_accuracy(data.validation.labels),
+        chances=chance_levels(data.validation.labels),
     )
 
 

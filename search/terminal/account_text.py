@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from search.analysis.columns import compact, replicate_text
 from search.analysis.rung_statistics import RungVisit
-from search.analysis.trial_account import TrialAccount, last_accuracy
+from search.analysis.trial_account import TrialAccount
 from search.policy.asha import is_exempt
 from spaces.counted import counted
 
@@ -55,16 +55,16 @@ def _state(of: TrialAccount, is_live: bool) -> str:
 
 
 def _rung(of: TrialAccount, visit: RungVisit) -> Iterator[str]:
-    others = visit.others
-    margin = (
-        "" if visit.margin is None else f", {100 * abs(visit.margin):.2f} points {'short' if visit.reason else 'ahead'}"
-    )
-    cutoff = "" if visit.cutoff is None else f"cutoff {visit.cutoff:.2%}, "
+    others, metric, margin = visit.others, visit.metric, ""
+    if visit.margin is not None:
+        size = metric.size_text(abs(visit.margin))
+        margin = f", {size} {metric.unit} {'short' if visit.reason else 'ahead'}"
+    cutoff = "" if visit.cutoff is None else f"cutoff {metric.text(visit.cutoff)}, "
     place = f"place {1 + sum(value > visit.value for value in others.values())} of {len(others) + 1}"
-    yield f"rung {visit.epoch}: {_verb(of, visit)}{margin}: {visit.reason or f'{visit.value:.2%}'}; {cutoff}{place}"
+    yield f"rung {visit.epoch}: {_verb(of, visit)}{margin}: {visit.reason or metric.text(visit.value)}; {cutoff}{place}"
     nearest = heapq.nsmallest(MOST_OTHERS, others, key=lambda number: abs(others[number] - (visit.cutoff or 0.0)))
     some = f", the {MOST_OTHERS} nearest to the cutoff" if len(others) > MOST_OTHERS else ""
-    values = ", ".join(f"{number}: {value:.2%}" for number, value in others.items() if number in nearest)
+    values = ", ".join(f"{number}: {metric.text(value)}" for number, value in others.items() if number in nearest)
     yield f"  known of other trials then{some}: {values}" if values else "  no other trial was known there then"
     if places := of.audit_ranks[visit.epoch]:
         shown = ", ".join(map(str, places[:MOST_PLACES])) + (", …" if len(places) > MOST_PLACES else "")
@@ -89,9 +89,9 @@ def _verb(of: TrialAccount, visit: RungVisit) -> str:
 def _replicates(of: TrialAccount, is_live: bool) -> str:
     texts = []
     for run in of.replicates:
-        value = last_accuracy(run)
         state = run.end.status if run.end else "running" if is_live else "unfinished"
-        texts.append(f"{value:.2%}" if state == "completed" and value is not None else state)
+        score = run.last_score
+        texts.append(run.metric.text(score) if state == "completed" and score is not None else state)
     summary = of.row.replicates
     mean = f" (mean {replicate_text(summary)})" if summary else " (the ranking does not use them yet)" if texts else ""
     return f"replicates: {', '.join(texts) or 'none'}{mean}"

@@ -14,6 +14,7 @@ from spaces.parameters import Fixed
 from spaces.printable import printable
 from spaces.schema import Space
 from trainable.environment import cache_root
+from trainable.metric import METRICS
 
 if TYPE_CHECKING:
     from trainable.data.datasets import TrainingData
@@ -51,6 +52,7 @@ def plan_text(
         f"precision   {device.precision}: {device.precision_reason}",
         f"trials      {trials.removesuffix(' trials')}, the baseline first, at most {space.training.max_epochs} "
         f"epochs each",
+        f"ranked by   validation {METRICS[space.search.metric].title}",
         _sampler_line(space),
         _asha_line(space),
         *audit_lines(space, cost.expected),

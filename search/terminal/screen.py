@@ -147,13 +147,13 @@ def sparkline(values: Sequence[float], low: float, high: float, width: int) -> s
 def end_text(one: Trial | Replicate) -> str:
     """What became of an ended trial or replicate, on one line."""
     assert one.end is not None
-    accuracy = f"{one.last.validation_accuracy:.2%}" if one.last and not one.last.diverged else "-"
+    result = "-" if one.last_score is None else one.metric.text(one.last_score)
     if isinstance(one, Replicate):
         name, of = "replicate", f"of trial {one.trial}"
     else:
         name, of = "baseline" if one.baseline else f"trial {one.number}", compact(one.suggested)
     reason = f"  ({one.end.reason})" if one.end.reason and one.end.status != "stopped" else ""
-    return f"{name:<10} {one.end.status:<9} epoch {one.n_epochs:>3}  {accuracy:>7}{reason}  {of}"
+    return f"{name:<10} {one.end.status:<9} epoch {one.n_epochs:>3}  {result:>7}{reason}  {of}"
 
 
 def _bars(state: ScreenState, left: Remaining, width: int) -> list[list[RenderableType]]:
@@ -219,7 +219,7 @@ def _best(state: ScreenState, width: int) -> _Section:
     if not rows:
         return _Section("best", [[_text("no trial has begun yet", "dim")]], least=1)
     curve_width = min(max_epochs * max(1, width // 5 // max_epochs), width // 5, MOST_CURVE_COLUMNS)
-    curves = [_curve(history.trials[row.trial]) for row in rows]
+    curves = [list(history.trials[row.trial].scores.values()) for row in rows]
     values = [value for curve in curves for value in curve]
     columns = fitting_columns(rows, tuple(state.space.searched), width - curve_width - GAP)
     table = [[_text(heading, "dim") for heading in (*(column.heading for column in columns), "curve")]]
@@ -232,11 +232,7 @@ def _best(state: ScreenState, width: int) -> _Section:
 
 
 def _style(column: str, row: Ranked) -> str:
-    return STATUS_STYLES[row.status] if column == "status" else "bold" if column == "replicate_accuracy" else ""
-
-
-def _curve(trial: Trial) -> list[float]:
-    return [epoch.validation_accuracy for epoch in trial.epochs if not epoch.diverged]
+    return STATUS_STYLES[row.status] if column == "status" else "bold" if column == "replicate_mean" else ""
 
 
 def _workers(state: ScreenState, width: int) -> _Section:

@@ -11,26 +11,27 @@ from rich.text import Text
 
 from search.analysis.columns import LeaderboardColumn, parameter_column, shown_columns
 from search.analysis.csv_files import trials_csv
-from search.analysis.ranking import METRIC, Ranked, n_by_replicates
+from search.analysis.ranking import Ranked, n_by_replicates
 from search.experiment.manifest import TestSetUse
 from spaces.printable import printable
+from trainable.metric import ACCURACY, Metric
 
 STATUS_STYLES = {"completed": "green", "stopped": "dim", "running": "cyan", "failed": "red", "diverged": "red"}
 # A longer table scrolls its heading away, and takes seconds to lay out; CSV, JSON and Markdown have all rows.
 MOST_ROWS = 100
 MOST_REASONS = 20
 GAP = 3  # characters between columns
-N_ALWAYS_SHOWN = 3  # result columns, however narrow the terminal: rank, trial and an accuracy
+N_ALWAYS_SHOWN = 3  # result columns, however narrow the terminal: rank, trial and the metric
 WIDE = 400  # characters of a table that is not for a terminal
 # `SIMPLE_HEAD` with a line instead of a gap at the end of a section.
 _BOX = box.Box("    \n    \n ── \n    \n ── \n    \n    \n    \n")
 
 
-def as_json(experiment: str, ranked: Sequence[Ranked], openings: Sequence[TestSetUse] = ()) -> str:
+def as_json(experiment: str, ranked: Sequence[Ranked], metric: Metric, openings: Sequence[TestSetUse] = ()) -> str:
     """An object with `experiment`, `metric`, `trials` and `test_openings`."""
     content = {
         "experiment": experiment,
-        "metric": METRIC,
+        "metric": metric.column,
         "trials": [row.as_dict() for row in ranked],
         "test_openings": [opening.model_dump() for opening in openings],
     }
@@ -79,7 +80,9 @@ def as_table(
     lines = printed_lines(table, width)
     if 0 < n_confirmed < len(rows):
         baseline = ", the baseline by its replicates" if any(row.replicates for row in rows[n_confirmed:]) else ""
-        lines.append(f"(above the line: ranked by replicates; below it: by the accuracy in the search{baseline})")
+        lines.append(
+            f"(above the line: ranked by replicates; below it: by the {rows[0].metric.title} in the search{baseline})"
+        )
     if len(rows) < len(ranked):
         lines.append(f"(the first {len(rows):,} of {len(ranked):,} trials: --top N shows more, --format csv all)")
     left_out = [name for name in parameters if name not in {column.name for column in columns}]
@@ -92,7 +95,8 @@ def fitting_columns(
     ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None, live: bool = True
 ) -> list[LeaderboardColumn]:
     """The result columns that fit into `width` characters, then as many hyperparameters as fit; None shows all."""
-    results = shown_columns(has_replicates=any(row.replicates for row in ranked))
+    metric = ranked[0].metric if ranked else ACCURACY
+    results = shown_columns(any(row.replicates for row in ranked), metric)
     shown = [column for column in results if not column.after_parameters]
     more = [parameter_column(name) for name in parameters]
     if width is None:

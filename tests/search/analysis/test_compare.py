@@ -84,7 +84,7 @@ def test_what_only_a_later_one_has_stays_in_its_section_and_what_does_not_compar
     assert sections == sorted(sections, key=["outcome", "winner", "searched", "settings", "made with"].index)
     (dropout,) = [row.values for row in rows if (row.section, row.name) == ("searched", "dropout")]
     assert dropout == ["–", "uniform 0 to 0.3"]
-    starts = ("They are not of the same images", "They hold out different images", "An accuracy of one seed")
+    starts = ("They are not of the same images", "They hold out different images", "A result of one seed")
     assert [said.startswith(start) for said, start in zip(remarks(compared), starts, strict=True)] == [True] * 3
 
 

@@ -107,7 +107,7 @@ def test_the_leaderboard_s_json_and_csv_say_who_was() -> None:
     space = exploring(0.3)
     state = SearchState(space, history_of(space))
     simulate(state, seed=0)
-    rows = json.loads(tables.as_json("mine", rank(state.history)))["trials"]
+    rows = json.loads(tables.as_json("mine", rank(state.history), state.history.metric))["trials"]
     assert {row["trial"] for row in rows if row["audit"]} == {n for n in range(1, 30) if is_audit(n, 0, 0.3)}
     assert "audit" in tables.as_csv(rank(state.history), []).splitlines()[0]
     assert tables.as_table(rank(state.history), []).count("(audit)") == n_audits(space, 30)

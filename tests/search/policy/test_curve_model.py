@@ -133,13 +133,13 @@ def test_partial_curves_forecast_the_order_of_the_ends() -> None:
     configs = drawn(40)
     curves = [curve_of(config, 27 if index % 4 == 0 else 3) for index, config in enumerate(configs)]
     mean, deviation = CurveModel(SEARCHED, 27, curves).of_curves()
-    ends = np.array([curve_of(config, 27).accuracies[-1] for config in configs])
+    ends = np.array([curve_of(config, 27).scores[-1] for config in configs])
     stopped = np.arange(40) % 4 != 0
     assert np.corrcoef(mean[stopped], to_z(ends[stopped]))[0, 1] > 0.9
     assert deviation[stopped].min() > 2 * deviation[~stopped].max()
     new = drawn(20, seed=5)
     mean, _ = CurveModel(SEARCHED, 27, curves).of_configs(new)
-    assert np.corrcoef(mean, [to_z(curve_of(c, 27).accuracies[-1]) for c in new])[0, 1] > 0.8
+    assert np.corrcoef(mean, [to_z(curve_of(c, 27).scores[-1]) for c in new])[0, 1] > 0.8
 
 
 def test_order_of_the_curves_does_not_matter() -> None:
@@ -153,7 +153,7 @@ def test_order_of_the_curves_does_not_matter() -> None:
 def test_noise_is_found_in_noisy_curves_and_not_in_smooth_ones() -> None:
     generator = np.random.default_rng(0)
     smooth = [curve_of(config, 27) for config in drawn(20)]
-    noisy = [replace(c, accuracies=tuple(np.array(c.accuracies) + generator.normal(0, 0.15, 27))) for c in smooth]
+    noisy = [replace(c, scores=tuple(np.array(c.scores) + generator.normal(0, 0.15, 27))) for c in smooth]
     assert CurveModel(SEARCHED, 27, smooth).parameters.noise < CurveModel(SEARCHED, 27, noisy).parameters.noise
 
 

@@ -52,7 +52,8 @@ def test_scores_count_who_is_taken_for_whom() -> None:
     labels = np.array([0, 0, 1, 1, 1])
     probabilities = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]], dtype=np.float32))
     loss = -np.log([0.9, 0.2, 0.7, 0.4, 0.9]).mean()
-    assert score(probabilities, labels) == {"accuracy": 0.6, "loss": pytest.approx(loss, rel=1e-5)}
+    recalls_and_f1 = {"balanced_accuracy": pytest.approx((1 / 2 + 2 / 3) / 2), "macro_f1": pytest.approx(7 / 12)}
+    assert score(probabilities, labels) == {"accuracy": 0.6, "loss": pytest.approx(loss, rel=1e-5), **recalls_and_f1}
     confusion = confusion_matrix(labels, probabilities.argmax(1), 3)
     assert confusion.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
     assert per_class_accuracy(confusion) == [0.5, pytest.approx(2 / 3), None]
