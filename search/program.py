@@ -9,7 +9,7 @@ from importlib import import_module
 
 from spaces.errors import did_you_mean
 
-COMMANDS = ("run", "leaderboard", "retrain", "diagnose", "why", "report", "compare", "predict", "train")
+COMMANDS = ("run", "leaderboard", "retrain", "diagnose", "why", "report", "compare", "predict", "steer", "train")
 _USAGE = f"usage: depthwise-search {{{','.join(COMMANDS)}}} …   (each has --help)"
 
 

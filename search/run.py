@@ -45,6 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="ADDRESS",
         help="run the trials on a Ray cluster: `auto` on a machine of it, or HOST:PORT of its head (default: here)",
     )
+    like = parser.add_argument(
+        "--like", metavar="NAME", help="try the best configurations of an earlier experiment right after the baseline"
+    )
+    completed(like, complete_experiments)
     resume = parser.add_argument("--resume", metavar="NAME", help="resume an experiment where it stopped")
     completed(resume, complete_experiments)
     parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: raise search.trials by N")
@@ -55,6 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="with --resume: accept a change of the searched space by SPACE, --set or experiment.yaml",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what it will cost, and stop")
+    parser.add_argument(
+        "--on-end",
+        metavar="COMMAND",
+        help="a shell command to run afterwards, also after a failure, with SEARCH_NAME, SEARCH_FOLDER, "
+        "SEARCH_STATUS, SEARCH_BEST and SEARCH_INTERVAL in its environment",
+    )
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     parser.add_argument("--plain", action="store_true", help="print one line for each event, in a terminal too")
     return run_command(parser, _run, arguments)
@@ -62,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     started_s = time.monotonic()
-    common = {name: getattr(options, name) for name in ("results", "results_url", "space", "address", "quiet", "plain")}
+    names = ("results", "results_url", "space", "address", "quiet", "plain", "on_end")
+    common = {name: getattr(options, name) for name in names}
     end = (_start if options.resume is None else _resume)(options, {"started_s": started_s, **common})
     return EXIT_INTERRUPTED if end == "interrupted" else 0
 
@@ -75,7 +86,11 @@ def _start(options: argparse.Namespace, common: dict[str, Any]) -> str:
     from search.session.conduct import SessionRequest
     from search.session.start import print_plan, start_search
 
-    request = SessionRequest(overrides=(*_shortcut_overrides(options), *options.set), **common)
+    request = SessionRequest(
+        overrides=(*_shortcut_overrides(options), *options.set),
+        like=None if options.like is None else chosen_experiment(options, options.like),
+        **common,
+    )
     if options.dry_run:
         print_plan(request, options.name)
         return "finished"
@@ -83,7 +98,7 @@ def _start(options: argparse.Namespace, common: dict[str, Any]) -> str:
 
 
 def _resume(options: argparse.Namespace, common: dict[str, Any]) -> str:
-    refused = ("name", "trials", "epoch_budget", "seed", "device")
+    refused = ("name", "like", "trials", "epoch_budget", "seed", "device")
     given = [option.replace("_", "-") for option in refused if getattr(options, option) is not None]
     if given or options.dry_run:
         raise InputError(

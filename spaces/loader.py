@@ -24,6 +24,8 @@ from spaces.removed import (
 from spaces.rules import (
     Location,
     baseline_values,
+    checked_configuration,
+    listed_configurations,
     problems_of_baseline,
     problems_of_rungs,
     problems_of_section,
@@ -37,6 +39,7 @@ from spaces.schema import (
     OPTIONAL_SECTIONS,
     PARAMETERS,
     SECTIONS,
+    TRY_FIRST,
     Space,
 )
 from spaces.yaml_lines import MAX_BYTES, Document, dumped, parse
@@ -110,6 +113,31 @@ def find_space(space: str) -> Path:
     names = ", ".join(shipped_spaces())
     hint = did_you_mean(space, shipped_spaces())
     raise InputError(f"`{space}` is not a space: give a path to a YAML file, or one of {names}.{hint}")
+
+
+def configuration_from(options: Iterable[str], space: Space) -> Hyperparameters:
+    """A configuration in `space`.
+
+    Args:
+        options: `name=value` each; the baseline has the other values.
+        space: the searched space.
+
+    Raises:
+        InputError: all problems.
+    """
+    given: dict[str, Any] = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or not name:
+            raise InputError(f"{shortened(option)} must have the form name=value, such as lr=0.1.")
+        given |= parse(f"{name}: {text}", shortened(option)).content
+    if not given:
+        raise InputError("A configuration needs at least one name=value, such as lr=0.1.")
+    baseline = space.baseline.as_dict()
+    values, problems = checked_configuration(given, "add", space.parameters, baseline)
+    if problems:
+        raise InputError(sentence for _, sentence in problems)
+    return Hyperparameters.from_mapping({**baseline, **values})
 
 
 def dump_space(space: Space) -> str:
@@ -209,14 +237,23 @@ def _check(source: _Source, name: str) -> Space:
         findings += problems_of_rungs(training, search)
     if search and parameters is not None:
         findings += problems_of_size(search, parameters)
+    listed: list[dict[str, Any]] = []
     if training and parameters is not None and "baseline" in valid:
         findings += problems_of_baseline(training, parameters, valid["baseline"])
+        baseline = {**Hyperparameters().as_dict(), **baseline_values(training, parameters, valid["baseline"])}
+        listed, wrong = listed_configurations(source.content.get(TRY_FIRST), parameters, baseline)
+        findings += wrong
     if findings:
         lines = [(source.where(path), sentence) for path, sentence in findings]
         raise InputError(f"{where}: {sentence}" for where, sentence in sorted(lines, key=_by_line))
-    baseline = Hyperparameters(**baseline_values(valid["training"], valid["space"], valid["baseline"]))  # type: ignore[arg-type]
     sections = {key: valid[key] for key in SECTIONS}
-    return Space(name=name, parameters=MappingProxyType(valid["space"]), baseline=baseline, **sections)
+    return Space(
+        name=name,
+        parameters=MappingProxyType(valid["space"]),
+        baseline=Hyperparameters.from_mapping(baseline),
+        try_first=tuple(dict.fromkeys(Hyperparameters.from_mapping({**baseline, **values}) for values in listed)),
+        **sections,
+    )
 
 
 def _by_line(finding: tuple[str, str]) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from spaces.errors import did_you_mean
@@ -15,6 +16,7 @@ from spaces.schema import (
     PARAMETERS,
     SHARED_PARAMETERS,
     TRACKERS,
+    TRY_FIRST,
     Search,
     Section,
     Training,
@@ -54,8 +56,8 @@ def unknown(key: str, what: str, known: Iterable[str]) -> str:
 
 def problems_of_top_level(content: Mapping[str, Any]) -> Iterator[Problem]:
     for key in content:
-        if key not in MODELS:
-            yield (key,), unknown(key, "a section", MODELS)
+        if key not in MODELS and key != TRY_FIRST:
+            yield (key,), unknown(key, "a section", [*MODELS, TRY_FIRST])
     for key in MODELS.keys() - OPTIONAL_SECTIONS:
         if key not in content:
             yield (), f"`{key}` is missing, but every space must have that section."
@@ -158,6 +160,49 @@ def problems_of_baseline(
             )
 
 
+def listed_configurations(
+    raw: Any, parameters: Mapping[str, Parameter], baseline: Mapping[str, Number]
+) -> tuple[list[dict[str, Number]], list[Problem]]:
+    """The configurations of `try_first` as the file gives them, and all problems; see `checked_configuration`."""
+    if not isinstance(raw, list | None):
+        return [], [((TRY_FIRST,), f"`{TRY_FIRST}` is {shorten(raw)}, but must be a list of configurations.")]
+    listed: list[dict[str, Number]] = []
+    problems: list[Problem] = []
+    for i, item in enumerate(raw or ()):
+        values, wrong = checked_configuration(item, f"{TRY_FIRST}[{i}]", parameters, baseline)
+        listed.append(values)
+        problems += [((TRY_FIRST, i, *path[1:]), sentence) for path, sentence in wrong]
+    return listed, problems
+
+
+def checked_configuration(
+    raw: Any, name: str, parameters: Mapping[str, Parameter], baseline: Mapping[str, Number]
+) -> tuple[dict[str, Number], list[Problem]]:
+    """The values of a configuration that the baseline completes, and their problems.
+
+    Args:
+        raw: hyperparameters by name.
+        name: of the configuration, for messages.
+        parameters: of the space.
+        baseline: all hyperparameters of the baseline.
+    """
+    model = PARAMETERS["baseline"]
+    try:
+        values = {key: getattr(model.model_validate(raw), key) for key in raw}
+    except ValidationError as error:
+        return {}, list(problems_of_section(name, model, error.errors()))
+    ranges = {key: parameters.get(key, Fixed(baseline[key])) for key in values}
+    outside: list[Problem] = [
+        (
+            (name, key),
+            f"`{name}.{key}` is {value}, but must lie in the searched {_described(ranges[key])}. Change one of them.",
+        )
+        for key, value in values.items()
+        if not ranges[key].contains(value)
+    ]
+    return values, outside
+
+
 def _described(parameter: Parameter) -> str:
     written = parameter.as_yaml()
     if not isinstance(written, dict):
@@ -172,11 +217,11 @@ def _sentence(path: Location, model: type[Section], errors: list[ErrorDetails]) 
     if kind == "extra_forbidden" and key in REMOVED_KEYS:
         return removed_sentence(key)
     if kind == "extra_forbidden":
-        what = "a hyperparameter" if path[0] in PARAMETERS else "a key"
+        what = "a hyperparameter" if model in PARAMETERS.values() else "a key"
         return unknown(".".join(map(str, path)), what, model.model_fields)
     if kind == "missing":
         return f"`{key}` is missing, but must be given."
-    if kind == "value_error" and (path[0] in PARAMETERS or len(path) == 1):  # a whole clause
+    if kind == "value_error" and (model in PARAMETERS.values() or len(path) == 1):  # a whole clause
         return f"`{key}` {errors[0]['ctx']['error']}"
     rules = " or ".join(_rule(details["type"], details.get("ctx", {})) for details in errors)
     return f"`{key}` is {shorten(value)}, but must be {rules}."

@@ -261,6 +261,8 @@ PARAMETERS: Mapping[str, type[Section]] = {
     "baseline": _section_of_hyperparameters("Baseline", checked),
 }
 MODELS: Mapping[str, type[Section]] = {**SECTIONS, **PARAMETERS}
+# A list of configurations, not a section: each has the keys of `baseline`, which completes it.
+TRY_FIRST = "try_first"
 # Sections that a file may omit.
 OPTIONAL_SECTIONS = frozenset({"confirm", "resources", "track", "baseline"})
 
@@ -273,6 +275,7 @@ class Space:
         name: name of the file without its suffix, for names of experiments and messages only.
         parameters: the hyperparameters that the file gives, searched or fixed, by name.
         baseline: the hand-picked configuration, which is the first trial and always completes.
+        try_first: configurations that run right after the baseline, in this order; all lie in the space.
     """
 
     name: str
@@ -284,6 +287,7 @@ class Space:
     track: Track
     parameters: Mapping[str, Parameter]
     baseline: Hyperparameters
+    try_first: tuple[Hyperparameters, ...] = ()
 
     @property
     def searched(self) -> dict[str, Searched]:
@@ -313,9 +317,21 @@ class Space:
                 raise ValueError(f"suggested {name} {value!r}, but the space is {self.searched[name]}.")
         return Hyperparameters.from_mapping({**self.baseline.as_dict(), **suggested})
 
+    def searched_values(self, config: Hyperparameters) -> dict[str, Number]:
+        """Values of the searched parameters in a configuration."""
+        return {name: getattr(config, name) for name in self.searched}
+
     def baseline_suggestion(self) -> dict[str, Number]:
         """Values of the searched parameters in the baseline."""
-        return {name: getattr(self.baseline, name) for name in self.searched}
+        return self.searched_values(self.baseline)
+
+    def contains(self, config: Hyperparameters) -> bool:
+        """Whether a configuration lies in the searched ranges and equals the baseline elsewhere."""
+        searched = self.searched
+        return all(
+            searched[name].contains(value) if name in searched else value == getattr(self.baseline, name)
+            for name, value in config.as_dict().items()
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Content of the file for YAML, with all defaults written out.
@@ -326,10 +342,12 @@ class Space:
         for name in self.parameters:
             sections["training"].pop(name, None)
         elsewhere = {*sections["training"], *(self.parameters.keys() - self.searched.keys())}
+        listed = [self.searched_values(config) for config in self.try_first]
         return {
             **sections,
             "space": {name: parameter.as_yaml() for name, parameter in self.parameters.items()},
             "baseline": {name: value for name, value in self.baseline.as_dict().items() if name not in elsewhere},
+            **({TRY_FIRST: listed} if listed else {}),
         }
 
 

@@ -125,7 +125,7 @@ def proposal_problems(folder: Path) -> list[str]:
     space, history, problems = Experiment(folder).space, History(), []
     for event in events_of((folder / "journal.jsonl").read_bytes()):
         if isinstance(event, TrialStarted):
-            proposed = Proposer(space, history).propose(event.trial, event.baseline)
+            proposed = Proposer(space, history).propose(event.trial, event.config if event.baseline else None)
             if proposed != event.suggested:
                 problems.append(f"trial {event.trial} is not what the sampler proposes from the events before it")
         history.apply(event)

@@ -118,7 +118,7 @@ LEADERBOARD = (
         "validation_loss",
         "loss",
         text=lambda row: None if row.validation_loss is None else f"{row.validation_loss:.4f}",
-        drop_order=2,
+        drop_order=3,
         help="on the validation images, after its last epoch",
     ),
     LeaderboardColumn(
@@ -126,7 +126,7 @@ LEADERBOARD = (
         "seconds",
         text=lambda row: f"{row.seconds:.1f}",
         value=lambda row: round(row.seconds, 3),
-        drop_order=1,
+        drop_order=2,
         help="of training and validation",
     ),
     LeaderboardColumn(
@@ -147,7 +147,7 @@ LEADERBOARD = (
         is_number=False,
         is_sort_key=False,
         only_with_replicates=True,
-        drop_order=4,
+        drop_order=5,
         help="cannot be distinguished from the first",
     ),
     LeaderboardColumn("baseline", is_sort_key=False),

@@ -241,7 +241,7 @@ def _epochs_left_of_unstarted(
     """Expected epochs of each trial that is not started; unfinished trials still take `epochs_to_come` epochs."""
     search = space.search
     each = _epochs_each(space, expected_epochs_left(0, space.rung_epochs, passing))
-    n = search.most_trials - len(history.counting)
+    n = budget.n_to_start(history, space)
     if search.epoch_budget is not None:
         unspent = search.epoch_budget - budget.epochs_trained(history) - epochs_to_come
         n = min(n, math.ceil(unspent / each))

@@ -12,7 +12,6 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 
 from search.experiment.history import Trial
-from search.policy.space_change import contains
 from search.policy.study import distributions
 from spaces.parameters import Hyperparameters, LogUniform
 from spaces.schema import Space
@@ -64,7 +63,7 @@ def importance_at(epoch: int, trials: Sequence[Trial], space: Space) -> Importan
         None for fewer than `MIN_TRIALS` trials, fewer than two parameters, or equal scores.
     """
     generator = np.random.default_rng(space.search.seed)
-    inside = [trial for trial in trials if contains(space, trial.config)]
+    inside = [trial for trial in trials if space.contains(trial.config)]
     arrived = [(trial, value) for trial in inside if (value := _value_at(epoch, trial)) is not None]
     if len(arrived) > MAX_TRIALS:
         arrived = [arrived[i] for i in sorted(generator.choice(len(arrived), MAX_TRIALS, replace=False))]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.analysis.columns import LEADERBOARD, replicate_text
+from search.experiment.events import ProposedBy
 from search.experiment.history import History, Status, Trial
 from search.policy.order import search_order
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
@@ -35,6 +36,7 @@ class Ranked:
         reason: why the trial stopped, failed, diverged or is excluded; empty otherwise.
         excluded: whether the trial lies outside the space as it was changed later.
         audit: whether the trial is an audit trial, which no rung stops.
+        proposed_by: origin of the configuration; None in old journals.
         replicates: None without replicates, or before all better trials have replicates.
         at_chance: whether `score` is at most that of guessing.
         metric: of the search.
@@ -55,6 +57,7 @@ class Ranked:
     reason: str
     excluded: bool = False
     audit: bool = False
+    proposed_by: ProposedBy | None = None
     replicates: ReplicateSummary | None = None
     at_chance: bool = False
     metric: Metric = ACCURACY
@@ -341,6 +344,7 @@ def _row(position: int, trial: Trial, replicates: ReplicateSummary | None, chanc
         reason=_OUTSIDE if trial.excluded else trial.end.reason if trial.end else "",
         excluded=trial.excluded,
         audit=trial.audit,
+        proposed_by=trial.proposed_by,
         replicates=replicates,
         at_chance=chance is not None and score is not None and score <= chance,
         metric=trial.metric,

@@ -11,7 +11,6 @@ from search.analysis.findings import Finding
 from search.analysis.importance import MIN_TRIALS, Importance, importance_at
 from search.analysis.ranking import rank
 from search.experiment.history import History
-from search.policy.space_change import contains
 from spaces.counted import counted
 from spaces.parameters import LIMITS, Choice, Hyperparameters, LogUniform, Number, RandInt, Searched, Uniform
 from spaces.schema import Space
@@ -128,7 +127,7 @@ def divergences(history: History, space: Space) -> Finding:
 def edges(history: History, space: Space) -> Finding:
     """Whether many of the best trials, in the leaderboard's order, lie at an end of a range."""
     scored = [row for row in rank(history) if not row.excluded and row.search_score is not None]
-    ranked = [row for row in scored if contains(space, row.config)]
+    ranked = [row for row in scored if space.contains(row.config)]
     best = [row.config for row in ranked[:N_BEST]]
     n = counted(len(ranked), "trial")
     if len(ranked) < MIN_RANKED:

@@ -3,7 +3,8 @@
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -38,6 +39,9 @@ class SearchObserver(Protocol):
 
     def on_idle(self) -> None:
         """Called at each turn of Ray's loop."""
+
+    def requests(self) -> Sequence[Event]:
+        """What the user has asked for since the last call; see `SearchState.steer`."""
 
     def on_end(self, history: History) -> None:
         """Called after the last event, before Ray's processes are ended."""
@@ -199,6 +203,8 @@ class Housekeeping(_ByReference, tune.Callback):
         self._drop_checkpoints = drop_checkpoints
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
+        for request in self._observer.requests():
+            self._shared.kept(partial(self._shared.state.steer, request), None)
         self._observer.on_idle()
 
     def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:

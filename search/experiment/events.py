@@ -19,6 +19,9 @@ EndStatus = Literal["completed", "stopped", "failed", "diverged"]
 
 ReplicateStatus = Literal["completed", "failed", "diverged"]
 
+# `try_first` of the space; `search.steer NAME add`; `prior`: drawn at random from the ranges; else the sampler.
+ProposedBy = Literal["baseline", "try_first", "steer", "prior", "sampler"]
+
 # Upper bounds, because larger values overflow in sums and dates: 1e11 s since 1970 is in the year 5138.
 _LARGEST = 10**11
 _LARGEST_LOSS = 1e39  # losses are 32-bit floats
@@ -31,7 +34,7 @@ def _possible_loss(loss: float) -> float:
     return loss
 
 
-def _current_space(space: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _current_space(space: dict[str, Any]) -> dict[str, Any]:
     if not _is_nested_under(_DEEPEST_SPACE, space):
         raise ValueError("it is nested deeper than any space")
     return with_current_keys(space, defaults_only=True)
@@ -59,7 +62,7 @@ _CHECKED = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 class SpaceSet:
     """The searched space was set; the first event of a journal, and one more for each change of the space."""
 
-    space: Annotated[dict[str, dict[str, Any]], AfterValidator(_current_space)]  # from `Space.as_dict`
+    space: Annotated[dict[str, dict[str, Any] | list[Any]], AfterValidator(_current_space)]  # from `Space.as_dict`
     excluded: list[Count]  # earlier trials that lie outside the space
     at: Amount
 
@@ -74,6 +77,7 @@ class TrialStarted:
     baseline: bool  # whether the configuration is the hand-picked one
     at: Amount
     audit: bool | None = None  # whether no rung stops the trial; None in journals of version 0.1
+    proposed_by: ProposedBy | None = None  # None in journals of version 0.1
 
 
 class _Trained:
@@ -142,6 +146,21 @@ class TrialEnded:
 
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
+class ConfigurationAdded:
+    """The user added a configuration, which is the next trial (`search.steer NAME add`)."""
+
+    config: Hyperparameters
+    at: Amount
+
+
+@dataclass(frozen=True, slots=True, config=_CHECKED)
+class FinishRequested:
+    """The user asked for no more trials, until the space is set again (`search.steer NAME finish`)."""
+
+    at: Amount
+
+
+@dataclass(frozen=True, slots=True, config=_CHECKED)
 class ReplicateStarted:
     """The configuration of a trial is trained again with other random streams, which a block of replicates shares."""
 
@@ -184,6 +203,8 @@ Event = (
     | EpochRedone
     | TrialPromoted
     | TrialEnded
+    | ConfigurationAdded
+    | FinishRequested
     | ReplicateStarted
     | ReplicateEpochDone
     | ReplicateEnded
@@ -196,6 +217,8 @@ _EVENT_TYPES: dict[str, type[Event]] = {
     "epoch_redone": EpochRedone,
     "trial_promoted": TrialPromoted,
     "trial_ended": TrialEnded,
+    "configuration_added": ConfigurationAdded,
+    "finish_requested": FinishRequested,
     "run_started": ReplicateStarted,
     "run_epoch_done": ReplicateEpochDone,
     "run_ended": ReplicateEnded,
@@ -222,6 +245,6 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
     event_type = _EVENT_TYPES[values.pop("event")]
     if event_type is SpaceSet and "set_aside" in values:
         values["excluded"] = values.pop("set_aside")  # its name in version 0.1
-    if event_type is TrialStarted:
+    if event_type in (TrialStarted, ConfigurationAdded):
         values["config"] = Hyperparameters.from_mapping(values["config"])
     return event_type(**values)

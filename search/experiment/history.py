@@ -8,10 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 from search.experiment.audits import is_audit
 from search.experiment.events import (
+    ConfigurationAdded,
     Count,
     EpochDone,
     EpochRedone,
     Event,
+    FinishRequested,
+    ProposedBy,
     ReplicateEnded,
     ReplicateEpochDone,
     ReplicateStarted,
@@ -85,6 +88,7 @@ class Trial(_Work[EpochDone, TrialEnded]):
     end: TrialEnded | None = None
     excluded: bool = False  # lies outside the present space
     audit: bool = False
+    proposed_by: ProposedBy | None = None
     promotions: list[TrialPromoted] = field(default_factory=list)  # from rungs at which it waited
     metric: Metric = ACCURACY
 
@@ -138,6 +142,8 @@ class History:
         space: the present space, as returned by `Space.as_dict`; None before the first `SpaceSet`.
         metric: that the present space ranks by; accuracy before the first `SpaceSet`.
         replicates: replicates of the best trials by number, ascending.
+        added: configurations that the user added, in order.
+        is_finishing: whether the user asked for no more trials since the space was set.
         n_redone: number of epochs that were trained again, after a worker or the search was interrupted.
         events: all applied events, in order.
     """
@@ -149,6 +155,8 @@ class History:
         self._search_section = _SearchSection()
         self.metric = ACCURACY
         self.replicates: dict[int, Replicate] = {}
+        self.added: list[Hyperparameters] = []
+        self.is_finishing = False
         self.n_redone = 0
         self.events: list[Event] = []
         for event in events:
@@ -165,6 +173,10 @@ class History:
                 self._set_space(event)
             case TrialStarted():
                 self._start_trial(event)
+            case ConfigurationAdded():
+                self.added.append(event.config)
+            case FinishRequested():
+                self.is_finishing = True
             case ReplicateStarted():
                 if event.run != len(self.replicates) or event.trial not in self.trials:
                     raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.replicates)} runs")
@@ -186,6 +198,7 @@ class History:
         if n_without := self.n_without(metric):
             raise ValueError(f"it ranks by {metric.title}, which {n_without} earlier epochs do not have")
         self.metric, self.space = metric, event.space
+        self.is_finishing = False
         for trial in self.trials.values():
             trial.excluded = trial.number in event.excluded
         for one in self.work:
@@ -199,8 +212,16 @@ class History:
             # From the space at the start of the trial: later changes of the space do not apply to it.
             rule = self._search_section
             audit = not event.baseline and is_audit(event.trial, rule.seed, rule.audit_fraction)
+        proposed_by = "baseline" if event.baseline else event.proposed_by
         self.trials[event.trial] = Trial(
-            event.trial, event.suggested, event.config, event.baseline, event.at, audit=audit, metric=self.metric
+            event.trial,
+            event.suggested,
+            event.config,
+            event.baseline,
+            event.at,
+            audit=audit,
+            proposed_by=proposed_by,
+            metric=self.metric,
         )
 
     def _apply_to_trial(self, event: EpochDone | EpochRedone | TrialPromoted | TrialEnded, trial: Trial) -> None:

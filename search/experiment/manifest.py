@@ -99,6 +99,15 @@ class Session(Part):
         return text
 
 
+class Like(Part):
+    """The earlier experiment whose best configurations are tried first (`--like`)."""
+
+    experiment: str
+    trials: list[int]  # of that experiment, best first
+    by: str  # what ranked them: `replicates` or `accuracy`
+    changes: list[str]  # a sentence for each value that the new space does not allow
+
+
 class TestSetUse(Part):
     """One use of the test set."""
 
@@ -135,6 +144,7 @@ class Manifest(Part):
     device: Device
     data: Data
     seeds: Seeds
+    like: Like | None = None
     sessions: list[Session] = []
     test_openings: list[TestSetUse] = []
 
@@ -193,7 +203,7 @@ def _read(path: Path) -> Manifest:
     raise InputError(f"{path}: {problem}. Restore it from a copy.")
 
 
-def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifest:
+def new_manifest(space: Space, name: str, device: Device, data: Data, like: Like | None = None) -> Manifest:
     """The manifest of a new experiment."""
     return Manifest(
         name=name,
@@ -205,6 +215,7 @@ def new_manifest(space: Space, name: str, device: Device, data: Data) -> Manifes
         device=device,
         data=data,
         seeds=Seeds(experiment=space.search.seed, split=space.dataset.split_seed),
+        like=like,
     )
 
 

@@ -106,14 +106,19 @@ def _stated(content: Mapping[str, Any]) -> set[str]:
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Each different key as `section.key`, with a sentence that has both values."""
     for section in {**before, **after}:
-        old, new = before.get(section) or {}, after.get(section) or {}
+        old, new = (_keys_of(content.get(section)) for content in (before, after))
         for name in {**old, **new}:
             if old.get(name, _MISSING) != new.get(name, _MISSING):
                 key = f"{section}.{name}"
                 yield key, f"`{key}` was {_value_text(old, name)} and is {_value_text(new, name)}"
 
 
-def _value_text(section: Mapping[str, Any], name: str) -> str:
+def _keys_of(part: Any) -> dict[Any, Any]:
+    """A section by its keys, a list by its numbers."""
+    return dict(enumerate(part)) if isinstance(part, list) else part or {}
+
+
+def _value_text(section: Mapping[Any, Any], name: Any) -> str:
     """The value of a key on one line, as in YAML."""
     if name not in section:
         return "not given"

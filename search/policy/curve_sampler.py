@@ -67,7 +67,7 @@ class Forecasts:
 
 def proposal(space: Space, history: History, number: int, forecasts: Forecasts) -> dict[str, Number] | None:
     """Values of the searched parameters for trial `number`; None: they are to be drawn at random."""
-    if is_random(space, number) or not history.results_in_order:
+    if is_random(space, history, number):
         return None
     generator = np.random.default_rng([space.search.seed, number])
     trials, model = forecasts.model(history)
@@ -85,10 +85,10 @@ def proposal(space: Space, history: History, number: int, forecasts: Forecasts) 
     return values[int(np.argmax(expected_improvement(mean, deviation, best)))]
 
 
-def is_random(space: Space, number: int) -> bool:
-    """Whether trial `number` is random: the first `search.startup_trials` trials, and later one in five."""
+def is_random(space: Space, history: History, number: int) -> bool:
+    """Whether trial `number` is random: before the first result, before `search.startup_trials`, later one in five."""
     draw = np.random.default_rng([space.search.seed, number, 1]).random()
-    return number < space.search.startup_trials or draw < RANDOM_SHARE
+    return not history.results_in_order or number < space.search.startup_trials or draw < RANDOM_SHARE
 
 
 def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:

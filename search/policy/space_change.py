@@ -7,7 +7,6 @@ from typing import Any
 from search.experiment.history import History, Trial
 from search.experiment.space_file import differences
 from spaces.errors import InputError
-from spaces.parameters import Hyperparameters
 from spaces.schema import Space
 from trainable.metric import METRICS
 
@@ -23,6 +22,7 @@ _FREE = (
     "confirm",
     "resources",
     "track",
+    "try_first",
 )
 # Values of keys that old journals do not have.
 _ALWAYS_WAS: Mapping[str, Mapping[str, Any]] = {
@@ -76,7 +76,7 @@ def must_have_the_metric(space: Space, history: History, folder: Path) -> None:
 
 def excluded(space: Space, history: History) -> list[int]:
     """Numbers of the trials whose configuration lies outside `space`."""
-    return [number for number, trial in history.trials.items() if not contains(space, trial.config)]
+    return [number for number, trial in history.trials.items() if not space.contains(trial.config)]
 
 
 def excluded_text(outside: Sequence[int], history: History) -> str | None:
@@ -91,21 +91,12 @@ def excluded_text(outside: Sequence[int], history: History) -> str | None:
     )
 
 
-def contains(space: Space, config: Hyperparameters) -> bool:
-    """Whether a configuration lies in `space`."""
-    searched = space.searched
-    return all(
-        searched[name].contains(value) if name in searched else value == getattr(space.baseline, name)
-        for name, value in config.as_dict().items()
-    )
-
-
 def counting_in(space: Space, history: History) -> list[Trial]:
     """Trials that are not excluded, and lie in `space`.
 
     Equal to `history.counting`, unless `experiment.yaml` was edited after the search.
     """
-    return [trial for trial in history.counting if contains(space, trial.config)]
+    return [trial for trial in history.counting if space.contains(trial.config)]
 
 
 def _is_of(key: str, keys: Iterable[str]) -> bool:

@@ -13,10 +13,12 @@ from typing import Literal
 
 from search.experiment.audits import is_audit
 from search.experiment.events import (
+    ConfigurationAdded,
     EndStatus,
     EpochDone,
     EpochRedone,
     Event,
+    FinishRequested,
     ReplicateEnded,
     ReplicateEpochDone,
     ReplicateStarted,
@@ -180,7 +182,7 @@ class SearchState:
         if self._to_resume:
             return self._dispatch(self._to_resume.pop(0))
         is_late = self._is_late() and bool(self.history.replicates or next_run(self.history, self.space))
-        begins_none = is_late or budget.is_used(self.history, self.space)
+        begins_none = is_late or self.history.is_finishing or budget.is_used(self.history, self.space)
         promoted = None if begins_none else self._rule.next_promoted(self.history)
         if promoted:
             self._record(TrialPromoted(promoted.number, promoted.n_epochs, at=self._now()))
@@ -198,13 +200,33 @@ class SearchState:
 
     def _propose(self) -> Trial:
         number = len(self.history.trials)
-        # The baseline is the first trial, and is tried again if the space was changed and the baseline with it.
-        baseline = not any(trial.baseline and trial.config == self.space.baseline for trial in self.history.counting)
-        suggested = self._proposer.propose(number, baseline)
+        given, proposed_by = budget.given_next(self.history, self.space) or (None, self._proposer.source(number))
+        suggested = self._proposer.propose(number, given)
         config = self.space.complete(suggested)
+        baseline = proposed_by == "baseline"
         audit = not baseline and is_audit(number, self.space.search.seed, self.space.search.audit_fraction)
-        self._record(TrialStarted(number, suggested, config, baseline, self._now(), audit))
+        self._record(TrialStarted(number, suggested, config, baseline, self._now(), audit, proposed_by))
         return self.history.trials[number]
+
+    def steer(self, request: Event) -> None:
+        """Do what the user asks for while the search runs (`search.steer`): what came too late changes nothing.
+
+        Args:
+            request: `TrialEnded` stops a trial, whose worker is free after the epoch that it trains;
+                `ConfigurationAdded` adds the next trial; `FinishRequested` starts no more trials.
+        """
+        match request:
+            case TrialEnded(trial=number, reason=reason):
+                trial = self.history.trials.get(number)
+                if trial and trial.end is None:
+                    self._to_resume = [other for other in self._to_resume if other is not trial]
+                    self._unexplained.pop(number, None)
+                    self._end(trial, "stopped", reason)
+            case ConfigurationAdded(config=config):
+                if not budget.is_tried(config, self.history):
+                    self._record(request)
+            case FinishRequested():
+                self._record(request)
 
     def _dispatch(self, trial: Trial) -> Assignment:
         n_before = self._dispatched.count(trial.number)

@@ -10,11 +10,11 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.experiment.events import ProposedBy
 from search.experiment.history import History, Trial
-from search.policy.curve_sampler import Forecasts, proposal
+from search.policy.curve_sampler import Forecasts, is_random, proposal
 from search.policy.samplers import sampler_for
-from search.policy.space_change import contains
-from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
+from spaces.parameters import Choice, Hyperparameters, LogUniform, Number, RandInt, Searched, Uniform
 from spaces.schema import Space
 from trainable.files import replacing
 
@@ -52,19 +52,33 @@ class Proposer:
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         }
 
-    def propose(self, number: int, baseline: bool) -> dict[str, Number]:
+    def source(self, number: int) -> ProposedBy:
+        """Whether the next trial is drawn at random (`prior`) or proposed by the sampler."""
+        search = self._space.search
+        match search.sampler:
+            case "random":
+                return "prior"
+            case "curves":
+                is_prior = is_random(self._space, self._history, number)
+            case _:
+                # Optuna's samplers count the trials that they learn from.
+                states = (TrialState.COMPLETE, TrialState.PRUNED) if search.sampler == "tpe" else (TrialState.COMPLETE,)
+                is_prior = len(self._study.get_trials(deepcopy=False, states=states)) < search.startup_trials
+        return "prior" if is_prior else "sampler"
+
+    def propose(self, number: int, given: Hyperparameters | None = None) -> dict[str, Number]:
         """Values of the searched parameters for trial `number`.
 
         Args:
             number: of the next trial.
-            baseline: whether to return the values of the baseline instead of the sampler's.
+            given: configuration that is tried instead of the sampler's; None: the sampler proposes.
 
         Raises:
             ValueError: `number` is not the number of the next trial.
         """
         self._study.sampler = sampler_for(self._space, number)
-        if baseline:
-            self._study.enqueue_trial(self._space.baseline_suggestion(), user_attrs={"baseline": True})
+        if given:
+            self._study.enqueue_trial(self._space.searched_values(given))
         elif self._space.search.sampler == "curves":
             values = proposal(self._space, self._history, number, self._forecasts)
             if values:
@@ -134,7 +148,7 @@ def _distribution(parameter: Searched) -> BaseDistribution:
 def _frozen(trial: Trial, space: Space) -> FrozenTrial:
     # A trial outside the present space keeps its number, but the sampler ignores it. `contains`: `experiment.yaml` may
     # have been edited after the search ended; the next resume journals the excluded trials.
-    is_known = not trial.excluded and contains(space, trial.config)
+    is_known = not trial.excluded and space.contains(trial.config)
     frozen = optuna.trial.create_trial(
         state=_STATES[trial.status] if is_known else TrialState.FAIL,
         value=_last_value(trial) if is_known and trial.status in ("completed", "stopped") else None,
@@ -159,6 +173,8 @@ def _user_attributes(trial: Trial) -> dict[str, str | bool | float]:
     attributes: dict[str, str | bool | float] = {"seconds": round(trial.seconds, 3)}
     if trial.baseline:
         attributes["baseline"] = True
+    if trial.proposed_by:
+        attributes["proposed_by"] = trial.proposed_by
     if trial.end and trial.end.reason:
         attributes["reason"] = trial.end.reason
     return attributes

@@ -15,6 +15,7 @@ from search.experiment.space_file import journaled_space
 from search.policy.space_change import excluded, excluded_text, must_be_allowed, must_have_the_metric
 from search.policy.state import is_done
 from search.session import conduct
+from search.session.on_end import OnEnd
 from spaces import Space
 from spaces.errors import InputError
 from spaces.schema import Search
@@ -53,10 +54,12 @@ def resume_search(request: ResumeRequest) -> SearchEnd:
     """
     experiment = request.experiment
     experiment.must_be_plain()
-    with experiment.exclusive():
-        experiment.mend_space()
-        end = _resume(request)
-    conduct.print_result(experiment, end, request.address)
+    with OnEnd(request.on_end, experiment) as on_end:
+        with experiment.exclusive():
+            experiment.mend_space()
+            end = _resume(request)
+        conduct.print_result(experiment, end, request.address)
+        on_end.status = end
     return end
 
 

@@ -165,7 +165,8 @@ class SearchDisplay:
 
     def _status(self) -> str:
         history, search = self.history, self.space.search
-        of = "" if search.trials is None else f"/{search.trials}"
+        limit = budget.trials_limit(history, self.space)
+        of = "" if limit is None else f"/{limit}"
         epochs = counted(history.n_epochs, "epoch")
         if search.epoch_budget is not None:
             epochs = f"{budget.epochs_trained(history)}/{search.epoch_budget} epochs"

@@ -30,6 +30,7 @@ def plan_text(
     slots: str,
     cost: PlanCost,
     measured: Sequence[tuple[int, float]] = (),
+    first: Sequence[str] = (),
 ) -> str:
     """The plan that `--dry-run` prints.
 
@@ -40,6 +41,7 @@ def plan_text(
         slots: what the trials share, such as `2 GPUs`.
         cost: of the search.
         measured: numbers of trials on one GPU, and their images per second together.
+        first: about configurations of an earlier search, which `space.try_first` includes.
     """
     trials = limits_text(space, cost.expected)
     lines = [
@@ -53,6 +55,7 @@ def plan_text(
         f"trials      {trials.removesuffix(' trials')}, the baseline first, at most {space.training.max_epochs} "
         f"epochs each",
         f"ranked by   validation {METRICS[space.search.metric].title}",
+        *_first_lines(space, first),
         _sampler_line(space),
         _asha_line(space),
         *audit_lines(space, cost.expected),
@@ -106,6 +109,13 @@ def _epoch_lines(data: TrainingData) -> list[str]:
     if epoch_images == n_images:
         return []
     return [f"epoch       {epoch_images:,} images, {epoch_images / n_images:.2f} of a pass over the training images"]
+
+
+def _first_lines(space: Space, first: Sequence[str]) -> list[str]:
+    if not space.try_first:
+        return []
+    listed = counted(len(space.try_first), "configuration")
+    return [f"try first   {listed}, right after the baseline", *(f"            {printable(line)}" for line in first)]
 
 
 def _sampler_line(space: Space) -> str:

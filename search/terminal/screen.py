@@ -19,7 +19,7 @@ from search.analysis.ranking import Ranked, rank
 from search.analysis.rung_statistics import rung_survival
 from search.experiment.history import History, Replicate, Trial
 from search.policy.asha import waits_at_rung
-from search.policy.budget import epochs_trained, n_to_start
+from search.policy.budget import epochs_trained, n_to_start, trials_limit
 from search.policy.replicate_statistics import replicate_results
 from search.terminal.tables import GAP, STATUS_STYLES, fitting_columns
 from spaces.counted import duration_text
@@ -167,7 +167,13 @@ def _bars(state: ScreenState, left: Remaining, width: int) -> list[list[Renderab
         n_trials = n_ended + len(left.of_begun) + len(left.of_unstarted)
         epochs = n_epochs + sum(left.of_begun) + sum(left.of_unstarted)
     bars = [
-        ("trials", n_ended, search.trials, n_trials, ", ".join(f"{n} {status}" for status, n in counts.items() if n)),
+        (
+            "trials",
+            n_ended,
+            trials_limit(history, state.space),
+            n_trials,
+            ", ".join(f"{n} {status}" for status, n in counts.items() if n),
+        ),
         ("epochs", n_epochs, search.epoch_budget, epochs, ""),
     ]
     if history.replicates:
@@ -175,9 +181,9 @@ def _bars(state: ScreenState, left: Remaining, width: int) -> list[list[Renderab
         bars.append(("replicates", n_runs_ended, None, n_runs_ended + len(left.of_runs), "replicates of the best"))
     bar_width = min(max(width - 60, 8), 40)
     rows: list[list[RenderableType]] = []
-    for name, done, limit, expected, more in bars:
-        total = expected if limit is None else limit
-        of = "" if total is None else f" of {total}" if limit is not None else f" of about {total:.0f}"
+    for name, done, most, expected, more in bars:
+        total = expected if most is None else most
+        of = "" if total is None else f" of {total}" if most is not None else f" of about {total:.0f}"
         bar = "" if total is None else _bar(done, total, bar_width)
         rows.append([name, bar, f"{done}{of}", _text(more, "dim")])
     return rows

@@ -314,7 +314,7 @@ def test_a_finished_search_takes_no_trial_again_but_more_of_them(
     space = load_space(str(folder))
     assert space.search.trials == 10
     afresh = Proposer(space, History(events_until(folder / "journal.jsonl", "trial_started", 8)))
-    assert history.trials[8].suggested == afresh.propose(8, baseline=False), "with all that the search knows"
+    assert history.trials[8].suggested == afresh.propose(8), "with all that the search knows"
 
 
 @pytest.mark.long

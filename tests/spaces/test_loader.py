@@ -193,7 +193,7 @@ def test_hostile_or_broken_yaml_is_refused(text: str | bytes, expected: str, tmp
 
 
 def test_a_file_that_is_not_there_names_the_shipped_spaces() -> None:
-    with pytest.raises(InputError, match=r"one of cifar10, quickstart\. Did you mean `quickstart`\?"):
+    with pytest.raises(InputError, match=r"one of cifar10, quickstart, wide\. Did you mean `quickstart`\?"):
         load_space("quickstrat")
 
 
@@ -403,3 +403,33 @@ def with_key(text: str, key: str, value: str) -> tuple[str, int]:
     content.setdefault(section, {})[name] = yaml.safe_load(value)
     written = yaml.safe_dump(content)
     return written, 1 + next(n for n, line in enumerate(written.splitlines()) if line.strip().startswith(f"{name}:"))
+
+
+def test_configurations_to_try_first_are_completed_from_the_baseline_and_survive_writing(tmp_path: Path) -> None:
+    space = space_from_text(f"{VALID}try_first:\n  - {{lr: 0.1}}\n  - lr: 0.2\n  - {{lr: 0.1}}\n", "mine.yaml", "mine")
+    assert space.try_first == tuple(dataclasses.replace(space.baseline, lr=lr) for lr in (0.1, 0.2))
+    assert space_from_text(dump_space(space), "mine.yaml", "mine") == space
+    assert "try_first" not in dump_space(dataclasses.replace(space, try_first=()))
+
+
+@pytest.mark.parametrize(
+    "listed, sentences",
+    [
+        ("3", ["8: `try_first` is 3, but must be a list of configurations."]),
+        ("[x]", ["8: `try_first[0]` is 'x', but must be a section of its own, one `key: value` a line."]),
+        (
+            "\n  - {lr: 9, momentum: 0.5}\n  - {lr: 100, gama: 1}",
+            [
+                "9: `try_first[0].lr` is 9.0, but must lie in the searched loguniform [0.01, 0.5]. Change one of them.",
+                "9: `try_first[0].momentum` is 0.5, but must lie in the searched value 0.9. Change one of them.",
+                "10: `try_first[1].lr` is 100, but must be greater than 0 and at most 10.",
+                "10: `try_first[1].gama` is not a hyperparameter: there are lr, momentum, gamma, step_size, flip_p, "
+                "shift_scale_rotate_p, coarse_dropout_p, batch_size, dropout, weight_decay. Did you mean `gamma`?",
+            ],
+        ),
+    ],
+)
+def test_wrong_configurations_to_try_first_are_named_with_their_lines(
+    listed: str, sentences: list[str], tmp_path: Path
+) -> None:
+    assert lines_of(tmp_path, f"{VALID}\ntry_first: {listed}\n") == tuple(f"mine.yaml:{line}" for line in sentences)

@@ -97,10 +97,10 @@ def test_same_history_gives_the_same_proposal_also_to_another_process_after_a_re
 
 def test_first_proposals_are_random_and_so_is_one_in_five_later() -> None:
     space = space_of()
-    assert all(is_random(space, number) for number in range(space.search.startup_trials))
-    assert 160 <= sum(is_random(space, number) for number in range(10, 1010)) <= 240
-    no_result = History()
-    assert proposal(space, no_result, 30, Forecasts(space)) is None
+    history = finish(SearchState(space_of(trials=2), History()))
+    assert all(is_random(space, history, number) for number in range(space.search.startup_trials))
+    assert 160 <= sum(is_random(space, history, number) for number in range(10, 1010)) <= 240
+    assert proposal(space, History(), 30, Forecasts(space)) is None
 
 
 def test_workers_get_different_configurations() -> None:

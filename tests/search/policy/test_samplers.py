@@ -23,10 +23,10 @@ def test_the_baseline_comes_first_and_the_same_history_gives_the_same_proposals(
     for n_results in (4, 40):
         simulate(state, max_results=n_results)
         number = len(state.history.trials)
-        afresh = [Proposer(space, state.history).propose(number, baseline=False) for _ in range(2)]
+        afresh = [Proposer(space, state.history).propose(number) for _ in range(2)]
         assert afresh[0] == afresh[1]
     assert number > 5
-    assert state._proposer.propose(number, baseline=False) == afresh[0]
+    assert state._proposer.propose(number) == afresh[0]
     trials = list(state.history.trials.values())
     assert trials[0].config == space.baseline
     assert [trial.baseline for trial in trials].count(True) == 1
@@ -34,8 +34,8 @@ def test_the_baseline_comes_first_and_the_same_history_gives_the_same_proposals(
 
     other = space_with(*chosen, "search.seed=1")
     first, second = Proposer(space, History()), Proposer(other, History())
-    assert first.propose(0, baseline=True) == second.propose(0, baseline=True) == space.baseline_suggestion()
-    assert first.propose(1, baseline=False) != second.propose(1, baseline=False)
+    assert first.propose(0, space.baseline) == second.propose(0, space.baseline) == space.baseline_suggestion()
+    assert first.propose(1) != second.propose(1)
 
 
 GP = """
@@ -56,4 +56,4 @@ def test_gp_learns_from_what_completed_and_repeats_its_proposal() -> None:
     accuracies = [trial.epochs[-1].validation_accuracy for trial in trials]
     assert max(accuracies[4:]) > max(accuracies[:4])
     del state.history.trials[last.number]
-    assert Proposer(space, state.history).propose(last.number, baseline=False) == last.suggested
+    assert Proposer(space, state.history).propose(last.number) == last.suggested

@@ -12,7 +12,7 @@ from search.experiment.events import ReplicateStarted, SpaceSet, TrialEnded, Tri
 from search.experiment.folder import Experiment, load_space_or_experiment
 from search.experiment.history import History
 from search.policy.rungs import Rungs
-from search.policy.space_change import contains, counting_in, excluded, must_be_allowed
+from search.policy.space_change import counting_in, excluded, must_be_allowed
 from search.policy.state import SearchState
 from search.policy.study import study_of
 from search.session.resume import ResumeRequest, adopt_space, changed_space
@@ -109,7 +109,7 @@ def test_trials_outside_count_no_more_and_those_inside_do(searched: History, mon
     assert state.n_left == len(outside), "so many are tried in their place"
     simulate(state, seed=1)
     assert len(searched.counting) == 20
-    assert all(contains(narrowed, trial.config) for trial in searched.counting)
+    assert all(narrowed.contains(trial.config) for trial in searched.counting)
     assert [trial.number for trial in searched.trials.values() if trial.baseline] == [0]
 
 
