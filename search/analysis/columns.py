@@ -63,7 +63,8 @@ class LeaderboardColumn:
         is_sort_key: whether `search.leaderboard --sort` takes it.
         only_with_replicates: whether tables show it only where a row has replicates.
         only_as_metric: whether tables show it only where the search ranks by it.
-        after_parameters: whether a page shows it as its last column; tables in a terminal do not have it.
+        after_parameters: whether it stands behind the hyperparameters, and tables in a terminal leave it out first.
+        is_long: whether only pages have room for it, not tables in a terminal.
         drop_order: a narrow terminal leaves out columns in this order, 1 first; 0 is never left out.
         help: meaning, for pages.
     """
@@ -78,6 +79,7 @@ class LeaderboardColumn:
     only_with_replicates: bool = False
     only_as_metric: bool = False
     after_parameters: bool = False
+    is_long: bool = False
     drop_order: int = 0
     help: str = ""
 
@@ -118,7 +120,7 @@ LEADERBOARD = (
         "validation_loss",
         "loss",
         text=lambda row: None if row.validation_loss is None else f"{row.validation_loss:.4f}",
-        drop_order=3,
+        drop_order=2,
         help="on the validation images, after its last epoch",
     ),
     LeaderboardColumn(
@@ -126,7 +128,7 @@ LEADERBOARD = (
         "seconds",
         text=lambda row: f"{row.seconds:.1f}",
         value=lambda row: round(row.seconds, 3),
-        drop_order=2,
+        drop_order=1,
         help="of training and validation",
     ),
     LeaderboardColumn(
@@ -147,12 +149,22 @@ LEADERBOARD = (
         is_number=False,
         is_sort_key=False,
         only_with_replicates=True,
-        drop_order=5,
+        drop_order=4,
         help="cannot be distinguished from the first",
     ),
     LeaderboardColumn("baseline", is_sort_key=False),
     LeaderboardColumn("audit", is_sort_key=False),
-    LeaderboardColumn("reason", "why it ended", is_number=False, is_sort_key=False, after_parameters=True),
+    LeaderboardColumn(
+        "proposed_by",
+        "from",
+        text=lambda row: row.proposed_by,
+        is_number=False,
+        after_parameters=True,
+        help="who proposed it: baseline, try_first (of the space), steer (by the user), prior (random) or sampler",
+    ),
+    LeaderboardColumn(
+        "reason", "why it ended", is_number=False, is_sort_key=False, after_parameters=True, is_long=True
+    ),
 )
 
 

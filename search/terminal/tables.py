@@ -94,11 +94,12 @@ def as_table(
 def fitting_columns(
     ranked: Sequence[Ranked], parameters: Sequence[str], width: int | None = None, live: bool = True
 ) -> list[LeaderboardColumn]:
-    """The result columns that fit into `width` characters, then as many hyperparameters as fit; None shows all."""
+    """The result columns that fit into `width` characters, then as many of the others as fit; None shows all."""
     metric = ranked[0].metric if ranked else ACCURACY
     results = shown_columns(any(row.replicates for row in ranked), metric)
     shown = [column for column in results if not column.after_parameters]
-    more = [parameter_column(name) for name in parameters]
+    last = [column for column in results if column.after_parameters and not column.is_long]
+    more = [*(parameter_column(name) for name in parameters), *last]
     if width is None:
         return [*shown, *more]
     widths = {
