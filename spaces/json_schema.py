@@ -12,7 +12,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from spaces.parameters import HYPERPARAMETER_NAMES, LIMITS, Hyperparameters
-from spaces.schema import OPTIONAL_SECTIONS, SECTIONS
+from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, TRY_FIRST
 
 _ATTRIBUTE = re.compile(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
@@ -28,15 +28,17 @@ def json_schema() -> dict[str, Any]:
             schema |= {"description": texts[key]} if key in texts else {}
     sections = {name: {"$ref": f"#/$defs/{model.__name__}"} for name, model in SECTIONS.items()}
     sections |= {"space": _of_hyperparameters(_parameter), "baseline": _of_hyperparameters(_value)}
+    optional = (*OPTIONAL_SECTIONS, TRY_FIRST)
+    sections[TRY_FIRST] = {"type": "array", "items": sections["baseline"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Search space of depthwise-search",
         "type": "object",
         "properties": {
-            name: {"anyOf": [section, {"type": "null"}]} if name in OPTIONAL_SECTIONS else section
+            name: {"anyOf": [section, {"type": "null"}]} if name in optional else section
             for name, section in sections.items()
         },
-        "required": [name for name in sections if name not in OPTIONAL_SECTIONS],
+        "required": [name for name in sections if name not in optional],
         "additionalProperties": False,
         "$defs": definitions,
     }

@@ -12,7 +12,7 @@ from spaces import InputError, load_space, shipped_spaces
 from spaces.json_schema import json_schema
 from spaces.loader import SHIPPED_FOLDER, dump_space, space_from_text
 from spaces.parameters import HYPERPARAMETER_NAMES
-from spaces.schema import MODELS
+from spaces.schema import MODELS, TRY_FIRST
 
 SCHEMA_FILE = SHIPPED_FOLDER / "space.schema.json"
 QUICKSTART = yaml.safe_load((SHIPPED_FOLDER / "quickstart.yaml").read_text())
@@ -40,7 +40,7 @@ def test_shipped_spaces_fit_and_name_the_schema_for_editors(name: str, schema: D
 
 def test_every_key_is_there_and_described(schema: Draft202012Validator) -> None:
     sections = schema.schema["properties"]
-    assert list(sections) == list(MODELS)
+    assert list(sections) == [*MODELS, TRY_FIRST]
     for name in ("space", "baseline"):
         keys = next(part for part in (sections[name], *sections[name].get("anyOf", ())) if "properties" in part)
         assert list(keys["properties"]) == list(HYPERPARAMETER_NAMES)
@@ -81,6 +81,7 @@ def is_loaded(content: dict[str, Any]) -> bool:
         ("resources.trials_at_once", 3),
         ("track.mlflow", {"tracking_uri": "sqlite:///x.db"}),
         ("confirm", None),
+        ("try_first", [{"lr": 0.1}, {"lr": 0.2, "gamma": 1}]),
     ],
 )
 def test_what_the_loader_takes_fits(path: str, value: Any, schema: Draft202012Validator) -> None:
@@ -123,6 +124,9 @@ def test_what_the_loader_takes_fits(path: str, value: Any, schema: Draft202012Va
         ("space.nothing", 1),
         ("baseline.lr", {"uniform": [0.1, 0.2]}),
         ("baseline.step_size", 1.5),
+        ("try_first", {"lr": 0.1}),
+        ("try_first", [{"lr": 100}]),
+        ("try_first", [{"larning_rate": 0.1}]),
     ],
 )
 def test_what_the_loader_refuses_does_not_fit(path: str, value: Any, schema: Draft202012Validator) -> None:
