@@ -26,10 +26,10 @@ def json_schema() -> dict[str, Any]:
         for key, schema in definition["properties"].items():
             schema.pop("title", None)
             schema |= {"description": texts[key]} if key in texts else {}
-    sections = {name: {"$ref": f"#/$defs/{model.__name__}"} for name, model in SECTIONS.items()}
+    sections: dict[str, Any] = {name: {"$ref": f"#/$defs/{model.__name__}"} for name, model in SECTIONS.items()}
     sections |= {"space": _of_hyperparameters(_parameter), "baseline": _of_hyperparameters(_value)}
     optional = (*OPTIONAL_SECTIONS, TRY_FIRST)
-    sections[TRY_FIRST] = {"type": "array", "items": sections["baseline"]}
+    sections[TRY_FIRST] = {"type": "array", "items": _of_hyperparameters(_value)}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Search space of depthwise-search",
