@@ -84,12 +84,28 @@ def interval_95(values: Sequence[float], most: float = 1.0) -> tuple[float, floa
     return max(0.0, mean - half_width), min(most, mean + half_width)
 
 
-def tested_text(metrics: Mapping[str, Any], metric: Metric, interval_of: str) -> str:
-    """`97.90%, 95 % interval over seeds 97.10% to 98.70%`, where `interval_of` is the text between the figures."""
-    found = metrics["test_metrics"][metric.name]
-    low_high = [metric.text(metric.value(end)) for end in found["interval_95"] or ()]
-    spread = f"{interval_of} {' to '.join(low_high)}" if low_high else ""
-    return f"{metric.text(metric.value(found['mean']))}{spread}"
+def tested_sentence(metrics: Mapping[str, Any], metric: Metric) -> str:
+    """`Test accuracy of the exported model, the first of 3 seeds: 40.00%; mean of the seeds 47.92% …`.
+
+    Args:
+        metrics: the content of `metrics.json`.
+        metric: one of its `test_metrics`.
+    """
+
+    def text(value: float) -> str:
+        return metric.text(metric.value(value))
+
+    mean, by_seed = (
+        metrics["test_metrics"][metric.name],
+        [one[metric.name] for one in metrics["test_accuracy_per_seed"]],
+    )
+    exported = f"Test {metric.title} of the exported model"
+    if not mean["interval_95"]:
+        return f"{exported}: {text(by_seed[0])}"
+    return (
+        f"{exported}, the first of {len(by_seed)} seeds: {text(by_seed[0])}; mean of the seeds {text(mean['mean'])}, "
+        f"95 % interval {' to '.join(map(text, mean['interval_95']))} (by seed: {', '.join(map(text, by_seed))})"
+    )
 
 
 def confusion_matrix(labels: Labels, predicted: Labels, n_classes: int) -> Labels:

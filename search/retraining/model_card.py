@@ -1,27 +1,85 @@
-"""The model card."""
+"""The model card: the `README.md` of `final/`, as the Hugging Face Hub reads it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from search.experiment.manifest import TestSetUse
-from search.retraining.answers import tested_text
+from search.retraining.answers import tested_sentence
 from spaces import Space
 from spaces.counted import counted
 from spaces.printable import printable
-from trainable.metric import ACCURACY, METRICS
+from trainable.metric import ACCURACY, METRICS, Metric
+
+CARD_FILE = "README.md"
 
 # Characters in names that would end a table cell, or make a link, a picture or HTML.
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`|<["})
 
+# Each block after the first continues it. Tests run them as they are.
+_LOADING = """```python
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+config = json.loads(Path("config.json").read_text(encoding="utf-8"))
+size = config["preprocessing"]["image_size"]
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+images = np.array(photo.resize((size, size), Image.Resampling.BILINEAR))[None]  # (1, size, size, 3) uint8
+
+
+def show(log_probabilities):
+    for i in log_probabilities[0].argsort()[::-1][:3]:
+        print(config["class_names"][i], f"{np.exp(log_probabilities[0][i]):.4f}")
+```
+
+With `onnxruntime`:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+show(session.run(None, {"images": images})[0])
+```
+
+With `torch`, as a `torch.export` program:
+
+```python
+import torch
+
+module = torch.export.load("model.pt2").module()
+with torch.inference_mode():
+    show(module(torch.from_numpy(images)).numpy())
+```
+
+The weights alone, to train them further with the network's code (depthwise-search, installed from its checkout):
+
+```python
+import torch
+from safetensors.torch import load_file
+
+from trainable.network.model import DepthwiseSeparableNet, Normalise
+
+network = DepthwiseSeparableNet(len(config["class_names"])).eval()
+network.load_state_dict(load_file("model.safetensors"))
+normalise = Normalise(config["preprocessing"]["mean"], config["preprocessing"]["std"])
+with torch.inference_mode():
+    show(network(normalise(torch.from_numpy(images))).numpy())
+```"""
+
 _LIMITS = """## Limits
 
 It names one of its classes for any image, also for one that shows none of them. It was tested on images of the same
-origin as those it was trained on; elsewhere it will do worse. `metrics.json` has the confusion matrix.
+origin as those it was trained on; elsewhere it will do worse. `metrics.json` has the confusion matrix,
+`test_predictions.csv` the answer to each test image, `mistakes/` the test images where it was surest and wrong.
 """
 
 
 def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[TestSetUse]) -> str:
-    """Markdown about the model: data, accuracy, use and limits.
+    """Markdown about the model: data, accuracy, use and limits, below a head in YAML.
 
     Args:
         space: the searched space.
@@ -36,27 +94,24 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Test
         (_escaped(name), "-" if accuracy is None else f"{accuracy:.2%}")
         for name, accuracy in metrics["per_class_accuracy"].items()
     )
-    return f"""# {_escaped(metrics["experiment"])}: classifier of {n_classes} classes
+    return f"""---
+{_head(space, metrics)}---
+
+# {_escaped(metrics["experiment"])}: classifier of {n_classes} classes
 
 A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
 (trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
 {counted(metrics["epochs"], "epoch")} of {metrics["trained_on"]["images_per_epoch"]:,} images, in
-{metrics["precision"]}.{schedule}{weights}
+{metrics["precision"]}.{schedule}{weights} `config.json` has the hyperparameters.
 
-{_tested(metrics)}. The files here are the first seed's. The interval
-says how much another training run would differ, not how much another set of test images would.
+{_tested(metrics)}
 {_on_validation(metrics)}
 ## Use
 
 `model.onnx` and `model.pt2` take uint8 images (N, {size}, {size}, 3), RGB, N free, and give log-probabilities
-(N, {n_classes}); normalisation is inside. `model.safetensors` holds the network's weights alone.
+(N, {n_classes}); normalisation is inside. `config.json` names the classes in their order, and how images are resized.
 
-```python
-import numpy as np, onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx")
-log_probabilities = session.run(None, {{"images": images}})[0]
-```
+{_LOADING}
 
 | file | largest difference from the network (log-probability) |
 |---|---|
@@ -64,7 +119,7 @@ log_probabilities = session.run(None, {{"images": images}})[0]
 
 ## By class
 
-| class | test accuracy |
+| class | test accuracy of the exported model |
 |---|---:|
 {classes}
 
@@ -75,19 +130,45 @@ log_probabilities = session.run(None, {{"images": images}})[0]
 {_LIMITS}"""
 
 
-def _rows(cells: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+def _head(space: Space, metrics: Mapping[str, Any]) -> str:
+    """YAML that the Hub reads: what the model does, and its results."""
+    name, per_seed = space.dataset.name, metrics["test_accuracy_per_seed"]
+    results = []
+    for metric in _shown(metrics):
+        values = {f"{metric.title} of the exported model": per_seed[0][metric.name]}
+        if len(per_seed) > 1:
+            values[f"mean {metric.title} of {len(per_seed)} seeds"] = metrics["test_metrics"][metric.name]["mean"]
+        kind = "f1" if metric.name == "macro_f1" else metric.name  # the Hub's names
+        results += [{"type": kind, "name": title, "value": round(value, 6)} for title, value in values.items()]
+    result = {
+        "task": {"type": "image-classification", "name": "Image Classification"},
+        "dataset": {"type": "imagefolder" if name == "folder" else name, "name": name, "split": "test"},
+        "metrics": results,
+    }
+    head = {
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "onnx", "safetensors"],
+        "model-index": [{"name": printable(metrics["experiment"]), "results": [result]}],
+    }
+    return str(yaml.safe_dump(head, sort_keys=False, allow_unicode=True))
+
+
+def _shown(metrics: Mapping[str, Any]) -> Iterable[Metric]:
+    """The metric of the search, and accuracy."""
+    return dict.fromkeys((METRICS[metrics["metric"]], ACCURACY))
 
 
 def _tested(metrics: Mapping[str, Any]) -> str:
-    per_seed, metric = metrics["test_accuracy_per_seed"], METRICS[metrics["metric"]]
-    interval_of = f"; 95 % interval of the mean over {len(per_seed)} seeds:"
-    tested = (
-        f"**Test {one.title} {tested_text(metrics, one, interval_of)}**" for one in dict.fromkeys((metric, ACCURACY))
-    )
-    by_seed = ", ".join(metric.text(metric.value(one[metric.name])) for one in per_seed)
-    n_images = metrics["tested_on"]["n_images"]
-    return f"{', '.join(tested)}, on {n_images:,} test images;\n{metric.title} by seed: {by_seed}"
+    sentences = "\n\n".join(f"**{tested_sentence(metrics, metric)}.**" for metric in _shown(metrics))
+    spread = """ The first seed is exported whatever its result, because the best would
+have been chosen by the test images. Intervals say how much another training run would differ, not how much another set of
+test images would."""
+    several = len(metrics["test_accuracy_per_seed"]) > 1
+    return f"{sentences}\n\nOn {metrics['tested_on']['n_images']:,} test images.{spread if several else ''}"
+
+
+def _rows(cells: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _on_validation(metrics: Mapping[str, Any]) -> str:

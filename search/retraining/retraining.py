@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from search.experiment.folder import Experiment
@@ -25,8 +24,8 @@ from search.experiment.history import Trial
 from search.experiment.manifest import TestSetUse, git_commit, timestamp, versions
 from search.policy.replicate_statistics import replicate_results
 from search.retraining.answers import PREDICTIONS_FILE, predictions_csv, results_on_test_set, write_mistakes
-from search.retraining.export import export_all
-from search.retraining.model_card import model_card
+from search.retraining.export import INPUT_NAME, OUTPUT_NAME, export_all
+from search.retraining.model_card import CARD_FILE, model_card
 from search.retraining.pictures import draw_confusion_matrix, draw_learning_curve
 from search.retraining.training_runs import FullRun, Progress, read_curve, restored, saved_epochs, train_all
 from spaces import Dataset, InputError, Space
@@ -34,6 +33,7 @@ from spaces.printable import printable
 from trainable.checkpoint import tensors_sha256
 from trainable.compute import Compute
 from trainable.data.datasets import ImageSet, TrainingData
+from trainable.data.images import RESIZING_RULE
 from trainable.data.test_set import check_test_set, open_test_set
 from trainable.files import write_json, write_text
 
@@ -205,7 +205,7 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     title = f"{printable(plan.experiment.name)}, trial {plan.trial.number}"
     curve = [epoch for run in plan.runs for epoch in read_curve(run, run.epochs)]
     draw_learning_curve(folder / "learning_curve.png", curve, f"{title}: retraining")
-    write_text(folder / "config.yaml", _config(plan))
+    write_json(folder / "config.json", _config(plan))
     class_names = plan.data.decoded.class_names
     exports = export_all(folder, fits[0].network, fits[0].normalise, class_names, _sample(plan.data))
     facts = _facts(plan, exports)
@@ -217,11 +217,12 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     opening = opening.model_copy(update={"test_accuracy_mean": metrics["test_accuracy_mean"]})
     plan.experiment.write_manifest(plan.experiment.manifest.with_use_of_test_set(opening, new=False))
 
-    write_text(folder / PREDICTIONS_FILE, predictions_csv(predictions[0], test_set.labels, class_names))
+    answers = predictions_csv(predictions[0], test_set.labels, class_names, test_set.decoded.names)
+    write_text(folder / PREDICTIONS_FILE, answers)
     write_mistakes(folder, test_set, metrics["surest_mistakes"])
     confusion = np.array(metrics["confusion_matrix"])
     draw_confusion_matrix(folder / "confusion_matrix.png", confusion, class_names, f"{title}: test images")
-    write_text(folder / "MODEL_CARD.md", model_card(plan.space, metrics, plan.experiment.manifest.test_openings))
+    write_text(folder / CARD_FILE, model_card(plan.space, metrics, plan.experiment.manifest.test_openings))
     _put_in_place(folder, plan.experiment.final_folder)
     _remove_work(plan)
     return metrics
@@ -285,22 +286,36 @@ def _facts(plan: Retraining, exports: dict[str, dict[str, Any]]) -> dict[str, An
     }
 
 
-def _config(plan: Retraining) -> str:
+def _config(plan: Retraining) -> dict[str, Any]:
+    """Content of `config.json`; without paths of this machine, because the folder is made to be published."""
     decoded = plan.data.decoded
+    size = decoded.image_size
     content = {
+        "class_names": list(decoded.class_names),
+        "preprocessing": {
+            "image_size": size,
+            "resize": RESIZING_RULE,
+            "mean": list(decoded.mean),
+            "std": list(decoded.std),
+            "normalise": "(pixel / 255 - mean) / std by channel; part of model.onnx and model.pt2",
+        },
+        "input": {
+            "name": INPUT_NAME,
+            "dtype": "uint8",
+            "layout": "NHWC",
+            "channels": "RGB",
+            "shape": ["N", size, size, 3],
+        },
+        "output": {"name": OUTPUT_NAME, "dtype": "float32", "shape": ["N", len(decoded.class_names)]},
         "hyperparameters": plan.trial.config.as_dict(),
         "epochs": plan.epochs,
-        "image_size": decoded.image_size,
-        "class_names": list(decoded.class_names),
-        "mean": list(decoded.mean),
-        "std": list(decoded.std),
-        "dataset": plan.dataset.model_dump(),
+        "dataset": plan.dataset.model_dump(exclude={"root", "download"}),
         "experiment_seed": plan.space.search.seed,
         "class_weights": plan.space.training.class_weights,
     }
     if plan.step_epochs is not None:
         content |= {"passes": plan.n_passes, "step_epochs": float(plan.step_epochs), "schedule": plan.schedule}
-    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return content
 
 
 def _put_in_place(folder: Path, final: Path) -> None:

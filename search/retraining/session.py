@@ -12,7 +12,7 @@ from search.experiment.command_lines import command_on, resume_line
 from search.experiment.folder import Experiment
 from search.experiment.history import History, Trial
 from search.processes.helper_pool import count_cores
-from search.retraining.answers import tested_text
+from search.retraining.answers import tested_sentence
 from search.retraining.retraining import Retraining, must_be_allowed, retrain, unfinished_use_of_test_set
 from search.retraining.training_runs import Progress
 from spaces.counted import counted
@@ -182,13 +182,9 @@ def progress_line(progress: Progress, epochs: int) -> str:
 
 
 def print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
-    """Print test accuracies, exports and the next command."""
+    """Print validation results, exports, the next command and, in the last line, the test result."""
     metric = METRICS[metrics["metric"]]
     print()
-    for one in dict.fromkeys((metric, ACCURACY)):
-        text = tested_text(metrics, one, ", 95 % interval over seeds")
-        per_seed = ", ".join(one.text(one.value(score[one.name])) for score in metrics["test_accuracy_per_seed"])
-        print(f"Test {one.title} {text} (by seed: {per_seed})")
     validation, replicates = metrics[f"search_{metric.column}"], metrics["replicates"]
     if validation is not None:
         runs = ""
@@ -205,3 +201,5 @@ def print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
                 f"network: near-ties, {export['max_difference']:.1g} apart at most in log-probability"
             )
     print(f"Next: {command_on('predict', experiment, more='IMAGE…')}")
+    for one in dict.fromkeys((ACCURACY, metric)):
+        print(f"{tested_sentence(metrics, one)}.")

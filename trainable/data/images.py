@@ -24,6 +24,12 @@ Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]
 # Ignore warnings about damaged metadata. Damage to the pixels raises an error.
 warnings.filterwarnings("ignore", module=r"PIL\b")
 
+# What `read_image` does, for programs without this one.
+RESIZING_RULE = (
+    "after the EXIF orientation and the conversion to RGB, stretched to image_size x image_size by Pillow's BILINEAR "
+    "filter, which is antialiased; not cropped"
+)
+
 
 class UnreadableImageError(ValueError):
     """An image file cannot be decoded. The message says why, without the path."""

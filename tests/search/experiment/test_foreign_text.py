@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from rich.console import Console
 
 from search.analysis.csv_files import csv_text
@@ -23,6 +24,7 @@ from search.retraining.model_card import model_card
 from search.terminal.display import SearchDisplay
 from search.terminal.tables import as_csv
 from spaces import Space
+from spaces.printable import printable
 from tests.support.foreign import Call, model
 
 HOSTILE = "x\x1b[2J\x1b]0;t\x07\r\u202e\x9b31m\udcff[red]; touch pwned;`id`$(id)'\"|<b>"
@@ -170,6 +172,7 @@ def test_a_model_card_shows_names_as_names(tiny_space: Space) -> None:
         "metric": "accuracy",
         "test_metrics": {"accuracy": {"mean": 0.5, "interval_95": None}},
         "test_accuracy_per_seed": [{"accuracy": 0.5}],
+        "exported_test_accuracy": 0.5,
         "per_class_accuracy": dict.fromkeys(names, 0.5),
         "class_names": names,
         "exports": {},
@@ -178,6 +181,8 @@ def test_a_model_card_shows_names_as_names(tiny_space: Space) -> None:
     text = model_card(tiny_space, metrics, [opening])
     assert_printable(text)
     text.encode()
+    (named,) = ModelCard(text).data.eval_results
+    assert (named.metric_value, ModelCard(text).data.model_name) == (0.5, printable(HOSTILE))
     rows = text.partition("## By class")[2].partition("## The test set")[0].strip().splitlines()[2:]
     assert len(rows) == len(names)
     assert all(row.replace("\\|", "").count("|") == 3 for row in rows)

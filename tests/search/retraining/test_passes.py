@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from search.retraining import retraining, session
 from search.retraining.retraining import Retraining
@@ -56,7 +55,7 @@ def test_a_retraining_for_passes_takes_all_images_an_epoch(tiny_space: Space, tm
     assert plan.folder.name != plain.folder.name
     (run,) = plan.runs
     assert (run.step_epochs, run.dataset.images_per_epoch) == (plan.step_epochs, None)
-    config, facts = yaml.safe_load(retraining._config(plan)), retraining._facts(plan, {})
+    config, facts = retraining._config(plan), retraining._facts(plan, {})
     for written in (config, facts):
         assert (written["passes"], written["schedule"]) == (4, plan.schedule)
     assert config["step_epochs"] == pytest.approx(4 * plan.trial.config.step_size / 3)

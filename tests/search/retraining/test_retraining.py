@@ -132,7 +132,7 @@ def test_a_kill_before_the_opening_costs_no_look_and_one_after_it_is_finished_by
     assert {opening.test_accuracy_mean for opening in [*openings[n_unfinished:], finished]} == {accuracy}
     final = plan.experiment.final_folder
     assert json.loads((final / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
-    assert f"{accuracy:.2%}" in (final / "MODEL_CARD.md").read_text()
+    assert f"{accuracy:.2%}" in (final / "README.md").read_text()
     assert not (plan.experiment.folder / WORK_FOLDER).exists()
     with pytest.raises(InputError, match="its test set was opened on"):
         retrain(plan, never)
