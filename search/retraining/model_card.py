@@ -160,11 +160,13 @@ def _shown(metrics: Mapping[str, Any]) -> Iterable[Metric]:
 
 def _tested(metrics: Mapping[str, Any]) -> str:
     sentences = "\n\n".join(f"**{tested_sentence(metrics, metric)}.**" for metric in _shown(metrics))
-    spread = """ The first seed is exported whatever its result, because the best would
-have been chosen by the test images. Intervals say how much another training run would differ, not how much another set of
-test images would."""
-    several = len(metrics["test_accuracy_per_seed"]) > 1
-    return f"{sentences}\n\nOn {metrics['tested_on']['n_images']:,} test images.{spread if several else ''}"
+    n_images = f"On {metrics['tested_on']['n_images']:,} test images."
+    if len(metrics["test_accuracy_per_seed"]) == 1:
+        return f"{sentences}\n\n{n_images}"
+    return f"""{sentences}
+
+{n_images} The first seed is exported whatever its result, because the best would have been chosen by the test images.
+Intervals say how much another training run would differ, not how much another set of test images would."""
 
 
 def _rows(cells: Iterable[Sequence[str]]) -> str:

@@ -172,7 +172,6 @@ def test_a_model_card_shows_names_as_names(tiny_space: Space) -> None:
         "metric": "accuracy",
         "test_metrics": {"accuracy": {"mean": 0.5, "interval_95": None}},
         "test_accuracy_per_seed": [{"accuracy": 0.5}],
-        "exported_test_accuracy": 0.5,
         "per_class_accuracy": dict.fromkeys(names, 0.5),
         "class_names": names,
         "exports": {},

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from search import Experiment
+from search.retraining import model_card
 from spaces import load_space
 from tests.conftest import TINY
 from tests.support.foreign import Call, make_experiment
@@ -89,11 +90,36 @@ def test_the_exported_seed_stands_beside_the_mean_in_the_card_and_in_the_last_li
     metrics = retrained.metrics
     exported, mean = f"{metrics['exported_test_accuracy']:.2%}", f"{metrics['test_accuracy_mean']:.2%}"
     last = retrained.output.splitlines()[-1]
-    assert last.startswith(f"Test accuracy of the exported model, which is the first seed: {exported} (")
-    assert f"mean of 2 seeds: {mean}, 95 % interval" in last
+    sentence = f"Test accuracy of the exported model, the first of 2 seeds: {exported}; mean of the seeds {mean}, 95 % "
+    assert last.startswith(sentence)
     card = (retrained.final / "README.md").read_text()
-    assert f"**Test accuracy of the exported model: {exported}**, on 12 test images." in card
-    assert f"Mean of the seeds: {mean} (" in card
+    assert f"**{last}**\n\nOn 12 test images." in card
+
+
+def test_a_search_by_another_metric_is_told_by_its_name() -> None:
+    values = {"macro_f1": [0.4, 0.5], "accuracy": [0.6, 0.8], "loss": [1.25, 1.75]}
+    metrics = {
+        "experiment": "x",
+        "metric": "macro_f1",
+        "test_accuracy_per_seed": [{name: value[seed] for name, value in values.items()} for seed in range(2)],
+        "test_metrics": {
+            name: {"mean": sum(value) / 2, "interval_95": [value[0], value[1]]} for name, value in values.items()
+        },
+        "tested_on": {"n_images": 9},
+    }
+    sentences = [
+        "Test macro F1 of the exported model, the first of 2 seeds: 40.00%; mean of the seeds 45.00%, ",
+        "Test accuracy of the exported model, the first of 2 seeds: 60.00%; mean of the seeds 70.00%, ",
+    ]
+    assert re.findall(r"^\*\*(Test .*?%, )", model_card._tested(metrics), re.MULTILINE) == sentences
+    for metric, of_exported, of_mean in (("macro_f1", 0.4, 0.45), ("loss", 1.25, 1.5)):
+        head = model_card._head(load_space("quickstart"), {**metrics, "metric": metric})
+        found = ModelCard(f"---\n{head}---\n").data.eval_results
+        kinds = [*["f1" if metric == "macro_f1" else "loss"] * 2, "accuracy", "accuracy"]
+        assert [(one.metric_type, one.metric_value) for one in found] == list(
+            zip(kinds, [of_exported, of_mean, 0.6, 0.7], strict=True)
+        )
+        assert found[0].metric_name == f"{metric.replace('macro_f1', 'macro F1')} of the exported model"
 
 
 def programs_of(card: str) -> list[str]:
