@@ -16,18 +16,16 @@ from search.pages.plots import BY_STATUS, MOST_POINTS, PERCENT, UNFINISHED, Grou
 from search.pages.report_data import ReportData
 from search.policy.asha import waits_at_rung
 from search.policy.replicate_statistics import replicate_results
-from spaces.counted import counted
 
 _REPLICATE = replace(BY_STATUS["completed"], name="replicate", colour=ORANGE)
-_NARROW_SLOTS = 16  # more slots get lower bars, and a number on the axis for some of them only
 
 
 class Turn(NamedTuple):
-    """The time of a trial or replicate in a slot (from 1), in seconds of the search without pauses between sessions."""
+    """A trial or replicate in a slot (from 1), in seconds of the search without the pauses between sessions."""
 
-    slot: int
     start_s: float
     end_s: float
+    slot: int
     one: Trial | Replicate
 
 
@@ -43,15 +41,13 @@ def turns(known: ReportData, times: Sequence[tuple[float, float]]) -> list[Turn]
     spans = []
     for one in known.history.work:
         waits = isinstance(one, Trial) and waits_at_rung(one, known.space)
-        spans += [
-            (searched_s(start), searched_s(end), one)
-            for start, end in slot_times(one, one.epochs[-1].at if waits else math.inf)
-        ]
+        ends_at = one.epochs[-1].at if waits else math.inf
+        spans += [(searched_s(start), searched_s(end), one) for start, end in slot_times(one, ends_at)]
     found, free_s = [], list[float]()
     for start_s, end_s, one in sorted(spans, key=lambda span: span[:2]):
         slot = next((i for i, free in enumerate(free_s) if free <= start_s), len(free_s))
         free_s[slot : slot + 1] = [max(start_s, end_s)]
-        found.append(Turn(slot + 1, start_s, free_s[slot], one))
+        found.append(Turn(start_s, free_s[slot], slot + 1, one))
     return found
 
 
@@ -59,7 +55,9 @@ def timeline(known: ReportData) -> go.Figure | None:
     """Which trial or replicate each slot trained when, coloured by how it ended; None before the first trial."""
     times = session_times(known.manifest.sessions, known.history)
     shown = turns(known, times)[-MOST_POINTS:]
-    total_s = sum(seconds for _, seconds in times)
+    if not shown:
+        return None
+    total_s, n_slots = sum(seconds for _, seconds in times), max(turn.slot for turn in shown)
     unit, unit_s = ("hours", 3600) if total_s > 7200 else ("minutes", 60) if total_s > 120 else ("seconds", 1)
     groups: dict[Group, list[Turn]] = {}
     for turn in shown:
@@ -73,45 +71,42 @@ def timeline(known: ReportData) -> go.Figure | None:
             name=group.name,
             marker={"color": group.colour.light, "line": {"color": PAPER.light, "width": 1}},
             text=[turn.one.number if isinstance(turn.one, Trial) else turn.one.trial for turn in members],
-            textposition="inside",
             insidetextanchor="middle",
             textangle=0,
-            customdata=[_title(turn.one) for turn in members],
-            hovertemplate=f"%{{customdata}}: from %{{base:.1f}}, %{{x:.1f}} {unit}<extra>{group.name}</extra>",
+            textposition="inside",
+            customdata=[turn.one.n_epochs for turn in members],
+            hovertemplate=f"trial %{{text}}, %{{customdata}} epochs: %{{x:.1f}} {unit}<extra>{group.name}</extra>",
         )
         for group, members in groups.items()
     ]
-    if not shown:
-        return None
-    n_slots = max(turn.slot for turn in shown)
-    y = {"autorange": "reversed", "dtick": -(-n_slots // _NARROW_SLOTS), "tick0": 1, "showgrid": False}
-    height_px = 110 + 34 * min(n_slots, _NARROW_SLOTS)
-    figure = styled_figure(f"{unit} of the search", "slot", height_px, traces, {"rangemode": "tozero"}, y)
+    y = {"autorange": "reversed", "dtick": math.ceil(n_slots / 16), "tick0": 1, "showgrid": False}
+    figure = styled_figure(f"{unit} of the search", "slot", 110 + 34 * min(n_slots, 16), traces, {}, y)
     for i in range(1, len(times)):
-        start_s = sum(seconds for _, seconds in times[:i])
-        mark_at(figure, start_s / unit_s, "resumed", MUTED, {"width": 1, "dash": "dot"})
+        start = sum(seconds for _, seconds in times[:i]) / unit_s
+        mark_at(figure, start, "resumed", MUTED, {"width": 1, "dash": "dot"})
     return figure.update_layout(barmode="overlay", bargap=0.15, uniformtext={"minsize": 9, "mode": "hide"})
+
+
+def _group(one: Trial | Replicate, is_live: bool) -> Group:
+    if one.end is None:
+        return BY_STATUS["running"] if is_live else UNFINISHED
+    return _REPLICATE if isinstance(one, Replicate) and one.end.status == "completed" else BY_STATUS[one.end.status]
 
 
 def replicate_plot(known: ReportData) -> go.Figure | None:
     """Each replicate by trial, the means with 95 % intervals, and the results in the search; None without any."""
-    metric = known.history.metric
-    results = replicate_results(known.history)
-    trials = {number: known.history.trials[number] for number in results}
-    names = {
-        number: f"trial {number}{' (baseline)' if trial.baseline else ''}"
-        + (f", {results[number].n_diverged} diverged" if results[number].n_diverged else "")
-        for number, trial in trials.items()
-    }
+    results, trials, metric = replicate_results(known.history), known.history.trials, known.history.metric
+    names = {}
+    for number, result in results.items():
+        diverged = f", {result.n_diverged} diverged" if result.n_diverged else ""
+        names[number] = f"trial {number}{' (baseline)' if trials[number].baseline else ''}{diverged}"
     runs = [run for run in known.history.replicates.values() if run.end and run.end.status == "completed"]
-    shown = [(names[run.trial], last_value(run)) for run in runs if run.trial in names]
-    means = [(names[number], metric.value(result.mean)) for number, result in results.items()]
-    searched = [(names[number], last_value(trial)) for number, trial in trials.items()]
+    means = [(number, metric.value(result.mean)) for number, result in results.items()]
     intervals = {"array": [result.half_width for result in results.values()], "thickness": 2.5, "width": 8}
     traces = [
         go.Scatter(
             x=[value for _, value in points],
-            y=[name for name, _ in points],
+            y=[names[number] for number, _ in points],
             name=name,
             mode="markers",
             marker={"color": colour.light, "symbol": symbol, "size": 11, "line": {"color": colour.light, "width": 2}},
@@ -120,23 +115,11 @@ def replicate_plot(known: ReportData) -> go.Figure | None:
         )
         for name, colour, symbol, points in (
             ("mean, 95 % interval", BLUE, "square", means),
-            ("replicate", TEXT, "circle-open", shown),
-            ("in the search", ORANGE, "diamond-open", searched),
+            ("replicate", TEXT, "circle-open", [(run.trial, last_value(run)) for run in runs if run.trial in names]),
+            ("in the search", ORANGE, "diamond-open", [(number, last_value(trials[number])) for number in names]),
         )
     ]
-    # From above, the best mean first; without a range, the rows at the edges are cut.
+    # The best mean on top; without a range, the symbols at the edges would be cut.
     y = {"type": "category", "categoryarray": list(names.values()), "range": [len(names) - 0.5, -0.5]}
     height_px, x = 110 + 44 * len(names), {} if metric.is_loss else PERCENT
-    return styled_figure(f"validation {metric.title}", "", height_px, traces, x, y) if results else None
-
-
-def _group(one: Trial | Replicate, is_live: bool) -> Group:
-    if one.end is None and not is_live:
-        return UNFINISHED
-    is_replicate = isinstance(one, Replicate) and one.end is not None and one.end.status == "completed"
-    return _REPLICATE if is_replicate else BY_STATUS[one.end.status if one.end else "running"]
-
-
-def _title(one: Trial | Replicate) -> str:
-    of = f"replicate {one.number} of trial {one.trial}" if isinstance(one, Replicate) else f"trial {one.number}"
-    return f"{of}, {counted(one.n_epochs, 'epoch')}"
+    return styled_figure(f"validation {metric.title}", "", height_px, traces, x, y) if names else None

@@ -123,7 +123,7 @@ def test_no_slot_has_two_trials_at_once_and_large_searches_are_capped(
     assert figure is not None
     assert sum(len(bar.x) for bar in figure.data) == 10
     assert figure.layout.xaxis.title.text == "minutes of the search"
-    assert "replicate 0 of trial 0" in figure.data[-1].customdata[-1]
+    assert (figure.data[-1].name, figure.data[-1].text[-1]) == ("failed or diverged", "0")
     assert run_plots.timeline(known([], [])) is None
 
 
