@@ -42,7 +42,7 @@ from trainable.data.datasets import TrainingData
 from trainable.ray_trainable import TrialConfig, TrialTrainable, ship
 from trainable.seeding import Purpose
 
-SearchEnd = Literal["finished", "interrupted", "time budget used"]
+SearchEnd = Literal["finished", "interrupted", "time budget used", "failed"]
 
 
 @dataclass(frozen=True)

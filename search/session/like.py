@@ -1,8 +1,5 @@
 """Starts a search from the best configurations of an earlier one (`search.run --like NAME`)."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import replace
 
 from search.analysis.ranking import Ranked, rank
@@ -31,7 +28,8 @@ def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     Raises:
         InputError: no trial of `earlier` has completed above chance.
     """
-    ranked = rank(earlier.history(), earlier.manifest.data.chance)
+    history = earlier.history()
+    ranked = rank(history, earlier.manifest.data.chance_of(history.metric))
     sound = [row for row in ranked if row.status == "completed" and not (row.excluded or row.at_chance)]
     best = [row for row in sound if row.replicates] or sound
     best = [row for row in best if not row.baseline][:N_TAKEN]
@@ -47,7 +45,7 @@ def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     found = Like(
         experiment=earlier.name,
         trials=[row.trial for row in best],
-        by="replicates" if best[0].replicates else "accuracy",
+        by="replicates" if best[0].replicates else history.metric.title,
         changes=[change for _, changes in fitted for change in changes],
     )
     return replace(space, try_first=tuple(listed)), found
@@ -63,7 +61,8 @@ def _fitted(row: Ranked, space: Space, stretched: float) -> tuple[Hyperparameter
     """The configuration of a trial in `space`, and a sentence about each value that is another there."""
     values: dict[str, Number] = {}
     changes = []
-    for name, value, parameter in _parameters(row.config, space):
+    for name, value in row.config.as_dict().items():
+        parameter = space.searched.get(name, Fixed(getattr(space.baseline, name)))
         there: Number = max(1, round(value * stretched)) if name == "step_size" else value
         values[name] = _nearest(there, parameter)
         if values[name] == value:
@@ -73,11 +72,6 @@ def _fitted(row: Ranked, space: Space, stretched: float) -> tuple[Hyperparameter
             why = f"a trial has {stretched:.3g} times as many epochs here"
         changes.append(f"`{name}` of trial {row.trial} is {values[name]:.4g} instead of {value:.4g}: {why}")
     return Hyperparameters.from_mapping(values), changes
-
-
-def _parameters(config: Hyperparameters, space: Space) -> Iterator[tuple[str, Number, Parameter]]:
-    for name, value in config.as_dict().items():
-        yield name, value, space.searched.get(name, Fixed(getattr(space.baseline, name)))
 
 
 def _nearest(value: Number, parameter: Parameter) -> Number:

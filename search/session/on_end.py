@@ -4,53 +4,54 @@ from __future__ import annotations
 
 import os
 import subprocess
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from search.analysis.ranking import rank, winner
 from search.experiment.folder import Experiment
 from spaces.printable import shortened, warn
 
+if TYPE_CHECKING:
+    from search.execution.launching import SearchEnd
 
-class OnEnd:
-    """Runs a shell command when its block ends, also after an exception, once there is an experiment.
 
-    The command gets SEARCH_NAME, SEARCH_FOLDER, SEARCH_STATUS (`finished`, `interrupted`, `time budget used` or
-    `failed`), SEARCH_BEST (the winner's score, 0 to 1, by its replicates where it has any) and SEARCH_INTERVAL (half
-    of its 95 % interval) in its environment; the last two are empty where they are not known.
+@dataclass
+class Ended:
+    """What has ended: set `experiment` as soon as it exists, and `status` at the end of the search."""
 
-    Attributes:
-        command: for `/bin/sh`; None runs nothing.
-        experiment: set as soon as it exists.
-        status: set when the search ends.
+    experiment: Experiment | None = None
+    status: SearchEnd = "failed"
+
+
+@contextmanager
+def on_end(command: str | None) -> Iterator[Ended]:
+    """Run a shell command after the block, also after a failure, unless the block set no experiment.
+
+    The command gets SEARCH_NAME, SEARCH_FOLDER, SEARCH_STATUS, SEARCH_BEST (the winner's value of the metric, by its
+    replicates where it has any) and SEARCH_INTERVAL (half of its 95 % interval) in its environment; the last two are
+    empty where they are not known.
     """
+    ended = Ended()
+    try:
+        yield ended
+    finally:
+        if command is not None and ended.experiment is not None:
+            code = subprocess.run(command, shell=True, env={**os.environ, **_facts(ended)}, check=False).returncode
+            if code:
+                warn(f"--on-end: `{shortened(command)}` ended with exit code {code}.")
 
-    def __init__(self, command: str | None, experiment: Experiment | None = None) -> None:
-        self.command = command
-        self.experiment = experiment
-        self.status = "failed"
 
-    def __enter__(self) -> OnEnd:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.command is None or self.experiment is None:
-            return
-        if isinstance(error, KeyboardInterrupt):
-            self.status = "interrupted"
-        code = subprocess.run(self.command, shell=True, env={**os.environ, **self._facts()}, check=False).returncode
-        if code:
-            warn(f"--on-end: `{shortened(self.command)}` ended with exit code {code}.")
-
-    def _facts(self) -> dict[str, str]:
-        assert self.experiment is not None
-        best = winner(rank(self.experiment.history(), self.experiment.manifest.data.chance))
-        half_width = best.replicate_half_width if best else None
-        return {
-            "SEARCH_NAME": self.experiment.name,
-            "SEARCH_FOLDER": str(self.experiment.folder),
-            "SEARCH_STATUS": self.status,
-            "SEARCH_BEST": "" if best is None or best.score is None else f"{best.score:.6g}",
-            "SEARCH_INTERVAL": "" if half_width is None else f"{half_width:.6g}",
-        }
+def _facts(ended: Ended) -> dict[str, str]:
+    assert ended.experiment is not None
+    history = ended.experiment.history()
+    best = winner(rank(history, ended.experiment.manifest.data.chance_of(history.metric)))
+    score, half_width = (best.score, best.replicate_half_width) if best else (None, None)
+    return {
+        "SEARCH_NAME": ended.experiment.name,
+        "SEARCH_FOLDER": str(ended.experiment.folder),
+        "SEARCH_STATUS": ended.status,
+        "SEARCH_BEST": "" if score is None else f"{history.metric.value(score):.6g}",
+        "SEARCH_INTERVAL": "" if half_width is None else f"{half_width:.6g}",
+    }

@@ -15,7 +15,7 @@ from search.experiment.space_file import journaled_space
 from search.policy.space_change import excluded, excluded_text, must_be_allowed, must_have_the_metric
 from search.policy.state import is_done
 from search.session import conduct
-from search.session.on_end import OnEnd
+from search.session.on_end import on_end
 from spaces import Space
 from spaces.errors import InputError
 from spaces.schema import Search
@@ -54,13 +54,13 @@ def resume_search(request: ResumeRequest) -> SearchEnd:
     """
     experiment = request.experiment
     experiment.must_be_plain()
-    with OnEnd(request.on_end, experiment) as on_end:
+    with on_end(request.on_end) as ended:
+        ended.experiment = experiment
         with experiment.exclusive():
             experiment.mend_space()
-            end = _resume(request)
-        conduct.print_result(experiment, end, request.address)
-        on_end.status = end
-    return end
+            ended.status = _resume(request)
+        conduct.print_result(experiment, ended.status, request.address)
+    return ended.status
 
 
 def _resume(request: ResumeRequest) -> SearchEnd:

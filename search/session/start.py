@@ -17,7 +17,7 @@ from search.policy.rungs import chance_accuracy, chance_levels
 from search.processes.guarded_folder import guarded_folder
 from search.session import conduct
 from search.session.like import like, like_lines
-from search.session.on_end import OnEnd
+from search.session.on_end import on_end
 from search.terminal.plan_text import plan_text
 from spaces import Space
 from spaces.command import DEFAULT_SPACE
@@ -45,19 +45,18 @@ def start_search(request: conduct.SessionRequest, name: str | None = None) -> Se
     """
     space, name, found = _checked(request, name)
     data = conduct.prepare_data(space)
-    with OnEnd(request.on_end) as on_end:
+    with on_end(request.on_end) as ended:
         with conduct.running_cluster(request, space) as (cluster, stop_signal):
             resource_plan = conduct.resource_plan_on(cluster, space, data)
             manifest = new_manifest(space, name, resource_plan.for_manifest, _data_facts(data), found)
             experiment = create_experiment(request.results, name, space, manifest)
             if request.results_url:
                 experiment = RemoteExperiment(request.results_url, name)
-            on_end.experiment = experiment
+            ended.experiment = experiment
             with experiment.exclusive():
-                end = conduct.conduct(request, experiment, space, data, resource_plan, cluster, stop_signal)
-        conduct.print_result(experiment, end, request.address)
-        on_end.status = end
-    return end
+                ended.status = conduct.conduct(request, experiment, space, data, resource_plan, cluster, stop_signal)
+        conduct.print_result(experiment, ended.status, request.address)
+    return ended.status
 
 
 def print_plan(request: conduct.SessionRequest, name: str | None = None) -> None:

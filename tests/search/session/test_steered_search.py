@@ -12,7 +12,7 @@ from search.experiment.journal import event_line, read_history
 from search.policy.state import SearchState
 from search.session import steering
 from search.session.like import like, like_lines
-from search.session.on_end import OnEnd
+from search.session.on_end import on_end
 from spaces import Hyperparameters, InputError, Space, load_space
 from spaces.errors import RunError
 from spaces.loader import dump_space, space_from_text
@@ -44,7 +44,7 @@ def live(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> Experiment:
         (["add", "lr"], "lr must have the form name=value, such as lr=0.1."),
         (["add", "lr=7"], "`add.lr` is 7.0, but must lie in the searched loguniform [0.002, 0.5]. Change one of them."),
         (["add", "batch_size=9"], "`add.batch_size` is 9, but must lie in the searched value 8. Change one of them."),
-        (["add", "lr=0.01"], "Trial 0 has this configuration already. Change a value."),
+        (["add", "lr=0.01"], "A trial has lr=0.01 and the baseline's other values already. Change a value."),
         (["finish", "now"], "finish takes no value, but now was given."),
     ],
 )
@@ -194,17 +194,18 @@ def test_plan_names_what_is_tried_first(tmp_path: Path, call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    "error, status", [(None, "finished"), (RunError("full"), "failed"), (KeyboardInterrupt(), "interrupted")]
+    "error, status", [(None, "finished"), (RunError("full"), "failed"), (KeyboardInterrupt(), "failed")]
 )
 def test_the_user_s_command_runs_after_any_end(
     error: BaseException | None, status: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     earlier = earlier_search(tmp_path)
     try:
-        with OnEnd('echo "$SEARCH_NAME|$SEARCH_STATUS|$SEARCH_BEST|$SEARCH_INTERVAL"; exit 3', earlier) as on_end:
+        with on_end('echo "$SEARCH_NAME|$SEARCH_STATUS|$SEARCH_BEST|$SEARCH_INTERVAL"; exit 3') as ended:
+            ended.experiment = earlier
             if error:
                 raise error
-            on_end.status = "finished"
+            ended.status = "finished"
     except (RunError, KeyboardInterrupt) as raised:
         assert raised is error
     output, errors = capfd.readouterr()
