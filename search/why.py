@@ -30,7 +30,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _why(options: argparse.Namespace) -> int:
     from search.analysis.trial_account import account
-    from search.terminal.account_text import account_text
     from spaces.errors import InputError
     from spaces.printable import printable
 
@@ -40,14 +39,14 @@ def _why(options: argparse.Namespace) -> int:
         n = len(history.trials)
         has = f"trials 0 to {n - 1}" if n else "no trial yet"
         raise InputError(f"TRIAL is {options.trial}, but {experiment.name} has {has}.")
-    found = account(history, experiment.space, options.trial, experiment.manifest.data.chance_of(history.metric))
-    live = experiment.is_live()
+    live, chance = experiment.is_live(), experiment.manifest.data.chance_of(history.metric)
+    found = account(history, experiment.space, options.trial, chance, live)
     if options.format == "json":
         content = {"experiment": experiment.name, "running": live, **found.as_dict()}
         print(json.dumps(content, indent=2, allow_nan=False))
     else:
         print(printable(experiment.name), end=", ")
-        print("\n".join(map(printable, account_text(found, live).splitlines())))
+        print(*map(printable, found.lines()), sep="\n")
     return 0
 
 

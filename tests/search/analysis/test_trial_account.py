@@ -19,7 +19,6 @@ from search.experiment.history import History
 from search.experiment.manifest import Data, Device, new_manifest
 from search.policy.asha import is_exempt
 from search.policy.state import SearchState
-from search.terminal.account_text import account_text
 from spaces import Hyperparameters, Space, load_space
 from tests.support.foreign import Call
 from tests.support.simulation import Curve, numbers, result, run_result, simulate
@@ -122,11 +121,11 @@ def test_earlier_decisions_are_replayed_under_the_space_of_their_time() -> None:
         assert visits[trial.number][trial.n_epochs].reason == trial.end.reason
     assert 2 in visits[19][1].others
     assert 2 not in visits[39][1].others
-    assert "no longer counts at rungs" in account_text(account(history, stricter, 2, CHANCE), is_live=False)
+    assert "no longer counts at rungs" in "".join(account(history, stricter, 2, CHANCE).lines())
 
 
 def text_of(history: History, space: Space, number: int, chance: float | None = CHANCE, is_live: bool = False) -> str:
-    text = account_text(account(history, space, number, chance), is_live)
+    text = "\n".join(account(history, space, number, chance, is_live).lines())
     assert len(text.splitlines()) <= 15
     return text
 
@@ -180,10 +179,11 @@ def test_audit_trials_say_what_the_rung_would_have_done_and_how_often_they_came_
     ranks = {row.trial: row.rank for row in rank(history, CHANCE)}
     for trial in history.trials.values():
         found = account(history, space, trial.number, CHANCE)
-        for epoch, places in found.audit_ranks.items():
-            refused = [one.number for one in audits if visits[one.number][epoch].reason]
-            assert places == sorted(ranks[number] for number in refused)
-            assert found.n_back(epoch) == sum(place <= 3 for place in places)
+        for rung in found.as_dict()["rungs"]:
+            refused = [one.number for one in audits if visits[one.number][rung["epoch"]].reason]
+            places = sorted(ranks[number] for number in refused)
+            assert rung["refused_audit_ranks"] == places
+            assert rung["n_refused_audits_back"] == sum(place <= 3 for place in places)
     assert ranks[late] <= 3
     text = text_of(history, space, late)
     assert "would not have passed, " in text
@@ -249,3 +249,26 @@ def test_replicates_that_failed_diverged_or_run_are_named() -> None:
         0.5,
         None,
     ]
+
+
+def test_a_loss_is_shown_in_nats_and_less_of_it_is_better() -> None:
+    space = space_with("search.metric=loss", "search.trials=12")
+    state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
+    while (assignment := state.next_assignment()) and assignment.kind == "trial":
+        number, epoch, goes_on = assignment.number, 0, True
+        while goes_on:
+            epoch += 1
+            goes_on = state.record(result(number, epoch, 0.5, loss=2.0 + (number * 7 % 12) / 10 - epoch / 10))
+    visits = rung_visits(state.history, space)
+    stopped = [trial for trial in state.history.trials.values() if trial.status == "stopped"]
+    assert len(stopped) > 3
+    for trial in stopped:
+        assert trial.end is not None
+        visit = visits[trial.number][trial.n_epochs]
+        assert visit.reason == trial.end.reason
+        rung = account(state.history, space, trial.number).as_dict()["rungs"][-1]
+        assert rung["value"] > rung["cutoff"] > 0 > rung["margin"]
+        size = f"{rung['value'] - rung['cutoff']:.4f} nats short"
+        assert f"{size}: {rung['value']:.4f} at rung {trial.n_epochs}, above its cutoff" in text_of(
+            state.history, space, trial.number
+        )
