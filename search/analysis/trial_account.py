@@ -56,8 +56,8 @@ class TrialAccount:
             for run in self.replicates
         ]
         more = {"never_stopped": is_exempt(self.trial), "waits": waits_at_rung(self.trial, self.space)}
-        more |= {"excluded": self.trial.excluded, "n_trials": self.n_trials}
-        return {**self.row.as_dict(), **more, "rungs": rungs, "replicates": replicates}
+        more |= {"excluded": self.trial.excluded}
+        return {**self.row.as_dict(), "n_trials": self.n_trials, **more, "rungs": rungs, "replicates": replicates}
 
     def lines(self) -> Iterator[str]:
         """The account as text: two or three lines for each rung, and about five more."""
@@ -67,7 +67,8 @@ class TrialAccount:
         reason = f": {said}" if said and said not in [visit.reason for visit in self.visits] else ""
         epochs = f"{trial.n_epochs} of {counted(self.space.training.max_epochs, 'epoch')}"
         yield f"trial {trial.number}{exempt}: {self._status(trial)}, {epochs}{reason}"
-        yield compact({name: getattr(trial.config, name) for name in self.space.searched})
+        source = f" (proposed by: {trial.proposed_by})" if trial.proposed_by else ""
+        yield compact({name: getattr(trial.config, name) for name in self.space.searched}) + source
         if trial.excluded:
             yield "It lies outside the space as it was changed later: it no longer counts at rungs, nor in the ranking."
         if trial.baseline:
@@ -92,14 +93,13 @@ class TrialAccount:
         yield f"leaderboard: place {self.row.rank} of {self.n_trials} by its {by}{tied}{chance}"
 
     def _at(self, visit: RungVisit) -> Iterator[str]:
-        others, metric, margin, cutoff = visit.others, visit.metric, "", ""
+        others, metric, margin, said = visit.others, visit.metric, "", visit.reason or visit.metric.text(visit.value)
         if visit.cutoff is not None and visit.margin is not None:
-            size = f"{metric.size_text(abs(visit.margin))} {metric.unit}"
-            margin = f", {size} {'short' if visit.reason else 'ahead'}"
-            cutoff = f"cutoff {metric.text(visit.cutoff)}, "
+            size, cutoff = metric.size_text(abs(visit.margin)), metric.text(visit.cutoff)
+            margin = f", {size} {metric.unit} {'short' if visit.reason else 'ahead'}"
+            said += "" if cutoff in said else f", cutoff {cutoff}"
         place = f"place {1 + sum(value > visit.value for value in others.values())} of {len(others) + 1}"
-        said = visit.reason or metric.text(visit.value)
-        yield f"rung {visit.epoch}: {self._verb(visit)}{margin}: {said}; {cutoff}{place}"
+        yield f"rung {visit.epoch}: {self._verb(visit)}{margin}: {said}; {place}"
         nearest = heapq.nsmallest(MOST_OTHERS, others, key=lambda number: abs(others[number] - (visit.cutoff or 0.0)))
         some = f", the {MOST_OTHERS} nearest to the cutoff" if len(others) > MOST_OTHERS else ""
         values = ", ".join(f"{number}: {metric.text(value)}" for number, value in others.items() if number in nearest)

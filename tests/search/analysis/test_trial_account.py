@@ -147,8 +147,11 @@ def test_a_state_each() -> None:
     assert say[0].startswith("trial 0 (baseline): running, 0 of 9 epochs\n")
     assert "It has no result at a rung; the first rung is epoch 1." in say[0]
     assert say[1].startswith("trial 1: waiting to be promoted, 1 of 9 epochs\n")
-    assert "waits, 20.00 points short: 50.00% at rung 1, not among the best 1 of 5 that go on; cutoff 70.00%" in say[1]
-    assert "rung 1: promoted, 10.00 points ahead: 70.00%; cutoff 60.00%, place 1 of 5" in say[2]
+    assert (
+        "waits, 20.00 points short: 50.00% at rung 1, not among the best 1 of 5 that go on, cutoff 70.00%; place"
+        in say[1]
+    )
+    assert "rung 1: promoted, 10.00 points ahead: 70.00%, cutoff 60.00%; place 1 of 5" in say[2]
     assert "1: 50.00%, 3: 60.00%, 4: 10.00%, 5: 0.00%" in say[2]
     assert "waits, 60.00 points short: at chance (10.00%) at rung 1, where others have learned" in say[4]
     assert "at chance: no better than guessing" in say[4]
