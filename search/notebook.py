@@ -12,7 +12,7 @@ from search.experiment import folder
 from search.experiment.command_lines import DEFAULT_RESULTS
 from search.experiment.history import History
 from search.policy.budget import progress_text
-from search.retraining.predictor import Predictor, predictor_of
+from search.retraining.predictor import Predictor
 from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.printable import printable
 from trainable.metric import ACCURACY, METRICS
@@ -88,7 +88,7 @@ class Experiment(folder.Experiment):
         Raises:
             InputError: the winner was not retrained yet, or the model is damaged.
         """
-        return predictor_of(self)
+        return Predictor(self)
 
     def _repr_html_(self) -> str:
         """The leaderboard as HTML; all text from the experiment is escaped."""

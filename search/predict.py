@@ -39,12 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from search.analysis.csv_files import csv_text
-    from search.retraining.predictor import predictor_of
+    from search.retraining.predictor import Predictor
     from spaces.printable import json_text, printable
 
     if options.top < 1:
         raise InputError(f"--top is {options.top}, but must be at least 1.")
-    predictor = predictor_of(chosen_experiment(options, options.experiment))
+    predictor = Predictor(chosen_experiment(options, options.experiment))
     images, problems = _image_files(options.images)
     rows = _classify(predictor, images, options.top, problems)
     if not rows:
@@ -79,7 +79,7 @@ def _image_files(given: list[Path]) -> tuple[list[Path], list[str]]:
         problems.append(f"{error.filename}: cannot be read: {error.strerror}.")
 
     for path in given:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 -- `Path.is_dir` raises for names that are too long
             found.append(path)
             continue
         files = (Path(folder, name) for folder, _, names in os.walk(path, onerror=unreadable) for name in names)
@@ -112,7 +112,7 @@ def _classify(predictor: Predictor, paths: list[Path], n_shown: int, problems: l
                 problems.append(f"{path}: {error}.")
         if not images:
             continue
-        for path, probabilities in zip(read, predictor(np.stack(images)).probabilities, strict=True):
+        for path, probabilities in zip(read, predictor(np.stack(images))[1], strict=True):
             best = probabilities.argsort()[::-1][:n_shown]
             classes = [
                 {"class": predictor.class_names[i], "probability": round(float(probabilities[i]), 6)} for i in best

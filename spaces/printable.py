@@ -2,12 +2,9 @@
 
 import functools
 import json
-import re
 import shlex
 import sys
 from typing import Any
-
-_NOT_ASCII = re.compile(r"[^\n -~]")
 
 
 def printable(text: object) -> str:
@@ -26,7 +23,9 @@ def json_text(content: Any) -> str:
         ValueError: `content` holds NaN or an infinity, which JSON cannot represent.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    return _NOT_ASCII.sub(lambda match: match[0] if match[0].isprintable() else _json_escape(match[0]), text)
+    if text.isascii():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def shortened(text: object, limit: int = 60) -> str:
@@ -53,7 +52,3 @@ def warn_once(line: str) -> None:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
-
-
-def _json_escape(character: str) -> str:
-    return re.sub("....", r"\\u\g<0>", character.encode("utf-16-be", "surrogatepass").hex())

@@ -85,26 +85,19 @@ def interval_95(values: Sequence[float], most: float = 1.0) -> tuple[float, floa
 
 
 def tested_sentence(metrics: Mapping[str, Any], metric: Metric) -> str:
-    """`Test accuracy of the exported model, the first of 3 seeds: 40.00%; mean of the seeds 47.92% …`.
-
-    Args:
-        metrics: the content of `metrics.json`.
-        metric: one of its `test_metrics`.
-    """
+    """`Test accuracy of the exported model, the first of 3 seeds: 40.00%; mean of the seeds 47.92% …`."""
 
     def text(value: float) -> str:
         return metric.text(metric.value(value))
 
-    mean, by_seed = (
-        metrics["test_metrics"][metric.name],
-        [one[metric.name] for one in metrics["test_accuracy_per_seed"]],
-    )
+    found = metrics["test_metrics"][metric.name]
+    by_seed = [text(one[metric.name]) for one in metrics["test_accuracy_per_seed"]]
     exported = f"Test {metric.title} of the exported model"
-    if not mean["interval_95"]:
-        return f"{exported}: {text(by_seed[0])}"
+    if not found["interval_95"]:
+        return f"{exported}: {by_seed[0]}"
     return (
-        f"{exported}, the first of {len(by_seed)} seeds: {text(by_seed[0])}; mean of the seeds {text(mean['mean'])}, "
-        f"95 % interval {' to '.join(map(text, mean['interval_95']))} (by seed: {', '.join(map(text, by_seed))})"
+        f"{exported}, the first of {len(by_seed)} seeds: {by_seed[0]}; mean of the seeds {text(found['mean'])}, "
+        f"95 % interval {' to '.join(map(text, found['interval_95']))} (by seed: {', '.join(by_seed)})"
     )
 
 
@@ -125,14 +118,7 @@ def predictions_csv(
     class_names: Sequence[str],
     image_names: Sequence[str] | None = None,
 ) -> str:
-    """CSV with one row per test image, in the order of the split.
-
-    Args:
-        log_probabilities: (N, classes) of the exported seed.
-        labels: (N,) true classes.
-        class_names: in the order of the labels.
-        image_names: of the N images; None for their numbers, from 0.
-    """
+    """CSV with one row per test image, in the order of the split; without `image_names`, images are numbered from 0."""
     answers = _answers(log_probabilities, labels, class_names)
     for row, name in zip(answers, image_names or (), strict=image_names is not None):
         row["image"] = name

@@ -20,12 +20,11 @@ _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`|<["
 # Each block after the first continues it. Tests run them as they are.
 _LOADING = """```python
 import json
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-config = json.loads(Path("config.json").read_text(encoding="utf-8"))
+config = json.load(open("config.json", encoding="utf-8"))
 size = config["preprocessing"]["image_size"]
 photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 images = np.array(photo.resize((size, size), Image.Resampling.BILINEAR))[None]  # (1, size, size, 3) uint8
@@ -159,7 +158,8 @@ def _shown(metrics: Mapping[str, Any]) -> Iterable[Metric]:
 
 
 def _tested(metrics: Mapping[str, Any]) -> str:
-    sentences = "\n\n".join(f"**{tested_sentence(metrics, metric)}.**" for metric in _shown(metrics))
+    parts = [tested_sentence(metrics, metric).partition(";") for metric in _shown(metrics)]
+    sentences = "\n\n".join(f"**{exported}**{semicolon}{mean}." for exported, semicolon, mean in parts)
     n_images = f"On {metrics['tested_on']['n_images']:,} test images."
     if len(metrics["test_accuracy_per_seed"]) == 1:
         return f"{sentences}\n\n{n_images}"

@@ -79,7 +79,12 @@ def test_each_command_that_is_advised_is_one(
     plan = retraining_session.planned(made, 0, n_passes=9, again="a second look")
     retraining_session.same_command(plan)
     metrics = {"metric": "accuracy", "test_metrics": {"accuracy": {"mean": 0.5, "interval_95": None}}}
-    more = {"test_accuracy_per_seed": [], "search_validation_accuracy": None, "replicates": None, "exports": {}}
+    more = {
+        "test_accuracy_per_seed": [{"accuracy": 0.5}],
+        "search_validation_accuracy": None,
+        "replicates": None,
+        "exports": {},
+    }
     retraining_session.print_result(made, metrics | more)
     for experiment in (made, winner, begun):
         report_data.commands(read_all(experiment))

@@ -75,16 +75,18 @@ def test_images_that_cannot_be_read_are_a_line_each_and_the_others_are_answered(
     (images / "sub" / "kaputt ä.png").write_bytes(b"no image")
     os.truncate(images / "B.JPG", 60)
     (images / "empty").mkdir()
-    folders = (images.name, "meine Bilder/empty", "missing.png")
+    too_long = f"{'x' * 300}.png"
+    folders = (images.name, "meine Bilder/empty", "missing.png", too_long)
     code, output, errors = on_folder("predict", foreign.folder, *folders, "--format", output_format)
     assert code == 2
     assert output.count("猫.png") == 1 if output_format != "csv" else 3
     assert "B.JPG" not in output
-    empty, cut, bad, missing = errors.splitlines()
+    empty, cut, bad, missing, long = errors.splitlines()
     assert empty == "meine Bilder/empty: holds no .png or .jpg file, but a folder must hold images."
     assert cut.startswith("meine Bilder/B.JPG: cannot be decoded")
     assert bad == "meine Bilder/sub/kaputt ä.png: is not an image."
     assert missing.startswith("missing.png: cannot be decoded")
+    assert long == f"{too_long}: cannot be decoded (File name too long)."
 
 
 def test_a_folder_that_cannot_be_listed_is_a_line(

@@ -93,7 +93,8 @@ def test_the_exported_seed_stands_beside_the_mean_in_the_card_and_in_the_last_li
     sentence = f"Test accuracy of the exported model, the first of 2 seeds: {exported}; mean of the seeds {mean}, 95 % "
     assert last.startswith(sentence)
     card = (retrained.final / "README.md").read_text()
-    assert f"**{last}**\n\nOn 12 test images." in card
+    assert last in card.replace("**", "")
+    assert f"**Test accuracy of the exported model, the first of 2 seeds: {exported}**; mean" in card
 
 
 def test_a_search_by_another_metric_is_told_by_its_name() -> None:
@@ -111,7 +112,8 @@ def test_a_search_by_another_metric_is_told_by_its_name() -> None:
         "Test macro F1 of the exported model, the first of 2 seeds: 40.00%; mean of the seeds 45.00%, ",
         "Test accuracy of the exported model, the first of 2 seeds: 60.00%; mean of the seeds 70.00%, ",
     ]
-    assert re.findall(r"^\*\*(Test .*?%, )", model_card._tested(metrics), re.MULTILINE) == sentences
+    card = model_card._tested(metrics).replace("**", "")
+    assert re.findall(r"^Test .*?%, ", card, re.MULTILINE) == sentences
     for metric, of_exported, of_mean in (("macro_f1", 0.4, 0.45), ("loss", 1.25, 1.5)):
         head = model_card._head(load_space("quickstart"), {**metrics, "metric": metric})
         found = ModelCard(f"---\n{head}---\n").data.eval_results
@@ -192,7 +194,7 @@ def test_each_answer_to_a_test_image_names_its_file_and_predict_agrees(retrained
 def test_the_predictor_resizes_as_training_does(retrained: Retrained) -> None:
     predictor = retrained.experiment.predictor()
     path = next((retrained.images / "test" / CLASSES[0]).iterdir())
-    given = predictor(np.asarray(Image.open(path)))
-    resized = predictor(read_image(path, 17)[None])
-    assert given.labels == resized.labels[0]
-    np.testing.assert_array_equal(given.probabilities, resized.probabilities[0])
+    label, probabilities = predictor(np.asarray(Image.open(path)))
+    labels, of_resized = predictor(read_image(path, 17)[None])
+    assert [label] == labels.tolist()
+    np.testing.assert_array_equal(probabilities, of_resized[0])
