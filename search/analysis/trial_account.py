@@ -97,7 +97,7 @@ class TrialAccount:
         if visit.cutoff is not None and visit.margin is not None:
             size, cutoff = metric.size_text(abs(visit.margin)), metric.text(visit.cutoff)
             margin = f", {size} {metric.unit} {'short' if visit.reason else 'ahead'}"
-            said += "" if cutoff in said else f", cutoff {cutoff}"
+            said += "" if f"cutoff {cutoff}" in said else f", cutoff {cutoff}"
         place = f"place {1 + sum(value > visit.value for value in others.values())} of {len(others) + 1}"
         yield f"rung {visit.epoch}: {self._verb(visit)}{margin}: {said}; {place}"
         nearest = heapq.nsmallest(MOST_OTHERS, others, key=lambda number: abs(others[number] - (visit.cutoff or 0.0)))
