@@ -88,9 +88,8 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Test
     size, n_classes = space.dataset.image_size, len(metrics["class_names"])
     schedule = f" The search's schedule was stretched: {metrics['schedule']}." if metrics["schedule"] else ""
     weights = " The training loss had balanced class weights." if space.training.class_weights == "balanced" else ""
-    exports = _rows((f"`{name}`", f"{export['max_difference']:.1e}") for name, export in metrics["exports"].items())
-    classes = _rows(
-        (_escaped(name), "-" if accuracy is None else f"{accuracy:.2%}")
+    classes = "\n".join(
+        f"| {_escaped(name)} | {'-' if accuracy is None else f'{accuracy:.2%}'} |"
         for name, accuracy in metrics["per_class_accuracy"].items()
     )
     return f"""---
@@ -98,7 +97,7 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Test
 
 # {_escaped(metrics["experiment"])}: classifier of {n_classes} classes
 
-A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on `{space.dataset.name}`
+A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparameter search on {_data_of(space)}
 (trial {metrics["trial"]}) and retrained on {metrics["trained_on"]["n_images"]:,} training and validation images for
 {counted(metrics["epochs"], "epoch")} of {metrics["trained_on"]["images_per_epoch"]:,} images, in
 {metrics["precision"]}.{schedule}{weights} `config.json` has the hyperparameters.
@@ -109,12 +108,9 @@ A depthwise-separable CNN for {size} x {size} RGB images, found by a hyperparame
 
 `model.onnx` and `model.pt2` take uint8 images (N, {size}, {size}, 3), RGB, N free, and give log-probabilities
 (N, {n_classes}); normalisation is inside. `config.json` names the classes in their order, and how images are resized.
+`metrics.json` has the largest difference between each file's answers and the network's (`exports`).
 
 {_LOADING}
-
-| file | largest difference from the network (log-probability) |
-|---|---|
-{exports}
 
 ## By class
 
@@ -141,7 +137,7 @@ def _head(space: Space, metrics: Mapping[str, Any]) -> str:
         results += [{"type": kind, "name": title, "value": round(value, 6)} for title, value in values.items()]
     result = {
         "task": {"type": "image-classification", "name": "Image Classification"},
-        "dataset": {"type": "imagefolder" if name == "folder" else name, "name": name, "split": "test"},
+        "dataset": {"type": "imagefolder" if name == "folder" else name, "name": _data_of(space), "split": "test"},
         "metrics": results,
     }
     head = {
@@ -150,6 +146,10 @@ def _head(space: Space, metrics: Mapping[str, Any]) -> str:
         "model-index": [{"name": printable(metrics["experiment"]), "results": [result]}],
     }
     return str(yaml.safe_dump(head, sort_keys=False, allow_unicode=True))
+
+
+def _data_of(space: Space) -> str:
+    return "an image folder" if space.dataset.name == "folder" else space.dataset.name
 
 
 def _shown(metrics: Mapping[str, Any]) -> Iterable[Metric]:
@@ -167,10 +167,6 @@ def _tested(metrics: Mapping[str, Any]) -> str:
 
 {n_images} The first seed is exported whatever its result, because the best would have been chosen by the test images.
 Intervals say how much another training run would differ, not how much another set of test images would."""
-
-
-def _rows(cells: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _on_validation(metrics: Mapping[str, Any]) -> str:
@@ -191,7 +187,8 @@ def _on_validation(metrics: Mapping[str, Any]) -> str:
 def _openings(openings: Sequence[TestSetUse]) -> str:
     lines = []
     for opening in openings:
-        result = "not finished" if opening.test_accuracy_mean is None else f"{opening.test_accuracy_mean:.2%}"
+        mean = opening.test_accuracy_mean
+        result = "not finished" if mean is None else f"mean accuracy {mean:.2%}"
         reason = f", because: {_escaped(opening.reason)}" if opening.reason else ""
         seeds = counted(opening.seeds, "seed")
         lines.append(f"- {_escaped(opening.at)}: trial {opening.trial}, {seeds}, {result}{reason}")
