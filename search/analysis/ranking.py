@@ -215,12 +215,12 @@ def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | No
             return f"{at_chance} {WHAT_TO_TRY}"
         return f"No trial has completed yet. {at_chance}".rstrip()
     metric = best.metric
-    named = "" if metric is ACCURACY else f"validation {metric.title}: "
+    by = "" if metric is ACCURACY else f" by validation {metric.title}"
     sentences = [f"Trial {best.trial} leads with {best.search_text} validation {metric.title}."]
     if best.replicates:
         say = f"{counted(best.replicates.n_runs, 'replicate')} {'says' if best.n_replicates == 1 else 'say'}"
         said = f"the search said {best.search_text}, {say} {replicate_text(best.replicates)}"
-        sentences = [f"Trial {best.trial} wins: {named}{said}."]
+        sentences = [f"Trial {best.trial} wins{by}: {said}."]
     sentences.append(f"{_lead_text(over)}.")
     tied = [str(row.trial) for row in ranked if row.tied and row.trial != best.trial]
     if tied:

@@ -158,7 +158,7 @@ def importances(history: History, space: Space, known: Importance | None = None)
     enough = TRIALS_PER_PARAMETER * n_parameters
     caution = f" Fewer than {enough} trials for {n_parameters} parameters can show little." if found.n < enough else ""
     sentence = (
-        f"Of the variance of the {history.metric.title} of {found.n} trials after epoch {epoch}, "
+        f"Of the variance of the {'logarithm of the ' * history.metric.is_loss}{history.metric.title} of {found.n} trials after epoch {epoch}, "
         f"{mattering or 'no parameter'} explains more than chance (at most {found.by_chance:.0%}).{caution}"
     )
     return Finding("importances", "fine" if mattering else "unknown", sentence, "", numbers)

@@ -19,7 +19,8 @@ def accuracy(trial: int, config: Hyperparameters, epoch: int) -> float:
 
 def result(trial: int, epoch: int, value: float, loss: float = 1.0) -> EpochDone:
     share = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
-    return EpochDone(trial, epoch, 0.01, loss, share, loss, share, 0.5, 0.1, 100.0 * trial + epoch)
+    at = 100.0 * trial + epoch
+    return EpochDone(trial, epoch, 0.01, loss, share, loss, share, 0.5, 0.1, at, share**2, share**3)
 
 
 def numbers(state: SearchState, n: int) -> list[int | None]:
@@ -59,4 +60,5 @@ def simulate(
 
 
 def run_result(run: int, epoch: int, value: float, loss: float = 1.0) -> ReplicateEpochDone:
-    return ReplicateEpochDone(run, epoch, loss, loss, value, 0.5, 0.1, 10_000.0 + 100 * run + epoch)
+    at = 10_000.0 + 100 * run + epoch
+    return ReplicateEpochDone(run, epoch, loss, loss, value, 0.5, 0.1, at, value**2, value**3)
