@@ -154,11 +154,12 @@ def importances(history: History, space: Space, known: Importance | None = None)
         why = f"{counted(n, 'trial')}, {MIN_TRIALS} would do" if n_parameters > 1 else "one parameter"
         sentence = f"Which hyperparameters mattered cannot be told from {why}."
         return Finding("importances", "unknown", sentence, "", numbers)
+    of = f"{'logarithm of the ' if history.metric.is_loss else ''}{history.metric.title}"
     mattering = ", ".join(f"{name} {share:.0%}" for name, share in found.found.items())
     enough = TRIALS_PER_PARAMETER * n_parameters
     caution = f" Fewer than {enough} trials for {n_parameters} parameters can show little." if found.n < enough else ""
     sentence = (
-        f"Of the variance of the {'logarithm of the ' * history.metric.is_loss}{history.metric.title} of {found.n} trials after epoch {epoch}, "
+        f"Of the variance of the {of} of {found.n} trials after epoch {epoch}, "
         f"{mattering or 'no parameter'} explains more than chance (at most {found.by_chance:.0%}).{caution}"
     )
     return Finding("importances", "fine" if mattering else "unknown", sentence, "", numbers)
