@@ -38,7 +38,7 @@ def unequal(tiny_digits: Dataset) -> TrainingData:
         ([1, 1], [1, 1]),
     ],
 )
-@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.filterwarnings("ignore:y_pred contains", "ignore:A single label", "ignore:The y_prob values")
 def test_the_label_metrics_are_scikit_learn_s_also_for_absent_classes(true: list[int], predicted: list[int]) -> None:
     assert label_scores(confusion_matrix(true, predicted, labels=range(3))) == pytest.approx(
         {
@@ -49,7 +49,7 @@ def test_the_label_metrics_are_scikit_learn_s_also_for_absent_classes(true: list
     )
 
 
-@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.filterwarnings("ignore:y_pred contains", "ignore:A single label", "ignore:The y_prob values")
 def test_an_epoch_has_all_metrics_of_the_validation_images(unequal: TrainingData) -> None:
     run = FitEvaluate(unequal.train, unequal.validation, PLAIN, RunSeed(0))
     run.epoch_training(3)
