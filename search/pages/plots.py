@@ -14,7 +14,6 @@ import plotly.graph_objects as go
 
 from search.analysis.columns import short, short_name
 from search.analysis.importance import Importance
-from search.analysis.rung_statistics import RungSurvival
 from search.experiment.final_results import FinalResults
 from search.experiment.history import Trial
 from search.pages.page import BLUE, GREY, LINE, MUTED, ORANGE, PAPER, PURPLE, TEXT, Shade
@@ -142,26 +141,6 @@ def learning_curves(
     return figure
 
 
-def rung_bars(rungs: Sequence[RungSurvival]) -> go.Figure:
-    """Number of trials that passed each rung, were stopped at it, failed or wait, as stacked bars."""
-    traces = []
-    for name, colour, pattern, attribute in (
-        ("went on", BLUE, "", "passed"),
-        ("stopped", GREY, "/", "stopped"),
-        ("failed or diverged", PURPLE, "x", "failed"),
-        ("waiting", ORANGE, ".", "waiting"),
-    ):
-        counts = {f"epoch {rung.epoch}": getattr(rung, attribute) for rung in rungs}
-        if any(counts.values()):
-            shape = {"shape": pattern, "fgcolor": PAPER.light, "fillmode": "overlay"}
-            marker = {"color": colour.light, "pattern": shape}
-            texts = {"text": [str(count or "") for count in counts.values()], "insidetextanchor": "middle"}
-            traces.append(_bars(counts, marker, f"%{{y}}: %{{x}} {name}<extra></extra>", name=name, **texts))
-    x = {"rangemode": "tozero", "tickformat": ",d"}
-    figure = styled_figure("trials", "", 120 + 60 * len(rungs), traces, x, {"autorange": "reversed"})
-    return figure.update_layout(barmode="stack", bargap=0.35)
-
-
 def optimisation_history(trials: Sequence[Trial], winner: int | None, is_live: bool) -> go.Figure:
     """Last value of the metric of each trial by its number, and the best completed trial so far."""
     metric = _metric_of(trials)
@@ -218,10 +197,10 @@ def importance_bars(importance: Importance) -> go.Figure:
     """Share of the variance that each hyperparameter explains, and the largest share that chance explains."""
     shares = importance.shares
     colours = [BLUE.light if name in importance.found else GREY.light for name in shares]
-    bars = _bars(shares, {"color": colours}, "%{y}: %{x:.1%}<extra></extra>")
+    trace = bars(shares, {"color": colours}, "%{y}: %{x:.1%}<extra></extra>")
     title = "share of the variance between trials that it explains alone"
     x = {"rangemode": "tozero", **PERCENT}
-    figure = styled_figure(title, "", 110 + 34 * len(shares), [bars], x, {"autorange": "reversed"})
+    figure = styled_figure(title, "", 110 + 34 * len(shares), [trace], x, {"autorange": "reversed"})
     mark_at(figure, importance.by_chance, "chance", ORANGE, {"width": 2, "dash": "dash"})
     return figure
 
@@ -323,7 +302,7 @@ def _marker(group: Group, size: float) -> dict[str, Any]:
     return {"color": group.colour.light, "size": size, "symbol": group.symbol}
 
 
-def _bars(values: Mapping[str, float], marker: dict[str, Any], hover: str, **more: Any) -> go.Bar:
+def bars(values: Mapping[str, float], marker: dict[str, Any], hover: str, **more: Any) -> go.Bar:
     y, x = list(values), list(values.values())
     return go.Bar(y=y, x=x, orientation="h", marker=marker, hovertemplate=hover, **more)
 

@@ -84,7 +84,7 @@ def _figures(known: ReportData, rungs: Sequence[RungSurvival], importance: Impor
     figures: dict[str, go.Figure] = {}
     if any(trial.n_epochs for trial in trials):
         figures["curves"] = plots.learning_curves(trials, best, space.rung_epochs, is_live)
-        figures["rungs"] = plots.rung_bars(rungs)
+        figures["rungs"] = run_plots.rung_bars(rungs)
         figures["history"] = plots.optimisation_history(trials, best, is_live)
         figures |= {f"slice-{name}": plot for name, plot in plots.slices(space, trials, best, is_live).items()}
     more = {

@@ -1,4 +1,4 @@
-"""The figures of a report about what ran when, and about the replicates."""
+"""The figures of a report about rungs, slots and replicates."""
 
 import math
 from collections.abc import Sequence
@@ -7,17 +7,38 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from search.analysis.rung_statistics import RungSurvival
 from search.analysis.trial_account import last_value
 from search.experiment.history import Replicate, Trial
 from search.experiment.manifest import session_times
 from search.experiment.wall_clock import slot_times
-from search.pages.page import BLUE, MUTED, ORANGE, PAPER, TEXT
-from search.pages.plots import BY_STATUS, MOST_POINTS, PERCENT, UNFINISHED, Group, mark_at, styled_figure
+from search.pages.page import BLUE, GREY, MUTED, ORANGE, PAPER, PURPLE, TEXT
+from search.pages.plots import BY_STATUS, MOST_POINTS, PERCENT, UNFINISHED, Group, bars, mark_at, styled_figure
 from search.pages.report_data import ReportData
 from search.policy.asha import waits_at_rung
 from search.policy.replicate_statistics import replicate_results
 
 _REPLICATE = replace(BY_STATUS["completed"], name="replicate", colour=ORANGE)
+
+
+def rung_bars(rungs: Sequence[RungSurvival]) -> go.Figure:
+    """Number of trials that passed each rung, were stopped at it, failed or wait, as stacked bars."""
+    traces = []
+    for name, colour, pattern, attribute in (
+        ("went on", BLUE, "", "passed"),
+        ("stopped", GREY, "/", "stopped"),
+        ("failed or diverged", PURPLE, "x", "failed"),
+        ("waiting", ORANGE, ".", "waiting"),
+    ):
+        counts = {f"epoch {rung.epoch}": getattr(rung, attribute) for rung in rungs}
+        if any(counts.values()):
+            shape = {"shape": pattern, "fgcolor": PAPER.light, "fillmode": "overlay"}
+            marker = {"color": colour.light, "pattern": shape}
+            texts = {"text": [str(count or "") for count in counts.values()], "insidetextanchor": "middle"}
+            traces.append(bars(counts, marker, f"%{{y}}: %{{x}} {name}<extra></extra>", name=name, **texts))
+    x = {"rangemode": "tozero", "tickformat": ",d"}
+    figure = styled_figure("trials", "", 120 + 60 * len(rungs), traces, x, {"autorange": "reversed"})
+    return figure.update_layout(barmode="stack", bargap=0.35)
 
 
 class Turn(NamedTuple):
