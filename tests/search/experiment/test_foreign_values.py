@@ -185,7 +185,7 @@ def test_predict_looks_at_nothing_in_final_but_the_model(on_folder: Call, foreig
     expected = on_folder("predict", foreign.folder)
     assert expected[0] == 0, expected
     assert expected[1] == "image.png: cat 90.5%  dog 9.5%\n"
-    (foreign.final_folder / "config.yaml").write_text(f"class_names: ../../x\nroot: {tmp_path}\nx: " + "[" * 10000)
+    (foreign.final_folder / "config.json").write_text(f"class_names: ../../x\nroot: {tmp_path}\nx: " + "[" * 10000)
     os.mkfifo(foreign.final_folder / "metrics.json")
     (foreign.final_folder / "model.safetensors").symlink_to("/dev/zero")
     (foreign.final_folder / "model.pt2").write_bytes(bomb(tmp_path / "marker"))
