@@ -99,11 +99,9 @@ class Experiment(folder.Experiment):
         replicates = ["replicate_mean", "replicate_half_width", "n_replicates"] if history.replicates else []
         shown = ["rank", "status", "epochs", *results, *replicates]
         table = frame.loc[:, [*shown, *space.searched]].head(MOST_ROWS)
-        of_metric = ("replicate_mean", "replicate_half_width")
-        percentages = [name for name in (*_RESULTS, *of_metric) if not name.endswith("loss")]
+        of_loss = {METRICS["loss"].column, *(replicates if history.metric.is_loss else ())}
+        percentages = {*results, "replicate_mean", "replicate_half_width"} - of_loss
         formats = {name: "{:.2%}".format for name in percentages if name in table}
-        if history.metric.is_loss:
-            formats = {name: text for name, text in formats.items() if name not in of_metric}
         n_hidden = len(frame) - len(table)
         more = f"<p>and {n_hidden} more, in <code>trials</code></p>" if n_hidden else ""
         title = f"<b>{html.escape(printable(self.name))}</b>: {progress_text(history, space)}."

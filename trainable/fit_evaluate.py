@@ -312,18 +312,13 @@ class FitEvaluate:
 
 
 def balanced_class_weights(labels: NDArray[np.int64], n_classes: int) -> Tensor:
-    """Weight n / (k n_c) of each class, as scikit-learn's `balanced`.
-
-    Args:
-        labels: (n,) training labels, of which k classes occur, class c n_c times.
-        n_classes: number of classes.
+    """Weights n / (k n_c) for (n,) labels of k classes, class c n_c times, as scikit-learn's `balanced`.
 
     Returns:
         (n_classes,) float32; 0 for a class that does not occur.
     """
     counts = np.bincount(labels, minlength=n_classes)
-    n_occurring = np.count_nonzero(counts)
-    weights = np.where(counts, len(labels) / (n_occurring * np.maximum(counts, 1)), 0.0)
+    weights = np.where(counts, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
     return torch.from_numpy(weights.astype(np.float32))
 
 

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from spaces.schema import MetricName
 
 LEAST_SCALE = 0.005  # lower bound of `Metric.noise_scale`: validation sets are finite
-# Score of a loss that is not finite: below that of any 32-bit float. It is finite, so that quantiles of it are, too.
-_WORST_LOSS_SCORE = -1e39
+_WORST_LOSS_SCORE = (
+    -1e39
+)  # of a loss that is not finite: below any 32-bit float, and finite, so that quantiles are, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,18 @@ class Metric:
         name: its name in a space.
         title: its name in sentences.
         guess: what a run that only guesses does, for sentences about chance.
+        worst: score of a diverged run.
+        better, worse: where better and worse values lie.
+        unit: of differences: percentage points, or nats, in which a negative log-likelihood is measured.
     """
 
     name: MetricName
     title: str
     guess: str
+    worst: float = 0.0
+    better: str = "above"
+    worse: str = "below"
+    unit: str = "points"
 
     @property
     def column(self) -> str:
@@ -40,25 +48,6 @@ class Metric:
     @property
     def is_loss(self) -> bool:
         return self.name == "loss"
-
-    @property
-    def worst(self) -> float:
-        """Score of a diverged run."""
-        return _WORST_LOSS_SCORE if self.is_loss else 0.0
-
-    @property
-    def better(self) -> str:
-        """`above` or `below`: where better values lie."""
-        return "below" if self.is_loss else "above"
-
-    @property
-    def worse(self) -> str:
-        return "above" if self.is_loss else "below"
-
-    @property
-    def unit(self) -> str:
-        """Unit of differences: percentage points, or nats, in which a negative log-likelihood is measured."""
-        return "nats" if self.is_loss else "points"
 
     def is_in(self, epoch: object) -> bool:
         """Whether an epoch of a trial or replicate has this metric; those of old journals lack two of them."""
@@ -96,15 +85,13 @@ class Metric:
         return max(0.0 - score if self.is_loss else score * (1 - score), LEAST_SCALE)
 
 
-METRICS: Mapping[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("accuracy", "accuracy", "always names the commonest class"),
-        Metric("balanced_accuracy", "balanced accuracy", "names classes at random"),
-        Metric("macro_f1", "macro F1", "names classes at random"),
-        Metric("loss", "loss", "answers with the shares of the classes"),
-    )
-}
+_ALL = (
+    Metric("accuracy", "accuracy", "always names the commonest class"),
+    Metric("balanced_accuracy", "balanced accuracy", "names classes at random"),
+    Metric("macro_f1", "macro F1", "names classes at random"),
+    Metric("loss", "loss", "answers with the shares of the classes", _WORST_LOSS_SCORE, "below", "above", "nats"),
+)
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
 ACCURACY = METRICS["accuracy"]
 
 

@@ -38,10 +38,6 @@ class ExperimentSummary:
     tested: dict[str, str]
 
     @property
-    def chance(self) -> float | None:
-        return self.manifest.data.chance_of(self.history.metric)
-
-    @property
     def best(self) -> Ranked | None:
         return winner(self.ranked)
 

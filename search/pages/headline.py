@@ -46,21 +46,13 @@ def _lead_stats(known: ReportData) -> list[Stat]:
     if over.lead is None:
         return [Stat("Lead over the baseline", "–", over.doubt)]
     interval = [] if over.lead.half_width is None else ["95 % interval"]
-    return [
-        Stat(
-            "Lead over the baseline",
-            points_text(over.lead),
-            "; ".join([*interval, over.doubt or "clear of 0"]),
-        )
-    ]
+    return [Stat("Lead over the baseline", points_text(over.lead), "; ".join([*interval, over.doubt or "clear of 0"]))]
 
 
 def _test_stat(known: ReportData) -> Stat:
-    final = known.final
+    final, label = known.final, f"Test {known.history.metric.title}"
     if final is None:
-        return Stat(
-            f"Test {known.history.metric.title}", "–", "not opened" if not known.manifest.test_openings else "see below"
-        )
+        return Stat(label, "–", "not opened" if not known.manifest.test_openings else "see below")
     metric, mean, interval = ACCURACY, final.test_accuracy_mean, final.test_accuracy_interval_95
     if searched := final.test_metrics.get(known.history.metric.name):
         metric, mean, interval = known.history.metric, searched.mean, searched.interval_95

@@ -124,10 +124,9 @@ def chance_accuracy(labels: NDArray[np.int64]) -> float:
 def chance_levels(labels: NDArray[np.int64]) -> dict[str, float]:
     """Values of the other metrics that a run which only guesses reaches at best, by the metric's name.
 
-    A run that names k classes at random has a balanced accuracy of 1/k, and no guess has a higher macro F1 in
-    expectation. The bound is 1.645 standard deviations of that balanced accuracy above 1/k; the deviation of macro F1
-    is not larger. A run that answers each image with the shares of the classes has their entropy as its loss, and no
-    answer that is the same for all images has a lower one.
+    A run that names k classes at random has a balanced accuracy of 1/k, and no guess has a higher macro F1. The bound
+    is 1.645 standard deviations of that balanced accuracy above 1/k; that of macro F1 is not larger. No answer that is
+    the same for all images has a lower loss than the shares of the classes, whose loss is their entropy.
 
     Args:
         labels: (N,) class indices of the validation images, N > 0.

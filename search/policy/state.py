@@ -106,7 +106,7 @@ class SearchState:
 
     Args:
         space: the searched space.
-        history: of all sessions; each new event is added to it.
+        history: of all sessions; each new event is added to it. Its `SpaceSet` names the metric.
         journal: receives each event; None keeps events in memory only.
         observe: called after each event, with the history that includes it.
         now: the clock, in seconds since 1970 (UTC).
