@@ -14,9 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from spaces.schema import MetricName
 
 LEAST_SCALE = 0.005  # lower bound of `Metric.noise_scale`: validation sets are finite
-_WORST_LOSS_SCORE = (
-    -1e39
-)  # of a loss that is not finite: below any 32-bit float, and finite, so that quantiles are, too
+_WORST_LOSS_SCORE = -1e39  # of a loss that is not finite: below any 32-bit float, and finite as quantiles must be
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,9 +182,8 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline | 
     if best.baseline:
         others = [row for row in ranked if not row.excluded and not row.replicates]
         n_better = sum(row.score is not None and best.score is not None and row.score > best.score for row in others)
-        metric = best.metric
-        comparative = f"{'lower' if metric.is_loss else 'higher'} {metric.title}"
-        higher = f", though {counted(n_better, 'trial')} had a {comparative} in the search" if n_better else ""
+        what = f"{'lower' if best.metric.is_loss else 'higher'} {best.metric.title}"
+        higher = f", though {counted(n_better, 'trial')} had a {what} in the search" if n_better else ""
         return OverBaseline(None, f"It is the baseline: no searched configuration ranks above it{higher}", baseline)
     if best.replicates is None:
         if baseline is None or baseline.status != "completed" or baseline.search_score is None:

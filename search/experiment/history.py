@@ -180,8 +180,8 @@ class History:
             case ReplicateStarted():
                 if event.run != len(self.replicates) or event.trial not in self.trials:
                     raise ValueError(f"run {event.run} of trial {event.trial} starts after {len(self.replicates)} runs")
-                started = Replicate(event.run, event.trial, event.block, event.at, metric=self.metric)
-                self.replicates[event.run] = started
+                run = Replicate(event.run, event.trial, event.block, event.at, metric=self.metric)
+                self.replicates[event.run] = run
             case ReplicateEpochDone():
                 _unfinished(self.replicates, event.run, "run").add_epoch(event, f"run {event.run}")
             case ReplicateEnded():

@@ -119,11 +119,8 @@ def learning_curves(
     metric = _metric_of(trials)
 
     def points(trial: Trial) -> _Points:
-        texts = {epoch: metric.text(score) for epoch, score in trial.scores.items()}
-        return [
-            (epoch, metric.value(score), f"trial {trial.number}, epoch {epoch}: {texts[epoch]}")
-            for epoch, score in trial.scores.items()
-        ]
+        name, scores = f"trial {trial.number}, epoch", trial.scores
+        return [(i, metric.value(score), f"{name} {i}: {metric.text(score)}") for i, score in scores.items()]
 
     traces = []
     n_of_kind = {group: len(members) for group, members in _by_kind(trials, winner, is_live)}
@@ -348,15 +345,10 @@ def _parameter_axis(name: str, parameter: Searched) -> _Axis:
 
 def _result_axes(trials: Sequence[Trial]) -> list[_Axis]:
     ends, metric = [_end(trial) or 0.0 for trial in trials], _metric_of(trials)
+    text = short if metric.is_loss else "{:.1%}".format
     return [
         _Axis("epochs", 0, max(trial.n_epochs for trial in trials), lambda trial: trial.n_epochs),
-        _Axis(
-            metric.title,
-            min(ends),
-            max(ends),
-            lambda trial: _end(trial) or 0.0,
-            short if metric.is_loss else "{:.1%}".format,
-        ),
+        _Axis(metric.title, min(ends), max(ends), lambda trial: _end(trial) or 0.0, text),
     ]
 
 

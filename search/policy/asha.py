@@ -131,9 +131,8 @@ class PromotingRungs:
         # The value of the last of the best among the other trials.
         cutoff = -ranks[n_promoted if is_among_best else n_promoted - 1][0] if n_promoted else None
         if self._is_at_chance(value, epoch):
-            return at_chance_text(value, epoch, self._metric), cutoff if cutoff is None else max(
-                cutoff, self._chance or 0.0
-            )
+            bound = None if cutoff is None else max(cutoff, self._chance or 0.0)
+            return at_chance_text(value, epoch, self._metric), bound
         if is_among_best:
             return None, cutoff
         if cutoff is None:
