@@ -241,7 +241,8 @@ class SearchState:
             self._runs_to_resume.append(self.history.replicates[assignment.number])
         else:
             self._running.discard(assignment.number)
-            self._to_resume.append(self.history.trials[assignment.number])
+            if not self.has_ended(assignment):  # the user may have stopped it
+                self._to_resume.append(self.history.trials[assignment.number])
 
     def has_ended(self, assignment: Assignment) -> bool:
         """Whether the trial or replicate of an assignment has ended."""

@@ -108,6 +108,8 @@ def test_a_stopped_trial_ends_at_once_and_its_last_epoch_is_ignored() -> None:
     assert running[1]
     assert state.has_ended(running[1])
     assert not state.record(result(1, 1, 0.5))
+    state.put_back(running[1])  # its worker was lost meanwhile
+    assert state.next_assignment() is None
     stopped = state.history.trials[1]
     assert (stopped.status, stopped.end.reason if stopped.end else "", stopped.epochs) == ("stopped", "by hand", [])
     assert state.n_running == 1
