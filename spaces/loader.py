@@ -9,39 +9,24 @@ from typing import Any
 from pydantic import ValidationError
 
 from spaces.errors import InputError, did_you_mean, expanded, nearest
-from spaces.parameters import (
-    Hyperparameters,
-    shorten,
-)
+from spaces.parameters import Hyperparameters, shorten
 from spaces.plain_files import read_plain
 from spaces.printable import shortened, warn_once
-from spaces.removed import (
-    RENAMED_KEYS,
-    renamed_sentence,
-    with_current_keys,
-    with_present_names,
-)
+from spaces.removed import RENAMED_KEYS, renamed_sentence, with_current_keys, with_present_names
 from spaces.rules import (
     Location,
     baseline_values,
-    checked_configuration,
-    listed_configurations,
     problems_of_baseline,
+    problems_of_configuration,
     problems_of_rungs,
     problems_of_section,
     problems_of_size,
     problems_of_top_level,
+    problems_of_try_first,
     unknown,
     with_grace,
 )
-from spaces.schema import (
-    MODELS,
-    OPTIONAL_SECTIONS,
-    PARAMETERS,
-    SECTIONS,
-    TRY_FIRST,
-    Space,
-)
+from spaces.schema import MODELS, OPTIONAL_SECTIONS, PARAMETERS, SECTIONS, TRY_FIRST, Space
 from spaces.yaml_lines import MAX_BYTES, Document, dumped, parse
 
 SHIPPED_FOLDER = Path(__file__).parent
@@ -134,10 +119,9 @@ def configuration_from(options: Iterable[str], space: Space) -> Hyperparameters:
     if not given:
         raise InputError("A configuration needs at least one name=value, such as lr=0.1.")
     baseline = space.baseline.as_dict()
-    values, problems = checked_configuration(given, "add", space.parameters, baseline)
-    if problems:
+    if problems := list(problems_of_configuration(given, "add", space.parameters, baseline)):
         raise InputError(sentence for _, sentence in problems)
-    return Hyperparameters.from_mapping({**baseline, **values})
+    return Hyperparameters.from_mapping({**baseline, **given})
 
 
 def dump_space(space: Space) -> str:
@@ -237,12 +221,11 @@ def _check(source: _Source, name: str) -> Space:
         findings += problems_of_rungs(training, search)
     if search and parameters is not None:
         findings += problems_of_size(search, parameters)
-    listed: list[dict[str, Any]] = []
+    listed = source.content.get(TRY_FIRST)
     if training and parameters is not None and "baseline" in valid:
         findings += problems_of_baseline(training, parameters, valid["baseline"])
         baseline = {**Hyperparameters().as_dict(), **baseline_values(training, parameters, valid["baseline"])}
-        listed, wrong = listed_configurations(source.content.get(TRY_FIRST), parameters, baseline)
-        findings += wrong
+        findings += problems_of_try_first(listed, parameters, baseline)
     if findings:
         lines = [(source.where(path), sentence) for path, sentence in findings]
         raise InputError(f"{where}: {sentence}" for where, sentence in sorted(lines, key=_by_line))
@@ -251,7 +234,7 @@ def _check(source: _Source, name: str) -> Space:
         name=name,
         parameters=MappingProxyType(valid["space"]),
         baseline=Hyperparameters.from_mapping(baseline),
-        try_first=tuple(dict.fromkeys(Hyperparameters.from_mapping({**baseline, **values}) for values in listed)),
+        try_first=tuple(dict.fromkeys(Hyperparameters.from_mapping({**baseline, **values}) for values in listed or ())),
         **sections,
     )
 

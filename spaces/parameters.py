@@ -82,7 +82,7 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         for name in LIMITS:
             try:
-                checked(name, getattr(self, name))
+                object.__setattr__(self, name, checked(name, getattr(self, name)))
             except ParameterError as error:
                 raise ValueError(f"`{name}` {error}") from None
 

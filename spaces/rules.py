@@ -160,47 +160,32 @@ def problems_of_baseline(
             )
 
 
-def listed_configurations(
-    raw: Any, parameters: Mapping[str, Parameter], baseline: Mapping[str, Number]
-) -> tuple[list[dict[str, Number]], list[Problem]]:
-    """The configurations of `try_first` as the file gives them, and all problems; see `checked_configuration`."""
-    if not isinstance(raw, list | None):
-        return [], [((TRY_FIRST,), f"`{TRY_FIRST}` is {shorten(raw)}, but must be a list of configurations.")]
-    listed: list[dict[str, Number]] = []
-    problems: list[Problem] = []
-    for i, item in enumerate(raw or ()):
-        values, wrong = checked_configuration(item, f"{TRY_FIRST}[{i}]", parameters, baseline)
-        listed.append(values)
-        problems += [((TRY_FIRST, i, *path[1:]), sentence) for path, sentence in wrong]
-    return listed, problems
+def problems_of_try_first(
+    listed: Any, parameters: Mapping[str, Parameter], baseline: Mapping[str, Number]
+) -> Iterator[Problem]:
+    if not isinstance(listed, list | None):
+        yield (TRY_FIRST,), f"`{TRY_FIRST}` is {shorten(listed)}, but must be a list of configurations."
+        return
+    for i, raw in enumerate(listed or ()):
+        for path, sentence in problems_of_configuration(raw, f"{TRY_FIRST}[{i}]", parameters, baseline):
+            yield (TRY_FIRST, i, *path[1:]), sentence
 
 
-def checked_configuration(
+def problems_of_configuration(
     raw: Any, name: str, parameters: Mapping[str, Parameter], baseline: Mapping[str, Number]
-) -> tuple[dict[str, Number], list[Problem]]:
-    """The values of a configuration that the baseline completes, and their problems.
-
-    Args:
-        raw: hyperparameters by name.
-        name: of the configuration, for messages.
-        parameters: of the space.
-        baseline: all hyperparameters of the baseline.
-    """
+) -> Iterator[Problem]:
+    """Problems of a configuration that the baseline completes; `name` is that of the configuration, for messages."""
     model = PARAMETERS["baseline"]
     try:
-        values = {key: getattr(model.model_validate(raw), key) for key in raw}
+        model.model_validate(raw)
     except ValidationError as error:
-        return {}, list(problems_of_section(name, model, error.errors()))
-    ranges = {key: parameters.get(key, Fixed(baseline[key])) for key in values}
-    outside: list[Problem] = [
-        (
-            (name, key),
-            f"`{name}.{key}` is {value}, but must lie in the searched {_described(ranges[key])}. Change one of them.",
-        )
-        for key, value in values.items()
-        if not ranges[key].contains(value)
-    ]
-    return values, outside
+        yield from problems_of_section(name, model, error.errors())
+        return
+    for key, value in raw.items():
+        parameter = parameters.get(key, Fixed(baseline[key]))
+        if not parameter.contains(value):
+            must_lie = f"but must lie in the searched {_described(parameter)}. Change one of them."
+            yield (name, key), f"`{name}.{key}` is {value}, {must_lie}"
 
 
 def _described(parameter: Parameter) -> str:

@@ -152,7 +152,8 @@ def test_every_folder_is_installed_and_typed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert settings["packages"]["find"]["include"] == [f"{package}*" for package in PACKAGES]
     data = settings["package-data"]
-    assert "assets/*" in data["search.pages"]
+    for folder in ("search.pages", "search.retraining"):
+        assert "assets/*" in data[folder]
     for package in PACKAGES:
         assert (ROOT / package / "py.typed").is_file()
         assert "py.typed" in data[package]

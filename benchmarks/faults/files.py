@@ -149,7 +149,7 @@ def file_problems(copy: Path, launches: Sequence[Launch]) -> list[str]:
         *invariants.prefix_problems(launch.before, launch.after),
         *invariants.history_problems(events, experiment.space, manifest.data.chance, finished),
         *([] if finished else invariants.checkpoint_problems(history, copied_checkpoints(copy))),
-        *invariants.training_problems(before, events[before.n_events :], launch.trained, launch.n_workers_killed),
+        *invariants.training_problems(before, events[len(before.events) :], launch.trained, launch.n_workers_killed),
         *invariants.session_problems(last.sessions, launch.sessions),
         *invariants.time_problems(launch.used_s, last.used_s, times, history),
         *invariants.leaderboard_problems(leaderboard_of(copy), history, current=True),

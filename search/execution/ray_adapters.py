@@ -217,10 +217,10 @@ class Housekeeping(_ByReference, tune.Callback):
         assignment, trace, state = self._assignment(trial), failure_trace(trial), self._shared.state
         if self._ends_search(trace):
             return
+        self._shared.saving.discard(assignment.name)
         if self._shared.waits(assignment):
-            # Its result is known; once promoted, it resumes from an older checkpoint.
-            self._shared.saving.discard(assignment.name)
-        elif self._is_retried(assignment, trace):
+            return  # its result is known; once promoted, it resumes from an older checkpoint
+        if not state.has_ended(assignment) and self._is_retried(assignment, trace):
             # Ray does not retry a trial whose worker was lost before it started, or with a machine.
             state.put_back(assignment)
         else:
@@ -237,8 +237,8 @@ class Housekeeping(_ByReference, tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         assignment = self._assignment(trial)
+        self._shared.saving.discard(assignment.name)  # also of a trial that the user stopped meanwhile
         if self._shared.waits(assignment):
-            self._shared.saving.discard(assignment.name)
             self._drop_checkpoints(assignment.name, 1)
         else:
             self._drop_if_ended(assignment)

@@ -242,10 +242,6 @@ class History:
                 trial.finish(event, name)
 
     @property
-    def n_events(self) -> int:
-        return len(self.events)
-
-    @property
     def counting(self) -> list[Trial]:
         """Trials that are not excluded."""
         return [trial for trial in self.trials.values() if not trial.excluded]
@@ -261,13 +257,8 @@ class History:
 
     @property
     def event_times(self) -> Iterator[float]:
-        """Times of all events of trials and replicates, unordered; seconds since 1970 (UTC)."""
-        for one in self.work:
-            yield one.started_at
-            yield from (epoch.at for epoch in one.epochs)
-            yield from (promotion.at for promotion in one.promotions)
-            if one.end:
-                yield one.end.at
+        """Times of all events during sessions; seconds since 1970 (UTC). A space may be set between two sessions."""
+        return (event.at for event in self.events if not isinstance(event, SpaceSet))
 
     def n_without(self, metric: Metric) -> int:
         """Number of epochs of trials and replicates that do not have a metric."""

@@ -15,9 +15,10 @@ from PIL import Image
 from scipy.stats import t as student_t
 
 from search.analysis.csv_files import csv_text
+from spaces.counted import counted
 from trainable.data.datasets import ImageSet
 from trainable.files import replacing
-from trainable.metric import METRICS, Metric, label_scores
+from trainable.metric import ACCURACY, METRICS, Metric, label_scores
 
 N_MISTAKES = 16
 PREDICTIONS_FILE = "test_predictions.csv"
@@ -99,6 +100,21 @@ def tested_sentence(metrics: Mapping[str, Any], metric: Metric) -> str:
         f"{exported}, the first of {len(by_seed)} seeds: {by_seed[0]}; mean of the seeds {text(found['mean'])}, "
         f"95 % interval {' to '.join(map(text, found['interval_95']))} (by seed: {', '.join(by_seed)})"
     )
+
+
+def validation_sentence(metrics: Mapping[str, Any]) -> str | None:
+    """What search and replicates said of the retrained configuration; None if the search did not train it."""
+    metric, replicates = METRICS[metrics["metric"]], metrics["replicates"]
+    value = metrics[f"search_{metric.column}"]
+    if value is None:
+        return None
+    name = "" if metric is ACCURACY else f" a {metric.title} of"
+    sentence = f"On the validation images the search said{name} {metric.text(metric.value(value))}"
+    if not replicates:
+        return sentence
+    half_width, mean = replicates["half_width_95"], metric.value(replicates[f"{metric.column}_mean"])
+    spread = "" if half_width is None else f" ± {metric.size_text(half_width)} {metric.unit}"
+    return f"{sentence}; {counted(replicates['n'], 'replicate')} said {metric.text(mean)}{spread}"
 
 
 def confusion_matrix(labels: Labels, predicted: Labels, n_classes: int) -> Labels:

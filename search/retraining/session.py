@@ -12,7 +12,7 @@ from search.experiment.command_lines import command_on, resume_line
 from search.experiment.folder import Experiment
 from search.experiment.history import History, Trial
 from search.processes.helper_pool import count_cores
-from search.retraining.answers import tested_sentence
+from search.retraining.answers import tested_sentence, validation_sentence
 from search.retraining.retraining import Retraining, must_be_allowed, retrain, unfinished_use_of_test_set
 from search.retraining.training_runs import Progress
 from spaces.counted import counted
@@ -183,15 +183,9 @@ def progress_line(progress: Progress, epochs: int) -> str:
 
 def print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
     """Print validation results, exports, the next command and, in the last line, the test result."""
-    metric = METRICS[metrics["metric"]]
     print()
-    validation, replicates = metrics[f"search_{metric.column}"], metrics["replicates"]
-    if validation is not None:
-        runs = ""
-        if replicates:
-            mean = metric.text(metric.value(replicates[f"{metric.column}_mean"]))
-            runs = f"; {counted(replicates['n'], 'replicate')} said {mean}"
-        print(f"The search's validation {metric.title} was {metric.text(metric.value(validation))}{runs}.")
+    if sentence := validation_sentence(metrics):
+        print(f"{sentence}.")
     exports = ", ".join(metrics["exports"])
     print(f"Exported to {printable(experiment.final_folder)}: {exports}, each compared with the network")
     for name, export in metrics["exports"].items():
@@ -201,5 +195,5 @@ def print_result(experiment: Experiment, metrics: dict[str, Any]) -> None:
                 f"network: near-ties, {export['max_difference']:.1g} apart at most in log-probability"
             )
     print(f"Next: {command_on('predict', experiment, more='IMAGE…')}")
-    for one in dict.fromkeys((ACCURACY, metric)):
-        print(f"{tested_sentence(metrics, one)}.")
+    for metric in dict.fromkeys((ACCURACY, METRICS[metrics["metric"]])):
+        print(f"{tested_sentence(metrics, metric)}.")

@@ -50,7 +50,7 @@ class SessionRequest:
         address: of a Ray cluster, `auto` or `HOST:PORT`; None starts Ray on this machine.
         quiet: print the result only.
         plain: print one line per event, in a terminal too.
-        on_end: shell command that runs after the session; see `OnEnd`.
+        on_end: shell command that runs after the session; see `on_end`.
         like: earlier experiment whose best configurations a new search tries first.
     """
 

@@ -9,7 +9,7 @@ from search.experiment.events import Event, TrialEnded
 from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.policy.study import write_study
-from search.session.steering import forget, received
+from search.session import steering
 from search.terminal.display import SearchDisplay
 from spaces import Space
 
@@ -32,7 +32,7 @@ class SessionObserver:
         self._experiment, self._space = experiment, space
         self._tables, self._study = Throttle(TABLES_EVERY_S), Throttle(STUDY_EVERY_S)
         self.note, self.on_idle, self.close = display.note, display.refresh, display.close
-        forget(experiment)
+        steering.forget(experiment)
 
     def on_event(self, event: Event, history: History) -> None:
         if isinstance(event, TrialEnded):
@@ -43,10 +43,10 @@ class SessionObserver:
             tracker.on_event(event, history)
 
     def requests(self) -> list[Event]:
-        return list(received(self._experiment, self.note))
+        return list(steering.received(self._experiment, self.note))
 
     def on_end(self, history: History) -> None:
-        forget(self._experiment)
+        steering.close(self._experiment)
         write_tables(self._experiment, history)
         self._write_study(history)
         for tracker in self._trackers:

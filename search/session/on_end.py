@@ -38,20 +38,20 @@ def on_end(command: str | None) -> Iterator[Ended]:
         yield ended
     finally:
         if command is not None and ended.experiment is not None:
-            code = subprocess.run(command, shell=True, env={**os.environ, **_facts(ended)}, check=False).returncode
+            facts = _facts(ended.experiment, ended.status)
+            code = subprocess.run(command, shell=True, env=os.environ | facts, check=False).returncode
             if code:
                 warn(f"--on-end: `{shortened(command)}` ended with exit code {code}.")
 
 
-def _facts(ended: Ended) -> dict[str, str]:
-    assert ended.experiment is not None
-    history = ended.experiment.history()
-    best = winner(rank(history, ended.experiment.manifest.data.chance_of(history.metric)))
+def _facts(experiment: Experiment, status: SearchEnd) -> dict[str, str]:
+    history = experiment.history()
+    best = winner(rank(history, experiment.manifest.data.chance_of(history.metric)))
     score, half_width = (best.score, best.replicate_half_width) if best else (None, None)
     return {
-        "SEARCH_NAME": ended.experiment.name,
-        "SEARCH_FOLDER": str(ended.experiment.folder),
-        "SEARCH_STATUS": ended.status,
+        "SEARCH_NAME": experiment.name,
+        "SEARCH_FOLDER": str(experiment.folder),
+        "SEARCH_STATUS": status,
         "SEARCH_BEST": "" if score is None else f"{history.metric.value(score):.6g}",
         "SEARCH_INTERVAL": "" if half_width is None else f"{half_width:.6g}",
     }

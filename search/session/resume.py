@@ -55,8 +55,8 @@ def resume_search(request: ResumeRequest) -> SearchEnd:
     experiment = request.experiment
     experiment.must_be_plain()
     with on_end(request.on_end) as ended:
-        ended.experiment = experiment
         with experiment.exclusive():
+            ended.experiment = experiment
             experiment.mend_space()
             ended.status = _resume(request)
         conduct.print_result(experiment, ended.status, request.address)

@@ -3,6 +3,7 @@
 A request is an event in a file of its own, which the search takes up at the next turn of Ray's loop, and journals.
 """
 
+import contextlib
 import os
 import shutil
 import time
@@ -116,8 +117,14 @@ def received(experiment: Experiment, note: Callable[[str], None]) -> Iterator[Ev
 
 
 def forget(experiment: Experiment) -> None:
-    """Remove the requests that a session did not take up."""
+    """Remove the requests that an earlier session did not take up."""
     shutil.rmtree(_folder(experiment), ignore_errors=True)
+
+
+def close(experiment: Experiment) -> None:
+    """Take up no more requests. Those that wait stay, so that `send` sees that they were not taken up."""
+    with contextlib.suppress(OSError):  # not empty, or not there
+        _folder(experiment).rmdir()
 
 
 def _folder(experiment: Experiment) -> Path:

@@ -56,7 +56,7 @@ def test_each_file_is_as_it_was_written(old: Experiment) -> None:
     assert yaml_matches((old.folder / "experiment.yaml").read_bytes())
     assert experiment.manifest.state == "finished"
     history = experiment.history()
-    assert history.n_events == len((OLD / "journal.jsonl").read_text().splitlines())
+    assert len(history.events) == len((OLD / "journal.jsonl").read_text().splitlines())
     assert experiment.space.search.audit_fraction == 0.3
     assert [number for number, trial in history.trials.items() if trial.audit] == [1, 5]
     assert len(history.replicates) == 25

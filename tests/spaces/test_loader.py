@@ -417,10 +417,13 @@ def test_configurations_to_try_first_are_completed_from_the_baseline_and_survive
     [
         ("3", ["8: `try_first` is 3, but must be a list of configurations."]),
         ("[x]", ["8: `try_first[0]` is 'x', but must be a section of its own, one `key: value` a line."]),
+        ("[5]", ["8: `try_first[0]` is 5, but must be a section of its own, one `key: value` a line."]),
+        ("[[]]", ["8: `try_first[0]` is [], but must be a section of its own, one `key: value` a line."]),
+        ("[null]", ["8: `try_first[0]` is None, but must be a section of its own, one `key: value` a line."]),
         (
             "\n  - {lr: 9, momentum: 0.5}\n  - {lr: 100, gama: 1}",
             [
-                "9: `try_first[0].lr` is 9.0, but must lie in the searched loguniform [0.01, 0.5]. Change one of them.",
+                "9: `try_first[0].lr` is 9, but must lie in the searched loguniform [0.01, 0.5]. Change one of them.",
                 "9: `try_first[0].momentum` is 0.5, but must lie in the searched value 0.9. Change one of them.",
                 "10: `try_first[1].lr` is 100, but must be greater than 0 and at most 10.",
                 "10: `try_first[1].gama` is not a hyperparameter: there are lr, momentum, gamma, step_size, flip_p, "

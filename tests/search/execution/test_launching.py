@@ -12,6 +12,7 @@ from search.execution.cluster import LocalCluster
 from search.execution.launching import SearchSession
 from search.execution.ray_adapters import Housekeeping, Shared, StateSearcher
 from search.execution.stop_signal import StopSignal
+from search.experiment.events import TrialEnded
 from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.policy.state import SearchState
@@ -122,3 +123,28 @@ def test_a_trial_that_ray_gives_up_for_a_lost_machine_is_dispatched_again(tmp_pa
     assert searcher.suggest("second") == {"name": "trial_0000_2"}, "Ray would overwrite the first folder"
     assert told == ["trial 0 lost its worker and is tried again (its machine was lost)"]
     assert state.history.trials[0].end is None
+
+
+def test_a_trial_that_the_user_stopped_is_not_dispatched_again_and_frees_its_slot(
+    tmp_path: Path, tiny_space: Space
+) -> None:
+    state = SearchState(tiny_space, History())
+    shared = Shared(state, lambda assignment: {"name": assignment.folder})
+    searcher = StateSearcher(shared, trials_at_once=1)
+    (tmp_path / "error.txt").write_text("Failure # 1 (occurred at)\nThe actor is dead because its node has died.")
+    told: list[str] = []
+    housekeeping = Housekeeping(shared, cast(Any, SimpleNamespace(note=told.append)), lambda *dropped: None)
+
+    def stop(number: int) -> None:
+        shared.saving.add(f"trial_{number:04d}")  # it has come to a rung, where its checkpoint is written
+        state.steer(TrialEnded(number, "stopped", "by the user", 1.0))
+
+    assert searcher.suggest("first") == {"name": "trial_0000"}
+    stop(0)
+    housekeeping.on_trial_error(0, [], cast(Any, SimpleNamespace(trial_id="first", error_file=tmp_path / "error.txt")))
+    assert searcher.suggest("second") == {"name": "trial_0001"}
+    stop(1)
+    metrics = SimpleNamespace(metric_analysis={}, metric_n_steps={})
+    housekeeping.on_trial_complete(0, [], cast(Any, SimpleNamespace(trial_id="second", run_metadata=metrics)))
+    assert searcher.suggest("third") == {"name": "trial_0002"}
+    assert told == []

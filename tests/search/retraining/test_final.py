@@ -100,13 +100,19 @@ def test_the_exported_seed_stands_beside_the_mean_in_the_card_and_in_the_last_li
 def test_a_search_by_another_metric_is_told_by_its_name() -> None:
     values = {"macro_f1": [0.4, 0.5], "accuracy": [0.6, 0.8], "loss": [1.25, 1.75]}
     metrics = {
-        "experiment": "x",
+        "experiment": "ä😀",
         "metric": "macro_f1",
         "test_accuracy_per_seed": [{name: value[seed] for name, value in values.items()} for seed in range(2)],
         "test_metrics": {
             name: {"mean": sum(value) / 2, "interval_95": [value[0], value[1]]} for name, value in values.items()
         },
         "tested_on": {"n_images": 9},
+        "trained_on": {"n_images": 9, "images_per_epoch": 9},
+        "class_names": ["a", "b"],
+        "per_class_accuracy": {"a": 0.5, "b": None},
+        **dict.fromkeys(("trial", "precision", "schedule", "replicates")),
+        "epochs": 1,
+        **dict.fromkeys(("search_validation_macro_f1", "search_validation_loss")),
     }
     sentences = [
         "Test macro F1 of the exported model, the first of 2 seeds: 40.00%; mean of the seeds 45.00%, ",
@@ -115,8 +121,9 @@ def test_a_search_by_another_metric_is_told_by_its_name() -> None:
     card = model_card._tested(metrics).replace("**", "")
     assert re.findall(r"^Test .*?%, ", card, re.MULTILINE) == sentences
     for metric, of_exported, of_mean in (("macro_f1", 0.4, 0.45), ("loss", 1.25, 1.5)):
-        head = model_card._head(load_space("quickstart"), {**metrics, "metric": metric})
-        found = ModelCard(f"---\n{head}---\n").data.eval_results
+        data = ModelCard(model_card.model_card(load_space("quickstart"), {**metrics, "metric": metric}, [])).data
+        assert data.model_name == "ä😀"
+        found = data.eval_results
         kinds = [*["f1" if metric == "macro_f1" else "loss"] * 2, "accuracy", "accuracy"]
         assert [(one.metric_type, one.metric_value) for one in found] == list(
             zip(kinds, [of_exported, of_mean, 0.6, 0.7], strict=True)

@@ -42,7 +42,7 @@ def live(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> Experiment:
         (["stop", "99"], "stop is given 99, but needs the number of one running trial: "),
         (["add"], "A configuration needs at least one name=value, such as lr=0.1."),
         (["add", "lr"], "lr must have the form name=value, such as lr=0.1."),
-        (["add", "lr=7"], "`add.lr` is 7.0, but must lie in the searched loguniform [0.002, 0.5]. Change one of them."),
+        (["add", "lr=7"], "`add.lr` is 7, but must lie in the searched loguniform [0.002, 0.5]. Change one of them."),
         (["add", "batch_size=9"], "`add.batch_size` is 9, but must lie in the searched value 8. Change one of them."),
         (["add", "lr=0.01"], "A trial has lr=0.01 and the baseline's other values already. Change a value."),
         (["finish", "now"], "finish takes no value, but now was given."),
@@ -67,6 +67,20 @@ def test_an_unanswered_request_is_withdrawn(live: Experiment) -> None:
     with pytest.raises(RunError, match="did not answer within 0 s, and the request is withdrawn"):
         steering.send(live, FinishRequested(1.0), within_s=0.3)
     assert list(steering.received(live, pytest.fail)) == []
+
+
+def test_a_request_that_a_search_did_not_take_up_before_its_end_is_withdrawn(
+    live: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_search(seconds: float) -> None:
+        steering.close(live)
+        monkeypatch.setattr(Experiment, "is_live", lambda self: False)
+
+    monkeypatch.setattr(steering.time, "sleep", end_search)
+    with pytest.raises(RunError, match="the request is withdrawn"):
+        steering.send(live, FinishRequested(1.0))
+    steering.close(live)
+    assert not (live.folder / "requests").exists()
 
 
 def test_requests_come_in_order_and_other_files_are_noted(live: Experiment) -> None:

@@ -55,7 +55,7 @@ def test_a_followed_journal_says_what_the_whole_one_says(experiment: Experiment)
     assert [event_of(trial.epochs) for trial in first.trials.values()] == [
         event_of(trial.epochs) for trial in read_history(path).trials.values()
     ]
-    assert first.n_events == len(lines)
+    assert len(first.events) == len(lines)
 
 
 def event_of(epochs: list) -> list[dict]:  # type: ignore[type-arg]
@@ -66,12 +66,12 @@ def test_a_followed_journal_that_was_replaced_or_cut_is_read_anew(experiment: Ex
     path = experiment.folder / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     follower = JournalFollower(path)
-    assert follower.history().n_events == len(lines)
+    assert len(follower.history().events) == len(lines)
     path.write_bytes(b"".join(lines[:3]))
-    assert follower.history().n_events == 3
+    assert len(follower.history().events) == 3
     path.rename(path.with_name("before"))
     path.write_bytes(b"".join(lines))
-    assert follower.history().n_events == len(lines)
+    assert len(follower.history().events) == len(lines)
 
 
 def test_a_followed_journal_that_is_damaged_is_read_from_its_copy(experiment: Experiment) -> None:
