@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from search.cli.options import add_experiment_arguments, chosen_experiment
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _why(options: argparse.Namespace) -> int:
     from search.analysis.trial_account import account
     from spaces.errors import InputError
-    from spaces.printable import printable
+    from spaces.printable import json_text, printable
 
     experiment = chosen_experiment(options, options.experiment)
     history = experiment.history()
@@ -39,11 +38,10 @@ def _why(options: argparse.Namespace) -> int:
         n = len(history.trials)
         has = f"trials 0 to {n - 1}" if n else "no trial yet"
         raise InputError(f"TRIAL is {options.trial}, but {experiment.name} has {has}.")
-    live, chance = experiment.is_live(), experiment.manifest.data.chance_of(history.metric)
-    found = account(history, experiment.space, options.trial, chance, live)
+    chance = experiment.manifest.data.chance_of(history.metric)
+    found = account(history, experiment.space, options.trial, chance)
     if options.format == "json":
-        content = {"experiment": experiment.name, "running": live, **found.as_dict()}
-        print(json.dumps(content, indent=2, allow_nan=False))
+        print(json_text({"experiment": experiment.name, **found.as_dict()}))
     else:
         print(printable(experiment.name), end=", ")
         print(*map(printable, found.lines()), sep="\n")

@@ -2,16 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from search.experiment.events import EpochDone, SpaceSet, TrialEnded, TrialPromoted
 from search.experiment.history import History, Trial
 from search.experiment.space_file import space_of_journal
 from search.policy.asha import replay, rung_rule, waits_at_rung
+from search.policy.rungs import RungVisit
 from spaces.schema import Space
-from trainable.metric import Metric
 
 MIN_TRIALS = 5  # with fewer trials, the interval of a correlation says nothing
 
@@ -100,41 +99,6 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class RungVisit:
-    """A trial at a rung, and what the rung said of it.
-
-    Attributes:
-        trial: number of the trial.
-        epoch: epoch of the rung.
-        value: score of the trial there.
-        reason: why the trial does not pass; None if it passes. Exempt trials continue whatever the rung says.
-        cutoff: the value that `value` was held against; None where there was none.
-        known: values at the rung by trial, in the order in which they were recorded; of diverged trials the worst. The
-            first `n_known` of them were known when the rung decided; they may include the trial itself.
-        metric: whose scores these are.
-    """
-
-    trial: int
-    epoch: int
-    value: float
-    reason: str | None
-    cutoff: float | None
-    known: Mapping[int, float]
-    n_known: int
-    metric: Metric
-
-    @property
-    def margin(self) -> float | None:
-        """By how much the value is above the cutoff; negative below it."""
-        return None if self.cutoff is None else self.value - self.cutoff
-
-    @property
-    def others(self) -> dict[int, float]:
-        """The values of the other trials that were known then."""
-        return {number: value for number, value in islice(self.known.items(), self.n_known) if number != self.trial}
-
-
 def rung_visits(history: History, space: Space, chance: float | None = None) -> dict[int, dict[int, RungVisit]]:
     """Replay a search with its own rule, under the space of each time.
 
@@ -153,24 +117,20 @@ def rung_visits(history: History, space: Space, chance: float | None = None) -> 
         InputError: this version cannot read an earlier space of the search.
     """
     known, found = History(), defaultdict[int, dict[int, RungVisit]](dict)
-    rule, promotes = rung_rule(space, chance, history.metric), space.search.asha == "promote"
-    n_spaces = sum(isinstance(event, SpaceSet) for event in history.events)
+    then, rule = space, rung_rule(space, chance, history.metric)
 
     def look(trial: Trial, result: EpochDone | None) -> None:
-        if result and not trial.excluded and not result.diverged and result.epoch in rule.arrived:
-            verdict, arrived = rule.verdict(trial, result), rule.arrived[result.epoch]
-            metric, n = known.metric, len(arrived)
-            visit = RungVisit(trial.number, result.epoch, metric.score(result), *verdict, arrived, n, metric)
-            found[trial.number][result.epoch] = visit
+        if result and not trial.excluded and not result.diverged and result.epoch in then.rung_epochs[:-1]:
+            found[trial.number][result.epoch] = rule.visit(trial, result)
 
     for event in history.events:
         known.apply(event)
+        promotes = then.search.asha == "promote"
         match event:
             case SpaceSet():
-                n_spaces -= 1
-                then = space_of_journal(known, space.name) if n_spaces else space
+                then = space if known.space == history.space else space_of_journal(known, space.name)
                 guess = chance if known.metric is history.metric else None
-                rule, promotes = rung_rule(then, guess, known.metric), then.search.asha == "promote"
+                rule = rung_rule(then, guess, known.metric)
                 replay(rule, known)
             case EpochDone() if not known.trials[event.trial].excluded:
                 if not promotes:
@@ -178,8 +138,8 @@ def rung_visits(history: History, space: Space, chance: float | None = None) -> 
                 rule.apply(known.trials[event.trial], event)
             case TrialPromoted() | TrialEnded() if promotes:
                 look(known.trials[event.trial], known.trials[event.trial].last)
-    for trial in known.trials.values() if promotes else ():
-        for epoch in rule.arrived:
+    for trial in known.trials.values() if then.search.asha == "promote" else ():
+        for epoch in then.rung_epochs[:-1]:
             if epoch <= trial.n_epochs and epoch not in found[trial.number]:
                 look(trial, trial.epochs[epoch - 1])
     return found

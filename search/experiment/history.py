@@ -42,6 +42,10 @@ class _Work(Generic[_Epoch, _End]):
     metric: Metric  # that the search ranks by
 
     @property
+    def status(self) -> Status:
+        return self.end.status if self.end else "running"
+
+    @property
     def n_epochs(self) -> int:
         return len(self.epochs)
 
@@ -58,6 +62,11 @@ class _Work(Generic[_Epoch, _End]):
     def last_score(self) -> float | None:
         """Score after the last epoch; None before the first epoch, and where training diverged."""
         return None if self.last is None or self.last.diverged else self.metric.score(self.last)
+
+    @property
+    def last_value(self) -> float | None:
+        """Value after the last epoch; None where there is no score."""
+        return None if self.last_score is None else self.metric.value(self.last_score)
 
     def add_epoch(self, event: _Epoch, name: str) -> None:
         if not self.metric.is_in(event):
@@ -96,10 +105,6 @@ class Trial(_Work[EpochDone, TrialEnded]):
     def promoted_at(self) -> int:
         """Epoch of the highest rung that the trial was promoted from; 0 without a promotion."""
         return self.promotions[-1].epoch if self.promotions else 0
-
-    @property
-    def status(self) -> Status:
-        return self.end.status if self.end else "running"
 
     @property
     def seconds(self) -> float:

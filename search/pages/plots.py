@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import plotly.graph_objects as go
@@ -144,7 +145,7 @@ def optimisation_history(trials: Sequence[Trial], winner: int | None, is_live: b
     completed = [trial for trial in _with_end(trials) if trial.status == "completed"]
     traces = []
     if completed:
-        best = list(accumulate((_end(trial) or 0.0 for trial in completed), min if metric.is_loss else max))
+        best = list(accumulate((trial.last_value or 0.0 for trial in completed), min if metric.is_loss else max))
         line = {"color": BLUE.light, "width": 2, "shape": "hv"}
         # Without `skip`, hovering shows the line instead of the trials on it.
         more = {"name": "best completed so far", "mode": "lines", "line": line, "hoverinfo": "skip"}
@@ -163,24 +164,19 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], winner: int | No
     shown = _with_end(drawn(trials, winner, MOST_CURVES))
     if not shown:
         return None
-    axes = [*(_parameter_axis(name, parameter) for name, parameter in space.searched.items()), *_result_axes(shown)]
+    axes = _axes(space, shown)
 
     def points(trial: Trial) -> _Points:
         texts = [f"trial {trial.number}: {axis.name} {axis.text(axis.value(trial))}" for axis in axes]
         return [(i, axis.position(trial), text) for i, (axis, text) in enumerate(zip(axes, texts, strict=True))]
 
     traces = [_lines(group, [points(trial) for trial in members]) for group, members in _by_quarter(shown, winner)]
-    x = {"showgrid": False, "range": [-0.3, len(axes) - 0.7], "tickvals": list(range(len(axes)))}
+    x = {"gridcolor": MUTED.light, "range": [-0.3, len(axes) - 0.7], "tickvals": list(range(len(axes)))}
     y = {"visible": False, "range": [-0.1, 1.1], "fixedrange": True}
     figure = styled_figure("", "", 420, traces, {**x, "ticktext": [axis.name for axis in axes]}, y)
     font = {"color": MUTED.light, "size": 12}
     figure.update_layout(
         margin={"l": 10, "r": 10, "t": 10, "b": 40},
-        shapes=[
-            {"type": "line", "x0": i, "x1": i, "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
-            | {"line": {"color": MUTED.light, "width": 1}}
-            for i in range(len(axes))
-        ],
         annotations=[
             {"x": i, "y": y, "text": axis.text(value), "showarrow": False, "yshift": shift, "font": font}
             for i, axis in enumerate(axes)
@@ -285,7 +281,7 @@ def _points(group: Group, members: Sequence[Trial], x: Sequence[Number | str]) -
     size = {_WINNER: 13, _BASELINE: 9}.get(group, 7)
     return go.Scatter(
         x=list(x),
-        y=[_end(trial) for trial in members],
+        y=[trial.last_value for trial in members],
         customdata=[[trial.number, trial.n_epochs, trial.metric.text(trial.last_score or 0.0)] for trial in members],
         name=group.name,
         mode="markers",
@@ -310,11 +306,6 @@ def mark_at(figure: go.Figure, x: float, text: str, colour: Shade, line: dict[st
     figure.add_vline(x=x, line={"color": colour.light, **line}, annotation=annotation, annotation_position="top")
 
 
-def _end(trial: Trial) -> float | None:
-    """Last value of the metric of a trial; None where it has none or diverged."""
-    return None if trial.last_score is None else trial.metric.value(trial.last_score)
-
-
 def _metric_of(trials: Sequence[Trial]) -> Metric:
     return trials[0].metric if trials else ACCURACY
 
@@ -325,7 +316,7 @@ def metric_axis(metric: Metric) -> dict[str, Any]:
 
 
 def _with_end(trials: Iterable[Trial]) -> list[Trial]:
-    return [trial for trial in trials if _end(trial) is not None]
+    return [trial for trial in trials if trial.last_value is not None]
 
 
 def _slice_axis(parameter: Searched) -> dict[str, Any]:
@@ -337,19 +328,17 @@ def _slice_axis(parameter: Searched) -> dict[str, Any]:
     return {}
 
 
-def _parameter_axis(name: str, parameter: Searched) -> _Axis:
-    ends = parameter.options if isinstance(parameter, Choice) else (parameter.low, parameter.high)
-    scale = math.log if isinstance(parameter, LogUniform) else float
-    return _Axis(short_name(name), min(ends), max(ends), lambda trial: float(getattr(trial.config, name)), scale=scale)
-
-
-def _result_axes(trials: Sequence[Trial]) -> list[_Axis]:
-    ends, metric = [_end(trial) or 0.0 for trial in trials], _metric_of(trials)
+def _axes(space: Space, trials: Sequence[Trial]) -> list[_Axis]:
+    """Axes of the searched hyperparameters, the epochs and the metric."""
+    axes = []
+    for name, parameter in space.searched.items():
+        ends = parameter.options if isinstance(parameter, Choice) else (parameter.low, parameter.high)
+        scale = math.log if isinstance(parameter, LogUniform) else float
+        axes.append(_Axis(short_name(name), min(ends), max(ends), attrgetter(f"config.{name}"), scale=scale))
+    axes.append(_Axis("epochs", 0, max(trial.n_epochs for trial in trials), attrgetter("n_epochs")))
+    values, metric = [trial.last_value or 0.0 for trial in trials], _metric_of(trials)
     text = short if metric.is_loss else "{:.1%}".format
-    return [
-        _Axis("epochs", 0, max(trial.n_epochs for trial in trials), lambda trial: trial.n_epochs),
-        _Axis(metric.title, min(ends), max(ends), lambda trial: _end(trial) or 0.0, text),
-    ]
+    return [*axes, _Axis(metric.title, min(values), max(values), attrgetter("last_value"), text)]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

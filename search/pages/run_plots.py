@@ -8,7 +8,6 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from search.analysis.rung_statistics import RungSurvival
-from search.analysis.trial_account import last_value
 from search.experiment.history import Replicate, Trial
 from search.experiment.manifest import session_times
 from search.experiment.wall_clock import slot_times
@@ -50,14 +49,14 @@ class Turn(NamedTuple):
     one: Trial | Replicate
 
 
-def turns(known: ReportData, times: Sequence[tuple[float, float]]) -> list[Turn]:
-    """Turns by their start; a trial has one more for each promotion. `times` as `session_times` gives them.
+def turns(known: ReportData, sessions: Sequence[tuple[float, float]]) -> list[Turn]:
+    """Turns by their start; a trial has one more for each promotion. `sessions` as `session_times` gives them.
 
     The journal does not name slots: each turn gets the first one that is free.
     """
 
     def searched_s(at: float) -> float:
-        return sum(min(max(0.0, at - start), seconds) for start, seconds in times)
+        return sum(min(max(0.0, at - start), seconds) for start, seconds in sessions)
 
     spans = []
     for one in known.history.work:
@@ -109,9 +108,9 @@ def timeline(known: ReportData) -> go.Figure | None:
 
 
 def _group(one: Trial | Replicate, is_live: bool) -> Group:
-    if one.end is None:
-        return BY_STATUS["running"] if is_live else UNFINISHED
-    return _REPLICATE if isinstance(one, Replicate) and one.end.status == "completed" else BY_STATUS[one.end.status]
+    if one.status == "running" and not is_live:
+        return UNFINISHED
+    return _REPLICATE if isinstance(one, Replicate) and one.status == "completed" else BY_STATUS[one.status]
 
 
 def replicate_plot(known: ReportData) -> go.Figure | None:
@@ -121,7 +120,7 @@ def replicate_plot(known: ReportData) -> go.Figure | None:
     for number, result in results.items():
         diverged = f", {result.n_diverged} diverged" if result.n_diverged else ""
         names[number] = f"trial {number}{' (baseline)' if trials[number].baseline else ''}{diverged}"
-    runs = [run for run in known.history.replicates.values() if run.end and run.end.status == "completed"]
+    runs = [run for run in known.history.replicates.values() if run.status == "completed"]
     means = [(number, metric.value(result.mean)) for number, result in results.items()]
     intervals = {"array": [result.half_width for result in results.values()], "thickness": 2.5, "width": 8}
     traces = [
@@ -136,8 +135,8 @@ def replicate_plot(known: ReportData) -> go.Figure | None:
         )
         for name, colour, symbol, points in (
             ("mean, 95 % interval", BLUE, "square", means),
-            ("replicate", TEXT, "circle-open", [(run.trial, last_value(run)) for run in runs if run.trial in names]),
-            ("in the search", ORANGE, "diamond-open", [(number, last_value(trials[number])) for number in names]),
+            ("replicate", TEXT, "circle-open", [(run.trial, run.last_value) for run in runs if run.trial in names]),
+            ("in the search", ORANGE, "diamond-open", [(number, trials[number].last_value) for number in names]),
         )
     ]
     # The best mean on top; without a range, the symbols at the edges would be cut.

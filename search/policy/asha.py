@@ -5,13 +5,13 @@ Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSy
 
 import bisect
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from typing import Protocol
 
 from search.experiment.events import EpochDone
 from search.experiment.history import History, Trial
 from search.policy.order import result_order
-from search.policy.rungs import Rungs, at_chance_text, rungs_of_diverged
+from search.policy.rungs import Rungs, RungVisit, at_chance_text, rung_visit, rungs_of_diverged
 from spaces.schema import Space
 from trainable.metric import ACCURACY, Metric
 
@@ -20,22 +20,13 @@ _Rank = tuple[float, float, int]
 
 
 class RungRule(Protocol):
-    """Decides which trials stop, wait or continue, from results in the order in which they were recorded.
-
-    Attributes:
-        arrived: by epoch of each rung, the values of the trials there, in that order; of diverged trials the worst.
-    """
-
-    arrived: Mapping[int, dict[int, float]]
+    """Decides which trials stop, wait or continue, from results in the order in which they were recorded."""
 
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         """Apply the newest result of a trial, which `trial` includes. Returns why the trial must end; else None."""
 
-    def verdict(self, trial: Trial, result: EpochDone) -> tuple[str | None, float | None]:
-        """Why a result does not pass its rung now, and the value to exceed; each may be None.
-
-        The stopping variant is asked before `apply` of the result, the promoting one after it.
-        """
+    def visit(self, trial: Trial, result: EpochDone) -> RungVisit:
+        """What the rung says of a result now. The stopping variant is asked before `apply`, the promoting one after."""
 
     def next_promoted(self, history: History) -> Trial | None:
         """The waiting trial that is promoted next; None if no trial can be promoted."""
@@ -79,7 +70,6 @@ class StoppingRungs:
         self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None, metric: Metric
     ) -> None:
         self._rungs = Rungs(rung_epochs, reduction_factor, chance, metric)
-        self.arrived = self._rungs.arrived
 
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:
@@ -88,8 +78,8 @@ class StoppingRungs:
         reason = self._rungs.arrive(trial.number, result.epoch, trial.metric.score(result))
         return None if is_exempt(trial) else reason
 
-    def verdict(self, trial: Trial, result: EpochDone) -> tuple[str | None, float | None]:
-        return self._rungs.verdict(result.epoch, trial.metric.score(result))
+    def visit(self, trial: Trial, result: EpochDone) -> RungVisit:
+        return self._rungs.visit(result.epoch, trial.metric.score(result))
 
     def next_promoted(self, history: History) -> Trial | None:
         return None
@@ -113,31 +103,30 @@ class PromotingRungs:
         self._chance, self._metric = chance, metric
         # Sorted, best first.
         self._ranks: dict[int, list[_Rank]] = {epoch: [] for epoch in rung_epochs[:-1]}
-        self.arrived: Mapping[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs[:-1]}
 
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:
             for rung in rungs_of_diverged(self._ranks, result.epoch, is_exempt(trial)):
-                self._arrive(rung, (-self._metric.worst, math.inf, trial.number))
+                bisect.insort(self._ranks[rung], (-self._metric.worst, math.inf, trial.number))
         elif result.epoch in self._ranks:
-            self._arrive(result.epoch, result_order(trial.number, result, self._metric))
+            bisect.insort(self._ranks[result.epoch], result_order(trial.number, result, self._metric))
         return None
 
-    def verdict(self, trial: Trial, result: EpochDone) -> tuple[str | None, float | None]:
+    def visit(self, trial: Trial, result: EpochDone) -> RungVisit:
         epoch, value, ranks = result.epoch, self._metric.score(result), self._ranks[result.epoch]
-        here = f"{self._metric.text(value)} at rung {epoch}"
-        n_promoted = self._n_promoted(epoch)
-        is_among_best = bisect.bisect_left(ranks, result_order(trial.number, result, self._metric)) < n_promoted
+        n_promoted, here = self._n_promoted(epoch), f"{self._metric.text(value)} at rung {epoch}"
+        place = 1 + bisect.bisect_left(ranks, result_order(trial.number, result, self._metric))
         # The value of the last of the best among the other trials.
-        cutoff = -ranks[n_promoted if is_among_best else n_promoted - 1][0] if n_promoted else None
+        cutoff = -ranks[n_promoted if place <= n_promoted else n_promoted - 1][0] if n_promoted else None
+        reason = None
         if self._is_at_chance(value, epoch):
-            bound = None if cutoff is None else max(cutoff, self._chance or 0.0)
-            return at_chance_text(value, epoch, self._metric), bound
-        if is_among_best:
-            return None, cutoff
-        if cutoff is None:
-            return f"{here}, where {len(ranks)} are too few for one to go on", None
-        return f"{here}, not among the best {n_promoted} of {len(ranks)} that go on", cutoff
+            reason = at_chance_text(value, epoch, self._metric)
+            cutoff = None if cutoff is None else max(cutoff, self._chance or 0.0)
+        elif not n_promoted:
+            reason = f"{here}, where {len(ranks)} are too few for one to go on"
+        elif place > n_promoted:
+            reason = f"{here}, not among the best {n_promoted} of {len(ranks)} that go on"
+        return rung_visit(self._metric, epoch, value, cutoff, place, len(ranks), reason)
 
     def next_promoted(self, history: History) -> Trial | None:
         for epoch in reversed(self._ranks):
@@ -149,14 +138,9 @@ class PromotingRungs:
 
     def reason_left_behind(self, trial: Trial) -> str:
         assert trial.last is not None
-        reason, _ = self.verdict(trial, trial.last)
-        epoch, here = trial.last.epoch, self._metric.text(self._metric.score(trial.last))
-        best = f"the best {self._n_promoted(epoch)} of {len(self._ranks[epoch])}"
-        return reason or f"{here} at rung {epoch}, among {best}, when the budget was used"
-
-    def _arrive(self, epoch: int, rank: _Rank) -> None:
-        bisect.insort(self._ranks[epoch], rank)
-        self.arrived[epoch][rank[-1]] = -rank[0]
+        visit, here = self.visit(trial, trial.last), self._metric.text(self._metric.score(trial.last))
+        best = f"the best {self._n_promoted(visit.epoch)} of {visit.n}"
+        return visit.reason or f"{here} at rung {visit.epoch}, among {best}, when the budget was used"
 
     def _n_promoted(self, epoch: int) -> int:
         return len(self._ranks[epoch]) // self._reduction_factor

@@ -6,14 +6,40 @@ variant that Ray Tune's `AsyncHyperBandScheduler` implements; a test compares th
 
 import bisect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spaces.schema import MetricName
 from trainable.metric import ACCURACY, Metric
 
 ONE_SIDED_95 = 1.645  # 95 % quantile of the standard normal distribution
+
+
+@dataclass(frozen=True, slots=True)
+class RungVisit:
+    """A result at a rung, and what the rung says of it.
+
+    Attributes:
+        epoch: epoch of the rung.
+        metric: metric of `value` and `cutoff`, as `search.metric` names it.
+        value: of the trial at the rung.
+        cutoff: value to exceed; None where there is none.
+        margin: difference of the two, positive where `value` is better.
+        place: place of `value` among the `n` results that the rung has with this one, from 1.
+        reason: why the trial does not pass; None if it passes. Exempt trials continue whatever the rung says.
+    """
+
+    epoch: int
+    metric: MetricName
+    value: float
+    cutoff: float | None
+    margin: float | None
+    place: int
+    n: int
+    reason: str | None
 
 
 class Rungs:
@@ -39,8 +65,7 @@ class Rungs:
     ) -> None:
         self._share = (1 - 1 / reduction_factor) * 100 / 100  # rounded as Ray rounds it
         self._chance, self._metric = chance, metric
-        # By epoch: values by trial, in the order in which they were recorded.
-        self.arrived: Mapping[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs[:-1]}
+        self._arrived: dict[int, set[int]] = {epoch: set() for epoch in rung_epochs[:-1]}
         # Kept ascending, so that a cutoff needs no sorting.
         self._values: dict[int, list[float]] = {epoch: [] for epoch in rung_epochs[:-1]}
 
@@ -56,22 +81,23 @@ class Rungs:
             Why the trial does not pass; None if it passes, if `epoch` has no rung, and if the trial was recorded at
             this rung before.
         """
-        arrived = self.arrived.get(epoch)
+        arrived = self._arrived.get(epoch)
         if arrived is None or trial in arrived:
             return None
-        reason, _ = self.verdict(epoch, value)
-        arrived[trial] = value
+        reason = self.visit(epoch, value).reason
+        arrived.add(trial)
         bisect.insort(self._values[epoch], value)
         return reason
 
-    def verdict(self, epoch: int, value: float) -> tuple[str | None, float | None]:
-        """Why a trial with this value, not recorded yet, does not pass; and the value to exceed. Each may be None."""
-        values = self._values[epoch]
-        if not values:
-            return None, None
-        cutoff, best = quantile(values, self._share), values[-1]
-        bound = cutoff if self._chance is None or best <= self._chance else max(cutoff, self._chance)
-        return self._reason(epoch, value, cutoff, best), bound
+    def visit(self, epoch: int, value: float) -> RungVisit:
+        """What the rung of `epoch` says of a trial with this value, which is not recorded yet."""
+        values, reason, bound = self._values[epoch], None, None
+        if values:
+            cutoff, best = quantile(values, self._share), values[-1]
+            reason = self._reason(epoch, value, cutoff, best)
+            bound = cutoff if self._chance is None or best <= self._chance else max(cutoff, self._chance)
+        place = 1 + len(values) - bisect.bisect_right(values, value)
+        return rung_visit(self._metric, epoch, value, bound, place, 1 + len(values), reason)
 
     def diverge(self, trial: int, epoch: int, goes_to_the_end: bool) -> None:
         """Record a diverged trial, with the metric's worst score at the next rung.
@@ -92,6 +118,15 @@ class Rungs:
         if self._chance is not None and value <= self._chance:
             return at_chance_text(value, epoch, metric)
         return f"tied with the cutoff {shown} of rung {epoch}" if value == cutoff else below
+
+
+def rung_visit(
+    metric: Metric, epoch: int, score: float, cutoff: float | None, place: int, n: int, reason: str | None
+) -> RungVisit:
+    """A visit from scores."""
+    value, margin = metric.value(score), None if cutoff is None else score - cutoff
+    bound = None if cutoff is None else metric.value(cutoff)
+    return RungVisit(epoch, metric.name, value, bound, margin, place, n, reason)
 
 
 def rungs_of_diverged(rungs: Iterable[int], epoch: int, goes_to_the_end: bool) -> list[int]:

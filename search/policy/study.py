@@ -99,7 +99,7 @@ class Proposer:
         for key, value in _user_attributes(trial).items():
             asked.set_user_attr(key, value)
         # Optuna takes the value of a pruned trial from the reported ones; a failed trial has none.
-        last = _last_value(trial) if trial.status == "completed" else None
+        last = trial.last_value if trial.status == "completed" else None
         self._study.tell(asked, last, state=_STATES[trial.status])
 
 
@@ -151,7 +151,7 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
     is_known = not trial.excluded and space.contains(trial.config)
     frozen = optuna.trial.create_trial(
         state=_STATES[trial.status] if is_known else TrialState.FAIL,
-        value=_last_value(trial) if is_known and trial.status in ("completed", "stopped") else None,
+        value=trial.last_value if is_known and trial.status in ("completed", "stopped") else None,
         # Not the suggested values: the space may have been changed since.
         params={name: getattr(trial.config, name) for name in space.searched} if is_known else {},
         distributions=distributions(space) if is_known else {},
@@ -163,10 +163,6 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
     if frozen.state.is_finished():
         frozen.datetime_complete = datetime.fromtimestamp(trial.end.at if trial.end else trial.started_at)
     return frozen
-
-
-def _last_value(trial: Trial) -> float | None:
-    return trial.metric.value(trial.metric.score(trial.last)) if trial.last else None
 
 
 def _user_attributes(trial: Trial) -> dict[str, str | bool | float]:
