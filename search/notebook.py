@@ -13,9 +13,10 @@ from search.experiment.command_lines import DEFAULT_RESULTS
 from search.experiment.history import History
 from search.policy.budget import progress_text
 from search.retraining.predictor import Predictor
+from search.terminal.tables import fitting_columns
 from spaces.parameters import HYPERPARAMETER_NAMES
 from spaces.printable import printable
-from trainable.metric import ACCURACY, METRICS
+from trainable.metric import METRICS
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -94,19 +95,15 @@ class Experiment(folder.Experiment):
         """The leaderboard as HTML; all text from the experiment is escaped."""
         history, space = self.history(), self.space
         chance = self.manifest.data.chance_of(history.metric)
-        frame = _trials_frame(history)
-        results = dict.fromkeys((ACCURACY.column, history.metric.column, METRICS["loss"].column))
-        replicates = ["replicate_mean", "replicate_half_width", "n_replicates"] if history.replicates else []
-        shown = ["rank", "status", "epochs", *results, *replicates]
-        table = frame.loc[:, [*shown, *space.searched]].head(MOST_ROWS)
-        of_loss = {METRICS["loss"].column, *(replicates if history.metric.is_loss else ())}
-        percentages = {*results, "replicate_mean", "replicate_half_width"} - of_loss
-        formats = {name: "{:.2%}".format for name in percentages if name in table}
-        n_hidden = len(frame) - len(table)
+        ranked = rank(history, chance)
+        columns = fitting_columns(ranked, tuple(space.searched))
+        cells = [[column.text_of(row, self.is_live(), absent="") for column in columns] for row in ranked[:MOST_ROWS]]
+        table = pd.DataFrame(cells, columns=[column.heading for column in columns])
+        n_hidden = len(ranked) - len(table)
         more = f"<p>and {n_hidden} more, in <code>trials</code></p>" if n_hidden else ""
         title = f"<b>{html.escape(printable(self.name))}</b>: {progress_text(history, space)}."
-        sentence = html.escape(printable(lead_sentence(history, rank(history, chance), chance)))
-        body = table.to_html(formatters=formats, float_format="{:.3g}".format, na_rep="", escape=True, border=0)
+        sentence = html.escape(printable(lead_sentence(history, ranked, chance)))
+        body = table.to_html(index=False, escape=True, border=0)
         return f"<div><p>{title} {sentence}</p>{body}{more}</div>"
 
 

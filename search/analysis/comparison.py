@@ -164,17 +164,15 @@ def _described(one: ExperimentSummary) -> dict[str, dict[str, str]]:
 
 def _outcome(one: ExperimentSummary) -> dict[str, str]:
     best, history, device = one.best, one.history, one.manifest.device
-    metric, result = history.metric, ABSENT
+    result = ABSENT
     if best and best.replicates:
         result = f"{replicate_text(best.replicates)} ({counted(best.n_replicates, 'replicate')})"
     elif best:
         result = f"{best.search_text} (one seed)"
-    accuracy = best.validation_accuracy if best else None
-    raw = {"validation accuracy": f"{accuracy:.2%} (one seed)"} if accuracy is not None else {}
     n_stopped = sum(trial.status == "stopped" for trial in history.counting)
     return {
         "winner": f"trial {best.trial}" if best else "none: at chance" if best_completed(one.ranked) else ABSENT,
-        **(raw | {f"validation {metric.title}": result}),
+        f"validation {history.metric.title}": result,
         "lead over its baseline": _lead_text(one),
         **{f"test {name}": text for name, text in one.tested.items()},
         "trials": f"{history.n_ended} ended, {n_stopped} stopped",
