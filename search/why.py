@@ -44,7 +44,7 @@ def _why(options: argparse.Namespace) -> int:
         print(json_text({"experiment": experiment.name, **found.as_dict()}))
     else:
         print(printable(experiment.name), end=", ")
-        print(*map(printable, found.lines()), sep="\n")
+        print(*map(printable, found.lines(experiment.is_live())), sep="\n")
     return 0
 
 

@@ -42,12 +42,14 @@ class TrialAccount:
         replicates = [{"run": run.number, "status": run.status, "value": run.last_value} for run in self.replicates]
         return {**self.row.as_dict(), "n_trials": self.n_trials, "rungs": rungs, "replicates": replicates}
 
-    def lines(self) -> Iterator[str]:
-        """The account as text: one or two lines for each rung, and four more."""
+    def lines(self, is_live: bool = True) -> Iterator[str]:
+        """The account as text: one or two lines for each rung, and four more; `is_live`: whether the search runs."""
         trial, reason = self.trial, self.row.reason
         kind = "baseline" if trial.baseline else "audit"
         exempt = f" ({kind}: no rung stops it)" if is_exempt(trial) else ""
-        status = "waiting to be promoted" if waits_at_rung(trial, self.space) else trial.status
+        running = "running" if is_live else "unfinished"
+        open_status = "waiting to be promoted" if waits_at_rung(trial, self.space) else running
+        status = trial.end.status if trial.end else open_status
         why = f": {reason}" if reason and reason not in [visit.reason for visit in self.visits] else ""
         epochs = f"{trial.n_epochs} of {counted(self.space.training.max_epochs, 'epoch')}"
         yield f"trial {trial.number}{exempt}: {status}, {epochs}{why}"

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from search.analysis.columns import short, short_name
 from search.analysis.importance import Importance
 from search.experiment.final_results import FinalResults
-from search.experiment.history import Trial
+from search.experiment.history import Replicate, Trial
 from search.pages.page import BLUE, GREY, LINE, MUTED, ORANGE, PAPER, PURPLE, TEXT, Shade
 from spaces.parameters import Choice, LogUniform, Number, Searched
 from spaces.printable import printable
@@ -43,14 +43,14 @@ class Group:
 _STOPPED = Group("stopped", GREY, 1.2, "solid", "circle-open")
 _FAILED = Group("failed or diverged", PURPLE, 1.5, "dot", "x")
 _RUNNING = Group("running", MUTED, 1.5, "dash", "diamond-open")
-UNFINISHED = replace(_RUNNING, name="unfinished")  # a running trial of a search that does not run
+_UNFINISHED = replace(_RUNNING, name="unfinished")  # a running trial of a search that does not run
 _COMPLETED = Group("completed", BLUE, 1.5, "solid", "circle")
 _BASELINE = Group("baseline", ORANGE, 2.5, "dash", "square")
 _WINNER = Group("winner", TEXT, 3.5, "solid", "star")
 _REST = Group("other trials", GREY, 1.2, "solid", "circle-open")
 _BEST_QUARTER = Group("best quarter", BLUE, 2, "solid", "circle")
 # In the order of drawing: later groups cover earlier ones.
-_GROUPS = (_STOPPED, _FAILED, _RUNNING, UNFINISHED, _COMPLETED, _REST, _BEST_QUARTER, _BASELINE, _WINNER)
+_GROUPS = (_STOPPED, _FAILED, _RUNNING, _UNFINISHED, _COMPLETED, _REST, _BEST_QUARTER, _BASELINE, _WINNER)
 BY_STATUS = {"stopped": _STOPPED, "failed": _FAILED, "diverged": _FAILED, "running": _RUNNING, "completed": _COMPLETED}
 
 PERCENT = {"tickformat": ".0%"}
@@ -240,8 +240,12 @@ def confusion(results: FinalResults) -> go.Figure:
 
 def _by_kind(trials: Iterable[Trial], winner: int | None, is_live: bool) -> list[tuple[Group, list[Trial]]]:
     """Trials by status; the winner and the baseline are groups of their own."""
-    by_status = BY_STATUS if is_live else {**BY_STATUS, "running": UNFINISHED}
-    return _grouped(trials, winner, lambda trial: by_status[trial.status])
+    return _grouped(trials, winner, lambda trial: group_of(trial, is_live))
+
+
+def group_of(one: Trial | Replicate, is_live: bool) -> Group:
+    """The style of a trial or replicate by its status; where no search `is_live`, running ones are unfinished."""
+    return _UNFINISHED if one.status == "running" and not is_live else BY_STATUS[one.status]
 
 
 def _by_quarter(trials: Sequence[Trial], winner: int | None) -> list[tuple[Group, list[Trial]]]:

@@ -12,7 +12,7 @@ from search.experiment.history import Replicate, Trial
 from search.experiment.manifest import session_times
 from search.experiment.wall_clock import slot_times
 from search.pages.page import BLUE, GREY, MUTED, ORANGE, PAPER, PURPLE, TEXT
-from search.pages.plots import BY_STATUS, MOST_POINTS, PERCENT, UNFINISHED, Group, bars, mark_at, styled_figure
+from search.pages.plots import BY_STATUS, MOST_POINTS, PERCENT, Group, bars, group_of, mark_at, styled_figure
 from search.pages.report_data import ReportData
 from search.policy.asha import waits_at_rung
 from search.policy.replicate_statistics import replicate_results
@@ -81,7 +81,8 @@ def timeline(known: ReportData) -> go.Figure | None:
     unit, unit_s = ("hours", 3600) if total_s > 7200 else ("minutes", 60) if total_s > 120 else ("seconds", 1)
     groups: dict[Group, list[Turn]] = {}
     for turn in shown:
-        groups.setdefault(_group(turn.one, known.is_live), []).append(turn)
+        is_replicate = isinstance(turn.one, Replicate) and turn.one.status == "completed"
+        groups.setdefault(_REPLICATE if is_replicate else group_of(turn.one, known.is_live), []).append(turn)
     traces = [
         go.Bar(
             orientation="h",
@@ -105,12 +106,6 @@ def timeline(known: ReportData) -> go.Figure | None:
         start = sum(seconds for _, seconds in times[:i]) / unit_s
         mark_at(figure, start, "resumed", MUTED, {"width": 1, "dash": "dot"})
     return figure.update_layout(barmode="overlay", bargap=0.15, uniformtext={"minsize": 9, "mode": "hide"})
-
-
-def _group(one: Trial | Replicate, is_live: bool) -> Group:
-    if one.status == "running" and not is_live:
-        return UNFINISHED
-    return _REPLICATE if isinstance(one, Replicate) and one.status == "completed" else BY_STATUS[one.status]
 
 
 def replicate_plot(known: ReportData) -> go.Figure | None:

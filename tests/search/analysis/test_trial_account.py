@@ -155,6 +155,7 @@ def test_a_state_each() -> None:
     assert "rung 1: passed, 10.00 points ahead: 70.00%, cutoff 60.00%; place 1 of 5" in say[2]
     assert "refused, 60.00 points short: at chance (10.00%) at rung 1, where others have learned" in say[4]
     assert say[5].startswith("trial 5: diverged, 1 of 9 epochs: the loss was not finite in epoch 1\n")
+    assert next(account(state.history, space, 7).lines(is_live=False)).startswith("trial 7: unfinished, 0 of 9 epochs")
     assert say[6].startswith("trial 6: failed, 0 of 9 epochs: the worker died\n")
 
 
