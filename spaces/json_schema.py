@@ -3,45 +3,37 @@
 It has the rules of each key: type, range, forms of a parameter. Only the loader knows the rules between keys.
 """
 
-import inspect
 import json
 import re
-from collections.abc import Callable
+from types import GenericAlias
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic import Field, create_model
 
-from spaces.parameters import HYPERPARAMETER_NAMES, LIMITS, Hyperparameters
-from spaces.schema import OPTIONAL_SECTIONS, SECTIONS, TRY_FIRST
+from spaces.parameters import HYPERPARAMETER_NAMES, LIMITS
+from spaces.schema import MODELS, OPTIONAL_SECTIONS, PARAMETERS, TRY_FIRST, Section
 
 _ATTRIBUTE = re.compile(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a space file, from the models in `spaces.schema` and the limits of parameters."""
-    _, generated = models_json_schema([(model, "validation") for model in SECTIONS.values()])
-    definitions = generated["$defs"]
+    optional: Any = Field(default_factory=dict)  # a plain default would be what editors insert
+    keys: dict[str, Any] = {
+        name: (model | None, optional) if name in OPTIONAL_SECTIONS else (model, ...) for name, model in MODELS.items()
+    }
+    keys[TRY_FIRST] = (GenericAlias(list, (PARAMETERS["baseline"],)) | None, optional)
+    schema = create_model("Search space of depthwise-search", __base__=Section, **keys).model_json_schema()
+    definitions = schema["$defs"]
+    for model, schema_of in ((PARAMETERS["space"], _parameter), (PARAMETERS["baseline"], _value)):
+        definitions[model.__name__]["properties"] = {name: schema_of(name) for name in HYPERPARAMETER_NAMES}
     for definition in definitions.values():
         definition["description"], texts = _split(definition["description"])
-        for key, schema in definition["properties"].items():
-            schema.pop("title", None)
-            schema |= {"description": texts[key]} if key in texts else {}
-    sections: dict[str, Any] = {name: {"$ref": f"#/$defs/{model.__name__}"} for name, model in SECTIONS.items()}
-    sections |= {"space": _of_hyperparameters(_parameter), "baseline": _of_hyperparameters(_value)}
-    optional = (*OPTIONAL_SECTIONS, TRY_FIRST)
-    sections[TRY_FIRST] = {"type": "array", "items": _of_hyperparameters(_value)}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Search space of depthwise-search",
-        "type": "object",
-        "properties": {
-            name: {"anyOf": [section, {"type": "null"}]} if name in optional else section
-            for name, section in sections.items()
-        },
-        "required": [name for name in sections if name not in optional],
-        "additionalProperties": False,
-        "$defs": definitions,
-    }
+        for key, value in definition["properties"].items():
+            value.pop("title", None)
+            value |= {"description": texts[key]} if key in texts else {}
+    definitions["SpaceSection"]["description"] = "The hyperparameters that are searched, each with its range, or fixed."
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _split(docstring: str) -> tuple[str, dict[str, str]]:
@@ -52,12 +44,6 @@ def _split(docstring: str) -> tuple[str, dict[str, str]]:
         for names, description in _ATTRIBUTE.findall(attributes)
         for name in names.split(", ")
     }
-
-
-def _of_hyperparameters(schema_of: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    _, texts = _split(inspect.getdoc(Hyperparameters) or "")
-    properties = {name: {"description": texts[name], **schema_of(name)} for name in HYPERPARAMETER_NAMES}
-    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _value(name: str) -> dict[str, Any]:

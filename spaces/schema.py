@@ -252,7 +252,7 @@ def _section_of_hyperparameters(title: str, read: Callable[[str, Any], Any]) -> 
     keys: dict[str, Any] = {
         name: (Annotated[Any, PlainValidator(partial(read, name))], None) for name in HYPERPARAMETER_NAMES
     }
-    return create_model(title, __base__=Section, **keys)
+    return create_model(title, __base__=Section, __doc__=Hyperparameters.__doc__, **keys)
 
 
 # A value of `space` becomes a `Parameter`, a value of `baseline` a number.

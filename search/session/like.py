@@ -7,6 +7,7 @@ from search.experiment.folder import Experiment
 from search.experiment.manifest import Like
 from spaces.errors import InputError
 from spaces.parameters import Choice, Fixed, Hyperparameters, Number, Parameter
+from spaces.printable import printable
 from spaces.schema import Space
 
 N_TAKEN = 3
@@ -30,9 +31,8 @@ def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     """
     history = earlier.history()
     ranked = rank(history, earlier.manifest.data.chance_of(history.metric))
-    sound = [row for row in ranked if row.status == "completed" and not (row.excluded or row.at_chance)]
-    best = [row for row in sound if row.replicates] or sound
-    best = [row for row in best if not row.baseline][:N_TAKEN]
+    sound = [row for row in ranked if row.status == "completed" and not (row.excluded or row.at_chance or row.baseline)]
+    best = ([row for row in sound if row.replicates] or sound)[:N_TAKEN]
     if not best:
         raise InputError(
             f"--like is {earlier.name}, but none of its searched configurations has completed above chance. Finish it, "
@@ -54,7 +54,7 @@ def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
 def like_lines(found: Like) -> list[str]:
     """What was taken, and each changed value, for the plan and the start of a search."""
     trials = ", ".join(map(str, found.trials))
-    return [f"tried first: trials {trials} of {found.experiment}, its best by {found.by}", *found.changes]
+    return [f"tried first: trials {trials} of {printable(found.experiment)}, its best by {found.by}", *found.changes]
 
 
 def _fitted(row: Ranked, space: Space, stretched: float) -> tuple[Hyperparameters, list[str]]:

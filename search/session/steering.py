@@ -109,6 +109,8 @@ def received(experiment: Experiment, note: Callable[[str], None]) -> Iterator[Ev
             request = event_from_line(read_plain(path, MAX_REQUEST_BYTES))
             if not isinstance(request, TrialEnded | ConfigurationAdded | FinishRequested):
                 raise ValueError("no such request")
+        except FileNotFoundError:
+            continue  # its sender has withdrawn it
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             note(f"{path.name} in {folder.name}/ is not a request to the search ({first_line(error)}); it is removed")
         else:

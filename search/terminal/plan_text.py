@@ -115,7 +115,7 @@ def _first_lines(space: Space, first: Sequence[str]) -> list[str]:
     if not space.try_first:
         return []
     listed = counted(len(space.try_first), "configuration")
-    return [f"try first   {listed}, right after the baseline", *(f"            {printable(line)}" for line in first)]
+    return [f"try first   {listed}, right after the baseline", *(f"            {line}" for line in first)]
 
 
 def _sampler_line(space: Space) -> str:

@@ -182,6 +182,7 @@ def test_like_takes_the_best_by_replicates_and_fits_them_to_the_new_space(tmp_pa
         assert (fitted.lr, fitted.gamma, fitted.batch_size) == (0.002, 0.7, 8)
         assert fitted.step_size == 3 * config.step_size
         assert fitted.momentum == config.momentum
+    assert " of a\\x1b[2J, its best" in like_lines(found.model_copy(update={"experiment": "a\x1b[2J"}))[0]
     first = found.trials[0]
     assert (
         like_lines(found)[0]
