@@ -104,7 +104,6 @@ class Like(Part):
 
     experiment: str
     trials: list[int]  # of that experiment, best first
-    by: str  # what ranked them: `replicates`, or the metric's title
     changes: list[str]  # a sentence for each value that the new space does not allow
 
 

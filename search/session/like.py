@@ -16,8 +16,8 @@ N_TAKEN = 3
 def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     """`space` with the best configurations of `earlier` at the end of `try_first`.
 
-    These are the best completed trials: three that are ranked by replicates, or else by the search. Values are fitted
-    to the new space, and the schedule to its epochs.
+    These are the first three completed trials of its leaderboard, without the baseline: by replicates, and then by the
+    search. Values are fitted to the new space, and the schedule to its epochs.
 
     Args:
         space: of the new search.
@@ -32,7 +32,7 @@ def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     history = earlier.history()
     ranked = rank(history, earlier.manifest.data.chance_of(history.metric))
     sound = [row for row in ranked if row.status == "completed" and not (row.excluded or row.at_chance or row.baseline)]
-    best = ([row for row in sound if row.replicates] or sound)[:N_TAKEN]
+    best = sound[:N_TAKEN]
     if not best:
         raise InputError(
             f"--like is {earlier.name}, but none of its searched configurations has completed above chance. Finish it, "
@@ -45,7 +45,6 @@ def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     found = Like(
         experiment=earlier.name,
         trials=[row.trial for row in best],
-        by="replicates" if best[0].replicates else history.metric.title,
         changes=[change for _, changes in fitted for change in changes],
     )
     return replace(space, try_first=tuple(listed)), found
@@ -54,7 +53,7 @@ def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
 def like_lines(found: Like) -> list[str]:
     """What was taken, and each changed value, for the plan and the start of a search."""
     trials = ", ".join(map(str, found.trials))
-    return [f"tried first: trials {trials} of {printable(found.experiment)}, its best by {found.by}", *found.changes]
+    return [f"tried first: trials {trials} of {printable(found.experiment)}, its best", *found.changes]
 
 
 def _fitted(row: Ranked, space: Space, stretched: float) -> tuple[Hyperparameters, list[str]]:

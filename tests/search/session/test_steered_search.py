@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from search.analysis.ranking import rank
 from search.experiment.events import ConfigurationAdded, FinishRequested, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment
 from search.experiment.history import History
@@ -163,7 +164,7 @@ def earlier_search(tmp_path: Path, *overrides: str) -> Experiment:
     return made
 
 
-def test_like_takes_the_best_by_replicates_and_fits_them_to_the_new_space(tmp_path: Path) -> None:
+def test_like_takes_the_best_of_the_leaderboard_and_fits_them_to_the_new_space(tmp_path: Path) -> None:
     earlier = earlier_search(tmp_path)
     narrow = ["space.lr={uniform: [0.001, 0.002]}", "space.gamma=0.7", "space.batch_size={choice: [8, 128]}"]
     longer = [
@@ -175,8 +176,7 @@ def test_like_takes_the_best_by_replicates_and_fits_them_to_the_new_space(tmp_pa
     ]
     space, found = like(load_space("quickstart", [*narrow, *longer, "baseline.batch_size=8"]), earlier)
     history = earlier.history()
-    assert found.by == "replicates"
-    assert set(found.trials) <= {run.trial for run in history.replicates.values()} - {0}
+    assert found.trials == [row.trial for row in rank(history) if row.status == "completed" and not row.baseline][:3]
     configs = [history.trials[number].config for number in found.trials]
     for config, fitted in zip(configs, space.try_first, strict=True):
         assert (fitted.lr, fitted.gamma, fitted.batch_size) == (0.002, 0.7, 8)
@@ -184,10 +184,7 @@ def test_like_takes_the_best_by_replicates_and_fits_them_to_the_new_space(tmp_pa
         assert fitted.momentum == config.momentum
     assert " of a\\x1b[2J, its best" in like_lines(found.model_copy(update={"experiment": "a\x1b[2J"}))[0]
     first = found.trials[0]
-    assert (
-        like_lines(found)[0]
-        == f"tried first: trials {', '.join(map(str, found.trials))} of earlier, its best by replicates"
-    )
+    assert like_lines(found)[0] == f"tried first: trials {', '.join(map(str, found.trials))} of earlier, its best"
     assert f"`step_size` of trial {first} is {3 * configs[0].step_size} instead of {configs[0].step_size}: " in str(
         found.changes
     )
