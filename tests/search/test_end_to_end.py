@@ -550,6 +550,7 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, call: Call, tmp_pa
     assert code == 2
     assert "is in use by process" in errors
     assert json.loads(call("leaderboard", "--format", "json")[1])["trials"]
+    assert call("steer", "tiny", "add", "lr=0.123")[1].startswith("Added, and tried next: lr=0.123 ")
 
     (guarded,) = temporary.glob("dws-*")
     if how == "power cut":
@@ -570,7 +571,8 @@ def test_an_interrupted_search_goes_on_where_it_was(how: str, call: Call, tmp_pa
     _, errors = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, errors
     after = read_history(journal)
-    assert len(after.trials) == 12
+    assert len(after.trials) == 13
+    assert [trial.config.lr for trial in after.trials.values() if trial.proposed_by == "steer"] == [0.123]
     assert not after.unfinished
     for number, trial in before.trials.items():
         assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs

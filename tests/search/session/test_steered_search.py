@@ -231,6 +231,7 @@ def test_the_user_s_command_runs_after_any_end(
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 def test_a_running_search_is_steered_from_another_terminal(call: Call, tmp_path: Path, temporary: Path) -> None:
     long_trials = (*TINY, "training.max_epochs=300", "search.asha=off", "search.trials=2")
     on_end = 'echo "$SEARCH_STATUS" > on_end.txt'
