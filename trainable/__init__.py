@@ -6,13 +6,9 @@ from pathlib import Path
 
 
 def must_be_ours(package: str, file: str) -> None:
-    """End the program with one line and exit code 2 if another project's package has the name of one of ours.
+    """End the program with one line and exit code 2 if `package` lacks `file`: it is another project's.
 
     The names `spaces` and `trainable` exist on PyPI too.
-
-    Args:
-        package: top-level name.
-        file: file that only our package has.
     """
     spec = find_spec(package)
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []

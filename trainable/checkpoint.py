@@ -32,7 +32,6 @@ class TrainingState:
     """Content of a checkpoint other than tensors.
 
     Attributes:
-        hyperparameters: the trained configuration.
         seed: names the random streams. Together with `epoch` it replaces any generator state.
         epoch: number of completed epochs.
         scheduler: state of the learning rate schedule.
@@ -55,10 +54,7 @@ class TrainingState:
 def write_checkpoint(folder: Path, state: TrainingState, network: StateDict, optimizer: StateDict) -> None:
     """Write both files, each atomically. The JSON holds the hash of the tensors, which reveals a mismatched pair.
 
-    Args:
-        folder: folder of the checkpoint; created if it does not exist.
-        state: content of the JSON file.
-        network, optimizer: results of torch's `state_dict()`.
+    `folder` is created if it does not exist; `network` and `optimizer` are results of torch's `state_dict()`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": _plain(tensor) for name, tensor in network.items()}
@@ -116,10 +112,7 @@ def read_checkpoint(folder: Path) -> tuple[TrainingState, StateDict, StateDict]:
 def must_fit(network: nn.Module, network_state: StateDict, optimizer_state: StateDict, folder: Path) -> None:
     """Raise InputError unless shapes, dtypes and values fit `network`. Fused kernels do not check momentum shapes.
 
-    Args:
-        network: network to restore into; its parameters, in order, are those of the optimizer.
-        network_state, optimizer_state: results of `read_checkpoint`.
-        folder: folder of the checkpoint, for the message.
+    The parameters of `network`, in order, must be those of the optimizer.
     """
     wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in network_state.items()}

@@ -48,11 +48,7 @@ class Compute:
 
 
 def choose_compute(device: str, precision: str) -> tuple[Compute, str]:
-    """Choose the device and the precision.
-
-    Args:
-        device: `resources.device` of a space: `auto`, `cuda` or `cpu`.
-        precision: `training.precision` of a space: `auto`, `bf16` or `fp32`.
+    """Choose device and precision from `resources.device` and `training.precision` of a space.
 
     Returns:
         The choice, and the reason for the precision as text.
@@ -85,9 +81,6 @@ def choose_precision(wanted: str, device: str) -> tuple[Precision, str]:
 
 def choose_device(wanted: str) -> str:
     """Resolve `auto` to `cuda` if torch finds a CUDA device, otherwise to `cpu`.
-
-    Args:
-        wanted: `auto`, `cuda` or `cpu`.
 
     Raises:
         InputError: `wanted` is `cuda`, but torch finds no CUDA device.

@@ -95,9 +95,7 @@ class FitEvaluate:
     Args:
         train: images to fit the weights to.
         validation: images to evaluate on after each epoch; None for no evaluation.
-        hyperparameters: the configuration.
         seed: names the run's random streams.
-        compute: device, precision and implementation choices.
         resident: cache of images on the device, shared by the runs of a process; None for a cache of this run.
         step_epochs: epochs between two decays of the learning rate; None for the configuration's `step_size`.
         class_weights: weights of the classes in the training loss, from the labels of `train`; evaluation has none.
@@ -153,9 +151,6 @@ class FitEvaluate:
 
     def train(self, on_step: Callable[[], None] | None = None) -> Evaluation:
         """Train for one epoch, without a change of the learning rate or of the epoch's number.
-
-        Args:
-            on_step: called after each step.
 
         Returns:
             Loss (with class weights, the mean of the steps' weighted means) and accuracy averaged over the epoch's
@@ -229,12 +224,9 @@ class FitEvaluate:
         on_epoch: Callable[[EpochResult], None] | None = None,
         console: Console | None = None,
     ) -> list[EpochResult]:
-        """Train and evaluate for `n_epochs` more epochs; stop early if training diverges.
+        """Train and evaluate for `n_epochs` (1 or more) more epochs; stop early if training diverges.
 
-        Args:
-            n_epochs: number of epochs to train, 1 or more.
-            on_epoch: called with the result after each epoch.
-            console: console for a progress bar; None for no progress bar.
+        `on_epoch` is called with each result; a progress bar is shown on `console`, unless it is None.
         """
         results = []
         with Progress(console=console, transient=True, disable=console is None) as progress:

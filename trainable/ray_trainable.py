@@ -32,14 +32,8 @@ class TrialConfig(BaseModel):
 
     Attributes:
         name: name of the run's folder.
-        trial: number of the trial.
         purpose, seed_number: purpose and number of the run's `RunSeed`.
-        hyperparameters: the configuration.
         decoded_folder: cache folder of the training images.
-        dataset: description of the data set, with its split.
-        experiment_seed: seed of the experiment.
-        compute: device, precision and implementation choices.
-        class_weights: weights of the classes in the training loss.
         resume_from: folder or URL of the checkpoint to resume from; None to start from the first epoch.
     """
 
@@ -62,19 +56,14 @@ class TrialConfig(BaseModel):
 class ShippedImages:
     """Training images in the object store of the sending machine, for other machines to fetch.
 
-    Attributes:
-        packed: description and labels of the images.
-        parts: references to the images' pixels, in order.
+    `parts` are references to the images' pixels, in order.
     """
 
     packed: PackedImages
     parts: tuple[ray.ObjectRef[Any], ...]
 
     def unpack(self) -> Path:
-        """Put the images into this machine's cache, unless the cache has them already.
-
-        Returns:
-            Folder of the images in the cache.
+        """Put the images into this machine's cache, unless it has them already, and return their folder.
 
         Raises:
             InputError: the received images are damaged, or the cache holds other images in the folder.

@@ -11,13 +11,8 @@ from torch.optim.lr_scheduler import StepLR
 class StepDecay(StepLR):
     """torch's StepLR, generalised to steps of a fractional number of epochs.
 
-    In epoch e (counted from 0), the learning rate is lr · gamma^floor(e / step_epochs). If `step_epochs` is a whole
-    number, learning rates and state dict equal those of StepLR bit for bit.
-
-    Args:
-        optimizer: optimizer whose learning rate is changed.
-        step_epochs: epochs between two decays, greater than 0.
-        gamma: factor of each decay.
+    In epoch e (counted from 0), the learning rate is lr · gamma^floor(e / step_epochs), for `step_epochs` greater than
+    0. If that is a whole number, learning rates and state dict equal those of StepLR bit for bit.
     """
 
     def __init__(self, optimizer: Optimizer, step_epochs: Fraction, gamma: float) -> None:

@@ -30,10 +30,8 @@ class RunSeed:
     """Names the random streams of one training run.
 
     Attributes:
-        experiment: seed of the experiment.
         number: number of the trial, of the retraining, or of the block of replicates. Replicates in a block share
             their streams, so that their results compare pairwise.
-        purpose: purpose of the run.
     """
 
     experiment: int

@@ -51,7 +51,6 @@ class BatchedAugmenter:
     """Applies a policy to batches of uint8 images on one device; each image has its own draws.
 
     Args:
-        policy: transforms, their probabilities and limits.
         image_size: side of the images in pixels; at least 2 and `policy.hole_px`.
         device: device of the images and of the draws.
     """
@@ -74,11 +73,8 @@ class BatchedAugmenter:
     def __call__(self, images: Tensor) -> Tensor:
         """Augment a batch or a whole data set; memory for intermediate results is bounded by the chunk size.
 
-        Args:
-            images: (N, H, W, 3) uint8 with H = W = `image_size`, on the augmenter's device; not changed.
-
-        Returns:
-            Same shape, dtype and device.
+        `images` are (N, H, W, 3) uint8 with H = W = `image_size`, on the augmenter's device; they are not
+        changed. Returns the same shape, dtype and device.
         """
         draws = draw(self.policy, len(images), self.image_size, self._generator)
         augmented = torch.empty_like(images)
@@ -101,11 +97,7 @@ class BatchedAugmenter:
 def draw(policy: AugmentationPolicy, n_images: int, image_size: int, generator: Generator) -> Draws:
     """Draw independent random parameters for `n_images` images, with albumentations' distributions.
 
-    Args:
-        policy: probabilities and limits of the transforms.
-        n_images: number of images, 0 or more.
-        image_size: side of the images in pixels; at least `policy.hole_px`.
-        generator: source of the draws; its device is the device of the result.
+    `image_size` is in pixels, and at least `policy.hole_px`. The result is on the device of `generator`.
     """
     uniform = torch.rand((len(fields(Draws)), n_images), generator=generator, device=generator.device)
     flip_u, move_u, x_u, y_u, scale_u, angle_u, cut_u, left_u, top_u = uniform.unbind()

@@ -65,12 +65,7 @@ class AugmentationPolicy:
 
 
 class Augmenter:
-    """Applies a policy to batches of uint8 images; each image has its own draws.
-
-    Args:
-        policy: transforms, their probabilities and limits.
-        image_size: side of the images in pixels.
-    """
+    """Applies a policy to batches of uint8 images, `image_size` pixels a side; each image has its own draws."""
 
     def __init__(self, policy: AugmentationPolicy, image_size: int) -> None:
         self.policy = policy
@@ -87,14 +82,7 @@ class Augmenter:
             transform.set_random_seed(int(own_seed))
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Augment a batch.
-
-        Args:
-            images: (N, H, W, 3) uint8; not changed.
-
-        Returns:
-            Same shape and dtype.
-        """
+        """Augment (N, H, W, 3) uint8 images, which are not changed. Returns the same shape and dtype."""
         augmented = np.empty_like(images)
         for i, image in enumerate(images):
             augmented[i] = self._compose(image=image)["image"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from spaces import Hyperparameters
 from trainable.augmentation.policy import AugmentationPolicy, Augmenter
@@ -80,7 +80,5 @@ def draw_grid(path: Path, columns: Mapping[str, NDArray[np.uint8]]) -> None:
 
 def _cell(image: NDArray[np.uint8]) -> Image.Image:
     picture = Image.fromarray(image)
-    if picture.width > CELL_PX:
-        return picture.resize((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
-    factor = max(1, CELL_PX // picture.width)
-    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    picture.thumbnail((CELL_PX, CELL_PX))
+    return ImageOps.scale(picture, CELL_PX // picture.width, Image.Resampling.NEAREST)

@@ -23,13 +23,7 @@ RESERVED_BYTES = 2**30
 
 
 class HostBatches:
-    """Batches of (B, H, W, 3) uint8 images and (B,) int64 labels, augmented by albumentations in this process.
-
-    Args:
-        train: training images.
-        policy: augmentation policy.
-        device: device of the batches.
-    """
+    """Batches of (B, H, W, 3) uint8 images and (B,) int64 labels, augmented by albumentations in this process."""
 
     def __init__(self, train: ImageSet, policy: AugmentationPolicy, device: torch.device) -> None:
         self._train = train
@@ -47,15 +41,12 @@ class HostBatches:
         self._augmenter.reseed(seed)
         for start, stop in bounds:
             images, labels = self._train.gather(order[start:stop])
-            yield self._there(self._augmenter(images), labels)
+            yield _on(self._device, self._augmenter(images), labels)
 
     def plain(self, images: ImageSet, size: int) -> Iterator[Batch]:
         """Batches of `size` images in order, without augmentation; the last batch may be smaller."""
         for start in range(0, len(images), size):
-            yield self._there(*images.gather(slice(start, start + size)))
-
-    def _there(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Batch:
-        return torch.from_numpy(images).to(self._device), torch.from_numpy(labels).to(self._device)
+            yield _on(self._device, *images.gather(slice(start, start + size)))
 
 
 class DeviceImages:
@@ -68,11 +59,7 @@ class DeviceImages:
     def of(self, images: ImageSet) -> Batch:
         """All (N, H, W, 3) uint8 images and (N,) int64 labels of a set."""
         if images not in self._resident:
-            pixels, labels = images.gather(slice(None))
-            self._resident[images] = (
-                torch.from_numpy(pixels).to(self.device),
-                torch.from_numpy(labels).to(self.device),
-            )
+            self._resident[images] = _on(self.device, *images.gather(slice(None)))
         return self._resident[images]
 
     def have_room_for(self, train: ImageSet, validation: ImageSet | None) -> bool:
@@ -88,13 +75,7 @@ def resident_bytes(train: ImageSet, validation: ImageSet | None) -> int:
 
 
 class DeviceBatches:
-    """`HostBatches` from images on the device, which augments those of a whole epoch at the start of the epoch.
-
-    Args:
-        train: training images.
-        policy: augmentation policy, the same as for albumentations.
-        resident: cache of images on the device.
-    """
+    """`HostBatches` from images on the device, which augments those of a whole epoch at the start of the epoch."""
 
     def __init__(self, train: ImageSet, policy: AugmentationPolicy, resident: DeviceImages) -> None:
         self._train = train
@@ -135,8 +116,6 @@ def epoch_order(n_images: int, epoch_images: int, seed: RunSeed, epoch: int) -> 
     all others have been used.
 
     Args:
-        n_images: number of images in the training set.
-        epoch_images: number of images in an epoch.
         seed: names the random streams of the permutations.
         epoch: number of the epoch, counted from 0.
 
@@ -148,6 +127,10 @@ def epoch_order(n_images: int, epoch_images: int, seed: RunSeed, epoch: int) -> 
     orders = [_permutation(n_images, seed.stream(Stream.ORDER, number)) for number in passes]
     skipped = start - passes.start * n_images
     return np.concatenate(orders)[skipped : skipped + epoch_images]
+
+
+def _on(device: torch.device, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Batch:
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
 def _permutation(n_images: int, seed: int) -> NDArray[np.int64]:

@@ -132,10 +132,9 @@ def decode_once(dataset: Dataset, split: Split, show_progress: bool = False) -> 
 
 
 def open_intact(folder: Path) -> DecodedSet | None:
-    """Compare a cached split with its checksum and map it into memory.
+    """Map a cached split into memory after comparing it with its checksum; None if it is missing or damaged.
 
-    Returns:
-        The split; None if it is missing or damaged. A damaged split is removed with a warning.
+    A damaged split is removed with a warning.
     """
     if not folder.is_dir():
         return None
@@ -164,14 +163,9 @@ def open_decoded(folder: Path) -> DecodedSet:
 
 
 def find_training_images(content_sha256: str, image_size: int) -> DecodedSet | None:
-    """Find training images in the cache by their checksum; the original image files are not read.
+    """Training images in the cache with this checksum (see `DecodedSet`) and this side; None if the cache has none.
 
-    Args:
-        content_sha256: checksum, see `DecodedSet`.
-        image_size: side of the images in pixels.
-
-    Returns:
-        The images; None if the cache does not have them.
+    The original image files are not read.
     """
     for folder in sorted(cache_root().glob(f"*-train-{image_size}px-*")):
         try:
@@ -258,7 +252,6 @@ def write_images(
     """Write the arrays of a split into `folder`.
 
     Args:
-        folder: folder of the split.
         labels: (N,) int64.
         shape: (N, H, W, 3), shape of the images.
         chunks: the images in order, in parts.

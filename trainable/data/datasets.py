@@ -42,13 +42,9 @@ class ImageSet:
         return self.decoded.labels[self.rows]
 
     def gather(self, positions: NDArray[np.int64] | slice) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Copy images and labels out of the memory map.
+        """Copy (n, H, W, 3) uint8 images and (n,) int64 labels out of the memory map.
 
-        Args:
-            positions: (n,) int64 positions in this set, 0 to N - 1, or a slice of them.
-
-        Returns:
-            (n, H, W, 3) uint8 images and (n,) int64 labels.
+        `positions` are (n,) int64 positions in this set, 0 to N - 1, or a slice of them.
         """
         rows = self.rows[positions]
         return self.decoded.images[rows], self.decoded.labels[rows]

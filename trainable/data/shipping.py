@@ -45,12 +45,9 @@ def parts_of(decoded: DecodedSet, part_bytes: int = PART_BYTES) -> Iterator[NDAr
 
 
 def unpack_once(packed: PackedImages, parts: Iterable[NDArray[np.uint8]]) -> Path:
-    """Store images in this machine's cache, unless the cache has them already.
-
-    Processes of one machine wait for the first of them.
+    """Store images in this machine's cache, unless it has them already; its processes wait for the first of them.
 
     Args:
-        packed: description and labels of the images.
         parts: pixels in order; consumed only if the images are not in the cache.
 
     Returns:

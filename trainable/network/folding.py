@@ -13,14 +13,8 @@ from trainable.network.model import DepthwiseSeparableNet
 def folded(network: DepthwiseSeparableNet, dtype: torch.dtype) -> DepthwiseSeparableNet:
     """Copy `network` with batch norm folded into its convolutions: the same function as in evaluation mode.
 
-    The weights are folded in their own precision and then rounded to `dtype`.
-
-    Args:
-        network: network to copy; it is not changed.
-        dtype: dtype of the copy's weights and of its input images.
-
-    Returns:
-        A network in evaluation mode. Its state dict differs from that of a `DepthwiseSeparableNet`.
+    The weights are folded in their own precision and then rounded to `dtype`, which the input images must have too. The
+    state dict of the copy, which is in evaluation mode, differs from that of a `DepthwiseSeparableNet`.
     """
     # The copy never applies dropout, so it shares the pool of draws instead of copying it.
     copied = copy.deepcopy(network, {id(network.dropout_noise): network.dropout_noise}).eval()

@@ -25,7 +25,6 @@ class NormReluDropout(nn.BatchNorm2d):
     part of batch norm's scale, because ReLU(c · x) = c · ReLU(x) for c > 0. In all other cases torch's layers run.
 
     Args:
-        n_channels: number of channels of the activations.
         noise: source of the dropout masks; None for no dropout.
     """
 
@@ -43,9 +42,6 @@ class NormReluDropout(nn.BatchNorm2d):
             fused: Tensor = _NormReluDropout.apply(features, self.weight, self.bias, self)
             return fused
         return F.dropout(F.relu(super().forward(features)), self.dropout, self.training)
-
-    def extra_repr(self) -> str:
-        return f"{self.num_features}, p={self.dropout}"
 
 
 def compile_for(precision: Precision) -> None:

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
 # Number of rows that are summed in fp32 before the sum is added to the fp64 total.
@@ -58,31 +56,15 @@ _kernel = njit(fastmath={"contract"}, nogil=True)
 _inlined = njit(fastmath={"contract"}, inline="always")
 
 
-@intrinsic
-def _bits_as_float(typing_context: Any, bits: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-@intrinsic
-def _float_as_bits(typing_context: Any, number: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
-
-
 @_inlined
 def _from_bf16(bits: Any) -> Any:
-    return _bits_as_float(np.uint32(bits) << np.uint32(16))  # type: ignore[call-arg]
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
 @_inlined
 def _to_bf16(number: Any) -> Any:
     # Round to nearest, ties to even, as torch does.
-    bits: Any = _float_as_bits(number)  # type: ignore[call-arg]
+    bits = np.float32(number).view(np.uint32)
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 

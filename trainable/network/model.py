@@ -1,6 +1,5 @@
 """The network: four blocks of dilated and depthwise-separable convolutions, 118,546 parameters for 10 classes."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,9 +7,6 @@ from torch import Generator, Tensor, nn
 
 from trainable.network.dropout import DropoutNoise
 from trainable.network.fused_norm import NormReluDropout
-
-# Each block's two dilated convolutions reduce the side by 4 px in total, and 1 px must remain after 4 blocks.
-SMALLEST_IMAGE_PX = 17
 
 
 class DepthwiseSeparable(nn.Sequential):
@@ -63,32 +59,23 @@ class DepthwiseSeparableNet(nn.Module):
 
     Attributes:
         dropout_noise: source of the masks of fused dropout; None if `fused` is False.
-
-    Raises:
-        ValueError: `n_classes` is less than 2.
     """
 
     def __init__(
-        self,
-        n_classes: int = 10,
-        dropout: float = 0.1,
-        generator: Generator | None = None,
-        fused: bool = True,
+        self, n_classes: int = 10, dropout: float = 0.1, generator: Generator | None = None, fused: bool = True
     ) -> None:
         super().__init__()
-        if n_classes < 2:
-            raise ValueError(f"`n_classes` is {n_classes}, but must be at least 2.")
         self.dropout_noise = DropoutNoise(dropout) if fused else None
         # Constructors draw weights from the global generator. Fork it, so that the caller's draws do not change.
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
+            if generator is not None:
+                torch.default_generator.set_state(generator.get_state())
             self.blocks = nn.Sequential(*(Block(n_in, dropout, self.dropout_noise) for n_in in (3, 64, 64, 64)))
             self.pool = nn.AdaptiveMaxPool2d(1)
             self.classifier = nn.Conv2d(64, n_classes, 1)
-        if generator is not None:
-            initialise(self, generator)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float, normalised, H and W at least `SMALLEST_IMAGE_PX` → (N, n_classes) float32."""
+        """(N, 3, H, W) float, normalised, H and W at least 17 → (N, n_classes) float32."""
         features = self.pool(self.blocks(images))
         # Always in fp32: in bf16 the loss would have only two or three significant digits.
         return torch.log_softmax(self.classifier(features).flatten(1).float(), dim=1)
@@ -123,21 +110,6 @@ class Normalise(nn.Module):
         """(N, H, W, 3) uint8 → (N, 3, H, W) float32."""
         normalised = (images.float() * self.scale + self.shift).permute(0, 3, 1, 2)
         return normalised.contiguous(memory_format=self._memory_format)
-
-
-def initialise(network: nn.Module, generator: Generator) -> None:
-    """Initialise every convolution as torch does, with draws from `generator`.
-
-    torch's constructors can only use its global generator. The distribution is that of
-    `nn.Conv2d.reset_parameters`: uniform in ±1/√fan_in, for weights and biases.
-    """
-    for layer in network.modules():
-        if not isinstance(layer, nn.Conv2d):
-            continue
-        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
-        if layer.bias is not None:
-            bound = 1 / math.sqrt(layer.weight[0].numel())
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
 
 def receptive_field_px(module: nn.Module) -> int:
