@@ -62,11 +62,9 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 def findings_text(findings: Sequence[Finding], width: int | None) -> str:
-    """The findings under a heading for each verdict, in their order.
+    """The findings under a heading for each verdict, in their order; they are sorted by verdict.
 
-    Args:
-        findings: sorted by verdict.
-        width: of the terminal, in characters; None keeps each finding on one line.
+    `width` is of the terminal, in characters; None keeps each finding on one line.
     """
     from search.analysis.findings import HEADINGS
 

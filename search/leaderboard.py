@@ -79,6 +79,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _print(options: argparse.Namespace, experiment: Experiment) -> int:
     from search.analysis.columns import sort_keys
+    from search.analysis.csv_files import trials_csv
     from search.analysis.ranking import lead_sentence, rank, sort_by
     from search.experiment.manifest import use_of_test_set_text
     from search.policy.budget import progress_text
@@ -101,7 +102,7 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
         case "json":
             print(tables.as_json(experiment.name, shown, history.metric, experiment.manifest.test_openings))
         case "csv":
-            print(tables.as_csv(shown, parameters))
+            print(trials_csv(shown, parameters), end="")
         case "markdown":
             print(tables.as_markdown(shown, parameters))
         case _:

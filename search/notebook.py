@@ -10,7 +10,6 @@ from search.analysis.csv_files import CURVE_COLUMNS, REPLICATE_COLUMNS, curve_ro
 from search.analysis.ranking import RESULT_COLUMNS, Ranked, lead_sentence, rank, winner
 from search.experiment import folder
 from search.experiment.command_lines import DEFAULT_RESULTS
-from search.experiment.history import History
 from search.policy.budget import progress_text
 from search.retraining.predictor import Predictor
 from search.terminal.tables import fitting_columns
@@ -53,7 +52,9 @@ class Experiment(folder.Experiment):
     @property
     def trials(self) -> pd.DataFrame:
         """One row per trial, best first, with the columns of `trials.csv`; the index is the trial's number."""
-        return _trials_frame(self.history())
+        frame = pd.DataFrame(trial_rows(rank(self.history())), columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
+        # pandas makes a column of None only an object column, and shows "None".
+        return frame.astype(dict.fromkeys(_OFTEN_MISSING, float)).set_index("trial")
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -105,9 +106,3 @@ class Experiment(folder.Experiment):
         sentence = html.escape(printable(lead_sentence(history, ranked, chance)))
         body = table.to_html(index=False, escape=True, border=0)
         return f"<div><p>{title} {sentence}</p>{body}{more}</div>"
-
-
-def _trials_frame(history: History) -> pd.DataFrame:
-    frame = pd.DataFrame(trial_rows(rank(history)), columns=[*RESULT_COLUMNS, *HYPERPARAMETER_NAMES])
-    # pandas makes a column of None only an object column, and shows "None".
-    return frame.astype(dict.fromkeys(_OFTEN_MISSING, float)).set_index("trial")

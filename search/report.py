@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    import webbrowser
+
     from spaces.errors import InputError
     from spaces.printable import printable
     from trainable.files import write_text
@@ -47,17 +49,9 @@ def _report(options: argparse.Namespace) -> int:
 
     write_text(path, report_html(experiment))
     print(f"Wrote {printable(path)}")
-    if options.open:
-        show(path)
-    return 0
-
-
-def show(path: Path) -> None:
-    """Open a page in the user's browser; print a message without a browser."""
-    import webbrowser
-
-    if not webbrowser.open(path.resolve().as_uri()):
+    if options.open and not webbrowser.open(path.resolve().as_uri()):
         print("No browser was found to open it.", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":

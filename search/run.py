@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from search.cli.options import add_results_argument, chosen_experiment, complete_experiments
+from search.cli.options import add_results_argument, chosen_experiment, complete_experiments, results_of
 from spaces.command import EXIT_INTERRUPTED, CommandParser, add_space_arguments, completed, run_command
 from spaces.errors import InputError
 
@@ -72,9 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     started_s = time.monotonic()
-    names = ("results", "results_url", "space", "address", "quiet", "plain", "on_end")
-    common = {name: getattr(options, name) for name in names}
-    end = (_start if options.resume is None else _resume)(options, {"started_s": started_s, **common})
+    results, url = results_of(options)
+    common = {name: getattr(options, name) for name in ("space", "address", "quiet", "plain", "on_end")}
+    common |= {"started_s": started_s, "results": results, "results_url": url}
+    end = (_start if options.resume is None else _resume)(options, common)
     return EXIT_INTERRUPTED if end == "interrupted" else 0
 
 

@@ -94,18 +94,15 @@ def add_space_arguments(parser: argparse.ArgumentParser) -> None:
 def run_command(
     parser: CommandParser, action: Callable[[argparse.Namespace], int], arguments: list[str] | None = None
 ) -> int:
-    """Parse the arguments, run `action`, and print expected errors as lines on standard error.
-
-    Args:
-        parser: parser of the command.
-        action: does the work and returns the exit code.
-        arguments: arguments; None for those of the process.
+    """Parse the arguments (None: the process's), run `action`, and print expected errors as lines on standard error.
 
     Returns:
-        Exit code: 2 for invalid input, 1 for failed work, 130 after Ctrl-C.
+        Exit code: that of `action`; 2 for invalid input, 1 for failed work, 130 after Ctrl-C.
     """
     if "_ARGCOMPLETE" in os.environ:
-        _answer_tab_key(parser)
+        import argcomplete
+
+        argcomplete.autocomplete(parser)  # prints completions for the shell and exits
     options = parser.parse_args(arguments)
     try:
         return action(options)
@@ -136,16 +133,6 @@ def discard_output(stream: IO[str]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-def _answer_tab_key(parser: CommandParser) -> None:
-    """Print completions for the shell and exit. Only shells with argcomplete call this."""
-    import argcomplete
-    from argcomplete.finders import safe_actions
-
-    # argcomplete skips custom actions, unless they are listed as safe: those that only store a value.
-    safe_actions.update(type(each) for each in parser._actions if getattr(each, "only_stores", False))
-    argcomplete.autocomplete(parser)
 
 
 def _show_trace(options: argparse.Namespace) -> None:

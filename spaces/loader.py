@@ -57,17 +57,7 @@ def load_space(space: str, overrides: Iterable[str] = ()) -> Space:
 
 
 def space_from_text(text: str, source: str, name: str, overrides: Iterable[str] = ()) -> Space:
-    """Check a space given as YAML.
-
-    Args:
-        text: the YAML.
-        source: name of the text's origin, for messages.
-        name: name of the space.
-        overrides: see `load_space`.
-
-    Raises:
-        InputError: all problems.
-    """
+    """Check a space given as YAML, as `load_space` does; `source` names the origin of the text, for messages."""
     return _validated(parse(text, source), source, name, overrides)
 
 
@@ -101,11 +91,7 @@ def find_space(space: str) -> Path:
 
 
 def configuration_from(options: Iterable[str], space: Space) -> Hyperparameters:
-    """A configuration in `space`.
-
-    Args:
-        options: `name=value` each; the baseline has the other values.
-        space: the searched space.
+    """A configuration in `space` from `name=value` each; the baseline has the other values.
 
     Raises:
         InputError: all problems.

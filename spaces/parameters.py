@@ -173,11 +173,7 @@ class ParameterError(ValueError):
 
 
 def parse_parameter(name: str, raw: Any) -> Parameter:
-    """Parse the YAML value of the hyperparameter `name`.
-
-    Args:
-        name: a key of `LIMITS`.
-        raw: a number, or a mapping of one of `KINDS` to a list.
+    """Parse the YAML value of the hyperparameter `name`: a number, or a mapping of one of `KINDS` to a list.
 
     Raises:
         ParameterError: `raw` is not valid.

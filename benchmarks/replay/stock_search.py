@@ -186,7 +186,7 @@ def _tune_config(space: Space, epochs: int | None) -> Any:
         metric=METRIC,
         mode="max",
         num_samples=space.search.most_trials,
-        search_alg=OptunaSearch(points_to_evaluate=[space.baseline_suggestion()], seed=seed),
+        search_alg=OptunaSearch(points_to_evaluate=[space.searched_values(space.baseline)], seed=seed),
         scheduler=ASHAScheduler(
             max_t=max_epochs, grace_period=space.search.grace_epochs, reduction_factor=space.search.reduction_factor
         ),

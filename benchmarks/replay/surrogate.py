@@ -98,7 +98,7 @@ class Surrogate:
         sample = np.array([in_unit_cube(table.space, values) for values in drawn])
         parts = (*np.array_split(sample, 20), table.unit)
         self.best = max(float(self.answer(part).final.max()) for part in parts)
-        baseline = in_unit_cube(table.space, table.space.baseline_suggestion())
+        baseline = in_unit_cube(table.space, table.space.searched_values(table.space.baseline))
         self.baseline = float(self.answer(baseline[None]).final[0])
 
     def answer(self, unit: Array) -> Answer:

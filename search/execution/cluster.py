@@ -6,8 +6,9 @@ import os
 import secrets
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
@@ -227,17 +228,9 @@ def cluster_for(space: Space, keeps_credentials: bool = False) -> LocalCluster:
 def torch_imported_beside() -> Iterator[None]:
     """Import torch in a thread while the block waits for Ray's processes.
 
-    The thread must not import Ray: two threads that import it would wait for each other.
+    The thread must not import Ray: two threads that import it would wait for each other. An error repeats in the main
+    thread, which reports it.
     """
-    thread = threading.Thread(target=_import_torch)
-    thread.start()
-    try:
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(import_module, "torch")
         yield
-    finally:
-        thread.join()
-
-
-def _import_torch() -> None:
-    # An error repeats in the main thread, which reports it.
-    with contextlib.suppress(ImportError):
-        import torch  # noqa: F401

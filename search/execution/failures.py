@@ -43,11 +43,7 @@ _IN_WORDS = (
 
 
 def reason_in_words(trace: str) -> str:
-    """The reason of a worker's failure in one line.
-
-    Args:
-        trace: of its exception, as Ray recorded it; may be empty.
-    """
+    """The reason of a worker's failure in one line, from the trace that Ray recorded, which may be empty."""
     for pattern, words in _IN_WORDS:
         if pattern.search(trace):
             return words

@@ -1,5 +1,6 @@
 """Chooses how many trials share a GPU, by training a few steps of 1, 2, 4, 8 … trials at once."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ class Sharing:
     """Measurement of a number of trials that train on one GPU at once.
 
     Attributes:
-        n_trials: number of trials.
         images_per_s: of all trials together.
         memory_fraction: of the GPU's memory in use, other processes included; 0 on a CPU.
     """
@@ -92,7 +92,6 @@ def measure_sharing(
     No process is left when this returns, raises or is killed.
 
     Args:
-        n_trials: number of trials.
         make_training: builds a trial in its process and returns a function; each call of that function trains some
             steps and returns the number of their images. Picklable: a function of a module, or a
             `functools.partial` of one.
@@ -108,7 +107,8 @@ def measure_sharing(
         try:
             _receive_from_all(helpers, preparation_s)
             for helper in helpers:
-                helper.send(None)
+                with contextlib.suppress(OSError):  # the process has ended, as `receive` says
+                    helper.pipe.send(None)
             measured = _receive_from_all(helpers, window_s + PATIENCE_S)
         except Exception as error:  # whatever a trial raises
             trials = counted(n_trials, "trial")

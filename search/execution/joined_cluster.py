@@ -87,7 +87,6 @@ class JoinedCluster(Cluster):
         results: folder that every node must see; None if results are kept at a URL.
 
     Attributes:
-        address: as given.
         nodes: nodes that can run trials, read when the cluster was joined.
 
     Raises:
@@ -287,12 +286,9 @@ def _ask_nodes(address: str, marker: str | None) -> tuple[NodeFacts, ...]:
 
 
 def facts_of_this_node(node_id: str, n_cpus: int, n_gpus: int, marker: str | None) -> NodeFacts:
-    """Report on the machine that this runs on; its problem is reported, not raised.
+    """Report on the machine that this runs on, Ray's node `node_id`; its problem is reported, not raised.
 
-    Args:
-        node_id: Ray's id of the node.
-        n_cpus, n_gpus: resources that Ray may assign here.
-        marker: file in the results folder that all machines must see; None skips the check.
+    `marker` is a file in the results folder that all machines must see; None skips that check.
     """
     name = f"{platform.node()} ({node_id[:8]})"
     if marker and not Path(marker).is_file():

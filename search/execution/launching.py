@@ -23,7 +23,6 @@ from search.execution.ray_adapters import (
     Shared,
     StateScheduler,
     StateSearcher,
-    trial_folder_name,
 )
 from search.execution.ray_internals import use_ready_workers
 from search.execution.stop_signal import StopSignal
@@ -51,14 +50,10 @@ class SearchSession:
 
     Attributes:
         experiment: held exclusively by the caller.
-        space: of this session.
-        data: prepared on this machine.
-        resource_plan: where trials run.
         cluster: running; ended with the session. None where no trial is left.
         stop_signal: listening.
         started_s: time of the command, by the monotonic clock.
         time_left_s: of the time budget at `started_s`; None without a budget.
-        observer: follows the session.
     """
 
     experiment: Experiment
@@ -144,7 +139,7 @@ class SearchSession:
                 scheduler=StateScheduler(shared),
                 num_samples=-1,  # until the searcher has finished
                 reuse_actors=True,
-                trial_dirname_creator=trial_folder_name,
+                trial_dirname_creator=lambda trial: str(trial.config["name"]),
             ),
             run_config=tune.RunConfig(
                 name=name,

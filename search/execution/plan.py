@@ -48,7 +48,6 @@ class ResourcePlan:
     """Where trials run.
 
     Attributes:
-        compute: device and precision.
         precision_reason: reason of the choice, in words.
         description: name of the device.
         n_cpus, n_gpus: cores and GPUs that trials share.
@@ -105,7 +104,6 @@ def plan_resources(space: Space, data: TrainingData, began: Device | None = None
     """Plan where trials run: one trial per core on a CPU, `trials_per_gpu` per GPU on CUDA.
 
     Args:
-        space: what is searched.
         data: images on which trials are timed, where the share of a GPU is measured.
         began: device of the first session, for a resumed search. Its precision is kept, so that trials compare.
 
@@ -125,10 +123,7 @@ def plan_resources(space: Space, data: TrainingData, began: Device | None = None
 def plan_resources_on(nodes: Sequence[NodeFacts], space: Space, began: Device | None = None) -> ResourcePlan:
     """Plan where trials run on a cluster: one trial per CPU that Ray assigns, or `trials_per_gpu` (1 for auto) per GPU.
 
-    Args:
-        nodes: of the cluster; nodes that join later are used, but not counted.
-        space: what is searched.
-        began: as for `plan_resources`.
+    Nodes that join later are used, but not counted. `began` as for `plan_resources`.
 
     Raises:
         InputError: CUDA is requested, and no node has a GPU.

@@ -71,7 +71,6 @@ class Shared(_ByReference):
     """The state of a running search, which lives in the driver only.
 
     Args:
-        state: of the search.
         to_ray_config: makes the configuration that a worker gets for an assignment.
         what_fails_all: called after a failure; returns the error with which every other trial would fail too, or None.
     """
@@ -113,13 +112,9 @@ class Shared(_ByReference):
 
 
 class StateSearcher(Searcher):
-    """Dispatches the state's next assignment to Ray when a slot is free.
+    """Dispatches the state's next assignment to Ray when one of `trials_at_once` slots is free.
 
     Ray requests a trial in advance; a proposal made then would miss the results of the trials that are about to end.
-
-    Args:
-        shared: the state.
-        trials_at_once: number of slots.
     """
 
     def __init__(self, shared: Shared, trials_at_once: int) -> None:
@@ -144,9 +139,6 @@ class StateSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("A search is resumed from its journal, never from Ray's snapshot.")
 
 
 class StateScheduler(FIFOScheduler):
@@ -191,10 +183,7 @@ class EndWhen(_ByReference, tune.Stopper):
 class Housekeeping(_ByReference, tune.Callback):
     """Reports failures to the state, drops the checkpoints of ended trials, and tells the observer.
 
-    Args:
-        shared: the state.
-        observer: of the session.
-        drop_checkpoints: removes the checkpoints of an assignment; gets its name and the number of newest ones to keep.
+    `drop_checkpoints` gets the name of an assignment and the number of newest checkpoints to keep.
     """
 
     def __init__(self, shared: Shared, observer: SearchObserver, drop_checkpoints: Callable[[str, int], None]) -> None:
@@ -270,8 +259,3 @@ def failure_trace(trial: RayTrial) -> str:
     file = trial.error_file
     text = Path(file).read_text(errors="replace")[-MAX_TRACE_CHARACTERS:] if file and Path(file).is_file() else ""
     return text.rpartition("Failure # ")[2]
-
-
-def trial_folder_name(trial: RayTrial) -> str:
-    """The assignment's folder."""
-    return str(trial.config["name"])

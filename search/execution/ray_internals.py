@@ -3,14 +3,6 @@
 import sys
 from typing import Any
 
-# Module, name in it, and the consequence of its absence.
-INTERNALS = (
-    ("ray._private.worker", "print_to_stdstream", "logs of a node that dies fill the terminal"),
-    ("ray._private.utils", "set_sigterm_handler", "Ray ends the command at SIGTERM"),
-    ("ray._private.worker", "_global_node", "the loss of Ray's processes is noticed late"),
-    ("ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", "workers that stand ready are not used"),
-)
-
 
 def keep_ray_to_itself() -> None:
     """Leave the terminal and SIGTERM to the command; call it before `ray.init`.

@@ -57,9 +57,7 @@ class StopSignal:
     def leave_last_words(self, last_words: Callable[[], str]) -> None:
         """Call `last_words` where the command has to be ended, possibly in the watching thread.
 
-        Args:
-            last_words: writes what must be written, and returns the end of the command's last line: what is kept and
-                what to do.
+        It writes what must be written, and returns the end of the command's last line: what is kept and what to do.
         """
         self._last_words = last_words
 

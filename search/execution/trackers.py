@@ -32,10 +32,9 @@ _WANDB_TIMEOUT_S = 30.0
 
 
 class Tracker:
-    """Reports the events of a search to one tracker until the tracker fails; a subclass calls the client.
+    """Reports the events of a search to one tracker; a subclass calls the client.
 
-    Args:
-        warn: called with one line when the tracker failed.
+    After the first failure, the tracker gets nothing more, and `warn` is called with one line.
     """
 
     title = ""
@@ -211,11 +210,7 @@ def trackers(track: Track, experiment: Experiment, warn: Callable[[str], None]) 
 
 
 def must_be_installed(track: Track) -> None:
-    """Check that the trackers of a space are installed.
-
-    Raises:
-        InputError: a tracker is missing; names the package to install.
-    """
+    """Raise InputError, with the package to install, if a tracker of the space is missing."""
     # mlflow-skinny is MLflow without its server and pages; a full MLflow includes it.
     for package, installed_as, settings in (("mlflow", "mlflow-skinny", track.mlflow), ("wandb", "wandb", track.wandb)):
         if settings is not None and importlib.util.find_spec(package) is None:

@@ -12,11 +12,6 @@ def is_audit(trial: int, seed: int, audit_fraction: float) -> bool:
 
     Systematic sampling from a random start: each trial has the same probability, and any sequence of n trials has
     `audit_fraction` × n audit trials, to within one. With independent draws, a short search could have none.
-
-    Args:
-        trial: number of the trial.
-        seed: seed of the experiment.
-        audit_fraction: probability of being an audit trial, in [0, 1].
     """
     return _n_up_to(trial, seed, audit_fraction) > _n_up_to(trial - 1, seed, audit_fraction)
 

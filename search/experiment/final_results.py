@@ -9,7 +9,7 @@ from typing import Annotated
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from search.experiment.events import Share
+from search.experiment.events import Count, Share
 from search.experiment.folder import Experiment
 from search.experiment.manifest import Part
 from search.experiment.state_files import first_problem, must_not_be_a_link
@@ -27,7 +27,6 @@ THUMBNAIL_PX = 160  # longer side of images on a page; smaller images keep their
 _UNDECODABLE = (Image.DecompressionBombError, SyntaxError, ValueError, OverflowError, MemoryError, struct.error)
 _MISTAKE_FILE = re.compile(r"mistakes/[A-Za-z0-9][A-Za-z0-9._-]{0,150}\.png")
 
-Count = Annotated[int, Field(ge=0, le=10**12)]
 ClassName = Annotated[str, Field(max_length=1000)]
 
 
@@ -64,7 +63,6 @@ class FinalResults(Part):
     """The displayed part of `final/metrics.json`.
 
     Attributes:
-        trial: number of the retrained trial.
         epochs: number of epochs of each seed.
         confusion_matrix: counts of the exported seed; row = true class, column = predicted class.
         test_metrics: the metrics of `search.metric` on the test images, by name; empty in files of old versions.

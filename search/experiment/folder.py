@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,17 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TypeVar
 
-from search.experiment.command_lines import command_line, resume_line
+from search.experiment.command_lines import command_line
 from search.experiment.events import SpaceSet
 from search.experiment.history import History
 from search.experiment.journal import Journal, JournalFollower, read_history
 from search.experiment.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
 from search.experiment.space_file import read_space, unwritten_values
-from search.experiment.state_files import Warn, set_damaged_aside, yaml_with_checksum
+from search.experiment.state_files import set_damaged_aside, yaml_with_checksum
 from spaces.errors import InputError, expanded
 from spaces.loader import dump_space, find_space, load_space
 from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
-from spaces.printable import printable
 from spaces.schema import Space
 from trainable.files import sync, write_text
 
@@ -44,16 +42,10 @@ class Experiment:
 
     If the journal, manifest or space is damaged, its backup is read, and the user is warned once. Files are repaired
     by the process that holds the lock for writing.
-
-    Args:
-        folder: an existing folder.
-        warn: called with each message for the user; None prints it to standard error.
     """
 
-    def __init__(self, folder: Path | str, warn: Warn | None = None) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.folder = expanded(folder) if isinstance(folder, str) else folder
-        self._warn = warn or _to_standard_error
-        self._warned: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -91,7 +83,7 @@ class Experiment:
 
     def space_with(self, overrides: Sequence[str]) -> Space:
         """The resolved space with `overrides`; see `read_space`."""
-        return read_space(self.folder / "experiment.yaml", self.history, self.warn_once, overrides)
+        return read_space(self.folder / "experiment.yaml", self.history, overrides)
 
     @property
     def manifest(self) -> Manifest:
@@ -100,17 +92,14 @@ class Experiment:
         Raises:
             InputError: the file is missing or damaged.
         """
-        return read_manifest(self.folder / "manifest.json", self.warn_once)
+        return read_manifest(self.folder / "manifest.json")
 
     def newest_checkpoint(self, name: str, n_epochs_known: int) -> Path | str | None:
-        """The newest intact checkpoint of a trial or replicate.
+        """Path or URL of the newest intact checkpoint of a trial or replicate; None without a usable one.
 
         Args:
             name: of its folder, such as `trial_0007`.
             n_epochs_known: number of epochs in the journal; checkpoints with more epochs are ignored.
-
-        Returns:
-            Path or URL of the checkpoint; None without a usable one.
         """
         epochs = ((epoch or 0, place) for place, epoch in self._checkpoint_epochs(name))
         usable = [(epoch, place) for epoch, place in epochs if 0 < epoch <= n_epochs_known]
@@ -124,13 +113,9 @@ class Experiment:
             yield folder, checkpoint_epoch(folder)
 
     def drop_checkpoints(self, name: str, but_newest: int = 0) -> None:
-        """Remove old checkpoints of a trial or replicate.
+        """Remove all but the newest checkpoints of a trial or replicate; `name` is of its folder, such as `trial_0007`.
 
         An ended trial needs none: it is never resumed, and a winner is retrained from the start.
-
-        Args:
-            name: of its folder, such as `trial_0007`.
-            but_newest: number of newest checkpoints to keep.
         """
         found = _checkpoints(self.ray_folder, name)
         for folder in found[: max(0, len(found) - but_newest)]:
@@ -153,7 +138,7 @@ class Experiment:
 
     def history(self) -> History:
         """All trials and replicates until now; safe while a search runs."""
-        return read_history(self.folder / "journal.jsonl", self.warn_once)
+        return read_history(self.folder / "journal.jsonl")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r})"
@@ -163,11 +148,11 @@ class Experiment:
 
     def follower(self) -> JournalFollower:
         """Reads the history repeatedly while a search runs; each time only the new lines."""
-        return JournalFollower(self.folder / "journal.jsonl", self.warn_once)
+        return JournalFollower(self.folder / "journal.jsonl")
 
     def journal(self) -> Journal:
         """The journal for appending, repaired first; for the process that holds the lock."""
-        return Journal(self.folder / "journal.jsonl", self.warn_once)
+        return Journal(self.folder / "journal.jsonl")
 
     def write_manifest(self, manifest: Manifest) -> None:
         write_manifest(self.folder / "manifest.json", manifest)
@@ -189,12 +174,6 @@ class Experiment:
             if path.exists():
                 set_damaged_aside(path)
             self.write_space(space)
-
-    def warn_once(self, line: str) -> None:
-        """Pass a message to the user, unless the same message was passed before."""
-        if line not in self._warned:
-            self._warned.add(line)
-            self._warn(printable(line))
 
     def is_live(self) -> bool:
         """Whether a search runs now."""
@@ -259,12 +238,15 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
-            again = resume_line(Experiment(folder))
-            raise InputError(
-                f"--name is {name}, but {folder} exists. Choose another name, or resume it: {again}"
-            ) from None
+            raise name_is_taken(name, folder, results) from None
         sync(results)
     return Experiment(folder)
+
+
+def name_is_taken(name: str, where: Path | str, results: Path | str) -> InputError:
+    """The error for a new experiment whose name another one has, in a folder or at a URL."""
+    again = command_line("run", "--resume", name, results=results)
+    return InputError(f"--name is {name}, but {where} exists. Choose another name, or resume it: {again}")
 
 
 def open_experiment(given: str | None, results: Path) -> Experiment:
@@ -295,7 +277,7 @@ def load_space_or_experiment(space: str, overrides: Sequence[str]) -> Space:
     path = find_space(space)
     if path.name == "experiment.yaml" and (path.parent / "journal.jsonl").is_file():
         experiment = Experiment(path.parent)
-        overrides = [*unwritten_values(path, experiment.history, experiment.warn_once), *overrides]
+        overrides = [*unwritten_values(path, experiment.history), *overrides]
     return load_space(space, overrides)
 
 
@@ -319,11 +301,6 @@ def must_be_a_name(name: str) -> None:
             f"--name is {name!a}, but must be 1 to 100 letters, digits, dots, dashes or underscores, "
             f"and start with a letter or digit."
         )
-
-
-def _to_standard_error(line: str) -> None:
-    # `sys.stderr` is looked up at each call: a live screen redirects it.
-    print(line, file=sys.stderr)
 
 
 def is_experiment(folder: Path) -> bool:

@@ -19,7 +19,6 @@ from search.experiment.history import History
 from search.experiment.state_files import (
     BACKUP_FOLDER,
     CHECKSUM_KEY,
-    Warn,
     backup_of,
     first_problem,
     json_must_match,
@@ -28,6 +27,7 @@ from search.experiment.state_files import (
 )
 from spaces.errors import InputError
 from spaces.plain_files import MIB, open_plain
+from spaces.printable import warn_once
 from trainable.files import replacing, sync
 
 # A journal of 100,000 trials × 27 epochs has about 600 MB.
@@ -67,10 +67,10 @@ class Journal:
     half-written last line is cut off, and of file and backup, the one with more events replaces the other.
     """
 
-    def __init__(self, path: Path, warn: Warn = lambda line: None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._copy = backup_of(path)
-        better = _better_reading(path, warn)
+        better = _better_reading(path)
         if better.path != path and path.exists():
             set_damaged_aside(path)
         _keep_valid_lines(better, path)
@@ -108,16 +108,16 @@ class _Reading:
     inode: int = 0
 
 
-def read_history(path: Path, warn: Warn = lambda line: None) -> History:
-    """The history from a journal, or from its backup if it is damaged, which `warn` is told; empty without a journal.
+def read_history(path: Path) -> History:
+    """The history from a journal; from its backup, with a warning, if it is damaged; empty without a journal.
 
     Raises:
         InputError: a line is damaged, and the backup has no more events; or a file is not a regular file.
     """
-    return _better_reading(path, warn).history
+    return _better_reading(path).history
 
 
-def _better_reading(path: Path, warn: Warn) -> _Reading:
+def _better_reading(path: Path) -> _Reading:
     copy = backup_of(path)
     # Read before the file: while a search appends, the file is then never behind its backup.
     copy_bytes = copy.stat().st_size if copy.exists() else 0
@@ -130,7 +130,7 @@ def _better_reading(path: Path, warn: Warn) -> _Reading:
         raise InputError(f"{own.damage}, nor is {copied.damage}. Make one whole by hand from the other's lines.")
     if copied.n_bytes > own.n_bytes or (own.damage and copied.n_bytes == own.n_bytes > 0):
         wrong = own.damage or (f"{path}: ends too early" if path.exists() else f"{path}: is missing")
-        warn(f"{wrong}; its copy {BACKUP_FOLDER}/{copy.name} is used.")
+        warn_once(f"{wrong}; its copy {BACKUP_FOLDER}/{copy.name} is used.")
         return copied
     if own.damage is not None:
         raise InputError(f"{own.damage}. Restore the file from a copy, or remove that line and those after it.")
@@ -166,9 +166,8 @@ def _read(before: _Reading) -> _Reading:
 class JournalFollower:
     """Like `read_history`, for a journal that another process writes: later calls read only the added lines."""
 
-    def __init__(self, path: Path, warn: Warn = lambda line: None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._warn = warn
         self._reading: _Reading | None = None
         self._seen = (0, 0)
 
@@ -186,7 +185,7 @@ class JournalFollower:
             reading = _read(before)
             if reading.damage is None and reading.inode == inode:
                 return reading
-        return _better_reading(self._path, self._warn)
+        return _better_reading(self._path)
 
 
 def _keep_valid_lines(good: _Reading, path: Path) -> None:

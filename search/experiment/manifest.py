@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from search.experiment.history import History
 from search.experiment.state_files import (
     BACKUP_FOLDER,
-    Warn,
     backup_of,
     first_problem,
     json_must_match,
@@ -25,6 +24,7 @@ from search.experiment.state_files import (
 from spaces.counted import counted
 from spaces.errors import InputError
 from spaces.plain_files import MIB, read_plain
+from spaces.printable import warn_once
 from spaces.schema import Precision, Space
 from trainable.files import write_text
 from trainable.metric import ACCURACY, Metric
@@ -166,8 +166,8 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_text(backup_of(path), text)
 
 
-def read_manifest(path: Path, warn: Warn = lambda line: None) -> Manifest:
-    """Read and check a manifest; if it is damaged, its backup is read, and `warn` is called.
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest; if it is damaged, its backup is read, and the user is warned.
 
     Raises:
         InputError: file and backup are missing or damaged.
@@ -180,7 +180,7 @@ def read_manifest(path: Path, warn: Warn = lambda line: None) -> Manifest:
         except InputError:
             raise error from None
         finding = error.lines[0].removesuffix(" Restore it from a copy.").removesuffix(".")
-        warn(f"{finding}; its copy {BACKUP_FOLDER}/{path.name} is used.")
+        warn_once(f"{finding}; its copy {BACKUP_FOLDER}/{path.name} is used.")
         return copied
 
 
@@ -226,10 +226,7 @@ def seconds_used(sessions: Sequence[Session], history: History, now: float | Non
 def session_times(sessions: Sequence[Session], history: History, now: float | None = None) -> list[tuple[float, float]]:
     """Start (seconds since 1970, UTC) and duration in seconds of each session; a killed one lasts until its last event.
 
-    Args:
-        sessions: sessions in order.
-        history: history of all sessions.
-        now: seconds since 1970 (UTC) if the last session still runs, which then counts until `now`; else None.
+    `now` (seconds since 1970, UTC) is given if the last session still runs, which then counts until `now`.
     """
     starts_s = [datetime.fromisoformat(session.started_at).timestamp() for session in sessions]
     times = []

@@ -21,6 +21,7 @@ from search.experiment.command_lines import command_line, resume_line
 from search.experiment.folder import Experiment, checkpoints_of, is_a_name, is_experiment
 from search.experiment.state_files import backup_of
 from spaces.errors import InputError, RunError, first_line
+from spaces.printable import warn_once
 from trainable.files import replacing, write_json
 from trainable.locations import below, fetched, opened
 
@@ -141,7 +142,7 @@ class RemoteExperiment(Experiment):
             if self._fetch():
                 raise InputError(f"{self.location}: was changed by another process. Try again.")
             if self._seems_live():
-                self.warn_once(
+                warn_once(
                     f"{self.location}: its last session did not record its end. If a command still runs on another "
                     f"machine, stop it: one process at a time may write."
                 )
@@ -176,7 +177,7 @@ class RemoteExperiment(Experiment):
                     problem = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
                 else:
                     return None
-            self.warn_once(
+            warn_once(
                 f"{self._url}: results cannot be copied there at the moment ({problem}); it is tried again, and "
                 f"{self.folder} has them meanwhile."
             )

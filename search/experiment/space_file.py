@@ -8,11 +8,12 @@ from typing import Any
 import yaml
 
 from search.experiment.history import History
-from search.experiment.state_files import Warn, yaml_matches
+from search.experiment.state_files import yaml_matches
 from spaces.errors import InputError
 from spaces.loader import load_space, space_from_text
 from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters, Number
 from spaces.plain_files import read_plain
+from spaces.printable import warn_once
 from spaces.removed import with_current_keys
 from spaces.schema import Space
 from spaces.yaml_lines import MAX_BYTES, parse
@@ -20,14 +21,10 @@ from spaces.yaml_lines import MAX_BYTES, parse
 _MISSING = object()
 
 
-def read_space(path: Path, read_journal: Callable[[], History], warn: Warn, overrides: Sequence[str]) -> Space:
-    """The resolved space; from the journal if `experiment.yaml` is missing or not valid.
+def read_space(path: Path, read_journal: Callable[[], History], overrides: Sequence[str]) -> Space:
+    """The resolved space; from the journal if `experiment.yaml`, at `path`, is missing or not valid.
 
-    Args:
-        path: of `experiment.yaml`.
-        read_journal: returns the history of the experiment; called only where it is needed.
-        warn: called with a message if the space is not the one that the search wrote.
-        overrides: each `section.key=value`.
+    The user is warned if it is not the one that the search wrote. `read_journal` is called only where it is needed.
 
     Raises:
         InputError: the journal has no space either, or an override is not valid.
@@ -40,19 +37,19 @@ def read_space(path: Path, read_journal: Callable[[], History], warn: Warn, over
         journal = read_journal()
         if journal.space is None:
             raise
-        warn(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
+        warn_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
         return space_of_journal(journal, path.resolve().parent.name, overrides)
     if not yaml_matches(path.read_bytes()):
         changes = [line for _, line in differences(read_journal().space or {}, written.as_dict())]
         if changes:
-            warn(
+            warn_once(
                 f"{path}: was changed since the search wrote it ({'; '.join(changes)}). It is used as it is; "
                 f"if that is no edit of yours, remove the file, and the space as the search journaled it is used."
             )
-    return load_space(str(path), [*unwritten_values(path, read_journal, warn), *overrides])
+    return load_space(str(path), [*unwritten_values(path, read_journal), *overrides])
 
 
-def unwritten_values(path: Path, read_journal: Callable[[], History], warn: Warn) -> list[str]:
+def unwritten_values(path: Path, read_journal: Callable[[], History]) -> list[str]:
     """`baseline.NAME=VALUE` for each value that an earlier version did not write to `experiment.yaml`.
 
     Raises:
@@ -65,7 +62,7 @@ def unwritten_values(path: Path, read_journal: Callable[[], History], warn: Warn
     missing = {name: value for name, value in values.items() if name not in stated}
     for name, value in missing.items():
         if value != getattr(Hyperparameters(), name):
-            warn(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
+            warn_once(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
     return [f"baseline.{name}={_value_text(missing, name)}" for name in missing]
 
 

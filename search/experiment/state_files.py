@@ -6,7 +6,6 @@ earlier versions have none, and are not checked.
 
 import re
 import zlib
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +19,6 @@ CHECKSUM_KEY = "crc32"
 _KEY_START = f'"{CHECKSUM_KEY}": "'.encode()
 _KEY_AND_END = re.compile(rb'"crc32": "([0-9a-f]{8})"\s*\}\s*')
 _COMMENT = re.compile(rb"# crc32 of the lines above: ([0-9a-f]{8})\n")
-
-Warn = Callable[[str], None]
 
 
 def backup_of(path: Path) -> Path:

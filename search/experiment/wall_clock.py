@@ -20,14 +20,7 @@ class WallClock:
 
 
 def wall_clock(history: History, started_at: float, seconds: float, trials_at_once: int) -> WallClock:
-    """Shares of one session.
-
-    Args:
-        history: of the experiment, with the events of the session.
-        started_at: start of the session's command, seconds since 1970 (UTC).
-        seconds: duration of the session.
-        trials_at_once: number of slots.
-    """
+    """Shares of a session that began at `started_at` (seconds since 1970, UTC) and took `seconds`."""
     ended_at = started_at + seconds
     trained_s = sum(epoch.seconds for one in history.work for epoch in one.epochs if epoch.at >= started_at)
     times = [time for one in history.work for time in slot_times(one, ended_at)]

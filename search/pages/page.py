@@ -4,8 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,10 +14,10 @@ from plotly.offline import get_plotlyjs
 from spaces.printable import printable
 
 
-@dataclass(frozen=True, slots=True)
-class Shade:
-    """One role's colour on a light and on a dark page, as `#rrggbb`."""
+class Shade(NamedTuple):
+    """One role's colour on a light and on a dark page, as `#rrggbb`, and its name in the style sheet."""
 
+    name: str
     light: str
     dark: str
 
@@ -26,36 +25,24 @@ class Shade:
 # Blue, orange and reddish purple are distinguishable with any kind of colour blindness (Wong, Nature Methods 8, 2011);
 # groups also differ in lightness, dash or marker. All light shades are different, because pages look up the dark shade
 # by the light one.
-PAPER = Shade("#ffffff", "#14181d")
-PANEL = Shade("#f4f6f8", "#1d232a")
-TEXT = Shade("#1b2026", "#e7ebf0")
-MUTED = Shade("#555f6a", "#a8b2bd")
-LINE = Shade("#d3d9e0", "#39424d")
-BLUE = Shade("#0b5cad", "#79b8f7")
-ORANGE = Shade("#b04a00", "#f2a65a")
-PURPLE = Shade("#8c2f78", "#e59ad3")
-GREY = Shade("#858e98", "#77818c")
-PALE_BLUE = Shade("#dbe8f6", "#22364c")
+PAPER = Shade("paper", "#ffffff", "#14181d")
+PANEL = Shade("panel", "#f4f6f8", "#1d232a")
+TEXT = Shade("text", "#1b2026", "#e7ebf0")
+MUTED = Shade("muted", "#555f6a", "#a8b2bd")
+LINE = Shade("line", "#d3d9e0", "#39424d")
+BLUE = Shade("blue", "#0b5cad", "#79b8f7")
+ORANGE = Shade("orange", "#b04a00", "#f2a65a")
+PURPLE = Shade("purple", "#8c2f78", "#e59ad3")
+GREY = Shade("grey", "#858e98", "#77818c")
+PALE_BLUE = Shade("pale-blue", "#dbe8f6", "#22364c")
 
-SHADES: dict[str, Shade] = {
-    "paper": PAPER,
-    "panel": PANEL,
-    "text": TEXT,
-    "muted": MUTED,
-    "line": LINE,
-    "blue": BLUE,
-    "orange": ORANGE,
-    "purple": PURPLE,
-    "grey": GREY,
-    "pale-blue": PALE_BLUE,
-}
+SHADES = (PAPER, PANEL, TEXT, MUTED, LINE, BLUE, ORANGE, PURPLE, GREY, PALE_BLUE)
 
 
 def render(title: str, figures: Mapping[str, go.Figure], **content: Any) -> str:
     """A page as one HTML text.
 
     Args:
-        title: title of the page.
         figures: figures by the names that the template uses.
         content: variables of `assets/report.html`. Texts are escaped, and control characters are made visible.
     """
@@ -101,11 +88,11 @@ def data_uri(png: bytes) -> str:
 
 def dark_by_light() -> dict[str, str]:
     """Dark shades by light shades, for plots on dark pages."""
-    return {shade.light: shade.dark for shade in SHADES.values()}
+    return {shade.light: shade.dark for shade in SHADES}
 
 
 def _css_variables(dark: bool) -> str:
-    return " ".join(f"--{name}: {shade.dark if dark else shade.light};" for name, shade in SHADES.items())
+    return " ".join(f"--{shade.name}: {shade.dark if dark else shade.light};" for shade in SHADES)
 
 
 def _security_policy(*scripts: str) -> str:

@@ -19,13 +19,9 @@ def augmented_pictures(
     The images come from this machine's cache, found by the hash of their pixels and labels. Paths in an experiment's
     folder are not opened, because the folder may be foreign.
 
-    Args:
-        data: of the manifest.
-        image_size: side in pixels.
-        config: configuration of the winner; None without a winner.
-
     Returns:
-        Rows of `data:` URIs with the name of the transform, and the caption; without images, no row and the reason.
+        Rows of `data:` URIs with the name of the transform, and the caption; without images, or without a winner's
+        configuration, no row and the reason.
     """
     if config is None:
         return [], "Without a winner there are no probabilities to show."

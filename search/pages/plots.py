@@ -112,9 +112,7 @@ def learning_curves(
 
     Args:
         trials: trials inside the space; the names of traces count all of them, drawn or not.
-        winner: number of the winner.
         rung_epochs: ASHA's rungs; the last is the end of training.
-        is_live: whether the search runs.
     """
 
     metric = _metric_of(trials)

@@ -38,17 +38,6 @@ class Helper:
     process: BaseProcess
     pipe: Connection
 
-    def send(self, message: Any) -> None:
-        """Send a picklable object.
-
-        Raises:
-            HelperLostError: the process has ended.
-        """
-        try:
-            self.pipe.send(message)
-        except OSError:
-            raise HelperLostError from None
-
     def receive(self, timeout_s: float) -> Any:
         """The next message of the work.
 
@@ -127,7 +116,7 @@ class HelperPool:
 
 def count_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def _work(work: Work, pipe: Connection) -> None:

@@ -21,10 +21,7 @@ _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`|<["
 def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[TestSetUse]) -> str:
     """Markdown about the model: data, accuracy, use and limits, below a head in YAML.
 
-    Args:
-        space: the searched space.
-        metrics: the content of `metrics.json`.
-        openings: all uses of the test set, from the manifest.
+    `metrics` is the content of `metrics.json`; `openings` are all uses of the test set, from the manifest.
     """
     templates = Environment(
         loader=PackageLoader("search.retraining", "assets"),

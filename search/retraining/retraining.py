@@ -49,15 +49,12 @@ class Retraining:
 
     Attributes:
         experiment: the experiment, locked by the caller.
-        space: space of the experiment.
-        trial: trial whose configuration is retrained.
         dataset: of the space; its epochs are all images if the retraining is one of `n_passes`.
         data: the training images of `dataset`.
         n_seeds: number of runs.
         epochs: number of epochs of each run.
         n_passes: number of passes over all images, equal to `epochs`; None for the schedule of the search.
         compute: device and precision.
-        n_cores: number of cores to use.
         again: reason for another use of the test set; None for the first use.
     """
 
@@ -179,11 +176,7 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     The test set comes last, so that an earlier failure does not use it up. Its files are decoded before the training,
     so that a damaged file is found then, but no image is predicted before the use is recorded. Between the record and
     `metrics.json`, only predictions are made and counted. After an interruption, the next call with the same settings
-    resumes, and finishes the same use of the test set.
-
-    Args:
-        plan: the planned retraining.
-        on_progress: called after each epoch that is trained in this call.
+    resumes, and finishes the same use of the test set. `on_progress` is called after each epoch that is trained now.
 
     Returns:
         The content of `metrics.json`.

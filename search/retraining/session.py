@@ -34,7 +34,6 @@ def planned(
     """Prepare the images and plan the retraining of a trial's configuration.
 
     Args:
-        experiment: the search whose trial is retrained.
         number: of the trial; None for the winner.
         n_seeds: number of runs, at least 1.
         epochs: of each run; None for the search's `max_epochs`.

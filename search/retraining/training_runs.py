@@ -35,13 +35,10 @@ class FullRun:
 
     Attributes:
         decoded_folder: the cached training images.
-        dataset: settings of the data set.
-        hyperparameters: the configuration.
         experiment_seed, number: determine the random streams of the run, which differ from those of all trials.
         threads: number of threads on a CPU.
         folder: folder of the checkpoints, from which the run is resumed.
         step_epochs: epochs between two drops of the learning rate; None for the configuration's `step_size`.
-        class_weights: weights of the classes in the training loss.
     """
 
     decoded_folder: Path
@@ -137,15 +134,13 @@ def restored(run: FullRun, images: ImageSet, epoch: int) -> FitEvaluate:
     """A run restored after `epoch` epochs; 0 for a new run.
 
     Raises:
-        InputError: the checkpoint is damaged, belongs to another run, or holds numbers that are not finite.
+        InputError: the checkpoint is damaged, or belongs to another run.
     """
     fit = FitEvaluate(
         images, None, run.hyperparameters, run.seed, run.compute, None, run.step_epochs, run.class_weights
     )
     if epoch:
         fit.restore(run.checkpoint(epoch))
-        if not fit.is_finite:
-            raise InputError(f"{run.checkpoint(epoch)}: holds numbers that are not finite. Remove it.")
     return fit
 
 

@@ -14,17 +14,10 @@ N_TAKEN = 3
 
 
 def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
-    """`space` with the best configurations of `earlier` at the end of `try_first`.
+    """`space` with the best configurations of `earlier` at the end of `try_first`; and what was taken and changed.
 
     These are the first three completed trials of its leaderboard, without the baseline: by replicates, and then by the
     search. Values are fitted to the new space, and the schedule to its epochs.
-
-    Args:
-        space: of the new search.
-        earlier: an experiment with completed trials.
-
-    Returns:
-        The space, and what was taken and changed, for plan and manifest.
 
     Raises:
         InputError: no trial of `earlier` has completed above chance.

@@ -18,8 +18,8 @@ from search.session import conduct
 from search.session.on_end import on_end
 from spaces import Space
 from spaces.errors import InputError
-from spaces.schema import Search
-from trainable.data.datasets import TrainingData
+from spaces.printable import warn_once
+from spaces.schema import duration_s
 
 if TYPE_CHECKING:
     from search.execution.launching import SearchEnd
@@ -32,7 +32,6 @@ class ResumeRequest(conduct.SessionRequest):
     Attributes:
         add_trials, add_epochs: raise this limit of the search by a number; None leaves it.
         time_budget: of the whole search, such as `1h30m`, for this session; None for the experiment's own.
-        allow_changed_space: resume although the searched space was changed.
     """
 
     experiment: Experiment
@@ -43,10 +42,7 @@ class ResumeRequest(conduct.SessionRequest):
 
 
 def resume_search(request: ResumeRequest) -> SearchEnd:
-    """Search from where the experiment's journal ends, until the session ends, and print the result.
-
-    Returns:
-        Why the session ended.
+    """Search from where the experiment's journal ends, print the result, and return why the session ended.
 
     Raises:
         InputError: the request cannot be met; the experiment is unchanged.
@@ -71,7 +67,12 @@ def _resume(request: ResumeRequest) -> SearchEnd:
     space = with_time_budget(changed, request.time_budget)
     must_be_installed(space.track)
     data = conduct.prepare_data(space)
-    must_be_the_same_images(experiment, data)
+    if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
+        raise InputError(
+            f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
+            f"not compare. Restore the images, or start a new search: "
+            f"{command_line('run', experiment.folder, results=experiment.results)}"
+        )
     adopt_space(experiment, changed, history)
     conduct.time_left_s(experiment, space)  # raises before Ray is started
     began = experiment.manifest.device
@@ -121,7 +122,7 @@ def adopt_space(experiment: Experiment, space: Space, history: History) -> None:
         return
     outside = excluded(space, history)
     if text := excluded_text(outside, history):
-        experiment.warn_once(f"{experiment.folder}: {text}")
+        warn_once(f"{experiment.folder}: {text}")
     experiment.write_space(space)
     journal = experiment.journal()
     for trial in history.unfinished:
@@ -142,21 +143,7 @@ def with_time_budget(space: Space, time_budget: str | None) -> Space:
     if time_budget is None:
         return space
     try:
-        search = Search.model_validate({**space.search.model_dump(), "time_budget": time_budget})
-    except ValueError:
-        raise InputError(f"--time-budget is {time_budget}, but must be a duration such as 30m, 1h30m or 90s.") from None
-    return replace(space, search=search)
-
-
-def must_be_the_same_images(experiment: Experiment, data: TrainingData) -> None:
-    """Check that the images are those of the first session.
-
-    Raises:
-        InputError: they have changed.
-    """
-    if experiment.manifest.data.content_sha256 != data.decoded.content_sha256:
-        raise InputError(
-            f"{experiment.folder}: was begun on other images than `dataset.root` has now, so that its trials would "
-            f"not compare. Restore the images, or start a new search: "
-            f"{command_line('run', experiment.folder, results=experiment.results)}"
-        )
+        duration_s(time_budget)
+    except ValueError as error:
+        raise InputError(f"--time-budget is {time_budget}, but must be {error}.") from None
+    return replace(space, search=space.search.model_copy(update={"time_budget": time_budget}))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from search.analysis.plan_cost import plan_cost
 from search.execution.trackers import must_be_installed
-from search.experiment.command_lines import command_line
-from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name
+from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name, name_is_taken
 from search.experiment.manifest import Data, Like, new_manifest
 from search.experiment.remote_results import RemoteExperiment
 from search.policy.rungs import chance_accuracy, chance_levels
@@ -21,7 +20,6 @@ from search.session.on_end import on_end
 from search.terminal.plan_text import plan_text
 from spaces import Space
 from spaces.command import DEFAULT_SPACE
-from spaces.errors import InputError
 from trainable.data.datasets import TrainingData
 from trainable.locations import below
 
@@ -30,14 +28,9 @@ if TYPE_CHECKING:
 
 
 def start_search(request: conduct.SessionRequest, name: str | None = None) -> SearchEnd:
-    """Create an experiment, run a session of it, and print the result.
+    """Create an experiment, run a session of it, print the result, and return why the session ended.
 
-    Args:
-        request: the session.
-        name: of the experiment; None derives it from the space's name and the time.
-
-    Returns:
-        Why the session ended.
+    Without `name`, the experiment is named by its space and the time.
 
     Raises:
         InputError: the request cannot be met; nothing was created.
@@ -99,20 +92,11 @@ def _checked(request: conduct.SessionRequest, name: str | None) -> tuple[Space, 
 
 
 def must_be_new(name: str, results: Path, results_url: str | None) -> None:
-    """Check that no experiment has this name, in the folder or at the URL.
-
-    Raises:
-        InputError: the name is taken.
-    """
-    where: Path | str = results / name
-    taken = (results / name).exists()
-    if results_url and not taken:
-        taken, where = RemoteExperiment(results_url, name).exists(), below(results_url, name)
-    if taken:
-        raise InputError(
-            f"--name is {name}, but {where} exists. Choose another name, or resume it: "
-            f"{command_line('run', '--resume', name, results=results_url or results)}"
-        )
+    """Raise InputError if an experiment has this name, in the folder or at the URL."""
+    if (results / name).exists():
+        raise name_is_taken(name, results / name, results_url or results)
+    if results_url and RemoteExperiment(results_url, name).exists():
+        raise name_is_taken(name, below(results_url, name), results_url)
 
 
 def _data_facts(data: TrainingData) -> Data:

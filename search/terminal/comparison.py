@@ -13,12 +13,9 @@ from spaces.printable import printable
 
 
 def comparison_text(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow], width: int | None = None) -> str:
-    """Experiments side by side, and a sentence about each.
+    """Experiments side by side, a column each, and a sentence about each.
 
-    Args:
-        compared: experiments, a column each.
-        rows: as `compared_rows` gives them. Rows that differ are marked with `≠`, and bold in a terminal.
-        width: of the terminal, in characters; None gives plain text.
+    Rows that differ are marked with `≠`, and bold in a terminal, which has `width` characters; None gives plain text.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("", "", *(printable(one.name) for one in compared)):

@@ -5,7 +5,6 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -48,15 +47,10 @@ class SearchDisplay:
     """Shows the events of a search; a context manager.
 
     Attributes:
-        space: the searched space.
-        console: output.
-        trials_at_once: number of slots.
         quiet: whether to print failures only.
-        name: name of the experiment.
         epoch_images: number of training images of an epoch.
         started_s: start of the search, by the monotonic clock.
         plain: whether to print a line for each event in a terminal too.
-        history: results so far.
         time_left_s: rest of the time budget at `started_s`; None without a time budget.
     """
 
@@ -86,9 +80,7 @@ class SearchDisplay:
         self.refresh()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def observe(self, event: Event, history: History) -> None:

@@ -24,12 +24,8 @@ def live_screen(
 ) -> Iterator[Live]:
     """Show the terminal's alternate screen, which `refresh()` of the result draws, in the caller's thread.
 
-    Text that is written to standard error is kept, and written to the terminal after the screen closes.
-
-    Args:
-        console: a terminal.
-        draw: makes the content.
-        on_message: called with each line that is written to standard error.
+    Text that is written to standard error is kept, and written to the terminal after the screen closes; `on_message` is
+    called with each line of it.
     """
     live = Live(
         get_renderable=draw,

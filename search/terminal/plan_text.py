@@ -35,11 +35,7 @@ def plan_text(
     """The plan that `--dry-run` prints.
 
     Args:
-        space: what is searched.
-        data: its images.
-        device: where trials run.
         slots: what the trials share, such as `2 GPUs`.
-        cost: of the search.
         measured: numbers of trials on one GPU, and their images per second together.
         first: about configurations of an earlier search, which `space.try_first` includes.
     """

@@ -47,9 +47,6 @@ class ScreenState:
     """Data of a screen.
 
     Attributes:
-        name: name of the experiment.
-        space: the searched space.
-        history: of the search so far.
         trials_at_once: number of slots.
         epoch_images: number of training images of an epoch.
         now: seconds since 1970 (UTC).
@@ -81,8 +78,6 @@ class _Section:
     """Rows of cells under a heading. A low screen shows the first rows only.
 
     Attributes:
-        title: heading.
-        rows: all rows.
         least: minimum number of rows; with less room, the section is left out.
         right: columns that are aligned to the right.
         counts_hidden: whether a last row says how many rows are hidden.
@@ -133,10 +128,7 @@ def _stacked(bands: Sequence[Sequence[_Section]], room: int) -> list[Table]:
 def sparkline(values: Sequence[float], low: float, high: float, width: int) -> str:
     """A curve as a row of `width` characters, of which the last shows the last value.
 
-    Args:
-        values: of the curve, in order.
-        low, high: values of the lowest and the highest character.
-        width: in characters.
+    `low` and `high` are the values of the lowest and the highest character.
     """
     n, top = len(values), len(LEVELS) - 1
     picked = [values[math.ceil((i + 1) * n / width) - 1] for i in range(width if n else 0)]
@@ -161,7 +153,7 @@ def _bars(state: ScreenState, left: Remaining, width: int) -> list[list[Renderab
     history, search = state.history, state.space.search
     statuses = [trial.status for trial in history.counting]
     counts = {status: statuses.count(status) for status in ("completed", "stopped", "failed", "diverged")}
-    n_ended, n_epochs = sum(trial.end is not None for trial in history.counting), epochs_trained(history)
+    n_ended, n_epochs = history.n_ended, epochs_trained(history)
     n_trials, epochs = None, None
     if left.of_unstarted is not None:
         n_trials = n_ended + len(left.of_begun) + len(left.of_unstarted)
@@ -193,15 +185,15 @@ def _title(state: ScreenState, left: Remaining) -> Table:
     """Name and state, which a narrow terminal cuts, and times."""
     name = _text(state.name, "bold")
     name.append(f"  {_doing(state, left)}", style="not bold cyan")
-    left_s = state.left_s(left)
-    gone = (
-        "" if state.session_start is None else f"{timedelta(seconds=max(0, int(state.now - state.session_start)))} gone"
-    )
-    times = ", ".join(filter(None, [gone, f"about {duration_text(left_s)} left" if left_s else ""]))
+    times = []
+    if state.session_start is not None:
+        times.append(f"{timedelta(seconds=max(0, int(state.now - state.session_start)))} gone")
+    if left_s := state.left_s(left):
+        times.append(f"about {duration_text(left_s)} left")
     title = Table.grid(padding=(0, 2, 0, 0), expand=True)
     title.add_column(ratio=1)
     title.add_column(no_wrap=True)
-    title.add_row(name, times)
+    title.add_row(name, ", ".join(times))
     return title
 
 
@@ -314,8 +306,7 @@ def _rungs(state: ScreenState) -> _Section:
 
 def _events(state: ScreenState, most: int) -> _Section:
     """The latest ends of trials and replicates, and notes; newest first."""
-    each: list[Trial | Replicate] = [*state.history.trials.values(), *state.history.replicates.values()]
-    ended = [(one.end, one) for one in each if one.end]
+    ended = [(one.end, one) for one in state.history.work if one.end]
     latest = nlargest(max(0, most), ended, key=lambda pair: pair[0].at)
     lines = [LogLine(end.at, end_text(one), STATUS_STYLES[end.status]) for end, one in latest]
     rows = [

@@ -1,4 +1,4 @@
-"""The leaderboard as a table, CSV, JSON or Markdown."""
+"""The leaderboard as a table, JSON or Markdown."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from search.analysis.columns import LeaderboardColumn, parameter_column, shown_columns
-from search.analysis.csv_files import trials_csv
 from search.analysis.ranking import Ranked, n_by_replicates
 from search.experiment.manifest import TestSetUse
 from spaces.printable import printable
@@ -38,11 +37,6 @@ def as_json(experiment: str, ranked: Sequence[Ranked], metric: Metric, openings:
     return json.dumps(content, indent=2, allow_nan=False)
 
 
-def as_csv(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
-    """A row for each trial, in full precision."""
-    return trials_csv(ranked, parameters).rstrip("\n")
-
-
 def as_markdown(ranked: Sequence[Ranked], parameters: Sequence[str]) -> str:
     """A table for a README or an issue."""
     columns = fitting_columns(ranked, parameters)
@@ -61,7 +55,6 @@ def as_table(
     """Aligned columns, with a line between the ranks by replicates and the ranks by the search.
 
     Args:
-        ranked: rows.
         parameters: hyperparameters that get a column.
         width: of the terminal, in characters: the table is styled, and has the columns that fit. None gives a plain
             table with all columns.

@@ -21,11 +21,7 @@ FETCH_S = 10.0  # interval of fetching results at a URL
 
 
 def watch(experiment: Experiment, console: Console) -> None:
-    """Show a running search until it ends or the user presses q.
-
-    Args:
-        experiment: a running experiment.
-        console: a terminal that shows screens.
+    """Show a running search, on a terminal that shows screens, until it ends or the user presses q.
 
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C; the screen is closed.

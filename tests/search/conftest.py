@@ -11,7 +11,17 @@ from PIL import Image
 
 from search.experiment.folder import Experiment
 from spaces import Space
+from spaces.printable import warn_once
 from tests.support.foreign import Call, make_experiment, model
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of `warn_once`."""
+    lines: list[str] = []
+    monkeypatch.setattr("spaces.printable.warn", lines.append)
+    warn_once.cache_clear()
+    return lines
 
 
 @pytest.fixture

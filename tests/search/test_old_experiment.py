@@ -50,9 +50,8 @@ def test_the_leaderboard_is_the_one_that_the_old_release_printed(old: Experiment
         assert str(new["audit"]).lower() == row["explored"]
 
 
-def test_each_file_is_as_it_was_written(old: Experiment) -> None:
-    told: list[str] = []
-    experiment = Experiment(old.folder, told.append)
+def test_each_file_is_as_it_was_written(old: Experiment, told: list[str]) -> None:
+    experiment = Experiment(old.folder)
     assert yaml_matches((old.folder / "experiment.yaml").read_bytes())
     assert experiment.manifest.state == "finished"
     history = experiment.history()

@@ -58,7 +58,7 @@ def epoch_of(trial: int, epoch: int, values: dict[str, float]) -> EpochDone:
 def searched(space: Space, values: dict[str, list[float]] = VALUES) -> History:
     history = History([SpaceSet(space.as_dict(), [], 0.0)])
     for number in range(len(values["loss"])):
-        history.apply(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 0.0))
+        history.apply(TrialStarted(number, space.searched_values(space.baseline), space.baseline, number == 0, 0.0))
         for epoch in range(1, space.training.max_epochs + 1):
             history.apply(epoch_of(number, epoch, {name: values[name][number] for name in NAMES}))
         history.apply(TrialEnded(number, "completed", "", 1.0))
@@ -192,7 +192,7 @@ def test_the_curve_model_and_the_importances_take_losses_as_logarithms() -> None
     configs = [replace(space.baseline, lr=0.002 * 1.5**i) for i in range(12)]
     history = History([SpaceSet(space.as_dict(), [], 0.0)])
     for number, config in enumerate(configs):
-        history.apply(TrialStarted(number, space.baseline_suggestion(), config, number == 0, 0.0))
+        history.apply(TrialStarted(number, space.searched_values(space.baseline), config, number == 0, 0.0))
         values = dict.fromkeys(NAMES, 0.5) | {"loss": 1e30 if number == 11 else 2.0 - 0.1 * number}
         history.apply(epoch_of(number, 1, values))
     trials, model = Forecasts(space).model(history)

@@ -207,7 +207,7 @@ def test_parameters_that_no_section_names_keep_the_original_values(tmp_path: Pat
 
 def test_what_an_option_searches_need_not_be_removed_from_training() -> None:
     space = load_space("quickstart", ["space.batch_size={choice: [16, 32]}", "baseline.batch_size=16"])
-    assert space.complete({**space.baseline_suggestion(), "batch_size": 32}).batch_size == 32
+    assert space.complete({**space.searched_values(space.baseline), "batch_size": 32}).batch_size == 32
     with pytest.raises(InputError, match="stands in `training` and in `space`"):
         load_space("quickstart", ["space.batch_size={choice: [16, 32]}", "training.batch_size=8"])
 

@@ -29,7 +29,7 @@ def make_experiment(results: Path, name: str, space: Space) -> Experiment:
     made = create_experiment(results, name, space, new_manifest(space, name, device, data))
     journal = made.journal()
     for number in range(2):
-        journal.append(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 0.0))
+        journal.append(TrialStarted(number, space.searched_values(space.baseline), space.baseline, number == 0, 0.0))
     for event in (result(0, 1, 0.5), result(0, 2, 0.6), result(0, 3, 0.7), result(1, 1, 0.6)):
         journal.append(event)
     journal.append(TrialEnded(0, "completed", "", 1.0))

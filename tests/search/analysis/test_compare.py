@@ -116,7 +116,9 @@ def test_one_lead_is_said_everywhere(
     journal = made.journal()
     events: list[Event] = [result(1, 2, 0.8), result(1, 3, 0.9), TrialEnded(1, "completed", "", 4.0)]
     for number, accuracy in ((2, 0.8), (3, 0.75)):
-        events.append(TrialStarted(number, tiny_space.baseline_suggestion(), tiny_space.baseline, False, 4.0))
+        events.append(
+            TrialStarted(number, tiny_space.searched_values(tiny_space.baseline), tiny_space.baseline, False, 4.0)
+        )
         events += [result(number, epoch, accuracy) for epoch in (1, 2, 3)]
         events.append(TrialEnded(number, "completed", "", 5.0))
     blocks = [(trial, block, value) for trial, values in runs.items() for block, value in enumerate(values, 1)]

@@ -25,7 +25,7 @@ def history(space: Space, *trials: tuple[str, list[float]]) -> History:
     """Trials with a status and their accuracy after each epoch; the first is the baseline."""
     found = History()
     for number, (status, accuracies) in enumerate(trials):
-        found.apply(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 0.0))
+        found.apply(TrialStarted(number, space.searched_values(space.baseline), space.baseline, number == 0, 0.0))
         for epoch, value in enumerate(accuracies, 1):
             found.apply(result(number, epoch, value, math.nan if math.isnan(value) else 1.0))
         if status != "running":
@@ -136,7 +136,7 @@ def test_every_format_has_every_trial(mixed: History) -> None:
     results = {"rank", "trial", "status", "epochs", "validation_accuracy", "validation_loss", "seconds", "baseline"}
     assert results | {"config"} <= content["trials"][0].keys()
     assert content["trials"][0]["config"]["lr"] == 0.01
-    rows = list(csv.DictReader(io.StringIO(tables.as_csv(ranked, ["lr"]))))
+    rows = list(csv.DictReader(io.StringIO(trials_csv(ranked, ["lr"]))))
     assert [int(row["trial"]) for row in rows] == [row.trial for row in ranked]
     assert rows[2]["baseline"] == "true"
     assert trials_csv(ranked).splitlines()[0].startswith(",".join(rows[0])), "the file has all hyperparameters"
@@ -169,7 +169,7 @@ def test_a_long_table_shows_its_first_rows_and_reasons_and_says_so(tiny_space: S
     assert "(the first 10 of 55 trials: --top N shows more, --format csv all)" in text
     assert text.count(": why") == tables.MOST_REASONS
     assert text.endswith("(and 5 more that failed or do not count: --format csv says why)")
-    assert tables.as_csv(rank(found), ["lr"]).count("\n") == 55
+    assert trials_csv(rank(found), ["lr"]).count("\n") == 56
 
 
 def test_a_new_column_is_added_in_one_place(mixed: History, monkeypatch: pytest.MonkeyPatch) -> None:

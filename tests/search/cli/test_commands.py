@@ -31,7 +31,9 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
     made = create_experiment(tmp_path / "results", "mine", tiny_space, manifest)
     journal = made.journal()
     for number in range(3):
-        journal.append(TrialStarted(number, tiny_space.baseline_suggestion(), tiny_space.baseline, number == 0, 0.0))
+        journal.append(
+            TrialStarted(number, tiny_space.searched_values(tiny_space.baseline), tiny_space.baseline, number == 0, 0.0)
+        )
     for number, accuracies in enumerate([(0.5, 0.6, 0.7), (0.1,), (0.6,)]):
         for epoch, accuracy in enumerate(accuracies, 1):
             journal.append(result(number, epoch, accuracy))

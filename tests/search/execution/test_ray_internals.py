@@ -4,7 +4,15 @@ import importlib
 
 import pytest
 
-from search.execution.ray_internals import INTERNALS, forget_metrics
+from search.execution.ray_internals import forget_metrics
+
+# Module, name in it, and the consequence of its absence.
+INTERNALS = (
+    ("ray._private.worker", "print_to_stdstream", "logs of a node that dies fill the terminal"),
+    ("ray._private.utils", "set_sigterm_handler", "Ray ends the command at SIGTERM"),
+    ("ray._private.worker", "_global_node", "the loss of Ray's processes is noticed late"),
+    ("ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", "workers that stand ready are not used"),
+)
 
 
 @pytest.mark.parametrize(("module", "name", "consequence"), INTERNALS)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from search.analysis.csv_files import trials_csv
 from search.analysis.ranking import rank
 from search.experiment.audits import is_audit, n_audits
 from search.experiment.events import SpaceSet
@@ -109,5 +110,5 @@ def test_the_leaderboard_s_json_and_csv_say_who_was() -> None:
     simulate(state, seed=0)
     rows = json.loads(tables.as_json("mine", rank(state.history), state.history.metric))["trials"]
     assert {row["trial"] for row in rows if row["audit"]} == {n for n in range(1, 30) if is_audit(n, 0, 0.3)}
-    assert "audit" in tables.as_csv(rank(state.history), []).splitlines()[0]
+    assert "audit" in trials_csv(rank(state.history), []).splitlines()[0]
     assert tables.as_table(rank(state.history), []).count("(audit)") == n_audits(space, 30)

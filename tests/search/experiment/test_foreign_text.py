@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import ModelCard
 from rich.console import Console
 
-from search.analysis.csv_files import csv_text
+from search.analysis.csv_files import csv_text, trials_csv
 from search.analysis.ranking import rank
 from search.experiment.events import TrialEnded, TrialStarted
 from search.experiment.folder import Experiment
@@ -22,7 +22,6 @@ from search.experiment.manifest import Session, TestSetUse
 from search.retraining.answers import predictions_csv
 from search.retraining.model_card import model_card
 from search.terminal.display import SearchDisplay
-from search.terminal.tables import as_csv
 from spaces import Space
 from spaces.printable import printable
 from tests.support.foreign import Call, model
@@ -85,9 +84,9 @@ def test_text_in_a_csv_file_is_no_formula_and_numbers_stay_numbers(start: str, t
     assert row[0].startswith(("'", "\\"))
     assert row[0].endswith("cmd|'/c calc'!A0")
     assert row[1:] == ["-0.5", "-3", ""]
-    started = TrialStarted(0, tiny_space.baseline_suggestion(), tiny_space.baseline, True, 0.0)
+    started = TrialStarted(0, tiny_space.searched_values(tiny_space.baseline), tiny_space.baseline, True, 0.0)
     ranked = rank(History([started, TrialEnded(0, "failed", "=1+1", 1.0)]))
-    assert ",'=1+1," in as_csv(ranked, ["lr"])
+    assert ",'=1+1," in trials_csv(ranked, ["lr"])
     predictions = predictions_csv(np.log(np.array([[0.9, 0.1]], np.float32)), np.array([1]), ["=cat", "@dog"])
     assert predictions.splitlines()[1] == "0,'@dog,'=cat,0.9,0.1"
 
@@ -149,7 +148,7 @@ def test_the_display_of_a_search_prints_none_either(tiny_space: Space) -> None:
     for quiet in (False, True):
         output = StringIO()
         display = SearchDisplay(tiny_space, Console(file=output), 2, quiet)
-        started = TrialStarted(0, tiny_space.baseline_suggestion(), tiny_space.baseline, True, 0.0)
+        started = TrialStarted(0, tiny_space.searched_values(tiny_space.baseline), tiny_space.baseline, True, 0.0)
         ended = TrialEnded(0, "failed", HOSTILE, 1.0)
         display.observe(ended, History([started, ended]))
         display.note(f"[/]{HOSTILE}")

@@ -16,6 +16,7 @@ from search.experiment.journal import Journal, backup_of, read_history
 from search.experiment.manifest import Data, Device, new_manifest
 from search.policy.state import SearchState
 from spaces import InputError, Space
+from spaces.printable import warn_once
 from spaces.removed import REMOVED_KEYS
 from tests.support.foreign import drop_checksums
 from tests.support.simulation import simulate
@@ -58,12 +59,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("name", ["journal.jsonl", "manifest.json", "experiment.yaml"])
 def test_a_damaged_file_is_read_from_its_copy_and_the_user_told_once(
-    experiment: Experiment, tiny_space: Space, name: str, damage: Callable[[Path], object]
+    experiment: Experiment, tiny_space: Space, name: str, damage: Callable[[Path], object], told: list[str]
 ) -> None:
     before, manifest = as_text(experiment.history()), experiment.manifest
     damage(experiment.folder / name)
-    told: list[str] = []
-    damaged = Experiment(experiment.folder, told.append)
+    damaged = Experiment(experiment.folder)
     for _ in range(2):
         assert as_text(damaged.history()) == before
         assert damaged.manifest == manifest
@@ -82,13 +82,14 @@ def flip(path: Path, bit: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["journal.jsonl", "manifest.json"])
-def test_no_flipped_bit_changes_what_is_read_in_silence(experiment: Experiment, name: str) -> None:
+def test_no_flipped_bit_changes_what_is_read_in_silence(experiment: Experiment, name: str, told: list[str]) -> None:
     path = experiment.folder / name
     history, manifest = as_text(experiment.history()), experiment.manifest
     for bit in range(0, path.stat().st_size * 8, 1009):
         before = flip(path, bit)
-        told: list[str] = []
-        damaged = Experiment(experiment.folder, told.append)
+        told.clear()
+        warn_once.cache_clear()
+        damaged = Experiment(experiment.folder)
         assert as_text(damaged.history()) == history, bit
         assert damaged.manifest == manifest, bit
         # A manifest is whole where the flip hides the checksum's own name.
@@ -116,40 +117,41 @@ def test_where_file_and_copy_are_damaged_in_different_lines_nothing_is_dropped(e
     assert (path.read_bytes(), backup_of(path).read_bytes()) == before
 
 
-def test_files_without_checksums_are_read_and_gone_on_with(experiment: Experiment, tiny_space: Space) -> None:
+def test_files_without_checksums_are_read_and_gone_on_with(
+    experiment: Experiment, tiny_space: Space, told: list[str]
+) -> None:
     before, manifest = as_text(experiment.history()), experiment.manifest
     drop_checksums(experiment.folder)
     path = experiment.folder / "experiment.yaml"
     path.write_text(path.read_text().partition("# crc32")[0])
     shutil.copy(experiment.folder / "journal.jsonl", backup_of(experiment.folder / "journal.jsonl"))
-    told: list[str] = []
-    old = Experiment(experiment.folder, told.append)
+    old = Experiment(experiment.folder)
     assert (as_text(old.history()), old.manifest, old.space.as_dict()) == (before, manifest, tiny_space.as_dict())
     simulate(SearchState(tiny_space, old.history(), old.journal()), seed=1)
     assert len(old.history().trials) == tiny_space.search.trials
     assert told == []
 
 
-def test_a_space_that_is_not_as_it_was_written_is_used_and_the_user_told_what_differs(experiment: Experiment) -> None:
+def test_a_space_that_is_not_as_it_was_written_is_used_and_the_user_told_what_differs(
+    experiment: Experiment, told: list[str]
+) -> None:
     path = experiment.folder / "experiment.yaml"
     text = path.read_text()
     path.write_text(text.replace("trials: 8", "trials: 9"))
-    told: list[str] = []
-    assert Experiment(experiment.folder, told.append).space.search.trials == 9
+    assert Experiment(experiment.folder).space.search.trials == 9
     (line,) = told
     assert "experiment.yaml: was changed since the search wrote it (`search.trials` was 8 and is 9)" in line
     path.write_text("# mine\n" + text)
-    assert Experiment(experiment.folder, told.append).space.search.trials == 8
+    assert Experiment(experiment.folder).space.search.trials == 8
     assert len(told) == 1, "an edit that changes nothing is nothing to tell"
 
 
-def test_a_torn_last_line_is_no_damage(experiment: Experiment) -> None:
+def test_a_torn_last_line_is_no_damage(experiment: Experiment, told: list[str]) -> None:
     path = experiment.folder / "journal.jsonl"
     whole = experiment.history()
     with path.open("ab") as file:
         file.write(b'{"event": "epoch_d')
-    told: list[str] = []
-    assert as_text(read_history(path, told.append)) == as_text(whole)
+    assert as_text(read_history(path)) == as_text(whole)
     assert told == []
 
 
@@ -167,12 +169,13 @@ def test_opening_the_journal_mends_both_files(
     assert len(kept) == (which == "file" and damage is not DAMAGES["gone"]), "a damaged file is kept, not overwritten"
 
 
-def test_a_search_goes_on_from_the_copy_as_it_would_have(experiment: Experiment, tiny_space: Space) -> None:
+def test_a_search_goes_on_from_the_copy_as_it_would_have(
+    experiment: Experiment, tiny_space: Space, told: list[str]
+) -> None:
     path = experiment.folder / "journal.jsonl"
     before = experiment.history()
     DAMAGES["a byte"](path)
-    told: list[str] = []
-    simulate(SearchState(tiny_space, read_history(path), Journal(path, told.append)), seed=1)
+    simulate(SearchState(tiny_space, read_history(path), Journal(path)), seed=1)
     after = read_history(path)
     assert len(told) == 1
     assert len(after.trials) == tiny_space.search.trials
@@ -189,24 +192,24 @@ def test_where_the_copy_is_damaged_too_the_line_is_named(experiment: Experiment)
         experiment.history()
 
 
-def test_a_reader_beside_a_running_search_is_told_nothing(experiment: Experiment, tiny_space: Space) -> None:
-    told: list[str] = []
+def test_a_reader_beside_a_running_search_is_told_nothing(
+    experiment: Experiment, tiny_space: Space, told: list[str]
+) -> None:
     journal = experiment.folder / "journal.jsonl"
 
     class Watched(Journal):
         def append(self, event: object) -> None:
             super().append(event)  # type: ignore[arg-type]
-            read_history(journal, told.append)
+            read_history(journal)
 
     simulate(SearchState(tiny_space, experiment.history(), Watched(journal)), seed=1)
     assert told == []
 
 
-def test_an_edit_that_does_not_load_is_kept_aside(experiment: Experiment, tiny_space: Space) -> None:
+def test_an_edit_that_does_not_load_is_kept_aside(experiment: Experiment, tiny_space: Space, told: list[str]) -> None:
     path = experiment.folder / "experiment.yaml"
     path.write_text(path.read_text().replace("trials: 8", "trials: many"))
-    told: list[str] = []
-    edited = Experiment(experiment.folder, told.append)
+    edited = Experiment(experiment.folder)
     edited.mend_space()
     assert "`search.trials` is 'many'" in told[0]
     assert "the space as the search journaled it is used" in told[0]
@@ -217,12 +220,11 @@ def test_an_edit_that_does_not_load_is_kept_aside(experiment: Experiment, tiny_s
 
 @pytest.mark.parametrize("removed", REMOVED_KEYS)
 def test_an_experiment_with_removed_keys_is_read_and_a_value_that_mattered_is_said_in_one_line(
-    removed: str, experiment: Experiment, tiny_space: Space
+    removed: str, experiment: Experiment, tiny_space: Space, told: list[str]
 ) -> None:
     for value in (REMOVED_KEYS[removed].default, "something"):
         write_into_space(experiment, removed, value)
-        told: list[str] = []
-        old = Experiment(experiment.folder, told.append)
+        old = Experiment(experiment.folder)
         for _ in range(2):
             assert old.space.as_dict() == tiny_space.as_dict()
         assert len(old.history().trials) == len(experiment.history().trials) > 0

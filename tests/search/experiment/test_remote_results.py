@@ -55,7 +55,7 @@ def create(url: str, space: Space) -> RemoteExperiment:
 def train(experiment: Experiment, space: Space, *epochs: tuple[int, int]) -> None:
     for trial, epoch in epochs:
         if epoch == 1:
-            suggested = space.baseline_suggestion()
+            suggested = space.searched_values(space.baseline)
             experiment.journal().append(TrialStarted(trial, suggested, space.baseline, trial == 0, 0.0))
         experiment.journal().append(result(trial, epoch, 0.5))
 

@@ -96,7 +96,7 @@ def test_trials_without_an_epoch_have_empty_cells(tiny_space: Space, experiment:
 
     begun = Experiment(create_experiment(tmp_path / "results", "begun", tiny_space, experiment.manifest).folder)
     for number in range(2):
-        suggested = tiny_space.baseline_suggestion()
+        suggested = tiny_space.searched_values(tiny_space.baseline)
         begun.journal().append(TrialStarted(number, suggested, tiny_space.baseline, number == 0, 0.0))
     begun.journal().append(ReplicateStarted(0, 0, 1, 5.0))
     shown = begun._repr_html_()

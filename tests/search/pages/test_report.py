@@ -433,7 +433,9 @@ def test_every_colour_of_a_plot_has_its_dark_one(page: Page) -> None:
 def test_the_journal_is_read_once_and_the_lock_asked_once(copy: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = copy.journal()
     for number in (20, 21, 22):
-        journal.append(TrialStarted(number, copy.space.baseline_suggestion(), copy.space.baseline, False, 1e5))
+        journal.append(
+            TrialStarted(number, copy.space.searched_values(copy.space.baseline), copy.space.baseline, False, 1e5)
+        )
     copy.write_manifest(copy.manifest.model_copy(update={"state": "running"}))
     asked: list[str] = []
     for name in ("history", "is_live"):

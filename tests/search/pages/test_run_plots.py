@@ -29,7 +29,7 @@ T = 1_800_000_000.0  # start of the first session, seconds since 1970
 
 
 def started(trial: int, at: float, space: Space) -> TrialStarted:
-    return TrialStarted(trial, space.baseline_suggestion(), space.baseline, trial == 0, T + at)
+    return TrialStarted(trial, space.searched_values(space.baseline), space.baseline, trial == 0, T + at)
 
 
 def epoch(trial: int, number: int, at: float) -> EpochDone:

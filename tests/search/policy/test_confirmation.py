@@ -35,7 +35,7 @@ def searched(space: Space, *accuracies: float) -> History:
     """Completed trials with these accuracies; the first is the baseline."""
     history = History()
     for number, accuracy in enumerate(accuracies):
-        history.apply(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 0.0))
+        history.apply(TrialStarted(number, space.searched_values(space.baseline), space.baseline, number == 0, 0.0))
         for epoch in range(1, EPOCHS + 1):
             history.apply(result(number, epoch, accuracy))
         history.apply(TrialEnded(number, "completed", "", 1.0))

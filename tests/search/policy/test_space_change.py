@@ -198,13 +198,13 @@ def old_experiment(results: Path, lr: str, n_trials: int) -> Experiment:
     space = space_from_text(NO_LR, "old.yaml", "old", [f"baseline.lr={lr}"])
     made = make_experiment(results, "old", space)
     content = space.as_dict()
-    content["baseline"] = space.baseline_suggestion()
+    content["baseline"] = space.searched_values(space.baseline)
     write_text(made.folder / "experiment.yaml", yaml.safe_dump(content, sort_keys=False))
     (made.folder / "journal.jsonl").unlink()
     journal = made.journal()
     journal.append(SpaceSet(content, [], 0.0))
     for number in range(n_trials):
-        journal.append(TrialStarted(number, space.baseline_suggestion(), space.baseline, number == 0, 1.0))
+        journal.append(TrialStarted(number, space.searched_values(space.baseline), space.baseline, number == 0, 1.0))
         journal.append(TrialEnded(number, "stopped", "", 2.0))
     return Experiment(made.folder)
 

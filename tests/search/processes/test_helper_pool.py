@@ -69,7 +69,7 @@ def test_a_round_takes_at_most_one_message_of_each_helper() -> None:
 def test_messages_go_both_ways_and_silence_is_a_timeout() -> None:
     with HelperPool() as pool:
         helper = pool.start(echo)
-        helper.send("hello")
+        helper.pipe.send("hello")
         assert helper.receive(30) == "hello"
         with pytest.raises(TimeoutError):
             helper.receive(0.1)

@@ -106,7 +106,7 @@ def test_an_added_configuration_is_the_next_trial_and_raises_the_limit() -> None
     space = space_with()
     state = SearchState(space, History())
     state.next_assignment()
-    added = space.complete({**space.baseline_suggestion(), "lr": 0.123})
+    added = space.complete({**space.searched_values(space.baseline), "lr": 0.123})
     for _ in range(2):  # the second one came before the search had taken up the first
         state.steer(ConfigurationAdded(added, 1.0))
     simulate(state)

@@ -74,11 +74,10 @@ def test_a_followed_journal_that_was_replaced_or_cut_is_read_anew(experiment: Ex
     assert len(follower.history().events) == len(lines)
 
 
-def test_a_followed_journal_that_is_damaged_is_read_from_its_copy(experiment: Experiment) -> None:
+def test_a_followed_journal_that_is_damaged_is_read_from_its_copy(experiment: Experiment, told: list[str]) -> None:
     journal = experiment.journal()
     journal.append(result(1, 2, 0.5))
-    told: list[str] = []
-    follower = JournalFollower(journal.path, told.append)
+    follower = JournalFollower(journal.path)
     follower.history()
     with journal.path.open("ab") as file:
         file.write(b"garbage, and no event at all\n")
