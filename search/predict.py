@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.cli.options import add_results_argument, chosen_experiment, complete_experiments
-from spaces.command import CommandParser, completed, run_command
+from search.cli.options import add_experiment_arguments, chosen_experiment
+from spaces.command import CommandParser, run_command
 from spaces.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,14 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
         description="Print the classes and probabilities of image files, by the model in EXPERIMENT/final/.",
         epilog="example: python -m search.predict quickstart-20260101-120000 photo.jpg ~/photos --format csv",
     )
-    experiment = parser.add_argument(
-        "experiment", metavar="EXPERIMENT", help="a name under the results folder, or a path"
-    )
-    completed(experiment, complete_experiments)
+    add_experiment_arguments(parser, is_optional=False)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show for each image (default: 3)")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    add_results_argument(parser)
     return run_command(parser, _predict, arguments)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from search.cli.options import add_results_argument, chosen_experiment, complete_experiments
-from spaces.command import CommandParser, completed, run_command
+from search.cli.options import add_experiment_arguments, chosen_experiment
+from spaces.command import CommandParser, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,10 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         ),
         epilog="example: python -m search.steer first add lr=0.1 momentum=0.9",
     )
-    completed(
-        parser.add_argument("experiment", metavar="EXPERIMENT", help="a name under the results folder, or a path"),
-        complete_experiments,
-    )
+    add_experiment_arguments(parser, is_optional=False)
     parser.add_argument("action", choices=("stop", "add", "finish"))
     parser.add_argument(
         "values",
@@ -31,7 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="VALUE",
         help="stop: number of the trial; add: NAME=VALUE for each hyperparameter, the others are the baseline's",
     )
-    add_results_argument(parser)
     return run_command(parser, _steer, arguments)
 
 

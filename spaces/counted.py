@@ -3,16 +3,15 @@
 import math
 
 
-def counted(number: float | str, noun: str, plural: str = "") -> str:
+def counted(number: float | str, noun: str) -> str:
     """`1 replicate`, `2 replicates`, `1,200 trials`.
 
     Args:
         number: a number, which is shown rounded and with commas; or its text, such as `2.5`.
-        noun: singular.
-        plural: needed where it is not `noun` plus `s`.
+        noun: singular; `s` makes it plural.
     """
     text = number if isinstance(number, str) else f"{number:,.0f}"
-    return f"{text} {noun if text == '1' else plural or f'{noun}s'}"
+    return f"{text} {noun if text == '1' else f'{noun}s'}"
 
 
 def duration_text(seconds: float) -> str:

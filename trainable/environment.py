@@ -25,14 +25,12 @@ def cache_root() -> Path:
 
 @contextmanager
 def environment_with(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the block, and restore their previous values after it."""
-    before = {name: os.environ.get(name) for name in values}
+    """Set environment variables for the block; after it, the whole environment is as it was before."""
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before.items() - os.environ.items())

@@ -50,17 +50,16 @@ def chosen_experiment(options: argparse.Namespace, given: str | None) -> "Experi
     return open_experiment(given, folder)
 
 
-def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments EXPERIMENT and `--results`."""
-    completed(
-        parser.add_argument(
-            "experiment",
-            nargs="?",
-            metavar="EXPERIMENT",
-            help="a name under the results folder, or a path (default: the newest)",
-        ),
-        complete_experiments,
-    )
+def add_experiment_arguments(parser: argparse.ArgumentParser, is_optional: bool = True) -> None:
+    """Add the arguments EXPERIMENT, which is the newest by default if it `is_optional`, and `--results`."""
+    what = "a name under the results folder, or a path"
+    if is_optional:
+        experiment = parser.add_argument(
+            "experiment", nargs="?", metavar="EXPERIMENT", help=f"{what} (default: the newest)"
+        )
+    else:
+        experiment = parser.add_argument("experiment", metavar="EXPERIMENT", help=what)
+    completed(experiment, complete_experiments)
     add_results_argument(parser)
 
 

@@ -19,7 +19,7 @@ from search.processes.helper_pool import count_cores
 from search.processes.native_errors import native_errors_in
 from spaces.errors import RunError, first_line
 from spaces.schema import Space
-from trainable.environment import ALLOCATOR_ENVIRONMENT
+from trainable.environment import ALLOCATOR_ENVIRONMENT, environment_with
 
 # Our objects in Ray's store are small: images are memory-mapped files.
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -93,7 +93,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as started:
-            started.enter_context(_environment_given_back())
+            started.enter_context(environment_with({}))
             folder = self._prepare(started)
             self._send_errors_to = started.enter_context(native_errors_in(folder / "driver.err"))
             started.callback(shut_down_ray)
@@ -194,16 +194,6 @@ class LocalCluster(Cluster):
             if any(info.process.poll() is not None for info in list(processes.get(name, ()))):
                 return f"Ray's process {name} is gone (killed, perhaps for its memory)"
         return None
-
-
-@contextlib.contextmanager
-def _environment_given_back() -> Iterator[None]:
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def shut_down_ray() -> None:

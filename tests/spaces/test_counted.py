@@ -18,10 +18,6 @@ def test_nouns_are_in_the_plural_unless_one_is_shown(number: float | str, expect
     assert counted(number, "replicate") == expected
 
 
-def test_an_irregular_plural_is_given() -> None:
-    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
-
-
 def test_the_first_line_of_an_error_is_its_message_or_its_type() -> None:
     assert first_line(ValueError("\n  too large\nby 3")) == "too large"
     assert first_line(ValueError()) == "ValueError"

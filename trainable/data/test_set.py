@@ -15,14 +15,14 @@ def check_test_set(dataset: Dataset) -> None:
     Raises:
         InputError: the test split is missing or not usable; the message names or counts all unreadable files.
     """
-    decode_once(dataset, "test", show_progress=False)
+    decode_once(dataset, "test")
 
 
-def open_test_set(dataset: Dataset, show_progress: bool = False) -> ImageSet:
+def open_test_set(dataset: Dataset) -> ImageSet:
     """All images of the test split.
 
     Raises:
         InputError: the test split is missing or not usable.
     """
-    decoded = decode_once(dataset, "test", show_progress)
+    decoded = decode_once(dataset, "test")
     return ImageSet(decoded, np.arange(len(decoded.labels), dtype=np.int64))
