@@ -67,7 +67,7 @@ class OwnSearch:
     def of(cls, arm: OwnArm, surrogate: Surrogate, seed: int) -> "OwnSearch":
         table = surrogate.table
         space = space_of(arm, table.space, table.epochs, seed)
-        return cls(SearchState(space, History(), now=lambda: 0.0, chance=chance_of(table)))
+        return cls(SearchState(space, History(chances=chances_of(table)), now=lambda: 0.0))
 
     def next_trial(self) -> tuple[int, Mapping[str, Number], int] | None:
         assignment = self.state.next_assignment()
@@ -82,9 +82,9 @@ class OwnSearch:
         return self.state.record(EpochDone(trial, epoch, 0.0, loss, accuracy, loss, accuracy, 1.0, 0.0, 0.0))
 
 
-def chance_of(table: Table) -> float:
+def chances_of(table: Table) -> dict[str, float]:
     """Highest accuracy by chance in a real search, for equally frequent classes."""
-    return chance_accuracy(np.arange(table.n_images) % N_CLASSES)
+    return {"accuracy": chance_accuracy(np.arange(table.n_images) % N_CLASSES)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ def _read(name: str, experiment: Experiment) -> ExperimentSummary:
                 tested[metric.title] = f"{metric.text(metric.value(searched.mean))} (trial {final.trial})"
     except InputError:
         tested = {"accuracy": "cannot be read"}
-    ranked = rank(history, manifest.data.chance_of(history.metric))
+    ranked = rank(history)
     return ExperimentSummary(name, experiment.space, manifest, history, ranked, tested)
 
 

@@ -23,7 +23,6 @@ def diagnose(
     history: History,
     space: Space,
     n_validation: int | None = None,
-    chance: float | None = None,
     importance: Importance | None = None,
 ) -> list[Finding]:
     """All findings about a search, in the order of their verdicts: `change`, `fine`, `unknown`.
@@ -35,16 +34,15 @@ def diagnose(
         history: of the search, which may still run.
         space: the space of the search.
         n_validation: number of validation images; None if unknown.
-        chance: score of guessing that the rungs used (`manifest.Data.chance_of`).
         importance: at the first rung; None computes it.
     """
-    ranked = rank(history, chance)
-    findings = [divergences(history, space), failures(history), learning(ranked, chance)]
+    ranked = rank(history)
+    findings = [divergences(history, space), failures(history), learning(history, ranked)]
     if winner(ranked) or not best_completed(ranked):
         findings += [
             edges(history, space),
             rank_correlation(history, space),
-            would_be_winners(history, space, chance),
+            would_be_winners(history, space),
             flatness(history, n_validation),
             importances(history, space, importance),
         ]
@@ -66,16 +64,17 @@ def failures(history: History) -> Finding:
     return Finding("failures", "change", sentence, "Remove the cause that search.leaderboard shows for each.", numbers)
 
 
-def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
+def learning(history: History, ranked: Sequence[Ranked]) -> Finding:
     """Number of trials that are no better than guessing.
 
     Args:
-        ranked: all trials, as `rank` gives them with `chance`.
-        chance: highest score of a run that guesses; None where it is not known.
+        history: of the search.
+        ranked: rows, as `rank` gives them.
     """
     known = [row for row in ranked if not row.excluded and row.score is not None]
+    metric, chance = history.metric, history.chance
     numbers: dict[str, Any] = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known)}
-    numbers["chance"] = None if chance is None or not known else known[0].metric.value(chance)
+    numbers["chance"] = None if chance is None or not known else metric.value(chance)
     if chance is None or not known:
         return Finding(
             "learning",
@@ -84,7 +83,7 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
             "",
             numbers,
         )
-    sentence = chance_sentence(ranked, chance) or f"Of {counted(len(known), 'trial')}, none is at chance."
+    sentence = chance_sentence(history, ranked) or f"Of {counted(len(known), 'trial')}, none is at chance."
     if best_completed(ranked) and not winner(ranked):
         return Finding("learning", "change", sentence, WHAT_TO_TRY, numbers)
     return Finding("learning", "fine", sentence, "", numbers)

@@ -107,7 +107,7 @@ WHAT_TO_TRY = (
 )
 
 
-def rank(history: History, chance: float | None = None) -> list[Ranked]:
+def rank(history: History) -> list[Ranked]:
     """All trials, best first.
 
     1. Trials that were chosen for replicates, by the mean of their replicates.
@@ -118,10 +118,6 @@ def rank(history: History, chance: float | None = None) -> list[Ranked]:
     The baseline always gets replicates, as a reference. It stands before the first trial of 1 whose mean is below the
     baseline's mean; without such a trial, before the first trial of 2 that did not complete or whose score is at
     most the baseline's mean.
-
-    Args:
-        history: of the search.
-        chance: highest score of a run that guesses (`manifest.Data.chance_of`); None where it is not known.
     """
     ordered = sorted(history.trials.values(), key=search_order)
     replicates = _usable_replicate_results(history, ordered)
@@ -129,6 +125,7 @@ def rank(history: History, chance: float | None = None) -> list[Ranked]:
     baseline = _last_baseline(history)
     if baseline in replicates and baseline == numbers[len(replicates) - 1]:
         _move_down(numbers, len(replicates) - 1, replicates[baseline].mean, history)
+    chance = history.chance
     return [
         _row(rank, history.trials[number], replicates.get(number), chance) for rank, number in enumerate(numbers, 1)
     ]
@@ -199,15 +196,14 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline | 
     return OverBaseline(ahead, "" if ahead.is_clear else doubt, baseline)
 
 
-def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | None = None) -> str:
+def lead_sentence(history: History, ranked: Sequence[Ranked]) -> str:
     """Sentences about the winner, its interval and its lead over the baseline, or about a search without a winner.
 
     Args:
         history: of the search.
         ranked: rows, as `rank` gives them.
-        chance: as for `rank`.
     """
-    at_chance = chance_sentence(ranked, chance)
+    at_chance = chance_sentence(history, ranked)
     best, over = winner(ranked), over_baseline(history, ranked)
     if best is None or over is None:
         if best_completed(ranked):
@@ -227,18 +223,18 @@ def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | No
     return " ".join([*sentences, at_chance]).rstrip()
 
 
-def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
+def chance_sentence(history: History, ranked: Sequence[Ranked]) -> str:
     """A sentence about the trials that are at chance; empty without such trials.
 
     Args:
-        ranked: rows, as `rank` gives them with `chance`.
-        chance: highest score of a run that guesses; None where it is not known.
+        history: of the search.
+        ranked: rows, as `rank` gives them.
     """
     known = [row for row in ranked if not row.excluded and row.score is not None]
     n_at_chance = sum(row.at_chance for row in known)
+    metric, chance = history.metric, history.chance
     if chance is None or not n_at_chance:
         return ""
-    metric = known[0].metric
     bound = f"at {'least' if metric.is_loss else 'most'} {metric.text(chance)}"
     how_many = (
         f"{n_at_chance:,} of {counted(len(known), 'trial')} {'is' if n_at_chance == 1 else 'are'} at chance "

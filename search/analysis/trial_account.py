@@ -84,19 +84,18 @@ def _visit_text(visit: RungVisit) -> str:
     return f"rung {visit.epoch}: {verdict}{margin}: {said}; place {visit.place} of {visit.n}"
 
 
-def account(history: History, space: Space, number: int, chance: float | None = None) -> TrialAccount:
+def account(history: History, space: Space, number: int) -> TrialAccount:
     """The account of a trial.
 
     Args:
         history: of the search, which may still run.
         space: the space of the search.
         number: of the trial, which must be in the history.
-        chance: score of guessing that the rungs used (`manifest.Data.chance_of`); None where it is not known.
 
     Raises:
         InputError: this version cannot read an earlier space of the search.
     """
-    ranked, visits = rank(history, chance), rung_visits(history, space, chance)
+    ranked, visits = rank(history), rung_visits(history, space)
     audits = [
         (row.rank, visits[row.trial]) for row in ranked if row.audit and row.status == "completed" and not row.excluded
     ]

@@ -91,7 +91,7 @@ class Experiment:
 
     def space_with(self, overrides: Sequence[str]) -> Space:
         """The resolved space with `overrides`; see `read_space`."""
-        return read_space(self.folder / "experiment.yaml", self.history, self.warn_once, overrides)
+        return read_space(self.folder / "experiment.yaml", self._journaled, self.warn_once, overrides)
 
     @property
     def manifest(self) -> Manifest:
@@ -152,7 +152,12 @@ class Experiment:
         must_hold_plain_files(self.folder)
 
     def history(self) -> History:
-        """All trials and replicates until now; safe while a search runs."""
+        """All trials and replicates until now, with the level of guessing; safe while a search runs."""
+        history = self._journaled()
+        history.chances = self.manifest.data.chances_by_metric
+        return history
+
+    def _journaled(self) -> History:
         return read_history(self.folder / "journal.jsonl", self.warn_once)
 
     def __repr__(self) -> str:

@@ -151,9 +151,10 @@ class History:
         is_finishing: whether the user asked for no more trials since the space was set.
         n_redone: number of epochs that were trained again, after a worker or the search was interrupted.
         events: all applied events, in order.
+        chances: best value of each metric that a run which only guesses reaches (`manifest.Data.chances_by_metric`).
     """
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
+    def __init__(self, events: Iterable[Event] = (), chances: Mapping[str, float] | None = None) -> None:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
@@ -164,6 +165,7 @@ class History:
         self.is_finishing = False
         self.n_redone = 0
         self.events: list[Event] = []
+        self.chances = chances or {}
         for event in events:
             self.apply(event)
 
@@ -245,6 +247,11 @@ class History:
                 trial.promotions.append(event)
             case TrialEnded():
                 trial.finish(event, name)
+
+    @property
+    def chance(self) -> float | None:
+        """The highest score of a run that only guesses; None if unknown."""
+        return self.metric.value(self.chances[self.metric.name]) if self.metric.name in self.chances else None
 
     @property
     def counting(self) -> list[Trial]:

@@ -200,12 +200,11 @@ def _first_line(experiment: Experiment, space: Space, resource_plan: ResourcePla
 def print_result(experiment: Experiment, end: SearchEnd, address: str | None) -> None:
     """Print the best five trials, the winner, and the commands that come next."""
     history = experiment.history()
-    chance = experiment.manifest.data.chance_of(history.metric)
-    ranked = rank(history, chance)
+    ranked = rank(history)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if ranked:
         print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
-    print(lead_sentence(history, ranked, chance))
+    print(lead_sentence(history, ranked))
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"

@@ -29,8 +29,7 @@ def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     Raises:
         InputError: no trial of `earlier` has completed above chance.
     """
-    history = earlier.history()
-    ranked = rank(history, earlier.manifest.data.chance_of(history.metric))
+    ranked = rank(earlier.history())
     sound = [row for row in ranked if row.status == "completed" and not (row.excluded or row.at_chance or row.baseline)]
     best = sound[:N_TAKEN]
     if not best:

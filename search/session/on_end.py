@@ -46,7 +46,7 @@ def on_end(command: str | None) -> Iterator[Ended]:
 
 def _facts(experiment: Experiment, status: SearchEnd) -> dict[str, str]:
     history = experiment.history()
-    best = winner(rank(history, experiment.manifest.data.chance_of(history.metric)))
+    best = winner(rank(history))
     score, half_width = (best.score, best.replicate_half_width) if best else (None, None)
     return {
         "SEARCH_NAME": experiment.name,

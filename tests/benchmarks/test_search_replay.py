@@ -10,7 +10,7 @@ import pytest
 from benchmarks.replay import measure_curves
 from benchmarks.replay.__main__ import main
 from benchmarks.replay.arms import ARMS, DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, space_of
-from benchmarks.replay.searches import HandedBack, OwnSearch, RaySearch, chance_of, drive, replay
+from benchmarks.replay.searches import HandedBack, OwnSearch, RaySearch, chances_of, drive, replay
 from benchmarks.replay.surrogate import FOREST, PROCESS, Surrogate, held_out_scores, noise_of
 from benchmarks.replay.tables import Table, in_unit_cube, random_configurations, read_table, table_from_text
 from benchmarks.stats import factor_of, geometric_mean, resampled_factors, steps_to, thinned
@@ -66,7 +66,7 @@ def test_the_replay_proposes_and_judges_as_the_journal_of_a_search_says(
     arm = OwnArm("tpe", sampler="tpe", asha=asha)
     own = OwnSearch.of(arm, surrogate, seed=5)
     path = tmp_path / "journal.jsonl"
-    journaled = SearchState(own.state.space, History(), Journal(path), chance=chance_of(surrogate.table))
+    journaled = SearchState(own.state.space, History(chances=chances_of(surrogate.table)), Journal(path))
     simulate(journaled, seed=1, max_results=150)
     history = History()
     n_proposals = n_refusals = 0

@@ -181,9 +181,10 @@ def test_guessing_on_unequal_classes() -> None:
     recalls = np.stack([(said[:, true == label] == label).mean(axis=1) for label in range(3)]).mean(axis=0)
     assert (recalls > levels["balanced_accuracy"]).mean() == pytest.approx(0.05, abs=0.015)
     history = searched(space_by("loss"))
-    ranked = rank(history, METRICS["loss"].value(0.45))
+    history.chances = {"loss": 0.45}
+    ranked = rank(history)
     assert [row.trial for row in ranked if row.at_chance] == [0]
-    assert "1 of 5 trials is at chance (at least 0.4500:" in chance_sentence(ranked, -0.45)
+    assert "1 of 5 trials is at chance (at least 0.4500:" in chance_sentence(history, ranked)
 
 
 def test_the_curve_model_and_the_importances_take_losses_as_logarithms() -> None:

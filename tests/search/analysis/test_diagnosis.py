@@ -428,7 +428,8 @@ def test_where_the_best_is_at_chance_nothing_was_learned_and_nothing_else_is_com
 
     def found(*ends: float) -> dict[str, Finding]:
         history = made(space, *[("completed", [end] * 9, {"lr": 0.01 * (n + 1)}) for n, end in enumerate(ends)])
-        return {finding.name: finding for finding in diagnose(history, space, 50, chance=0.842)}
+        history.chances = {"accuracy": 0.842}
+        return {finding.name: finding for finding in diagnose(history, space, 50)}
 
     guessing = found(*[0.74] * 12)
     assert guessing.keys() == {"learning", "divergences", "failures", "savings"}
