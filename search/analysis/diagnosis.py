@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from search.analysis.columns import replicate_text
 from search.analysis.findings import Finding, Verdict
 from search.analysis.importance import Importance
-from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, rank, winner
+from search.analysis.ranking import WHAT_TO_TRY, Ranked, chance_sentence, leader, rank, winner
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.experiment.history import History
@@ -38,7 +37,7 @@ def diagnose(
     """
     ranked = rank(history)
     findings = [divergences(history, space), failures(history), learning(history, ranked)]
-    if winner(ranked) or not best_completed(ranked):
+    if winner(ranked) or not leader(ranked):
         findings += [
             edges(history, space),
             rank_correlation(history, space),
@@ -84,7 +83,7 @@ def learning(history: History, ranked: Sequence[Ranked]) -> Finding:
             numbers,
         )
     sentence = chance_sentence(history, ranked) or f"Of {counted(len(known), 'trial')}, none is at chance."
-    if best_completed(ranked) and not winner(ranked):
+    if leader(ranked) and not winner(ranked):
         return Finding("learning", "change", sentence, WHAT_TO_TRY, numbers)
     return Finding("learning", "fine", sentence, "", numbers)
 
@@ -116,7 +115,7 @@ def flatness(history: History, n_validation: int | None) -> Finding:
     if noise is None:
         sentence = f"{untold}: trials {now.trial} and {before.trial}, the best now and before its last third, have "
         return Finding("flatness", "unknown", f"{sentence}too few replicates.", "", numbers)
-    sentence = f"The last third of the {spent} epochs brought the best from {_score_text(before)} to {_score_text(now)}"
+    sentence = f"The last third of the {spent} epochs brought the best from {before.result_text} to {now.result_text}"
     against = f" ({noise_is}: {metric.size_text(noise)} {metric.unit})" if noise else ""
     if gained > noise:
         advice = "More trials may bring more: resume with --add-trials."
@@ -150,7 +149,3 @@ def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | No
         return 0.0, ""
     accuracy = now.score or 0.0
     return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / n_validation), f"standard error of {n_validation:,} images"
-
-
-def _score_text(row: Ranked) -> str:
-    return f"{replicate_text(row.replicates)} (replicates)" if row.replicates else row.search_text

@@ -145,6 +145,7 @@ class History:
         trials: trials by number, ascending.
         results_in_order: epochs of all trials, in the order in which they were recorded.
         space: the present space, as returned by `Space.as_dict`; None before the first `SpaceSet`.
+        n_spaces: number of times that the space was set.
         metric: that the present space ranks by; accuracy before the first `SpaceSet`.
         replicates: replicates of the best trials by number, ascending.
         added: configurations that the user added, in order.
@@ -158,6 +159,7 @@ class History:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
+        self.n_spaces = 0
         self._search_section = _SearchSection()
         self.metric = ACCURACY
         self.replicates: dict[int, Replicate] = {}
@@ -205,6 +207,7 @@ class History:
         if n_without := self.n_without(metric):
             raise ValueError(f"it ranks by {metric.title}, which {n_without} earlier epochs do not have")
         self.metric, self.space = metric, event.space
+        self.n_spaces += 1
         self.is_finishing = False
         for trial in self.trials.values():
             trial.excluded = trial.number in event.excluded

@@ -100,7 +100,7 @@ def _leaderboard_caption(known: ReportData) -> str:
     n_trials, title = len(known.ranked), known.history.metric.title
     shown = "" if n_trials <= MOST_ROWS else f" The first {MOST_ROWS:,} of {n_trials:,} are here."
     n = n_by_replicates(known.ranked)
-    by = f" Of the ranks, the first {n} rest on replicates, and those below on the {title} in the search." if n else ""
+    by = f" Of the ranks, the first {n} rest on replicates, and those below on forecasts from the search." if n else ""
     return (
         f"{progress_text(known.history, known.space)}. The {title} is of the validation images, after a trial’s "
         f"last epoch: stopped trials had fewer.{by}{shown}"

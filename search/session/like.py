@@ -16,8 +16,8 @@ N_TAKEN = 3
 def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     """`space` with the best configurations of `earlier` at the end of `try_first`.
 
-    These are the first three completed trials of its leaderboard, without the baseline: by replicates, and then by the
-    search. Values are fitted to the new space, and the schedule to its epochs.
+    These are the first three completed trials of its leaderboard, without the baseline: by replicates, and then by
+    forecasts. Values are fitted to the new space, and the schedule to its epochs.
 
     Args:
         space: of the new search.

@@ -72,7 +72,8 @@ def test_where_the_best_is_at_chance_there_is_no_winner(tiny_space: Space) -> No
     some = history(tiny_space, ("completed", [0.74] * 3), ("stopped", [0.9]), ("diverged", [math.nan]))
     some.chances = {"accuracy": 0.842}
     sentence = lead_sentence(some, rank(some))
-    assert sentence.startswith("No trial wins: 1 of 2 trials is at chance (at most 84.20%")
+    assert sentence.startswith("Trial 1 leads with 90.00% validation accuracy after 1 epoch. ")
+    assert "1 of 2 trials is at chance (at most 84.20%" in sentence
 
 
 def test_the_lead_over_the_baseline_and_trials_at_chance_are_said(mixed: History, tiny_space: Space) -> None:

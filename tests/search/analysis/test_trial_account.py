@@ -213,7 +213,9 @@ def test_the_command_says_it_as_text_and_as_json(call: Call, experiment: Experim
     assert output.startswith(f"mine, trial {stopped.number}: stopped, {stopped.n_epochs} of 9 epochs\n")
     assert output.count(stopped.end.reason) == 1
     assert "replicates: none\n" in output
-    assert re.search(rf"leaderboard: place \d+ of {len(history.trials)} by its result in the search\n$", output)
+    assert re.search(
+        rf"leaderboard: place \d+ of {len(history.trials)} by its forecast, \d+\.\d\d% ± \d+\.\d\d\n$", output
+    )
     best = history.trials[rank(history)[0].trial]
     runs = [run for run in history.replicates.values() if run.trial == best.number]
     assert runs
