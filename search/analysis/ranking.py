@@ -159,14 +159,13 @@ def rank(history: History) -> list[Ranked]:
 
 
 def leader(ranked: Sequence[Ranked]) -> Ranked | None:
-    """The first trial, even at chance; None before a trial that counts has completed."""
-    counting = [row for row in ranked if not row.excluded]
-    has_completed = any(row.status == "completed" for row in counting)
-    return next((row for row in counting if row.score is not None), None) if has_completed else None
+    """The first trial that has completed or was stopped, even at chance; None before one has completed."""
+    ended = [row for row in ranked if row.status in ("completed", "stopped") and not row.excluded]
+    return ended[0] if any(row.status == "completed" for row in ended) else None
 
 
 def winner(ranked: Sequence[Ranked]) -> Ranked | None:
-    """The first trial; None before a trial that counts has completed, or where the first one is at chance."""
+    """The leader; None where it is at chance."""
     best = leader(ranked)
     return None if best is None or best.at_chance else best
 

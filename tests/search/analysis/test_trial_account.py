@@ -225,7 +225,7 @@ def test_the_command_says_it_as_text_and_as_json(call: Call, experiment: Experim
     assert [run["value"] for run in content["replicates"]] == [run.epochs[-1].validation_accuracy for run in runs]
     assert content["replicate_accuracy"] == rank(history)[0].replicate_accuracy
     first, *_ = content["rungs"]
-    assert (first["epoch"], first["metric"], first["reason"]) == (1, "accuracy", None)
+    assert (first["epoch"], first["metric"], first["value"]) == (1, "accuracy", best.epochs[0].validation_accuracy)
     assert first["margin"] == first["value"] - first["cutoff"]
     assert 1 <= first["place"] <= first["n"] <= len(history.trials)
     assert "by its replicates" in call("why", "mine", str(best.number))[1]
