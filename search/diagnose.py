@@ -40,8 +40,7 @@ def _diagnose(options: argparse.Namespace) -> int:
 
     experiment = chosen_experiment(options, options.experiment)
     history, space = experiment.history(), experiment.space
-    data = experiment.manifest.data
-    findings = diagnose(history, space, data.n_validation, data.chance_of(history.metric))
+    findings = diagnose(history, space, experiment.manifest.data.n_validation)
     live = experiment.is_live()
     if options.format == "json":
         content = {

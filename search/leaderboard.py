@@ -93,8 +93,7 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
     if options.sort.lower() not in keys:
         raise InputError(f"--sort is {options.sort}, but must be one of {', '.join(keys)}.")
     history = experiment.history()
-    chance = experiment.manifest.data.chance_of(history.metric)
-    ranked = rank(history, chance)
+    ranked = rank(history)
     shown = sort_by(ranked, keys[options.sort.lower()])[: options.top]
     parameters = tuple(experiment.space.searched)
 
@@ -112,7 +111,7 @@ def _print(options: argparse.Namespace, experiment: Experiment) -> int:
             print(f"{printable(experiment.name)}: {progress_text(history, experiment.space)}{now}\n")
             most_rows = tables.MOST_ROWS if options.top is None else None
             print(tables.as_table(shown, parameters, width, live, most_rows))
-            print(f"\n{lead_sentence(history, ranked, chance)}")
+            print(f"\n{lead_sentence(history, ranked)}")
             for opening in experiment.manifest.test_openings:
                 print(printable(use_of_test_set_text(opening)))
     return 0

@@ -74,8 +74,7 @@ class Experiment(folder.Experiment):
 
         None before a trial has completed, and if the best trial is at chance.
         """
-        history = self.history()
-        return winner(rank(history, self.manifest.data.chance_of(history.metric)))
+        return winner(rank(self.history()))
 
     @property
     def figures(self) -> "dict[str, Figure]":
@@ -95,14 +94,13 @@ class Experiment(folder.Experiment):
     def _repr_html_(self) -> str:
         """The leaderboard as HTML; all text from the experiment is escaped."""
         history, space = self.history(), self.space
-        chance = self.manifest.data.chance_of(history.metric)
-        ranked = rank(history, chance)
+        ranked = rank(history)
         columns = fitting_columns(ranked, tuple(space.searched))
         cells = [[column.text_of(row, self.is_live(), absent="") for column in columns] for row in ranked[:MOST_ROWS]]
         table = pd.DataFrame(cells, columns=[column.heading for column in columns])
         n_hidden = len(ranked) - len(table)
         more = f"<p>and {n_hidden} more, in <code>trials</code></p>" if n_hidden else ""
         title = f"<b>{html.escape(printable(self.name))}</b>: {progress_text(history, space)}."
-        sentence = html.escape(printable(lead_sentence(history, ranked, chance)))
+        sentence = html.escape(printable(lead_sentence(history, ranked)))
         body = table.to_html(index=False, escape=True, border=0)
         return f"<div><p>{title} {sentence}</p>{body}{more}</div>"

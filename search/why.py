@@ -38,8 +38,7 @@ def _why(options: argparse.Namespace) -> int:
         n = len(history.trials)
         has = f"trials 0 to {n - 1}" if n else "no trial yet"
         raise InputError(f"TRIAL is {options.trial}, but {experiment.name} has {has}.")
-    chance = experiment.manifest.data.chance_of(history.metric)
-    found = account(history, experiment.space, options.trial, chance)
+    found = account(history, experiment.space, options.trial)
     if options.format == "json":
         print(json_text({"experiment": experiment.name, **found.as_dict()}))
     else:

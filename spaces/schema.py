@@ -160,7 +160,7 @@ class Confirm(Section):
     """Replicates of the best trials: trainings with fresh random streams, before a winner is chosen.
 
     Attributes:
-        top: number of the best completed trials to replicate, in addition to the baseline; 0: no replicates.
+        top: number of the best trials to replicate, in addition to the baseline; 0: no replicates.
         seeds: number of replicates per trial; fewer if the order is clear before, more for tied trials.
         budget: largest number of epochs of replicates, as a share of the epochs of the search.
     """

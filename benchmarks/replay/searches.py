@@ -14,8 +14,9 @@ from optuna.samplers import RandomSampler
 from benchmarks.replay.arms import Arm, OwnArm, space_of
 from benchmarks.replay.surrogate import Surrogate
 from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube, read_table
-from search.experiment.events import EpochDone
+from search.experiment.events import EpochDone, SpaceSet, TrialEnded, TrialStarted
 from search.experiment.history import History
+from search.policy.order import best_first
 from search.policy.rungs import chance_accuracy
 from search.policy.state import SearchState
 from search.policy.study import distributions
@@ -29,6 +30,8 @@ N_WORKERS = 4
 # Largest deviation of an epoch's length, as a share of it.
 JITTER = 0.1
 BUDGET_IN_TRIALS = 40
+# Epochs between two rankings, which decide what a search would hand back.
+RANKED_EVERY = 9
 METRIC = "validation_accuracy"
 
 
@@ -48,7 +51,13 @@ class Replay:
 
 
 class Searcher(Protocol):
-    """Proposes trials and judges their results."""
+    """Proposes trials and judges their results.
+
+    Attributes:
+        history: of the search, with its space.
+    """
+
+    history: History
 
     def next_trial(self) -> tuple[int, Mapping[str, Number], int] | None:
         """Number, searched values and trained epochs of the next trial for a free worker; None to wait."""
@@ -61,13 +70,13 @@ class OwnSearch:
     """A search of the project, decided by the same `SearchState` as in `search.run`."""
 
     def __init__(self, state: SearchState) -> None:
-        self.state = state
+        self.state, self.history = state, state.history
 
     @classmethod
     def of(cls, arm: OwnArm, surrogate: Surrogate, seed: int) -> "OwnSearch":
         table = surrogate.table
         space = space_of(arm, table.space, table.epochs, seed)
-        return cls(SearchState(space, History(), now=lambda: 0.0, chance=chance_of(table)))
+        return cls(SearchState(space, _empty_history(space, table), now=lambda: 0.0))
 
     def next_trial(self) -> tuple[int, Mapping[str, Number], int] | None:
         assignment = self.state.next_assignment()
@@ -77,14 +86,22 @@ class OwnSearch:
         return trial.number, trial.suggested, trial.n_epochs
 
     def record(self, trial: int, epoch: int, accuracy: float) -> bool:
-        # The loss only orders trials of equal accuracy, and the tables hold accuracies only.
-        loss = 1 - accuracy
-        return self.state.record(EpochDone(trial, epoch, 0.0, loss, accuracy, loss, accuracy, 1.0, 0.0, 0.0))
+        return self.state.record(_epoch_done(trial, epoch, accuracy))
 
 
-def chance_of(table: Table) -> float:
+def _epoch_done(trial: int, epoch: int, accuracy: float) -> EpochDone:
+    # The loss only orders trials of equal accuracy, and the tables hold accuracies only.
+    loss = 1 - accuracy
+    return EpochDone(trial, epoch, 0.0, loss, accuracy, loss, accuracy, 1.0, 0.0, 0.0)
+
+
+def _empty_history(space: Space, table: Table) -> History:
+    return History([SpaceSet(space.as_dict(), [], 0.0)], chances_of(table))
+
+
+def chances_of(table: Table) -> dict[str, float]:
     """Highest accuracy by chance in a real search, for equally frequent classes."""
-    return chance_accuracy(np.arange(table.n_images) % N_CLASSES)
+    return {"accuracy": chance_accuracy(np.arange(table.n_images) % N_CLASSES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +115,27 @@ class RaySearch:
     """`OptunaSearch` and `ASHAScheduler`, called in the order in which Ray's controller calls them.
 
     Args:
-        space: space to search.
-        epochs: epochs of a completed trial.
+        table: whose space is searched.
         seed: seed of Optuna's sampler.
         random: whether Optuna's random sampler replaces the default sampler.
     """
 
-    def __init__(self, space: Space, epochs: int, seed: int, random: bool) -> None:
+    def __init__(self, table: Table, seed: int, random: bool) -> None:
         from ray.tune.schedulers import ASHAScheduler
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.searcher = OptunaSearch(
-            distributions(space),
+            distributions(table.space),
             metric=METRIC,
             mode="max",
             sampler=RandomSampler(seed=seed) if random else None,
             seed=None if random else seed,
         )
-        self.scheduler = ASHAScheduler(metric=METRIC, mode="max", max_t=epochs)
-        self._n_asked = 0
+        self.scheduler = ASHAScheduler(metric=METRIC, mode="max", max_t=table.epochs)
+        # What is handed back is decided by the project's ranking in all arms.
+        self.history = _empty_history(table.space, table)
+        self._table, self._n_asked = table, 0
         # Ray asks for one trial ahead, before it knows further results of the running trials.
         self._ahead = self._ask()
 
@@ -131,42 +149,22 @@ class RaySearch:
 
     def next_trial(self) -> tuple[int, Mapping[str, Number], int]:
         found, self._ahead = self._ahead, self._ask()
+        number, values, _ = found
+        self.history.apply(TrialStarted(number, dict(values), self._table.space.complete(values), False, 0.0, False))
         return found
 
     def record(self, trial: int, epoch: int, accuracy: float) -> bool:
+        self.history.apply(_epoch_done(trial, epoch, accuracy))
         result = {METRIC: accuracy, "training_iteration": epoch, "trial_id": str(trial)}
         stand_in = RayTrial(str(trial))
         decision = self.scheduler.on_trial_result(None, stand_in, result)  # type: ignore[arg-type]
         if decision != self.scheduler.STOP:
             self.searcher.on_trial_result(str(trial), result)
             return True
+        self.history.apply(TrialEnded(trial, "completed" if epoch == self._table.epochs else "stopped", "", 0.0))
         self.scheduler.on_trial_complete(None, stand_in, result)  # type: ignore[arg-type]
         self.searcher.on_trial_complete(str(trial), result)
         return False
-
-
-class HandedBack:
-    """The first trial of the project's ranking, updated with each result.
-
-    Args:
-        epochs: epochs of a completed trial.
-    """
-
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
-        # A completed trial always ranks before trials that are not completed.
-        self._completed: tuple[float, int] | None = None
-        self._last: dict[int, tuple[int, float]] = {}
-
-    def record(self, trial: int, epoch: int, accuracy: float) -> int:
-        """Record a result and return the number of the first trial."""
-        if epoch == self._epochs:
-            found = (accuracy, -trial)
-            self._completed = found if self._completed is None else max(found, self._completed)
-        if self._completed is not None:
-            return -self._completed[1]
-        self._last[trial] = (epoch, accuracy)
-        return -max((*last, -number) for number, last in self._last.items())[2]
 
 
 def replay(arm: Arm, surrogate: Surrogate, seed: int, budget: int, n_workers: int = N_WORKERS) -> Replay:
@@ -181,18 +179,19 @@ def replay(arm: Arm, surrogate: Surrogate, seed: int, budget: int, n_workers: in
     """
     if isinstance(arm, OwnArm):
         return drive(OwnSearch.of(arm, surrogate, seed), surrogate, seed, budget, n_workers)
-    space, epochs = surrogate.table.space, surrogate.table.epochs
-    return drive(RaySearch(space, epochs, seed, arm.random), surrogate, seed, budget, n_workers)
+    return drive(RaySearch(surrogate.table, seed, arm.random), surrogate, seed, budget, n_workers)
 
 
 def drive(searcher: Searcher, surrogate: Surrogate, seed: int, budget: int, n_workers: int) -> Replay:
     """Replay until the budget is used, one epoch of one trial at a time, in the order in which epochs end."""
     speeds = [random.Random(f"{seed}/{worker}") for worker in range(n_workers)]
-    runs: dict[int, tuple[Array, float]] = {}
+    runs = {
+        number: surrogate.run(in_unit_cube(surrogate.table.space, trial.suggested), seed)
+        for number, trial in searcher.history.trials.items()
+    }
     # End of the epoch, worker, trial, epoch.
     busy: list[tuple[float, int, int, int]] = []
     idle = list(range(n_workers))
-    leader = HandedBack(surrogate.table.epochs)
     regret, now, n_completed = np.empty(budget), 0.0, 0
     for n_trained in range(budget):
         while idle and (found := searcher.next_trial()):
@@ -205,7 +204,8 @@ def drive(searcher: Searcher, surrogate: Surrogate, seed: int, budget: int, n_wo
         accuracy = float(runs[number][0][epoch - 1])
         n_completed += epoch == surrogate.table.epochs
         goes_on = searcher.record(number, epoch, accuracy)
-        handed_back = leader.record(number, epoch, accuracy)
+        if n_trained % RANKED_EVERY == 0 or n_trained == budget - 1:
+            handed_back = best_first(searcher.history)[0].number
         regret[n_trained] = 100 * (surrogate.best - runs[handed_back][1])
         if goes_on:
             heapq.heappush(busy, (now + _epoch_length(speeds[worker]), worker, number, epoch + 1))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from search.analysis.ranking import Ranked
 
 # Headings of tables; CSV, JSON and Markdown keep the full names.
-_LAST_DROPPED = 7  # the largest drop order
+_LAST_DROPPED = 8  # the largest drop order
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
 
 
@@ -41,6 +41,13 @@ def replicate_text(replicates: ReplicateSummary) -> str:
     if replicates.n_diverged:
         return f"{mean}, {replicates.n_diverged} of {replicates.n_runs} diverged"
     return mean if replicates.half_width is None else f"{mean} ± {metric.size_text(replicates.half_width)}"
+
+
+def forecast_text(row: Ranked) -> str | None:
+    """`61.20% ± 2.10`: what the curve model expects after the last epoch, and half of its 95 % credible interval."""
+    if row.forecast is None:
+        return None
+    return f"{row.metric.text(row.forecast.mean)} ± {row.metric.size_text(row.forecast.half_width)}"
 
 
 def _trial_text(row: Ranked) -> str:
@@ -116,6 +123,15 @@ LEADERBOARD = (
     replace(_label_metric("validation_accuracy", "accuracy"), only_as_metric=False),
     _label_metric("validation_balanced_accuracy", "balanced"),
     _label_metric("validation_macro_f1", "macro F1"),
+    LeaderboardColumn(
+        "forecast_mean",
+        "forecast",
+        text=forecast_text,
+        more_is_better=True,
+        drop_order=7,
+        help="expected after the last epoch, from all curves, with half of its 95 % credible interval",
+    ),
+    LeaderboardColumn("forecast_half_width", is_sort_key=False),
     LeaderboardColumn(
         "validation_loss",
         "loss",

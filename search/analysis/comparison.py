@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from search.analysis.columns import replicate_text, short
-from search.analysis.ranking import Ranked, best_completed, over_baseline, points_text, rank, winner
+from search.analysis.columns import short
+from search.analysis.ranking import Ranked, leader, over_baseline, points_text, rank, winner
 from search.analysis.stopping_findings import saved_epochs
 from search.experiment.final_results import read_final_results
 from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.experiment.manifest import Manifest, seconds_used
-from spaces.counted import counted, duration_text
+from spaces.counted import duration_text
 from spaces.errors import InputError
 from spaces.parameters import HYPERPARAMETER_NAMES, Fixed, Parameter
 from spaces.schema import SECTIONS, Space
@@ -91,7 +91,7 @@ def remarks(compared: Sequence[ExperimentSummary]) -> list[str]:
     if len(cuts) > 1:
         found.append("They hold out different images for validation: differences of their results hold luck as well.")
     if any(one.best is not None and one.best.replicates is None for one in compared):
-        found.append("A result of one seed is the best of many noisy ones, and too good; replicates are not.")
+        found.append("A forecast rests on one seed, on the images that chose it; replicates say more.")
     return found
 
 
@@ -137,7 +137,7 @@ def _read(name: str, experiment: Experiment) -> ExperimentSummary:
                 tested[metric.title] = f"{metric.text(metric.value(searched.mean))} (trial {final.trial})"
     except InputError:
         tested = {"accuracy": "cannot be read"}
-    ranked = rank(history, manifest.data.chance_of(history.metric))
+    ranked = rank(history)
     return ExperimentSummary(name, experiment.space, manifest, history, ranked, tested)
 
 
@@ -164,15 +164,10 @@ def _described(one: ExperimentSummary) -> dict[str, dict[str, str]]:
 
 def _outcome(one: ExperimentSummary) -> dict[str, str]:
     best, history, device = one.best, one.history, one.manifest.device
-    result = ABSENT
-    if best and best.replicates:
-        result = f"{replicate_text(best.replicates)} ({counted(best.n_replicates, 'replicate')})"
-    elif best:
-        result = f"{best.search_text} (one seed)"
     n_stopped = sum(trial.status == "stopped" for trial in history.counting)
     return {
-        "winner": f"trial {best.trial}" if best else "none: at chance" if best_completed(one.ranked) else ABSENT,
-        f"validation {history.metric.title}": result,
+        "winner": f"trial {best.trial}" if best else "none: at chance" if leader(one.ranked) else ABSENT,
+        f"validation {history.metric.title}": best.result_text if best else ABSENT,
         "lead over its baseline": _lead_text(one),
         **{f"test {name}": text for name, text in one.tested.items()},
         "trials": f"{history.n_ended} ended, {n_stopped} stopped",

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from search.analysis.columns import replicate_text
 from search.analysis.findings import Finding, Verdict
 from search.analysis.importance import Importance
-from search.analysis.ranking import WHAT_TO_TRY, Ranked, best_completed, chance_sentence, rank, winner
+from search.analysis.ranking import WHAT_TO_TRY, Ranked, chance_sentence, leader, rank, winner
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.experiment.history import History
@@ -23,7 +22,6 @@ def diagnose(
     history: History,
     space: Space,
     n_validation: int | None = None,
-    chance: float | None = None,
     importance: Importance | None = None,
 ) -> list[Finding]:
     """All findings about a search, in the order of their verdicts: `change`, `fine`, `unknown`.
@@ -35,16 +33,15 @@ def diagnose(
         history: of the search, which may still run.
         space: the space of the search.
         n_validation: number of validation images; None if unknown.
-        chance: score of guessing that the rungs used (`manifest.Data.chance_of`).
         importance: at the first rung; None computes it.
     """
-    ranked = rank(history, chance)
-    findings = [divergences(history, space), failures(history), learning(ranked, chance)]
-    if winner(ranked) or not best_completed(ranked):
+    ranked = rank(history)
+    findings = [divergences(history, space), failures(history), learning(history, ranked)]
+    if winner(ranked) or not leader(ranked):
         findings += [
             edges(history, space),
             rank_correlation(history, space),
-            would_be_winners(history, space, chance),
+            would_be_winners(history, space),
             flatness(history, n_validation),
             importances(history, space, importance),
         ]
@@ -66,16 +63,17 @@ def failures(history: History) -> Finding:
     return Finding("failures", "change", sentence, "Remove the cause that search.leaderboard shows for each.", numbers)
 
 
-def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
+def learning(history: History, ranked: Sequence[Ranked]) -> Finding:
     """Number of trials that are no better than guessing.
 
     Args:
-        ranked: all trials, as `rank` gives them with `chance`.
-        chance: highest score of a run that guesses; None where it is not known.
+        history: of the search.
+        ranked: rows, as `rank` gives them.
     """
     known = [row for row in ranked if not row.excluded and row.score is not None]
+    metric, chance = history.metric, history.chance
     numbers: dict[str, Any] = {"n": len(known), "n_at_chance": sum(row.at_chance for row in known)}
-    numbers["chance"] = None if chance is None or not known else known[0].metric.value(chance)
+    numbers["chance"] = None if chance is None or not known else metric.value(chance)
     if chance is None or not known:
         return Finding(
             "learning",
@@ -84,8 +82,8 @@ def learning(ranked: Sequence[Ranked], chance: float | None) -> Finding:
             "",
             numbers,
         )
-    sentence = chance_sentence(ranked, chance) or f"Of {counted(len(known), 'trial')}, none is at chance."
-    if best_completed(ranked) and not winner(ranked):
+    sentence = chance_sentence(history, ranked) or f"Of {counted(len(known), 'trial')}, none is at chance."
+    if leader(ranked) and not winner(ranked):
         return Finding("learning", "change", sentence, WHAT_TO_TRY, numbers)
     return Finding("learning", "fine", sentence, "", numbers)
 
@@ -117,7 +115,7 @@ def flatness(history: History, n_validation: int | None) -> Finding:
     if noise is None:
         sentence = f"{untold}: trials {now.trial} and {before.trial}, the best now and before its last third, have "
         return Finding("flatness", "unknown", f"{sentence}too few replicates.", "", numbers)
-    sentence = f"The last third of the {spent} epochs brought the best from {_score_text(before)} to {_score_text(now)}"
+    sentence = f"The last third of the {spent} epochs brought the best from {before.result_text} to {now.result_text}"
     against = f" ({noise_is}: {metric.size_text(noise)} {metric.unit})" if noise else ""
     if gained > noise:
         advice = "More trials may bring more: resume with --add-trials."
@@ -151,7 +149,3 @@ def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | No
         return 0.0, ""
     accuracy = now.score or 0.0
     return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / n_validation), f"standard error of {n_validation:,} images"
-
-
-def _score_text(row: Ranked) -> str:
-    return f"{replicate_text(row.replicates)} (replicates)" if row.replicates else row.search_text

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.analysis.columns import LEADERBOARD, replicate_text
+from search.analysis.columns import LEADERBOARD, forecast_text, replicate_text
 from search.experiment.events import ProposedBy
 from search.experiment.history import History, Status, Trial
-from search.policy.order import search_order
+from search.policy.forecasts import Forecast, forecasts
+from search.policy.order import best_first, can_win, search_order
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
@@ -37,8 +38,9 @@ class Ranked:
         excluded: whether the trial lies outside the space as it was changed later.
         audit: whether the trial is an audit trial, which no rung stops.
         proposed_by: origin of the configuration; None in old journals.
-        replicates: None without replicates, or before all better trials have replicates.
-        at_chance: whether `score` is at most that of guessing.
+        forecast: of the score after the last epoch; None without a result, and for excluded trials.
+        replicates: None without replicates, or before the best trial of the search has some.
+        at_chance: whether the mean of its replicates, or else `search_score`, is at most that of guessing.
         metric: of the search.
     """
 
@@ -58,19 +60,45 @@ class Ranked:
     excluded: bool = False
     audit: bool = False
     proposed_by: ProposedBy | None = None
+    forecast: Forecast | None = None
     replicates: ReplicateSummary | None = None
     at_chance: bool = False
     metric: Metric = ACCURACY
 
     @property
     def score(self) -> float | None:
-        """The score that decides its rank: the mean of its replicates, or else its score in the search."""
-        return self.replicates.mean if self.replicates else self.search_score
+        """The score that decides its rank: the mean of its replicates, or else its forecast or last result."""
+        if self.replicates:
+            return self.replicates.mean
+        return self.forecast.mean if self.forecast else self.search_score
 
     @property
     def search_text(self) -> str:
-        """The metric's value in the search; `–` without one."""
-        return "–" if self.search_score is None else self.metric.text(self.search_score)
+        """The metric's value in the search, with the epoch for a trial that has not completed; `–` without one."""
+        if self.search_score is None:
+            return "–"
+        return f"{self.metric.text(self.search_score)}{self.after_text}"
+
+    @property
+    def after_text(self) -> str:
+        """` after 3 epochs` for a trial that has not completed; empty otherwise."""
+        return "" if self.status == "completed" else f" after {counted(self.epochs, 'epoch')}"
+
+    @property
+    def result_text(self) -> str:
+        """What decides its rank, and what kind of result that is."""
+        if self.replicates:
+            return f"{replicate_text(self.replicates)} ({counted(self.n_replicates, 'replicate')})"
+        return f"{forecast_text(self)} (forecast)" if self.forecast else self.search_text
+
+    @property
+    def forecast_mean(self) -> float | None:
+        """Value of the metric that the curve model expects after the last epoch."""
+        return self.metric.value(self.forecast.mean) if self.forecast else None
+
+    @property
+    def forecast_half_width(self) -> float | None:
+        return self.forecast.half_width if self.forecast else None
 
     @property
     def replicate_mean(self) -> float | None:
@@ -107,41 +135,38 @@ WHAT_TO_TRY = (
 )
 
 
-def rank(history: History, chance: float | None = None) -> list[Ranked]:
+def rank(history: History) -> list[Ranked]:
     """All trials, best first.
 
     1. Trials that were chosen for replicates, by the mean of their replicates.
-    2. All others by the results of the search: completed trials by the metric after their last epoch; then stopped
-       and running trials by epochs and the metric; then failed and diverged trials; then excluded trials. Equal
-       scores are ordered by loss, then by number.
+    2. All others by their forecast, whether they have completed or not (`best_first`); then failed and diverged trials;
+       then excluded trials.
 
     The baseline always gets replicates, as a reference. It stands before the first trial of 1 whose mean is below the
-    baseline's mean; without such a trial, before the first trial of 2 that did not complete or whose score is at
-    most the baseline's mean.
-
-    Args:
-        history: of the search.
-        chance: highest score of a run that guesses (`manifest.Data.chance_of`); None where it is not known.
+    baseline's mean; without such a trial, before the first trial of 2 whose forecast is at most the baseline's mean.
     """
-    ordered = sorted(history.trials.values(), key=search_order)
+    ordered, foreseen = best_first(history), forecasts(history)
     replicates = _usable_replicate_results(history, ordered)
     numbers = [*replicates, *(trial.number for trial in ordered if trial.number not in replicates)]
     baseline = _last_baseline(history)
     if baseline in replicates and baseline == numbers[len(replicates) - 1]:
         _move_down(numbers, len(replicates) - 1, replicates[baseline].mean, history)
+    chance = history.chance
     return [
-        _row(rank, history.trials[number], replicates.get(number), chance) for rank, number in enumerate(numbers, 1)
+        _row(rank, history.trials[number], foreseen.get(number), replicates.get(number), chance)
+        for rank, number in enumerate(numbers, 1)
     ]
 
 
-def best_completed(ranked: Sequence[Ranked]) -> Ranked | None:
-    """The best completed trial, even at chance; None before a trial has completed."""
-    return next((row for row in ranked if row.status == "completed" and not row.excluded), None)
+def leader(ranked: Sequence[Ranked]) -> Ranked | None:
+    """The first trial that has completed or was stopped, even at chance; None before one has completed."""
+    ended = [row for row in ranked if row.status in ("completed", "stopped") and not row.excluded]
+    return ended[0] if any(row.status == "completed" for row in ended) else None
 
 
 def winner(ranked: Sequence[Ranked]) -> Ranked | None:
-    """The best completed trial; None before a trial has completed, or where the best one is at chance."""
-    best = best_completed(ranked)
+    """The leader; None where it is at chance."""
+    best = leader(ranked)
     return None if best is None or best.at_chance else best
 
 
@@ -180,15 +205,15 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline | 
     if best is None or best.search_score is None:
         return None
     if best.baseline:
-        others = [row for row in ranked if not row.excluded and not row.replicates]
-        n_better = sum(row.score is not None and best.score is not None and row.score > best.score for row in others)
+        others = [row.search_score for row in ranked if not row.excluded and not row.replicates]
+        n_better = sum(score is not None and best.score is not None and score > best.score for score in others)
         what = f"{'lower' if best.metric.is_loss else 'higher'} {best.metric.title}"
         higher = f", though {counted(n_better, 'trial')} had a {what} in the search" if n_better else ""
         return OverBaseline(None, f"It is the baseline: no searched configuration ranks above it{higher}", baseline)
     if best.replicates is None:
-        if baseline is None or baseline.status != "completed" or baseline.search_score is None:
+        if baseline is None or baseline.status != "completed" or baseline.score is None or best.score is None:
             return OverBaseline(None, "The baseline has not completed", baseline)
-        one_seed = Lead(best.search_score - baseline.search_score, None, best.metric)
+        one_seed = Lead(best.score - baseline.score, None, best.metric)
         return OverBaseline(one_seed, "one seed each, on the images that chose it", baseline)
     if baseline is None or baseline.replicates is None:
         return OverBaseline(None, "The baseline has no replicate to compare with", baseline)
@@ -199,23 +224,24 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline | 
     return OverBaseline(ahead, "" if ahead.is_clear else doubt, baseline)
 
 
-def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | None = None) -> str:
+def lead_sentence(history: History, ranked: Sequence[Ranked]) -> str:
     """Sentences about the winner, its interval and its lead over the baseline, or about a search without a winner.
 
     Args:
         history: of the search.
         ranked: rows, as `rank` gives them.
-        chance: as for `rank`.
     """
-    at_chance = chance_sentence(ranked, chance)
+    at_chance = chance_sentence(history, ranked)
     best, over = winner(ranked), over_baseline(history, ranked)
-    if best is None or over is None:
-        if best_completed(ranked):
+    if best is None or over is None or best.search_score is None:
+        if leader(ranked):
             return f"{at_chance} {WHAT_TO_TRY}"
         return f"No trial has completed yet. {at_chance}".rstrip()
     metric = best.metric
     by = "" if metric is ACCURACY else f" by validation {metric.title}"
-    sentences = [f"Trial {best.trial} leads with {best.search_text} validation {metric.title}."]
+    foreseen = f" (forecast {forecast_text(best)})" if best.forecast else ""
+    said = f"{metric.text(best.search_score)} validation {metric.title}{best.after_text}"
+    sentences = [f"Trial {best.trial} leads with {said}{foreseen}."]
     if best.replicates:
         say = f"{counted(best.replicates.n_runs, 'replicate')} {'says' if best.n_replicates == 1 else 'say'}"
         said = f"the search said {best.search_text}, {say} {replicate_text(best.replicates)}"
@@ -227,34 +253,35 @@ def lead_sentence(history: History, ranked: Sequence[Ranked], chance: float | No
     return " ".join([*sentences, at_chance]).rstrip()
 
 
-def chance_sentence(ranked: Sequence[Ranked], chance: float | None) -> str:
+def chance_sentence(history: History, ranked: Sequence[Ranked]) -> str:
     """A sentence about the trials that are at chance; empty without such trials.
 
     Args:
-        ranked: rows, as `rank` gives them with `chance`.
-        chance: highest score of a run that guesses; None where it is not known.
+        history: of the search.
+        ranked: rows, as `rank` gives them.
     """
     known = [row for row in ranked if not row.excluded and row.score is not None]
     n_at_chance = sum(row.at_chance for row in known)
+    metric, chance = history.metric, history.chance
     if chance is None or not n_at_chance:
         return ""
-    metric = known[0].metric
     bound = f"at {'least' if metric.is_loss else 'most'} {metric.text(chance)}"
     how_many = (
         f"{n_at_chance:,} of {counted(len(known), 'trial')} {'is' if n_at_chance == 1 else 'are'} at chance "
         f"({bound}: a run that {metric.guess} may reach that)"
     )
-    best = best_completed(ranked)
+    best = leader(ranked)
     if best is None or not best.at_chance:
         return f"{how_many}."
-    return f"No trial wins: {how_many}, also the best completed one, trial {best.trial}."
+    return f"No trial wins: {how_many}, also the best one, trial {best.trial}."
 
 
 def _lead_text(over: OverBaseline) -> str:
     if over.lead is None or over.baseline is None:
         return over.doubt
     replicates, metric = over.baseline.replicates, over.baseline.metric
-    result = replicate_text(replicates) if replicates else over.baseline.search_text
+    forecast = forecast_text(over.baseline) or over.baseline.search_text
+    result = replicate_text(replicates) if replicates else forecast
     points = points_text(over.lead).removeprefix("+")
     doubt = f"; {over.doubt}" if over.doubt else ""
     return f"It is {points} {metric.better} the baseline (trial {over.baseline.trial}, {result}){doubt}"
@@ -294,17 +321,16 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
 
 
 def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dict[int, ReplicateSummary]:
-    """Replicate results in their order; empty unless all trials that the search ranked higher have results.
+    """Replicate results in their order; empty unless the best trial of the search has some.
 
     Otherwise, while the first replicates run or after trials were added, a trial would rank first only because better
-    trials have no replicates yet.
+    trials have no replicates yet. Searches of versions before forecasts have replicates of the best completed trial.
     """
     replicates = replicate_results(history) if history.replicates else {}
     baseline = _last_baseline(history)
-    others = [trial.number for trial in ordered if trial.status == "completed" and trial.number != baseline]
-    n_confirmed = sum(number in replicates for number in others)
-    covers_best = n_confirmed > 0 and all(number in replicates for number in others[:n_confirmed])
-    return replicates if covers_best else {}
+    others = [trial for trial in ordered if can_win(trial) and trial.number != baseline]
+    completed = sorted((trial for trial in others if trial.status == "completed"), key=search_order)
+    return replicates if any(trial.number in replicates for trial in [*others[:1], *completed[:1]]) else {}
 
 
 def _last_baseline(history: History) -> int | None:
@@ -313,18 +339,26 @@ def _last_baseline(history: History) -> int | None:
 
 
 def _move_down(numbers: list[int], place: int, score: float, history: History) -> None:
-    """Move the number at `place` behind the completed trials after it that have a higher score."""
+    """Move the number at `place` behind the trials after it that have a higher forecast or, without one, result."""
+    foreseen = forecasts(history)
 
     def is_ahead(trial: Trial) -> bool:
-        theirs = trial.last_score
-        return trial.status == "completed" and not trial.excluded and theirs is not None and theirs > score
+        forecast = foreseen.get(trial.number)
+        theirs = forecast.mean if forecast else trial.last_score
+        return can_win(trial) and theirs is not None and theirs > score
 
     behind = range(place + 1, len(numbers))
     end = next((i for i in behind if not is_ahead(history.trials[numbers[i]])), len(numbers))
     numbers.insert(end - 1, numbers.pop(place))
 
 
-def _row(position: int, trial: Trial, replicates: ReplicateSummary | None, chance: float | None) -> Ranked:
+def _row(
+    position: int,
+    trial: Trial,
+    forecast: Forecast | None,
+    replicates: ReplicateSummary | None,
+    chance: float | None,
+) -> Ranked:
     last = trial.last if trial.last and not trial.last.diverged else None
     score = replicates.mean if replicates else trial.last_score
     return Ranked(
@@ -344,6 +378,7 @@ def _row(position: int, trial: Trial, replicates: ReplicateSummary | None, chanc
         excluded=trial.excluded,
         audit=trial.audit,
         proposed_by=trial.proposed_by,
+        forecast=forecast,
         replicates=replicates,
         at_chance=chance is not None and score is not None and score <= chance,
         metric=trial.metric,

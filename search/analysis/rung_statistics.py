@@ -99,7 +99,7 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
     return found
 
 
-def rung_visits(history: History, space: Space, chance: float | None = None) -> dict[int, dict[int, RungVisit]]:
+def rung_visits(history: History, space: Space) -> dict[int, dict[int, RungVisit]]:
     """Replay a search with its own rule, under the space of each time.
 
     The stopping variant decides when a trial arrives; the promoting one when the trial is promoted or left behind.
@@ -108,7 +108,6 @@ def rung_visits(history: History, space: Space, chance: float | None = None) -> 
     Args:
         history: of the search.
         space: the present space.
-        chance: score of guessing that the rungs used (`manifest.Data.chance_of`); None where it is not known.
 
     Returns:
         By number of the trial and epoch of the rung; without rungs at which a trial only counts as diverged.
@@ -116,8 +115,8 @@ def rung_visits(history: History, space: Space, chance: float | None = None) -> 
     Raises:
         InputError: this version cannot read an earlier space of the search.
     """
-    known, found = History(), defaultdict[int, dict[int, RungVisit]](dict)
-    then, rule = space, rung_rule(space, chance, history.metric)
+    known, found = History(chances=history.chances), defaultdict[int, dict[int, RungVisit]](dict)
+    then, rule = space, rung_rule(space, history)
 
     def look(trial: Trial, result: EpochDone | None) -> None:
         if result and not trial.excluded and not result.diverged and result.epoch in then.rung_epochs[:-1]:
@@ -129,8 +128,7 @@ def rung_visits(history: History, space: Space, chance: float | None = None) -> 
         match event:
             case SpaceSet():
                 then = space if known.space == history.space else space_of_journal(known, space.name)
-                guess = chance if known.metric is history.metric else None
-                rule = rung_rule(then, guess, known.metric)
+                rule = rung_rule(then, known)
                 replay(rule, known)
             case EpochDone() if not known.trials[event.trial].excluded:
                 if not promotes:

@@ -54,17 +54,17 @@ def rank_correlation(history: History, space: Space) -> Finding:
     return Finding("rank_correlation", "unknown", sentence, advice, numbers)
 
 
-def would_be_winners(history: History, space: Space, chance: float | None = None) -> Finding:
+def would_be_winners(history: History, space: Space) -> Finding:
     """Number of stopped trials that would have ended above the winner, estimated from audit trials.
 
     The share of refused audit trials that rank above every trial that no rung refused, times the number of stopped
     trials, with Clopper and Pearson's interval: audit trials are a random sample. By rank, because replicates decide
-    where trials have them, not the best single run. `chance` is the score of guessing that the rungs used.
+    where trials have them, not the best single run.
     """
     rungs = space.rung_epochs
     if len(rungs) == 1:
         return Finding("would_be_winners", "fine", "No trial is stopped, so that none is lost.", "", {})
-    visits, completed = rung_visits(history, space, chance), _completed(history, space)
+    visits, completed = rung_visits(history, space), _completed(history, space)
     refused = {
         trial.number for trial in completed if trial.audit and any(at.reason for at in visits[trial.number].values())
     }

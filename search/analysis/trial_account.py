@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from search.analysis.columns import compact, replicate_text
+from search.analysis.columns import compact, forecast_text, replicate_text
 from search.analysis.ranking import Ranked, rank
 from search.analysis.rung_statistics import rung_visits
 from search.experiment.history import History, Replicate, Trial
@@ -69,7 +69,8 @@ class TrialAccount:
         runs = ", ".join(text if status == "completed" else status for status, text in results)
         mean = f" (mean {replicate_text(self.row.replicates)})" if self.row.replicates else ""
         yield f"replicates: {runs or 'none'}{mean}"
-        by = "replicates" if self.row.replicates else "result in the search"
+        foreseen = f"forecast, {forecast_text(self.row)}" if self.row.forecast else "result in the search"
+        by = "replicates" if self.row.replicates else foreseen
         yield f"leaderboard: place {self.row.rank} of {self.n_trials} by its {by}"
 
 
@@ -84,19 +85,18 @@ def _visit_text(visit: RungVisit) -> str:
     return f"rung {visit.epoch}: {verdict}{margin}: {said}; place {visit.place} of {visit.n}"
 
 
-def account(history: History, space: Space, number: int, chance: float | None = None) -> TrialAccount:
+def account(history: History, space: Space, number: int) -> TrialAccount:
     """The account of a trial.
 
     Args:
         history: of the search, which may still run.
         space: the space of the search.
         number: of the trial, which must be in the history.
-        chance: score of guessing that the rungs used (`manifest.Data.chance_of`); None where it is not known.
 
     Raises:
         InputError: this version cannot read an earlier space of the search.
     """
-    ranked, visits = rank(history, chance), rung_visits(history, space, chance)
+    ranked, visits = rank(history), rung_visits(history, space)
     audits = [
         (row.rank, visits[row.trial]) for row in ranked if row.audit and row.status == "completed" and not row.excluded
     ]

@@ -86,7 +86,6 @@ class SearchSession:
             history,
             self.experiment.journal(),
             self.observer.on_event,
-            chance=self.experiment.manifest.data.chance_of(history.metric),
             is_late=lambda: time.monotonic() >= self._trials_until_s,
         )
         number = self._open()

@@ -83,7 +83,7 @@ class Experiment:
 
     def space_with(self, overrides: Sequence[str]) -> Space:
         """The resolved space with `overrides`; see `read_space`."""
-        return read_space(self.folder / "experiment.yaml", self.history, overrides)
+        return read_space(self.folder / "experiment.yaml", self._journaled, overrides)
 
     @property
     def manifest(self) -> Manifest:
@@ -137,7 +137,12 @@ class Experiment:
         must_hold_plain_files(self.folder)
 
     def history(self) -> History:
-        """All trials and replicates until now; safe while a search runs."""
+        """All trials and replicates until now, with the level of guessing; safe while a search runs."""
+        history = self._journaled()
+        history.chances = self.manifest.data.chances_by_metric
+        return history
+
+    def _journaled(self) -> History:
         return read_history(self.folder / "journal.jsonl")
 
     def __repr__(self) -> str:

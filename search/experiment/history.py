@@ -145,18 +145,21 @@ class History:
         trials: trials by number, ascending.
         results_in_order: epochs of all trials, in the order in which they were recorded.
         space: the present space, as returned by `Space.as_dict`; None before the first `SpaceSet`.
+        n_spaces: number of times that the space was set.
         metric: that the present space ranks by; accuracy before the first `SpaceSet`.
         replicates: replicates of the best trials by number, ascending.
         added: configurations that the user added, in order.
         is_finishing: whether the user asked for no more trials since the space was set.
         n_redone: number of epochs that were trained again, after a worker or the search was interrupted.
         events: all applied events, in order.
+        chances: best value of each metric that a run which only guesses reaches (`manifest.Data.chances_by_metric`).
     """
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
+    def __init__(self, events: Iterable[Event] = (), chances: Mapping[str, float] | None = None) -> None:
         self.trials: dict[int, Trial] = {}
         self.results_in_order: list[EpochDone] = []
         self.space: dict[str, Any] | None = None
+        self.n_spaces = 0
         self._search_section = _SearchSection()
         self.metric = ACCURACY
         self.replicates: dict[int, Replicate] = {}
@@ -164,6 +167,7 @@ class History:
         self.is_finishing = False
         self.n_redone = 0
         self.events: list[Event] = []
+        self.chances = chances or {}
         for event in events:
             self.apply(event)
 
@@ -203,6 +207,7 @@ class History:
         if n_without := self.n_without(metric):
             raise ValueError(f"it ranks by {metric.title}, which {n_without} earlier epochs do not have")
         self.metric, self.space = metric, event.space
+        self.n_spaces += 1
         self.is_finishing = False
         for trial in self.trials.values():
             trial.excluded = trial.number in event.excluded
@@ -245,6 +250,11 @@ class History:
                 trial.promotions.append(event)
             case TrialEnded():
                 trial.finish(event, name)
+
+    @property
+    def chance(self) -> float | None:
+        """The highest score of a run that only guesses; None if unknown."""
+        return self.metric.value(self.chances[self.metric.name]) if self.metric.name in self.chances else None
 
     @property
     def counting(self) -> list[Trial]:

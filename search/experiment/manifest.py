@@ -27,7 +27,6 @@ from spaces.plain_files import MIB, read_plain
 from spaces.printable import warn_once
 from spaces.schema import Precision, Space
 from trainable.files import write_text
-from trainable.metric import ACCURACY, Metric
 
 MAX_MANIFEST_BYTES = 16 * MIB  # a manifest with 1,000 classes and 1,000 sessions has less than 1 MiB
 
@@ -68,10 +67,10 @@ class Data(Part):
     chance: float | None = Field(default=None, ge=0, le=1)
     chances: dict[str, float] = {}  # of the other metrics (`rungs.chance_levels`)
 
-    def chance_of(self, metric: Metric) -> float | None:
-        """Best score of a run that only guesses; None if unknown."""
-        value = self.chance if metric is ACCURACY else self.chances.get(metric.name)
-        return None if value is None else metric.value(value)
+    @property
+    def chances_by_metric(self) -> dict[str, float]:
+        """Best value of each metric that a run which only guesses reaches, as far as it is known."""
+        return self.chances if self.chance is None else {"accuracy": self.chance, **self.chances}
 
 
 class Seeds(Part):

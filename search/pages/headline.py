@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from search.analysis.columns import replicate_text
-from search.analysis.ranking import best_completed, over_baseline, points_text
+from search.analysis.ranking import leader, over_baseline, points_text
 from search.analysis.stopping_findings import saved_epochs
 from search.experiment.command_lines import command_on
 from search.experiment.manifest import seconds_used, use_of_test_set_text
@@ -29,14 +29,14 @@ def headline(known: ReportData) -> list[Stat]:
 def _validation_stat(known: ReportData) -> Stat:
     best, label = known.best, f"Validation {known.history.metric.title}"
     if best is None:
-        why = "no winner: the best is at chance" if best_completed(known.ranked) else "no trial has completed yet"
+        why = "no winner: the best is at chance" if leader(known.ranked) else "no trial has completed yet"
         return Stat(label, "–", why)
     by = f"trial {best.trial}; "
     if best.replicates:
         runs = counted(best.replicates.n_runs, "replicate")
         interval = "" if best.replicates.half_width is None else ", 95 % interval"
         return Stat(label, replicate_text(best.replicates), f"{by}mean of {runs}{interval}")
-    return Stat(label, best.search_text, f"{by}one seed, on the images that chose it")
+    return Stat(label, best.result_text, f"{by}one seed, which had {best.search_text}")
 
 
 def _lead_stats(known: ReportData) -> list[Stat]:

@@ -33,8 +33,7 @@ def report_html(experiment: Experiment) -> str:
     space, manifest, final = known.space, known.manifest, known.final
     rungs = rung_survival(known.counting, space)
     importance = importance_at(space.rung_epochs[0], known.counting, space)
-    chance = manifest.data.chance_of(known.history.metric)
-    findings = diagnose(known.history, space, manifest.data.n_validation, chance, importance)
+    findings = diagnose(known.history, space, manifest.data.n_validation, importance)
     figures = _figures(known, rungs, importance)
     columns, rows = leaderboard(known)
     mistakes, mistakes_caption = mistake_pictures(known)
@@ -46,7 +45,7 @@ def report_html(experiment: Experiment) -> str:
         kind=f"Search of {manifest.space} on {space.dataset.name}, begun {_utc(manifest.created_at)}",
         name=experiment.name,
         metric=known.history.metric.title,
-        lead=lead_sentence(known.history, known.ranked, chance),
+        lead=lead_sentence(known.history, known.ranked),
         remarks=remarks(known),
         stats=headline(known),
         leaderboard_caption=_leaderboard_caption(known),
@@ -101,7 +100,7 @@ def _leaderboard_caption(known: ReportData) -> str:
     n_trials, title = len(known.ranked), known.history.metric.title
     shown = "" if n_trials <= MOST_ROWS else f" The first {MOST_ROWS:,} of {n_trials:,} are here."
     n = n_by_replicates(known.ranked)
-    by = f" Of the ranks, the first {n} rest on replicates, and those below on the {title} in the search." if n else ""
+    by = f" Of the ranks, the first {n} rest on replicates, and those below on forecasts from the search." if n else ""
     return (
         f"{progress_text(known.history, known.space)}. The {title} is of the validation images, after a trial’s "
         f"last epoch: stopped trials had fewer.{by}{shown}"

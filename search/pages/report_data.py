@@ -62,7 +62,7 @@ def read_all(experiment: Experiment) -> ReportData:
         InputError: journal, space or manifest cannot be read.
     """
     history, space, manifest = experiment.history(), experiment.space, experiment.manifest
-    ranked = rank(history, manifest.data.chance_of(history.metric))
+    ranked = rank(history)
     final, problem = None, ""
     try:
         final = read_final_results(experiment)

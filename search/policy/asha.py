@@ -13,7 +13,7 @@ from search.experiment.history import History, Trial
 from search.policy.order import result_order
 from search.policy.rungs import Rungs, RungVisit, at_chance_text, rung_visit, rungs_of_diverged
 from spaces.schema import Space
-from trainable.metric import ACCURACY, Metric
+from trainable.metric import Metric
 
 # Sort key of a result at a rung: minus the score, then loss, then the number of the trial; see `result_order`.
 _Rank = tuple[float, float, int]
@@ -35,10 +35,10 @@ class RungRule(Protocol):
         """Why a waiting trial ends at its rung, when no more trials are promoted."""
 
 
-def rung_rule(space: Space, chance: float | None = None, metric: Metric = ACCURACY) -> RungRule:
-    """The rule of `search.asha`; `chance` and `metric` as in `Rungs`. With `off`, the space has no rungs."""
+def rung_rule(space: Space, history: History) -> RungRule:
+    """The rule of `search.asha`, with the metric and the chance of a history. With `off`, the space has no rungs."""
     variant = PromotingRungs if space.search.asha == "promote" else StoppingRungs
-    return variant(space.rung_epochs, space.search.reduction_factor, chance, metric)
+    return variant(space.rung_epochs, space.search.reduction_factor, history.chance, history.metric)
 
 
 def replay(rule: RungRule, history: History) -> dict[int, str | None]:

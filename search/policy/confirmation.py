@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from search.experiment.history import History, Trial
-from search.policy.order import search_order
+from search.policy.order import best_first, can_win
 from search.policy.replicate_statistics import diverged, leaders
 from spaces.schema import Space
 
@@ -18,7 +18,7 @@ MOST_TIMES_SEEDS = 3
 
 
 def candidates(history: History, space: Space) -> list[Trial]:
-    """Trials that are replicated: the best completed trials and the baseline, if it completed; best first.
+    """Trials that are replicated: the best by forecast, and the baseline if it completed; best first.
 
     If the budget is less than two replicates for each of them, fewer trials take part, but at least two.
     """
@@ -26,12 +26,12 @@ def candidates(history: History, space: Space) -> list[Trial]:
     n_others = min(space.confirm.top, max(1, n_runs // 2 - 1))
     if not space.confirm.top:
         return []
-    completed = sorted((trial for trial in history.counting if trial.status == "completed"), key=search_order)
-    baseline = max((trial for trial in completed if trial.baseline), key=lambda trial: trial.number, default=None)
-    others = [trial for trial in completed if trial is not baseline][:n_others]
-    if not others:
-        return []
-    return sorted([*others, baseline] if baseline else others, key=search_order)
+    able = [trial for trial in best_first(history) if can_win(trial)]
+    completed = [trial for trial in able if trial.baseline and trial.status == "completed"]
+    baseline = max(completed, key=lambda trial: trial.number, default=None)
+    others = [trial for trial in able if trial is not baseline][:n_others]
+    chosen = {trial.number for trial in [*others, *([baseline] if baseline else [])]}
+    return [trial for trial in able if trial.number in chosen] if others else []
 
 
 def budget_epochs(history: History, space: Space) -> int:

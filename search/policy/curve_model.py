@@ -75,6 +75,11 @@ def to_z(scores: Array, is_loss: bool = False) -> Array:
     return np.asarray(2 * np.arcsin(np.sqrt(np.clip(scores, 0.0, 1.0))))
 
 
+def from_z(z: Array, is_loss: bool = False) -> Array:
+    """The inverse of `to_z`."""
+    return np.asarray(-np.exp(-z) if is_loss else np.sin(np.clip(z, 0.0, np.pi) / 2) ** 2)
+
+
 class CurveModel:
     """The process, conditional on partial curves.
 

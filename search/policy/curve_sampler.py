@@ -1,4 +1,4 @@
-"""Proposals and forecasts of the curve model (`search.sampler: curves`). Pure functions of the history.
+"""Proposals of the curve model (`search.sampler: curves`). Pure functions of the history.
 
 Source: expected improvement as in Jones, Schonlau and Welch, "Efficient Global Optimization" (1998). Near running
 trials the deviation is reduced, so that several workers get different configurations.
@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import ndtr
 
-from search.experiment.events import EpochDone
-from search.experiment.history import History, Trial
-from search.policy.curve_model import Curve, CurveModel, KernelParameters
+from search.experiment.history import History
+from search.policy.forecasts import model_of
 from search.policy.unit_cube import Array, from_unit, to_unit
 from spaces.parameters import Hyperparameters, Number
 from spaces.schema import Space
@@ -21,56 +20,14 @@ N_PARENTS = 4
 N_PERTURBED = 60  # candidates near each parent
 PERTURBATION = 0.12  # standard deviation in the unit cube
 RANDOM_SHARE = 0.2
-# The parameters of the covariance are chosen anew when the number of results has grown by this factor.
-REFIT_FACTOR = 1.2
 
 
-class Forecasts:
-    """Curve models of one search as it grows.
-
-    Args:
-        space: the searched space.
-    """
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self._chosen: dict[int, KernelParameters] = {}
-
-    def model(self, history: History) -> tuple[list[Trial], CurveModel]:
-        """The trials that count and have results, and a model of their curves; at least one trial has a result.
-
-        The parameters of the covariance depend on a first part of the history only, so that a resumed search chooses
-        the same ones.
-        """
-        results = [result for result in history.results_in_order if not history.trials[result.trial].excluded]
-        n_first = 1
-        while (n_next := max(n_first + 1, int(n_first * REFIT_FACTOR))) <= len(results):
-            n_first = n_next
-        if n_first not in self._chosen:
-            self._chosen = {n_first: self._model_of(history, results[:n_first])[1].parameters}
-        return self._model_of(history, results, self._chosen[n_first])
-
-    def _model_of(
-        self, history: History, results: Sequence[EpochDone], parameters: KernelParameters | None = None
-    ) -> tuple[list[Trial], CurveModel]:
-        max_epochs = self._space.training.max_epochs
-        metric, scores = history.metric, dict[int, list[float]]()
-        worst = min((metric.score(result) for result in results if not result.diverged), default=metric.worst)
-        for result in results:
-            seen = scores.setdefault(result.trial, [])
-            # A diverged trial counts as the worst score to the end.
-            seen += [worst] * (max_epochs - len(seen)) if result.diverged else [metric.score(result)]
-        trials = [history.trials[number] for number in scores]
-        curves = [Curve(trial.config, scores[trial.number]) for trial in trials]
-        return trials, CurveModel(self._space.searched, max_epochs, curves, parameters, metric.is_loss)
-
-
-def proposal(space: Space, history: History, number: int, forecasts: Forecasts) -> dict[str, Number] | None:
+def proposal(space: Space, history: History, number: int) -> dict[str, Number] | None:
     """Values of the searched parameters for trial `number`; None: they are to be drawn at random."""
     if is_random(space, history, number):
         return None
     generator = np.random.default_rng([space.search.seed, number])
-    trials, model = forecasts.model(history)
+    trials, model = model_of(history)
     means, _ = model.of_curves()
     n_epochs = np.array([trial.n_epochs for trial in trials])
     is_complete = n_epochs == space.training.max_epochs

@@ -1,9 +1,10 @@
-"""The order of trials by the results of the search, best first. Pure functions."""
+"""The order of trials by the search, best first: by forecasts, and by results. Pure functions."""
 
 import math
 
 from search.experiment.events import EpochDone
-from search.experiment.history import Trial
+from search.experiment.history import History, Trial
+from search.policy.forecasts import forecasts
 from trainable.metric import Metric
 
 # Lower sorts first. A stopped trial may look better than a completed one, but only up to where it stopped.
@@ -34,3 +35,26 @@ def search_order(trial: Trial) -> tuple[float, ...]:
     result = result_order(trial.number, trial.last, trial.metric) if trial.last and has_result else worst
     n_epochs = 0 if trial.status == "completed" else -trial.n_epochs
     return (trial.excluded, _STATUS_ORDER[trial.status], n_epochs, *result)
+
+
+def best_first(history: History) -> list[Trial]:
+    """All trials, best first, without regard to replicates.
+
+    Trials that count come before excluded ones; then failed, then diverged ones are last. Trials at chance come after
+    others. The rest is ordered by forecast, whether a trial has completed or not; ties, and trials without a forecast,
+    by `search_order`.
+    """
+    foreseen, chance = forecasts(history), history.chance
+
+    def key(trial: Trial) -> tuple[float, ...]:
+        forecast, score = foreseen.get(trial.number), trial.last_score
+        at_chance = chance is not None and score is not None and score <= chance
+        group = 0 if can_win(trial) else 2 if trial.status == "diverged" else 1
+        return (trial.excluded, group, at_chance, -forecast.mean if forecast else math.inf, *search_order(trial))
+
+    return sorted(history.trials.values(), key=key)
+
+
+def can_win(trial: Trial) -> bool:
+    """Whether a trial counts, has a result, and neither failed nor diverged."""
+    return not trial.excluded and trial.last is not None and trial.status not in ("failed", "diverged")

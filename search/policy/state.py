@@ -112,7 +112,6 @@ class SearchState:
         now: the clock, in seconds since 1970 (UTC).
         fails_alone: whether a trial of this session has trained an epoch. Until then, the cause of a failure may
             affect all trials.
-        chance: the highest score of a run that only guesses (`manifest.Data.chance_of`); None if unknown.
         is_late: returns whether the rest of the time budget is reserved for replicates. From then on no trial is
             started, if a trial can be replicated.
     """
@@ -125,7 +124,6 @@ class SearchState:
         observe: Observer | None = None,
         now: Callable[[], float] = time.time,
         fails_alone: bool = False,
-        chance: float | None = None,
         is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         self.space = space
@@ -134,7 +132,7 @@ class SearchState:
         self._observe = observe
         self._now = now
         self._is_late = is_late
-        self._rule = rung_rule(space, chance, history.metric)
+        self._rule = rung_rule(space, history)
         reasons_to_stop = replay(self._rule, history)
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()

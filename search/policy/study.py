@@ -1,19 +1,20 @@
-"""The Optuna study of a search, made from its history."""
+"""The Optuna study of a search, made from its history, and its samplers."""
 
 import contextlib
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.experiment.events import ProposedBy
 from search.experiment.history import History, Trial
-from search.policy.curve_sampler import Forecasts, is_random, proposal
-from search.policy.samplers import sampler_for
+from search.policy.curve_sampler import is_random, proposal
 from spaces.parameters import Choice, Hyperparameters, LogUniform, Number, RandInt, Searched, Uniform
 from spaces.schema import Space
 from trainable.files import replacing
@@ -46,7 +47,6 @@ class Proposer:
         self._history = history
         self._distributions = distributions(space)
         self._study = study_of(space, history)
-        self._forecasts = Forecasts(space)
         self._asked = {
             trial.number: optuna.trial.Trial(self._study, trial._trial_id)
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -80,7 +80,7 @@ class Proposer:
         if given:
             self._study.enqueue_trial(self._space.searched_values(given))
         elif self._space.search.sampler == "curves":
-            values = proposal(self._space, self._history, number, self._forecasts)
+            values = proposal(self._space, self._history, number)
             if values:
                 self._study.enqueue_trial(values)
         trial = self._study.ask(self._distributions)
@@ -101,6 +101,27 @@ class Proposer:
         # Optuna takes the value of a pruned trial from the reported ones; a failed trial has none.
         last = trial.last_value if trial.status == "completed" else None
         self._study.tell(asked, last, state=_STATES[trial.status])
+
+
+def sampler_for(space: Space, number: int) -> BaseSampler:
+    """The sampler of `search.sampler`, seeded for one trial.
+
+    The study that a sampler reads has all trials, with their accuracies after each epoch as intermediate values.
+    `gp` ignores stopped trials: Optuna's `GPSampler` fits completed trials only.
+
+    Args:
+        space: the searched space.
+        number: number of the trial.
+    """
+    seed = int(np.random.SeedSequence([space.search.seed, number]).generate_state(1)[0])
+    n_startup = space.search.startup_trials
+    match space.search.sampler:
+        case "random" | "curves":  # the random proposals among those of `search.policy.curve_sampler`
+            return RandomSampler(seed=seed)
+        case "tpe":
+            return TPESampler(seed=seed, n_startup_trials=n_startup)
+        case "gp":
+            return GPSampler(seed=seed, n_startup_trials=n_startup)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

@@ -84,12 +84,11 @@ def _winner(experiment: Experiment, history: History) -> int:
             f"{experiment.folder}: no trial has completed, so that there is no winner. "
             f"Resume the search ({resume_line(experiment)}), or name one: --trial ID"
         )
-    chance = experiment.manifest.data.chance_of(history.metric)
-    ranked = rank(history, chance)
+    ranked = rank(history)
     best = winner(ranked)
     if best is None:
         raise InputError(
-            f"{experiment.folder}: {lead_sentence(history, ranked, chance)} To retrain one all the same: --trial ID"
+            f"{experiment.folder}: {lead_sentence(history, ranked)} To retrain one all the same: --trial ID"
         )
     return best.trial
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.analysis.cost import expected_search
-from search.analysis.ranking import best_completed, lead_sentence, rank, winner
+from search.analysis.ranking import lead_sentence, leader, rank, winner
 from search.execution.cluster import Cluster, cluster_for, torch_imported_beside
 from search.execution.joined_cluster import JoinedCluster
 from search.execution.stop_signal import StopSignal
@@ -200,17 +200,16 @@ def _first_line(experiment: Experiment, space: Space, resource_plan: ResourcePla
 def print_result(experiment: Experiment, end: SearchEnd, address: str | None) -> None:
     """Print the best five trials, the winner, and the commands that come next."""
     history = experiment.history()
-    chance = experiment.manifest.data.chance_of(history.metric)
-    ranked = rank(history, chance)
+    ranked = rank(history)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if ranked:
         print(f"\n{as_table(ranked[:5], tuple(experiment.space.searched), width, live=False)}\n")
-    print(lead_sentence(history, ranked, chance))
+    print(lead_sentence(history, ranked))
     if end != "finished":
         reason = "Interrupted" if end == "interrupted" else "The time budget is used up"
         more = "" if end == "interrupted" else " --time-budget TIME"
         more += f" --address {shell_word(address)}" if address else ""
         print(f"{reason}; nothing is lost. Resume with: {resume_line(experiment, more)}")
-    if best_completed(ranked):
+    if leader(ranked):
         print(f"Next: {command_on('leaderboard', experiment)}")
         print(f"      {command_on('retrain' if winner(ranked) else 'diagnose', experiment)}")

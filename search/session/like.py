@@ -16,14 +16,13 @@ N_TAKEN = 3
 def like(space: Space, earlier: Experiment) -> tuple[Space, Like]:
     """`space` with the best configurations of `earlier` at the end of `try_first`; and what was taken and changed.
 
-    These are the first three completed trials of its leaderboard, without the baseline: by replicates, and then by the
-    search. Values are fitted to the new space, and the schedule to its epochs.
+    These are the first three completed trials of its leaderboard, without the baseline: by replicates, and then by
+    forecasts. Values are fitted to the new space, and the schedule to its epochs.
 
     Raises:
         InputError: no trial of `earlier` has completed above chance.
     """
-    history = earlier.history()
-    ranked = rank(history, earlier.manifest.data.chance_of(history.metric))
+    ranked = rank(earlier.history())
     sound = [row for row in ranked if row.status == "completed" and not (row.excluded or row.at_chance or row.baseline)]
     best = sound[:N_TAKEN]
     if not best:

@@ -30,8 +30,8 @@ def on_end(command: str | None) -> Iterator[Ended]:
     """Run a shell command after the block, also after a failure, unless the block set no experiment.
 
     The command gets SEARCH_NAME, SEARCH_FOLDER, SEARCH_STATUS, SEARCH_BEST (the winner's value of the metric, by its
-    replicates where it has any) and SEARCH_INTERVAL (half of its 95 % interval) in its environment; the last two are
-    empty where they are not known.
+    replicates, or else its forecast) and SEARCH_INTERVAL (half of its 95 % interval) in its environment; the last two
+    are empty where they are not known.
     """
     ended = Ended()
     try:
@@ -46,8 +46,10 @@ def on_end(command: str | None) -> Iterator[Ended]:
 
 def _facts(experiment: Experiment, status: SearchEnd) -> dict[str, str]:
     history = experiment.history()
-    best = winner(rank(history, experiment.manifest.data.chance_of(history.metric)))
-    score, half_width = (best.score, best.replicate_half_width) if best else (None, None)
+    best = winner(rank(history))
+    score, half_width = None, None
+    if best:
+        score, half_width = best.score, best.replicate_half_width if best.replicates else best.forecast_half_width
     return {
         "SEARCH_NAME": experiment.name,
         "SEARCH_FOLDER": str(experiment.folder),

@@ -24,7 +24,5 @@ def comparison_text(compared: Sequence[ExperimentSummary], rows: Sequence[Summar
         texts = [Text(printable(text)) for text in ("≠" if row.differs else "", row.name, *row.values)]
         is_last = following is not None and following.section != row.section
         table.add_row(*texts, style="bold" if row.differs else "dim", end_section=is_last)
-    chances = [one.manifest.data.chance_of(one.history.metric) for one in compared]
-    leads = [lead_sentence(one.history, one.ranked, chance) for one, chance in zip(compared, chances, strict=True)]
-    sentences = [f"{printable(one.name)}: {lead}" for one, lead in zip(compared, leads, strict=True)]
+    sentences = [f"{printable(one.name)}: {lead_sentence(one.history, one.ranked)}" for one in compared]
     return "\n".join([*printed_lines(table, width), "", *sentences, *remarks(compared)])

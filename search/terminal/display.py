@@ -167,7 +167,7 @@ class SearchDisplay:
             parts.append(counted(len(history.replicates) - len(history.unfinished_replicates), "replicate"))
         best = next(iter(rank(history)), None)
         if best and best.score is not None:
-            parts.append(f"best {best.metric.text(best.score)} (trial {best.trial})")
+            parts.append(f"best trial {best.trial}: {best.result_text}")
         left_s = self._state().left_s(remaining(history, self.space))
         if left_s:
             parts.append(f"about {duration_text(left_s)} left")

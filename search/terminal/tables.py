@@ -73,9 +73,7 @@ def as_table(
     lines = printed_lines(table, width)
     if 0 < n_confirmed < len(rows):
         baseline = ", the baseline by its replicates" if any(row.replicates for row in rows[n_confirmed:]) else ""
-        lines.append(
-            f"(above the line: ranked by replicates; below it: by the {rows[0].metric.title} in the search{baseline})"
-        )
+        lines.append(f"(above the line: ranked by replicates; below it: by forecasts from the search{baseline})")
     if len(rows) < len(ranked):
         lines.append(f"(the first {len(rows):,} of {len(ranked):,} trials: --top N shows more, --format csv all)")
     left_out = [name for name in parameters if name not in {column.name for column in columns}]

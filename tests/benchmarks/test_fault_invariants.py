@@ -148,7 +148,7 @@ def test_a_search_that_forgets_its_rungs_is_a_problem(space: Space, tmp_path: Pa
     path = tmp_path / "journal.jsonl"
     simulate(SearchState(space, History(), Journal(path)), 0, 25)
     state = SearchState(space, read_history(path), Journal(path))
-    state._rule = rung_rule(space)
+    state._rule = rung_rule(space, state.history)
     simulate(state, 1)
     assert "but had to" in " ".join(rung_problems(events_of(path.read_bytes()), space, None))
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.replay import measure_curves
 from benchmarks.replay.__main__ import main
 from benchmarks.replay.arms import ARMS, DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, space_of
-from benchmarks.replay.searches import HandedBack, OwnSearch, RaySearch, chance_of, drive, replay
+from benchmarks.replay.searches import OwnSearch, RaySearch, chances_of, drive, replay
 from benchmarks.replay.surrogate import FOREST, PROCESS, Surrogate, held_out_scores, noise_of
 from benchmarks.replay.tables import Table, in_unit_cube, random_configurations, read_table, table_from_text
 from benchmarks.stats import factor_of, geometric_mean, resampled_factors, steps_to, thinned
@@ -66,7 +66,7 @@ def test_the_replay_proposes_and_judges_as_the_journal_of_a_search_says(
     arm = OwnArm("tpe", sampler="tpe", asha=asha)
     own = OwnSearch.of(arm, surrogate, seed=5)
     path = tmp_path / "journal.jsonl"
-    journaled = SearchState(own.state.space, History(), Journal(path), chance=chance_of(surrogate.table))
+    journaled = SearchState(own.state.space, History(chances=chances_of(surrogate.table)), Journal(path))
     simulate(journaled, seed=1, max_results=150)
     history = History()
     n_proposals = n_refusals = 0
@@ -115,14 +115,14 @@ def test_the_stock_arm_is_rays_own_with_its_defaults(surrogate: Surrogate) -> No
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    stock = RaySearch(surrogate.table.space, EPOCHS, 1, random=False)
+    stock = RaySearch(surrogate.table, 1, random=False)
     assert type(stock.searcher) is OptunaSearch
     assert type(stock.scheduler) is ASHAScheduler
     assert type(stock.searcher._ot_study.sampler) is TPESampler
     defaults = ASHAScheduler(max_t=EPOCHS)
     assert stock.scheduler._reduction_factor == defaults._reduction_factor == 4
     assert [epoch for epoch, _ in stock.scheduler._brackets[0]._rungs] == [4, 1]
-    random = RaySearch(surrogate.table.space, EPOCHS, 1, random=True)
+    random = RaySearch(surrogate.table, 1, random=True)
     assert type(random.searcher._ot_study.sampler) is RandomSampler
     drive(stock, surrogate, 1, 60, 2)
     # As Ray does it: a trial that was stopped early is told as complete.
@@ -133,17 +133,19 @@ def test_the_stock_arm_is_rays_own_with_its_defaults(surrogate: Surrogate) -> No
 # What is measured
 
 
-def test_what_is_handed_back_is_what_the_ranking_says(surrogate: Surrogate) -> None:
-    class Watched(OwnSearch):
-        leader = HandedBack(EPOCHS)
-
-        def record(self, trial: int, epoch: int, accuracy: float) -> bool:
-            goes_on = super().record(trial, epoch, accuracy)
-            assert self.leader.record(trial, epoch, accuracy) == rank(self.state.history)[0].trial
-            return goes_on
-
-    arm = OwnArm("random", asha="stop")
-    drive(Watched(OwnSearch.of(arm, surrogate, 4).state), surrogate, 4, 150, 3)
+@pytest.mark.parametrize("arm", [OwnArm("random", asha="stop"), RayArm("ray-random", random=True)])
+def test_what_is_handed_back_is_what_the_ranking_says(surrogate: Surrogate, arm: Any) -> None:
+    n_epochs = 150
+    regret = replay(arm, surrogate, 4, n_epochs, 3).regret
+    searcher = (
+        RaySearch(surrogate.table, 4, random=True) if isinstance(arm, RayArm) else OwnSearch.of(arm, surrogate, 4)
+    )
+    drive(searcher, surrogate, 4, n_epochs, 3)
+    first = rank(searcher.history)[0]
+    assert searcher.history.n_epochs == n_epochs
+    assert first.forecast is not None
+    _, final = surrogate.run(in_unit_cube(surrogate.table.space, searcher.history.trials[first.trial].suggested), 4)
+    assert regret[-1] == pytest.approx(100 * (surrogate.best - final))
 
 
 def test_the_same_seed_gives_the_same_search_and_a_configuration_the_same_run(surrogate: Surrogate) -> None:

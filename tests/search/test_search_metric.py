@@ -24,7 +24,7 @@ from search.experiment.folder import Experiment, create_experiment
 from search.experiment.history import History
 from search.experiment.manifest import Data, Device, new_manifest
 from search.policy.curve_model import to_z
-from search.policy.curve_sampler import Forecasts
+from search.policy.forecasts import model_of
 from search.policy.replicate_statistics import lead, replicate_results
 from search.policy.rungs import Rungs, chance_levels
 from search.policy.state import SearchState
@@ -87,9 +87,8 @@ def test_each_metric_has_its_own_winner_and_is_called_by_its_name(name: str) -> 
     assert best.trial == BEST[name]
     sentence = lead_sentence(history, rank(history))
     text = "0.1000" if name == "loss" else "90.00%"
-    assert f"leads with {text} validation {METRICS[name].title}." in sentence
-    ahead = "It is 0.4000 nats below the baseline" if name == "loss" else "It is 40.00 points above the baseline"
-    assert ahead in sentence
+    assert f"leads with {text} validation {METRICS[name].title} (forecast " in sentence
+    assert (" nats below the baseline" if name == "loss" else " points above the baseline") in sentence
     study = study_of(space, history)
     assert study.best_trial.number == BEST[name]
     assert study.best_value == VALUES[name][BEST[name]]
@@ -181,9 +180,10 @@ def test_guessing_on_unequal_classes() -> None:
     recalls = np.stack([(said[:, true == label] == label).mean(axis=1) for label in range(3)]).mean(axis=0)
     assert (recalls > levels["balanced_accuracy"]).mean() == pytest.approx(0.05, abs=0.015)
     history = searched(space_by("loss"))
-    ranked = rank(history, METRICS["loss"].value(0.45))
+    history.chances = {"loss": 0.45}
+    ranked = rank(history)
     assert [row.trial for row in ranked if row.at_chance] == [0]
-    assert "1 of 5 trials is at chance (at least 0.4500:" in chance_sentence(ranked, -0.45)
+    assert "1 of 5 trials is at chance (at least 0.4500:" in chance_sentence(history, ranked)
 
 
 def test_the_curve_model_and_the_importances_take_losses_as_logarithms() -> None:
@@ -195,7 +195,7 @@ def test_the_curve_model_and_the_importances_take_losses_as_logarithms() -> None
         history.apply(TrialStarted(number, space.searched_values(space.baseline), config, number == 0, 0.0))
         values = dict.fromkeys(NAMES, 0.5) | {"loss": 1e30 if number == 11 else 2.0 - 0.1 * number}
         history.apply(epoch_of(number, 1, values))
-    trials, model = Forecasts(space).model(history)
+    trials, model = model_of(history)
     means, _ = model.of_curves()
     assert int(np.argmin(means)) == 11
     assert 7 <= int(np.argmax(means)) <= 10, "near the lowest losses, though the highest is 1e30"
@@ -248,7 +248,7 @@ def test_the_leaderboard_has_at_most_one_more_column(name: str, heading: str | N
     first = as_table(rank(searched(space_by(name))), []).splitlines()[0]
     assert "accuracy" in first
     assert (heading or "loss") in first
-    assert len(first.split()) <= 8 + len((heading or "").split())
+    assert len(first.split()) <= 9 + len((heading or "").split())
     narrow = as_table(rank(searched(space_by(name))), [], width=34).splitlines()[0]
     assert (heading or name) in narrow, "the metric is left out last"
 

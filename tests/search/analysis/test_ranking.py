@@ -60,27 +60,33 @@ def test_completed_first_then_stopped_and_running_by_epochs_then_failed_then_div
 
 def test_where_the_best_is_at_chance_there_is_no_winner(tiny_space: Space) -> None:
     same = history(tiny_space, *[("completed", [0.74] * 3)] * 3, ("stopped", [0.7]))
-    ranked = rank(same, chance=0.842)
+    same.chances = {"accuracy": 0.842}
+    ranked = rank(same)
     assert all(row.at_chance for row in ranked)
     assert winner(ranked) is None
-    sentence = lead_sentence(same, ranked, 0.842)
+    sentence = lead_sentence(same, ranked)
     assert sentence.startswith("No trial wins: 4 of 4 trials are at chance (at most 84.20%")
     assert "Try other learning rates" in sentence
+    same.chances = {}
     assert winner(rank(same)) is not None, "of a search whose manifest does not know chance"
     some = history(tiny_space, ("completed", [0.74] * 3), ("stopped", [0.9]), ("diverged", [math.nan]))
-    sentence = lead_sentence(some, rank(some, 0.842), 0.842)
-    assert sentence.startswith("No trial wins: 1 of 2 trials is at chance (at most 84.20%")
+    some.chances = {"accuracy": 0.842}
+    sentence = lead_sentence(some, rank(some))
+    assert sentence.startswith("Trial 1 leads with 90.00% validation accuracy after 1 epoch. ")
+    assert "1 of 2 trials is at chance (at most 84.20%" in sentence
 
 
 def test_the_lead_over_the_baseline_and_trials_at_chance_are_said(mixed: History, tiny_space: Space) -> None:
-    ranked = rank(mixed, chance=0.45)
+    mixed.chances = {"accuracy": 0.45}
+    ranked = rank(mixed)
     assert [row.trial for row in ranked if row.at_chance] == [4]
-    sentence = lead_sentence(mixed, ranked, 0.45)
+    sentence = lead_sentence(mixed, ranked)
     assert sentence.startswith(
         "Trial 2 leads with 80.00% validation accuracy. It is 10.00 points above the baseline (trial 0, 70.00%); "
         "one seed each, on the images that chose it. 1 of 6 trials is at chance (at most 45.00%: "
     )
-    assert "chance" not in lead_sentence(mixed, rank(mixed, 0.1), 0.1)
+    mixed.chances = {"accuracy": 0.1}
+    assert "chance" not in lead_sentence(mixed, rank(mixed))
     baseline = history(tiny_space, ("completed", [0.5, 0.6, 0.7]), ("stopped", [0.95]), ("completed", [0.5, 0.5, 0.5]))
     assert lead_sentence(baseline, rank(baseline)).endswith(
         "no searched configuration ranks above it, though 1 trial had a higher accuracy in the search."

@@ -38,8 +38,8 @@ def space_with(*overrides: str) -> Space:
 
 
 def searched(space: Space, seed: int = 0, curve: Curve = crossing, chance: float | None = CHANCE) -> History:
-    history = History([SpaceSet(space.as_dict(), [], 0.0)])
-    simulate(SearchState(space, history, chance=chance), seed, trials_at_once=3, curve=curve)
+    history = History([SpaceSet(space.as_dict(), [], 0.0)], {} if chance is None else {"accuracy": chance})
+    simulate(SearchState(space, history), seed, trials_at_once=3, curve=curve)
     return history
 
 
@@ -49,7 +49,7 @@ def test_each_recorded_reason_is_what_the_replay_says(asha: str, chance: float |
     for seed in range(3):
         space = space_with(f"search.asha={asha}", "search.audit_fraction=0.2")
         history = searched(space, seed, chance=chance)
-        visits = rung_visits(history, space, chance)
+        visits = rung_visits(history, space)
         statuses = set()
         for trial in history.trials.values():
             reached = [epoch for epoch in space.rung_epochs[:-1] if epoch <= trial.n_epochs]
@@ -68,7 +68,7 @@ def test_each_recorded_reason_is_what_the_replay_says(asha: str, chance: float |
 def test_the_place_the_cutoff_and_the_margin_are_numpy_s_over_the_journal() -> None:
     space = space_with("search.audit_fraction=0.2")
     history = searched(space, chance=None)
-    visits = rung_visits(history, space, None)
+    visits = rung_visits(history, space)
     n_compared = 0
     for i, event in enumerate(history.results_in_order):
         if event.epoch not in space.rung_epochs[:-1]:
@@ -91,7 +91,7 @@ def test_the_place_the_cutoff_and_the_margin_are_numpy_s_over_the_journal() -> N
 def test_a_promotion_is_explained_by_what_was_known_when_it_happened() -> None:
     space = space_with("search.asha=promote")
     history = searched(space, chance=None)
-    visits = rung_visits(history, space, None)
+    visits = rung_visits(history, space)
     arrived: dict[int, list[tuple[float, int]]] = {1: [], 3: []}
     n_promotions = 0
     for event in history.events:
@@ -115,8 +115,8 @@ def test_earlier_decisions_are_replayed_under_the_space_of_their_time() -> None:
     stricter = space_with("search.trials=40", "search.reduction_factor=9", "search.grace_epochs=1")
     excluded = [2, 3]
     history.apply(SpaceSet(stricter.as_dict(), excluded, 1.0))
-    simulate(SearchState(stricter, history, chance=CHANCE), 1, curve=crossing)
-    visits = rung_visits(history, stricter, CHANCE)
+    simulate(SearchState(stricter, history), 1, curve=crossing)
+    visits = rung_visits(history, stricter)
     stopped = [trial for trial in history.trials.values() if trial.status == "stopped"]
     assert {trial.number < 20 for trial in stopped} == {True, False}
     for trial in stopped:
@@ -125,11 +125,11 @@ def test_earlier_decisions_are_replayed_under_the_space_of_their_time() -> None:
     arrived = [one.trial for one in history.results_in_order if one.epoch == 1]
     assert visits[arrived[19]][1].n == 20
     assert visits[arrived[-1]][1].n == len(arrived) - len(excluded)
-    assert "outside the space as it was changed later" in "".join(account(history, stricter, 2, CHANCE).lines())
+    assert "outside the space as it was changed later" in "".join(account(history, stricter, 2).lines())
 
 
 def text_of(history: History, space: Space, number: int) -> str:
-    text = "\n".join(account(history, space, number, CHANCE).lines())
+    text = "\n".join(account(history, space, number).lines())
     assert len(text.splitlines()) <= 10
     return text
 
@@ -137,7 +137,7 @@ def text_of(history: History, space: Space, number: int) -> str:
 def test_a_state_each() -> None:
     """Of one search by hand: running, failed, diverged, waiting, promoted, at chance, and nothing compared yet."""
     space = space_with("search.asha=promote", "search.trials=9")
-    state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]), chance=CHANCE, fails_alone=True)
+    state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)], {"accuracy": CHANCE}), fails_alone=True)
     numbers(state, 8)
     state.record(result(1, 1, 0.5))
     assert "where 1 are too few for one to go on" in text_of(state.history, space, 1)
@@ -176,10 +176,10 @@ def test_audit_trials_say_what_the_rung_would_have_done_and_how_often_they_came_
 
     history = searched(space_with("search.audit_fraction=0.4", "search.trials=20"), curve=rises_late)
     audits = [trial for trial in history.trials.values() if trial.audit]
-    visits = rung_visits(history, space, CHANCE)
-    ranks = {row.trial: row.rank for row in rank(history, CHANCE)}
+    visits = rung_visits(history, space)
+    ranks = {row.trial: row.rank for row in rank(history)}
     for trial in history.trials.values():
-        found = account(history, space, trial.number, CHANCE)
+        found = account(history, space, trial.number)
         for rung in found.as_dict()["rungs"]:
             refused = [one.number for one in audits if visits[one.number][rung["epoch"]].reason]
             places = sorted(ranks[number] for number in refused)
@@ -188,7 +188,7 @@ def test_audit_trials_say_what_the_rung_would_have_done_and_how_often_they_came_
     text = text_of(history, space, late)
     assert text.startswith(f"trial {late} (audit: no rung stops it): completed, 9 of 9 epochs\n")
     assert "rung 1: refused, " in text
-    places = account(history, space, late, CHANCE).audit_ranks[1]
+    places = account(history, space, late).audit_ranks[1]
     back = f"{sum(place <= 3 for place in places)} came back among the best 3 (the best is on place {min(places)})"
     assert f"of {len(places)} audit trials that it refused, {back}" in text
 
@@ -213,7 +213,9 @@ def test_the_command_says_it_as_text_and_as_json(call: Call, experiment: Experim
     assert output.startswith(f"mine, trial {stopped.number}: stopped, {stopped.n_epochs} of 9 epochs\n")
     assert output.count(stopped.end.reason) == 1
     assert "replicates: none\n" in output
-    assert re.search(rf"leaderboard: place \d+ of {len(history.trials)} by its result in the search\n$", output)
+    assert re.search(
+        rf"leaderboard: place \d+ of {len(history.trials)} by its forecast, \d+\.\d\d% ± \d+\.\d\d\n$", output
+    )
     best = history.trials[rank(history)[0].trial]
     runs = [run for run in history.replicates.values() if run.trial == best.number]
     assert runs
@@ -223,7 +225,7 @@ def test_the_command_says_it_as_text_and_as_json(call: Call, experiment: Experim
     assert [run["value"] for run in content["replicates"]] == [run.epochs[-1].validation_accuracy for run in runs]
     assert content["replicate_accuracy"] == rank(history)[0].replicate_accuracy
     first, *_ = content["rungs"]
-    assert (first["epoch"], first["metric"], first["reason"]) == (1, "accuracy", None)
+    assert (first["epoch"], first["metric"], first["value"]) == (1, "accuracy", best.epochs[0].validation_accuracy)
     assert first["margin"] == first["value"] - first["cutoff"]
     assert 1 <= first["place"] <= first["n"] <= len(history.trials)
     assert "by its replicates" in call("why", "mine", str(best.number))[1]

@@ -116,7 +116,6 @@ def test_warnings_and_lists_of_names_print_none_either(on_folder: Call, hostile:
 
 
 def test_the_commands_to_type_next_are_one_word_where_a_name_is(on_folder: Call, hostile: Experiment) -> None:
-    (hostile.folder / "manifest.json").unlink()
     (hostile.folder / "journal.jsonl").unlink()
     shutil.rmtree(hostile.folder / ".backup")
     _, _, errors = on_folder("retrain", hostile.folder)

@@ -23,8 +23,7 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
 def test_trials_and_curves_are_frames(experiment: Experiment) -> None:
     given = Experiment(str(experiment.folder))
     trials = given.trials
-    assert list(trials.index) == [0, 1]
-    assert list(trials["status"]) == ["completed", "running"]
+    assert trials["status"].to_dict() == {0: "completed", 1: "running"}
     assert trials.loc[0, "validation_accuracy"] == 0.7
     assert trials.loc[1, "lr"] == experiment.space.baseline.lr
     curves = given.curves

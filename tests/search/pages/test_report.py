@@ -124,8 +124,8 @@ def test_the_headline_is_the_leaderboard_s_own_words(page: Page, shown: Experime
 def test_every_trial_is_in_the_leaderboard_with_what_it_is_sorted_by(page: Page, shown: Experiment) -> None:
     buttons = [attributes for tag, attributes in page.elements if tag == "button"]
     heads = [attributes for tag, attributes in page.elements if tag == "th" and "aria-sort" in attributes]
-    assert len(buttons) == len(heads) == 18
-    assert [head["aria-sort"] for head in heads] == ["ascending"] + ["none"] * 17
+    assert len(buttons) == len(heads) == 19
+    assert [head["aria-sort"] for head in heads] == ["ascending"] + ["none"] * 18
     cells = [attributes for tag, attributes in page.elements if tag == "td" and "data-key" in attributes]
     ranks = [int(str(cell["data-key"])) for cell in cells if str(cell["data-key"]).isdecimal()]
     assert set(range(1, 21)) <= set(ranks)

@@ -26,6 +26,7 @@ from spaces import Hyperparameters, InputError, Space, load_space
 from tests.support.simulation import numbers, result, simulate
 
 CHANCE = 0.12
+CHANCES = {"accuracy": CHANCE}
 
 
 def space_with(*overrides: str) -> Space:
@@ -47,8 +48,8 @@ def crossing(trial: int, config: Hyperparameters, epoch: int) -> float:
 def recorded(space: Space, seed: int, workers: int, chance: float | None = CHANCE) -> tuple[History, list[Event]]:
     """A whole search, held against the invariants' naive reference, which reads the whole journal at each decision."""
     events: list[Event] = []
-    history = History([SpaceSet(space.as_dict(), [], 0.0)])
-    state = SearchState(space, history, observe=lambda event, history: events.append(event), chance=chance)
+    history = History([SpaceSet(space.as_dict(), [], 0.0)], {} if chance is None else {"accuracy": chance})
+    state = SearchState(space, history, observe=lambda event, history: events.append(event))
     simulate(state, seed, trials_at_once=workers, curve=crossing)
     assert history_problems(events, space, chance, finished=True) == []
     return state.history, events
@@ -104,7 +105,7 @@ def test_the_baseline_and_audit_trials_do_not_wait() -> None:
 
 
 def test_what_is_at_chance_is_not_promoted_where_any_run_has_learned() -> None:
-    state = SearchState(promoting("search.trials=7"), History(), chance=CHANCE)
+    state = SearchState(promoting("search.trials=7"), History(chances=CHANCES))
     numbers(state, 7)
     for number in range(1, 4):
         state.record(result(number, 1, 0.1))
@@ -156,12 +157,12 @@ def without_times(events: list[Event]) -> list[dict[str, Any]]:
 def test_after_a_break_at_any_event_the_search_decides_as_if_there_had_been_none(overrides: tuple[str, ...]) -> None:
     space, workers = space_with("search.trials=8", *overrides), 3
     undisturbed: list[Event] = []
-    driven(SearchState(space, History(), observe=lambda e, h: undisturbed.append(e), chance=CHANCE), workers)
+    driven(SearchState(space, History(chances=CHANCES), observe=lambda e, h: undisturbed.append(e)), workers)
     assert len(undisturbed) > 30
     for n_events in range(len(undisturbed)):
         events = undisturbed[:n_events]
-        history = History(event_from_dict(event_as_dict(event)) for event in events)
-        state = SearchState(space, history, observe=lambda e, h, events=events: events.append(e), chance=CHANCE)
+        history = History((event_from_dict(event_as_dict(event)) for event in events), CHANCES)
+        state = SearchState(space, history, observe=lambda e, h, events=events: events.append(e))
         driven(state, workers)
         assert without_times(events) == without_times(undisturbed), f"broken off after {n_events} events"
         assert is_done(history, space)

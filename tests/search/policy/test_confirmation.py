@@ -318,8 +318,7 @@ def test_the_table_parts_ranks_by_replicates_from_the_others_and_cuts_no_figure(
     assert lines[line - 1].split()[:2] == ["2", "2"]
     assert lines[line + 1].split()[:2] == ["3", "3"]
     assert lines[-1] == (
-        "(above the line: ranked by replicates; below it: by the accuracy in the search, "
-        "the baseline by its replicates)"
+        "(above the line: ranked by replicates; below it: by forecasts from the search, the baseline by its replicates)"
     )
     assert "above the line" not in as_table(sort_by(ranked, "lr")[::-1], ()), "not in the order of ranks"
     for width in (50, 60, 70, 80):

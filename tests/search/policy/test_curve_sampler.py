@@ -7,9 +7,9 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from search.experiment.events import EpochDone
+from search.experiment.events import EpochDone, SpaceSet
 from search.experiment.history import History
-from search.policy.curve_sampler import Forecasts, expected_improvement, is_random, proposal
+from search.policy.curve_sampler import expected_improvement, is_random, proposal
 from search.policy.state import SearchState
 from search.policy.unit_cube import from_unit, to_unit
 from spaces import Space, load_space
@@ -19,6 +19,10 @@ from spaces.parameters import Choice, Hyperparameters, LogUniform, RandInt, Unif
 def space_of(sampler: str = "curves", trials: int = 24, seed: int = 0) -> Space:
     options = ("training.max_epochs=9", "search.grace_epochs=3", f"search.sampler={sampler}", f"search.trials={trials}")
     return load_space("quickstart", (*options, f"search.seed={seed}", "confirm.top=0"))
+
+
+def begun(space: Space) -> SearchState:
+    return SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
 
 
 def end_of(config: Hyperparameters) -> float:
@@ -70,10 +74,7 @@ def test_expected_improvement_is_the_integral() -> None:
 
 def test_proposals_find_better_ends_than_random_ones_in_equal_epochs() -> None:
     found = {
-        sampler: [
-            max(map(end_of, _configs(finish(SearchState(space_of(sampler, seed=seed), History())))))
-            for seed in range(3)
-        ]
+        sampler: [max(map(end_of, _configs(finish(begun(space_of(sampler, seed=seed)))))) for seed in range(3)]
         for sampler in ("curves", "random")
     }
     assert np.mean(found["curves"]) > np.mean(found["random"])
@@ -86,8 +87,8 @@ def _configs(history: History) -> list[Hyperparameters]:
 
 def test_same_history_gives_the_same_proposal_also_to_another_process_after_a_resume() -> None:
     space = space_of()
-    whole = finish(SearchState(space, History()))
-    half = SearchState(space_of(trials=16), History())
+    whole = finish(begun(space))
+    half = begun(space_of(trials=16))
     finish(half)
     resumed = finish(SearchState(space, half.history))
     assert [trial.suggested for trial in resumed.trials.values()] == [
@@ -97,15 +98,15 @@ def test_same_history_gives_the_same_proposal_also_to_another_process_after_a_re
 
 def test_first_proposals_are_random_and_so_is_one_in_five_later() -> None:
     space = space_of()
-    history = finish(SearchState(space_of(trials=2), History()))
+    history = finish(begun(space_of(trials=2)))
     assert all(is_random(space, history, number) for number in range(space.search.startup_trials))
     assert 160 <= sum(is_random(space, history, number) for number in range(10, 1010)) <= 240
-    assert proposal(space, History(), 30, Forecasts(space)) is None
+    assert proposal(space, History(), 30) is None
 
 
 def test_workers_get_different_configurations() -> None:
     space = space_of(trials=20)
-    state = SearchState(space, finish(SearchState(space_of(trials=12), History())))
+    state = SearchState(space, finish(begun(space_of(trials=12))))
     given = [state.next_assignment() for _ in range(8)]
     places = np.array([to_unit(space.searched, found.config.as_dict()) for found in given if found])
     apart = np.linalg.norm(places[:, None] - places[None], axis=2)[np.triu_indices(8, 1)]
@@ -116,7 +117,7 @@ def test_region_of_diverged_trials_is_avoided() -> None:
     def diverges_above(config: Hyperparameters, epoch: int) -> float:
         return 0.0 if config.lr > 0.05 else accuracy_after(config, epoch)
 
-    history = finish(SearchState(space_of(trials=40), History()), diverges_above)
+    history = finish(begun(space_of(trials=40)), diverges_above)
     share = np.mean([trial.config.lr > 0.05 for trial in history.trials.values() if trial.number >= 10])
     at_random = np.mean([trial.config.lr > 0.05 for trial in history.trials.values() if 0 < trial.number < 10])
     assert share < at_random

@@ -121,7 +121,7 @@ def test_every_section_is_there_at_80_by_24_with_replicates_too(max_epochs: int,
 
 def test_wide_terminals_show_rungs_beside_workers_and_hyperparameters(space: Space) -> None:
     state = state_of(space, history_after(space, 30))
-    wide = lines_of(state, 120, 40)
+    wide = lines_of(state, 140, 40)
     assert any("workers" in line and "rungs" in line for line in wide)
     assert "momentum" in wide[4]
     assert "momentum" not in lines_of(state)[4]
