@@ -8,11 +8,9 @@ from collections.abc import Sequence
 
 from search.experiment.history import History, Trial
 from search.policy.order import best_first, can_win
-from search.policy.replicate_statistics import diverged, leaders
+from search.policy.replicate_statistics import diverged, replicate_results
 from spaces.schema import Space
 
-# Error probability of the test by which a trial leaves the race, as in irace.
-LEVEL = 0.05
 # Tied trials get at most so many times `confirm.seeds` replicates.
 MOST_TIMES_SEEDS = 3
 
@@ -48,13 +46,13 @@ def seconds_to_confirm(space: Space) -> float:
 def next_run(history: History, space: Space) -> tuple[int, int] | None:
     """Trial and block of the next replicate; None if replication is complete, or a running replicate must end first.
 
-    Replicates are dispatched block by block, in each block for the trials that are still in the race, best first.
-    After `confirm.seeds` blocks, trials that are tied for the first place get more blocks within the budget. If one
-    trial is left in the race, replication ends. From the third block on, a block starts after all earlier blocks
-    have ended.
+    Replicates are dispatched block by block, in each block for the trials that are still in the race, best first. A
+    trial stays in the race as long as it is tied for the first place (`ReplicateSummary.is_tied`); after
+    `confirm.seeds` blocks, such trials get more blocks within the budget. If one trial is left in the race, replication
+    ends. From the third block on, a block starts after all earlier blocks have ended.
 
-    Source: racing as in Maron and Moore, "Hoeffding Races" (NeurIPS 1994), with the t-test for blocks of irace
-    (López-Ibáñez et al., Operations Research Perspectives 3, 2016) in place of Hoeffding's bound.
+    Source: racing as in Maron and Moore, "Hoeffding Races" (NeurIPS 1994), with a t-test for blocks, as in irace
+    (López-Ibáñez et al., Operations Research Perspectives 3, 2016), in place of Hoeffding's bound.
     """
     taking_part = candidates(history, space)
     max_epochs = space.training.max_epochs
@@ -94,5 +92,10 @@ def expected_epochs(history_epochs: float, space: Space) -> float:
 
 
 def _in_race(taking_part: Sequence[Trial], history: History) -> set[int]:
-    """Numbers of the trials that are not clearly behind the best; a trial with a diverged replicate is behind."""
-    return leaders(history, {trial.number for trial in taking_part} - diverged(history), LEVEL)
+    """Numbers of the trials that are tied for the first place, as the leaderboard says it, or have no replicate yet.
+
+    A trial with a diverged replicate is out of the race.
+    """
+    results = replicate_results(history)
+    tied = {trial.number for trial in taking_part if trial.number not in results or results[trial.number].is_tied}
+    return tied - diverged(history)

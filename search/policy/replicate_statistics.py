@@ -13,7 +13,7 @@ Gauss-Newton method" (Biometrika 61, 1974).
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,30 +101,6 @@ def lead(history: History, first: int, second: int) -> Lead:
 def diverged(history: History) -> set[int]:
     """Numbers of the trials with a diverged replicate."""
     return set(_Runs(history).n_diverged)
-
-
-def leaders(history: History, numbers: Collection[int], level: float) -> set[int]:
-    """Trials that are not significantly worse than the best, in the blocks that all of them finished.
-
-    Args:
-        history: of the search.
-        numbers: numbers of the trials; none may have a diverged replicate.
-        level: error probability of the test of the worst against the best trial, in (0, 1).
-    """
-    left = set(numbers)
-    values = _Runs(history).values
-    while len(left) > 1:
-        common = set.intersection(*(set(values.get(number, ())) for number in left))
-        if len(common) < 2:
-            break
-        fit = _Fit({number: {block: values[number][block] for block in common} for number in left}, history.metric)
-        means = {number: fit.mean(number) for number in sorted(left)}
-        best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-        least = _student(1 - level, fit.residual_freedom) * fit.error(best, worst)
-        if means[best] - means[worst] <= max(least, EQUAL):
-            break
-        left.remove(worst)
-    return left
 
 
 class _Runs:
