@@ -125,6 +125,16 @@ def test_each_gets_its_seeds_block_by_block_until_the_order_is_clear(
     assert {trial for trial, block in asked if block > 2} == at_block_3
 
 
+def test_the_race_goes_on_as_long_as_the_leaderboard_calls_trials_tied() -> None:
+    # The replicates of the reference search, `results/cifar10`: trials 38, 34, 16 and the baseline.
+    table = {1: [0.6794, 0.666], 2: [0.601, 0.6126], 3: [0.6584, 0.6448], 0: [0.5168, 0.5426]}
+    space = quickstart("confirm.top=3")
+    history = with_table(searched(space, 0.52, 0.68, 0.67, 0.65), table)
+    assert {row.trial for row in rank(history) if row.tied} == {1, 3}
+    assert race(history, space, {1: [0.672], 3: [0.651]}) == [(1, 3), (3, 3), (1, 4), (3, 4)]
+    assert {row.trial for row in rank(history) if row.tied} == {1}
+
+
 # Estimates
 
 
