@@ -205,8 +205,9 @@ def over_baseline(history: History, ranked: Sequence[Ranked]) -> OverBaseline | 
     if best is None or best.search_score is None:
         return None
     if best.baseline:
+        said = best.replicates.mean if best.replicates else best.search_score
         others = [row.search_score for row in ranked if not row.excluded and not row.replicates]
-        n_better = sum(score is not None and best.score is not None and score > best.score for score in others)
+        n_better = sum(score is not None and score > said for score in others)
         what = f"{'lower' if best.metric.is_loss else 'higher'} {best.metric.title}"
         higher = f", though {counted(n_better, 'trial')} had a {what} in the search" if n_better else ""
         return OverBaseline(None, f"It is the baseline: no searched configuration ranks above it{higher}", baseline)

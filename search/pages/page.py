@@ -1,6 +1,7 @@
 """Self-contained HTML pages: they fetch nothing, and run two scripts of their own only. And their colours."""
 
 import base64
+import gzip
 import hashlib
 import json
 from collections.abc import Mapping
@@ -67,7 +68,7 @@ def render(title: str, figures: Mapping[str, go.Figure], **content: Any) -> str:
         dark_colours=Markup(_css_variables(dark=True)),
         dark_by_light=Markup(json.dumps(dark_by_light())),
         css=Markup(asset("report.css")),
-        plotly=Markup(plotly),
+        plotly=Markup(base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode()),
         script=Markup(script),
         **content,
     )

@@ -129,17 +129,25 @@ def per_class_accuracy(confusion: Labels) -> list[float | None]:
 
 
 def predictions_csv(
-    log_probabilities: LogProbabilities,
+    predictions: Sequence[LogProbabilities],
     labels: Labels,
     class_names: Sequence[str],
     image_names: Sequence[str] | None = None,
 ) -> str:
-    """CSV with one row per test image, in the order of the split; without `image_names`, images are numbered from 0."""
-    answers = _answers(log_probabilities, labels, class_names)
+    """CSV with one row per test image, in the order of the split; without `image_names`, images are numbered from 0.
+
+    The answers are those of the first seed, which is exported. `n_seeds_right` counts the seeds whose answer is the
+    true class.
+    """
+    answers = _answers(predictions[0], labels, class_names)
+    n_right = np.sum([of_seed.argmax(axis=1) == labels for of_seed in predictions], axis=0)
     for row, name in zip(answers, image_names or (), strict=image_names is not None):
         row["image"] = name
-    rows = [[round(value, 6) if isinstance(value, float) else value for value in row.values()] for row in answers]
-    return csv_text(_ANSWER_COLUMNS, rows)
+    rows = [
+        [*(round(value, 6) if isinstance(value, float) else value for value in row.values()), int(n)]
+        for row, n in zip(answers, n_right, strict=True)
+    ]
+    return csv_text((*_ANSWER_COLUMNS, "n_seeds_right"), rows)
 
 
 def surest_mistakes(

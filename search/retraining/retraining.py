@@ -210,7 +210,7 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     opening = opening.model_copy(update={"test_accuracy_mean": metrics["test_accuracy_mean"]})
     plan.experiment.write_manifest(plan.experiment.manifest.with_use_of_test_set(opening, new=False))
 
-    answers = predictions_csv(predictions[0], test_set.labels, class_names, test_set.decoded.names)
+    answers = predictions_csv(predictions, test_set.labels, class_names, test_set.decoded.names)
     write_text(folder / PREDICTIONS_FILE, answers)
     write_mistakes(folder, test_set, metrics["surest_mistakes"])
     confusion = np.array(metrics["confusion_matrix"])

@@ -53,7 +53,7 @@ def tested(results: Path, name: str, space: Space) -> Experiment:
     mistakes = surest_mistakes(*answers)
     final = experiment.final_folder
     final.mkdir()
-    write_text(final / PREDICTIONS_FILE, predictions_csv(*answers))
+    write_text(final / PREDICTIONS_FILE, predictions_csv([log_probabilities], labels, CLASS_NAMES))
     write_mistakes(final, data.everything, mistakes)
     confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), 10)
     accuracy = float(np.trace(confusion) / confusion.sum())

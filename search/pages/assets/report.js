@@ -12,13 +12,15 @@
     byId("said").textContent = text;
   }
 
-  // plotly is kept as text, so that the page is there before 5 MB of script are read.
-  function loadPlotly() {
-    if (window.Plotly) return;
+  // plotly, 5 MB of script, is kept compressed. The page is there before it is read.
+  async function loadPlotly() {
+    const bytes = Uint8Array.from(atob(byId("plotly").textContent), (character) => character.charCodeAt(0));
+    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
-    script.textContent = byId("plotly").textContent;
+    script.textContent = await new Response(plain).text();
     document.head.append(script);
   }
+  const loaded = loadPlotly();
 
   function inColours(value) {
     if (typeof value === "string") return (dark.matches && !printing && darkByLight[value]) || value;
@@ -29,8 +31,8 @@
     return value;
   }
 
-  function draw(plot) {
-    loadPlotly();
+  async function draw(plot) {
+    await loaded;
     const name = plot.dataset.figure;
     const { data, layout } = inColours(jsonOf("figure-" + name));
     for (const trace of data) trace.visible = !hidden.has(name + " " + trace.name);

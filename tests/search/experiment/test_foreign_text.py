@@ -87,7 +87,7 @@ def test_text_in_a_csv_file_is_no_formula_and_numbers_stay_numbers(start: str, t
     started = TrialStarted(0, tiny_space.searched_values(tiny_space.baseline), tiny_space.baseline, True, 0.0)
     ranked = rank(History([started, TrialEnded(0, "failed", "=1+1", 1.0)]))
     assert ",'=1+1," in trials_csv(ranked, ["lr"])
-    predictions = predictions_csv(np.log(np.array([[0.9, 0.1]], np.float32)), np.array([1]), ["=cat", "@dog"])
+    predictions = predictions_csv([np.log(np.array([[0.9, 0.1]], np.float32))], np.array([1]), ["=cat", "@dog"])
     assert predictions.splitlines()[1] == "0,'@dog,'=cat,0.9,0.1"
 
 

@@ -72,11 +72,13 @@ def test_the_16_surest_mistakes_come_first_and_right_answers_never(answers: Answ
 
 
 def test_every_answer_is_in_the_table_and_names_of_classes_stay_on_their_line(answers: Answers) -> None:
-    text = predictions_csv(*answers)
+    log_probabilities, labels, names = answers
+    text = predictions_csv([log_probabilities, np.log(np.eye(3, dtype=np.float32)[labels] + 1e-6)], labels, names)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(text.splitlines()) == 81
     assert [int(row["image"]) for row in rows] == list(range(80))
     assert [int(row["image"]) for row in rows if row["true"] != row["predicted"]] == list(range(3, 80, 4))
+    assert [int(row["n_seeds_right"]) for row in rows] == [1 if i % 4 == 3 else 2 for i in range(80)]
     assert rows[1]["true"] == "../dog\\n"
 
 
