@@ -31,7 +31,7 @@ N_WORKERS = 4
 JITTER = 0.1
 BUDGET_IN_TRIALS = 40
 # Epochs between two rankings, which decide what a search would hand back.
-RANKED_EVERY = 9
+RANKED_EVERY = 27
 METRIC = "validation_accuracy"
 
 

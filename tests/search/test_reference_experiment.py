@@ -1,0 +1,65 @@
+"""The published search, `results/cifar10`: the commands work on it from a checkout, before anything is trained."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from search.analysis.csv_files import write_tables
+from search.experiment.folder import Experiment
+from search.experiment.state_files import yaml_matches
+from tests.support.foreign import Call
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "cifar10"
+MOST_BYTES = 4_000_000
+A_MACHINES_PATH = re.compile(r"/(root|home|Users|work|tmp)/")
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Experiment:
+    """A copy, because the report is written into the folder."""
+    kept = shutil.ignore_patterns("ray", ".*")
+    return Experiment(shutil.copytree(PUBLISHED, tmp_path / "results" / "cifar10", ignore=kept))
+
+
+def test_it_is_read_without_a_complaint(reference: Experiment, told: list[str]) -> None:
+    history = reference.history()
+    assert reference.space.training.max_epochs == 27
+    assert yaml_matches((reference.folder / "experiment.yaml").read_bytes())
+    assert reference.manifest.state == "finished"
+    assert len(history.trials) == 40
+    assert history.n_epochs == 368
+    assert {run.trial for run in history.replicates.values()} == {38, 34, 16, 0}
+    assert told == []
+
+
+def test_the_commands_say_what_the_readme_says(reference: Experiment, on_folder: Call) -> None:
+    code, board, errors = on_folder("leaderboard", reference.folder)
+    assert (code, errors) == (0, "")
+    assert board.startswith("cifar10: 40 of 40 trials ended")
+    assert "Trial 38 wins: the search said 68.04%, 2 replicates say 67.27% ± 2.18." in board
+    assert "Not distinguishable from it: trial 16." in board
+    code, output, _ = on_folder("diagnose", reference.folder)
+    assert code == 0
+    assert "The best 5 of 40 trials crowd at no end of a range" in output
+    code, output, _ = on_folder("leaderboard", reference.folder, "--format", "json")
+    rows = {row["trial"]: row for row in json.loads(output)["trials"]}
+    assert rows[38]["rank"] == 1
+    assert rows[34]["forecast_mean"] < rows[34]["validation_accuracy"], "the replicates say that it was lucky"
+
+
+def test_it_is_small_and_holds_no_path_of_a_machine(reference: Experiment, on_folder: Call) -> None:
+    assert on_folder("report", reference.folder)[0] == 0
+    assert sum(path.stat().st_size for path in reference.folder.rglob("*") if path.is_file()) < MOST_BYTES
+    for path in reference.folder.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".yaml", ".csv", ".md"):
+            assert not A_MACHINES_PATH.search(path.read_text()), path.name
+
+
+def test_tables_can_be_made_from_it(reference: Experiment) -> None:
+    write_tables(reference, reference.history())
+    with (reference.folder / "trials.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 40
