@@ -32,7 +32,7 @@ class SeedScores:
     """What a retraining has on the test images.
 
     Attributes:
-        title: `trial 38`.
+        title: the folder, and its trial.
         names: N test images.
         accuracies: (S,) accuracy of each seed, 0 to 1.
         right: (N,) share of the seeds that are right, by image.
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m benchmarks.tested",
         description="Test accuracies of two retrainings and their difference, for other seeds and other test images.",
-        epilog="example: python -m benchmarks.tested results/cifar10/final results/cifar10/hand-picked",
+        epilog="example: python -m benchmarks.tested results/NAME/final results/OTHER/final",
     )
     parser.add_argument("finals", nargs=2, type=Path, metavar="FINAL", help="folder that search.retrain left")
     return run_command(parser, _run, arguments)
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     rows = [(title, f"{100 * mean:.2f}", f"{100 * half:.2f}") for title, (mean, half) in found.items()]
     print(table_text(("test accuracy, points", "mean", "±"), rows))
     by_title = {title: {"mean": mean, "half_width_95": half} for title, (mean, half) in found.items()}
-    print_json({"benchmark": "tested", "n_images": len(first.names), "n_seeds": len(first.accuracies), **by_title})
+    print_json({"benchmark": "tested", "n_images": len(first.names), **by_title})
     return 0
 
 
@@ -70,19 +70,21 @@ def read_tested(folder: Path) -> SeedScores:
     """Read `metrics.json` and `test_predictions.csv` of a retraining.
 
     Raises:
-        InputError: a file is missing, or there are fewer than two seeds.
+        InputError: a file is missing or of another kind, or there are fewer than two seeds.
     """
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
         with (folder / PREDICTIONS_FILE).open(newline="") as file:
             rows = list(csv.DictReader(file))
+        accuracies = np.array([one["accuracy"] for one in metrics["test_accuracy_per_seed"]])
+        n_right, title = np.array([int(row["n_seeds_right"]) for row in rows]), f"{folder} (trial {metrics['trial']})"
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}).") from None
-    accuracies = np.array([one["accuracy"] for one in metrics["test_accuracy_per_seed"]])
-    if len(accuracies) < 2 or "n_seeds_right" not in rows[0]:
-        raise InputError(f"{folder}: must hold a retraining of this version, with at least 2 seeds.")
-    right = np.array([int(row["n_seeds_right"]) for row in rows]) / len(accuracies)
-    return SeedScores(f"trial {metrics['trial']}", tuple(row["image"] for row in rows), accuracies, right)
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder}: is not what search.retrain of this version leaves. Retrain again.") from None
+    if len(accuracies) < 2 or not len(n_right):
+        raise InputError(f"{folder}: has {len(accuracies)} seeds, but must have at least 2, and a test image.")
+    return SeedScores(title, tuple(row["image"] for row in rows), accuracies, n_right / len(accuracies))
 
 
 def mean_of(one: SeedScores) -> tuple[float, float]:

@@ -22,9 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m search.leaderboard",
         description=(
-            "Rank the trials of an experiment: those that were chosen for replicates by the mean of these; then "
-            "completed ones by the search's metric on the validation images, stopped and running ones by epochs "
-            "reached, failed ones. Works while the search runs."
+            "Rank the trials of an experiment: those that were chosen for replicates by the mean of these; then all "
+            "others by their forecast, completed or not; then failed and diverged ones. Works while the search runs."
         ),
         epilog="example: python -m search.leaderboard --top 5 --sort validation_loss --format markdown",
     )

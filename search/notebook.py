@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 20  # rows of the HTML table: thousands of rows would slow the page of the notebook
 _RESULTS = tuple(metric.column for metric in METRICS.values())
-_OFTEN_MISSING = (*_RESULTS, "replicate_mean", "replicate_accuracy", "replicate_half_width")
+_OFTEN_MISSING = (
+    *_RESULTS,
+    "forecast_mean",
+    "forecast_half_width",
+    "replicate_mean",
+    "replicate_accuracy",
+    "replicate_half_width",
+)
 
 
 # Names of figures in the report that are longer in a notebook.

@@ -41,7 +41,7 @@ class Found:
 
     Attributes:
         winner: best configuration.
-        said: validation accuracy of the winner in the search, 0 to 1.
+        said: what the search said of the winner's validation accuracy, 0 to 1: a forecast, or stock Ray's result.
         trials, epochs: total numbers of trials and epochs.
         wall_s: wall-clock time from launch to exit.
     """
@@ -129,9 +129,9 @@ def _ours(arguments: list[str], epochs: int) -> Found:
         wall_s, _ = _timed(["-m", "search.run", *arguments, *place, *limits])
         history = open_experiment(NAME, Path(results)).history()
         best = winner(rank(history))
-        if best is None or best.validation_accuracy is None:
+        if best is None or best.score is None:
             raise RunError("search.run completed no trial.")
-        return Found(best.config, best.validation_accuracy, len(history.trials), history.n_epochs, wall_s)
+        return Found(best.config, best.score, len(history.trials), history.n_epochs, wall_s)
 
 
 def _stock(arguments: list[str], epochs: int) -> Found:

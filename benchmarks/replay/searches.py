@@ -14,9 +14,9 @@ from optuna.samplers import RandomSampler
 from benchmarks.replay.arms import Arm, OwnArm, space_of
 from benchmarks.replay.surrogate import Surrogate
 from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube, read_table
+from search.analysis.ranking import leader, rank
 from search.experiment.events import EpochDone, SpaceSet, TrialEnded, TrialStarted
 from search.experiment.history import History
-from search.policy.order import best_first
 from search.policy.rungs import chance_accuracy
 from search.policy.state import SearchState
 from search.policy.study import distributions
@@ -40,7 +40,7 @@ class Replay:
     """Result of a replayed search.
 
     Attributes:
-        regret: (budget,) regret after each epoch, in points.
+        regret: (budget,) regret after each epoch, in points, of the trial that the last ranking hands back.
         n_trials: number of trials that were started.
         n_completed: number of trials that were trained to the end.
     """
@@ -205,13 +205,19 @@ def drive(searcher: Searcher, surrogate: Surrogate, seed: int, budget: int, n_wo
         n_completed += epoch == surrogate.table.epochs
         goes_on = searcher.record(number, epoch, accuracy)
         if n_trained % RANKED_EVERY == 0 or n_trained == budget - 1:
-            handed_back = best_first(searcher.history)[0].number
+            handed_back = handed_back_of(searcher.history)
         regret[n_trained] = 100 * (surrogate.best - runs[handed_back][1])
         if goes_on:
             heapq.heappush(busy, (now + _epoch_length(speeds[worker]), worker, number, epoch + 1))
         else:
             idle.append(worker)
     return Replay(regret, len(runs), n_completed)
+
+
+def handed_back_of(history: History) -> int:
+    """The leader of the project's ranking; before a trial has completed, the first of that ranking."""
+    ranked = rank(history)
+    return (leader(ranked) or ranked[0]).trial
 
 
 def _epoch_length(speed: random.Random) -> float:

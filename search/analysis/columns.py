@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Headings of tables; CSV, JSON and Markdown keep the full names.
 _LAST_DROPPED = 8  # the largest drop order
+# Columns that hold values of the searched metric, whichever that is.
+OF_METRIC = ("replicate_mean", "forecast_mean")
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
 
 
@@ -196,7 +198,11 @@ def shown_columns(has_replicates: bool, metric: Metric = ACCURACY) -> list[Leade
     The column of the metric is left out last on a narrow terminal.
     """
     shown = [
-        replace(column, drop_order=_LAST_DROPPED) if column.name == metric.column else column
+        replace(
+            column,
+            drop_order=_LAST_DROPPED if column.name == metric.column else column.drop_order,
+            more_is_better=column.more_is_better and not (column.name in OF_METRIC and metric.is_loss),
+        )
         for column in LEADERBOARD
         if column.heading
         and (has_replicates or not column.only_with_replicates)

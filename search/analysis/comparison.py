@@ -91,7 +91,7 @@ def remarks(compared: Sequence[ExperimentSummary]) -> list[str]:
     if len(cuts) > 1:
         found.append("They hold out different images for validation: differences of their results hold luck as well.")
     if any(one.best is not None and one.best.replicates is None for one in compared):
-        found.append("A forecast rests on one seed, on the images that chose it; replicates say more.")
+        found.append("A forecast rests on single runs, on the images that chose the trial; replicates say more.")
     return found
 
 

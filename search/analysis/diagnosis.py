@@ -115,7 +115,10 @@ def flatness(history: History, n_validation: int | None) -> Finding:
     if noise is None:
         sentence = f"{untold}: trials {now.trial} and {before.trial}, the best now and before its last third, have "
         return Finding("flatness", "unknown", f"{sentence}too few replicates.", "", numbers)
-    sentence = f"The last third of the {spent} epochs brought the best from {before.result_text} to {now.result_text}"
+    sentence = (
+        f"The last third of the {spent} epochs brought the best completed trial from {before.result_text} to "
+        f"{now.result_text}"
+    )
     against = f" ({noise_is}: {metric.size_text(noise)} {metric.unit})" if noise else ""
     if gained > noise:
         advice = "More trials may bring more: resume with --add-trials."

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.analysis.columns import LEADERBOARD, forecast_text, replicate_text
+from search.analysis.columns import LEADERBOARD, OF_METRIC, forecast_text, replicate_text
 from search.experiment.events import ProposedBy
 from search.experiment.history import History, Status, Trial
 from search.policy.forecasts import Forecast, forecasts
-from search.policy.order import best_first, can_win, search_order
+from search.policy.order import best_first, search_order
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters
@@ -38,7 +38,7 @@ class Ranked:
         excluded: whether the trial lies outside the space as it was changed later.
         audit: whether the trial is an audit trial, which no rung stops.
         proposed_by: origin of the configuration; None in old journals.
-        forecast: of the score after the last epoch; None without a result, and for excluded trials.
+        forecast: of the score after the last epoch; None for trials that cannot win (`Trial.can_win`).
         replicates: None without replicates, or before the best trial of the search has some.
         at_chance: whether the mean of its replicates, or else `search_score`, is at most that of guessing.
         metric: of the search.
@@ -139,8 +139,8 @@ def rank(history: History) -> list[Ranked]:
     """All trials, best first.
 
     1. Trials that were chosen for replicates, by the mean of their replicates.
-    2. All others by their forecast, whether they have completed or not (`best_first`); then failed and diverged trials;
-       then excluded trials.
+    2. All others by their forecast, whether they have completed or not, those at chance last (`best_first`); then
+       failed and diverged trials; then excluded trials.
 
     The baseline always gets replicates, as a reference. It stands before the first trial of 1 whose mean is below the
     baseline's mean; without such a trial, before the first trial of 2 whose forecast is at most the baseline's mean.
@@ -316,20 +316,20 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
 
     known = [row for row in ranked if value(row) is not None]
     is_descending = any(column.name == key and column.more_is_better for column in LEADERBOARD)
-    if key == "replicate_mean" and known and known[0].metric.is_loss:
+    if key in OF_METRIC and known and known[0].metric.is_loss:
         is_descending = False
     return sorted(known, key=value, reverse=is_descending) + [row for row in ranked if value(row) is None]
 
 
 def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dict[int, ReplicateSummary]:
-    """Replicate results in their order; empty unless the best trial of the search has some.
+    """Replicate results in their order; empty unless the best of the ended trials has some, by forecast or by result.
 
     Otherwise, while the first replicates run or after trials were added, a trial would rank first only because better
-    trials have no replicates yet. Searches of versions before forecasts have replicates of the best completed trial.
+    trials have no replicates yet. By result, because versions before forecasts chose the best completed trial.
     """
     replicates = replicate_results(history) if history.replicates else {}
     baseline = _last_baseline(history)
-    others = [trial for trial in ordered if can_win(trial) and trial.number != baseline]
+    others = [trial for trial in ordered if trial.can_win and trial.end and trial.number != baseline]
     completed = sorted((trial for trial in others if trial.status == "completed"), key=search_order)
     return replicates if any(trial.number in replicates for trial in [*others[:1], *completed[:1]]) else {}
 
@@ -346,7 +346,7 @@ def _move_down(numbers: list[int], place: int, score: float, history: History) -
     def is_ahead(trial: Trial) -> bool:
         forecast = foreseen.get(trial.number)
         theirs = forecast.mean if forecast else trial.last_score
-        return can_win(trial) and theirs is not None and theirs > score
+        return trial.can_win and theirs is not None and theirs > score
 
     behind = range(place + 1, len(numbers))
     end = next((i for i in behind if not is_ahead(history.trials[numbers[i]])), len(numbers))

@@ -110,6 +110,12 @@ class Trial(_Work[EpochDone, TrialEnded]):
     def seconds(self) -> float:
         return sum(epoch.seconds for epoch in self.epochs)
 
+    @property
+    def can_win(self) -> bool:
+        """Whether the trial counts, has a result, and neither failed nor diverged."""
+        has_result = self.last is not None and not self.last.diverged
+        return has_result and not self.excluded and self.status not in ("failed", "diverged")
+
 
 @dataclass
 class Replicate(_Work[ReplicateEpochDone, ReplicateEnded]):

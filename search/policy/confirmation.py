@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from search.experiment.history import History, Trial
-from search.policy.order import best_first, can_win
+from search.policy.order import best_first
 from search.policy.replicate_statistics import diverged, replicate_results
 from spaces.schema import Space
 
@@ -16,7 +16,8 @@ MOST_TIMES_SEEDS = 3
 
 
 def candidates(history: History, space: Space) -> list[Trial]:
-    """Trials that are replicated: the best by forecast, and the baseline if it completed; best first.
+    """Trials that are replicated, best first: of those that have ended, the best by forecast; the baseline, if it
+    completed; and trials whose earlier replicates are tied for the first place.
 
     If the budget is less than two replicates for each of them, fewer trials take part, but at least two.
     """
@@ -24,11 +25,12 @@ def candidates(history: History, space: Space) -> list[Trial]:
     n_others = min(space.confirm.top, max(1, n_runs // 2 - 1))
     if not space.confirm.top:
         return []
-    able = [trial for trial in best_first(history) if can_win(trial)]
+    able = [trial for trial in best_first(history) if trial.can_win and trial.end]
     completed = [trial for trial in able if trial.baseline and trial.status == "completed"]
     baseline = max(completed, key=lambda trial: trial.number, default=None)
     others = [trial for trial in able if trial is not baseline][:n_others]
     chosen = {trial.number for trial in [*others, *([baseline] if baseline else [])]}
+    chosen |= {number for number, found in replicate_results(history).items() if found.is_tied}
     return [trial for trial in able if trial.number in chosen] if others else []
 
 

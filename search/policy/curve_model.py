@@ -29,10 +29,12 @@ from spaces.parameters import Hyperparameters, Searched
 BIN_ENDS = (1, 3, 6, 9, 13, 18, 22, 25, 27)
 # Largest number of bins in a model. The time of a decision grows with its square, that of a fit with its cube.
 MOST_BINS = 500
+MOST_AT_ONCE = 2000  # forecasts in one matrix, which bounds its memory
 LENGTHS = (0.6, 1.0, 1.7)  # of the Matérn covariance
 NOISES = (0.03, 0.1, 0.3)  # variance of the result of one epoch, in units of the scale
 OWN_VARIANCES = (0.05, 0.3)  # variance of the effect of a run's random streams, in units of the scale
 SHAPE_VARIANCE = 2.0
+PRIOR_SCALE = 0.05  # counts like one result; the scales of real searches are 0.02 to 0.14
 # These parameters act through the learning rates, see `_schedule_columns`.
 SCHEDULE = ("lr", "momentum", "gamma", "step_size")
 # Factors of the other parameters that are known; unknown ones are scaled to 0 to `UNIT_SCALE`.
@@ -131,12 +133,16 @@ class CurveModel:
         factor = cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
         deviations = self._bins.z - self._mean
         weights = cho_solve((factor, True), deviations, check_finite=False)
-        # The most likely scale has a closed form.
-        scale = float(deviations @ weights) / len(deviations) + 1e-12
-        log_likelihood = -0.5 * len(deviations) * np.log(scale) - float(np.log(np.diag(factor)).sum())
-        return _Fit(factor, weights, scale, log_likelihood)
+        # The most likely scale has a closed form. With the prior, equal results do not look certain.
+        n, squares = len(deviations), float(deviations @ weights)
+        log_likelihood = -0.5 * n * np.log(squares / n + 1e-12) - float(np.log(np.diag(factor)).sum())
+        return _Fit(factor, weights, (squares + PRIOR_SCALE) / (n + 1), log_likelihood)
 
     def _at_end(self, configs: Sequence[Hyperparameters], curve: NDArray[np.int64]) -> tuple[Array, Array]:
+        if len(configs) > MOST_AT_ONCE:
+            n = MOST_AT_ONCE
+            several = [self._at_end(configs[i : i + n], curve[i : i + n]) for i in range(0, len(configs), n)]
+            return np.concatenate([mean for mean, _ in several]), np.concatenate([sd for _, sd in several])
         parts = _Parts.between(self._end_points(configs, curve), self._points)
         covariance = parts.covariance(self.parameters)
         explained = solve_triangular(self._fitted.factor, covariance.T, lower=True, check_finite=False)

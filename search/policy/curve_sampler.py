@@ -45,7 +45,8 @@ def proposal(space: Space, history: History, number: int) -> dict[str, Number] |
 def is_random(space: Space, history: History, number: int) -> bool:
     """Whether trial `number` is random: before the first result, before `search.startup_trials`, later one in five."""
     draw = np.random.default_rng([space.search.seed, number, 1]).random()
-    return not history.results_in_order or number < space.search.startup_trials or draw < RANDOM_SHARE
+    has_results = any(trial.epochs for trial in history.counting)
+    return not has_results or number < space.search.startup_trials or draw < RANDOM_SHARE
 
 
 def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:

@@ -35,7 +35,7 @@ class Forecast:
 
 
 def forecasts(history: History) -> Mapping[int, Forecast]:
-    """Forecasts by number of the trial; without excluded trials, and those without a result.
+    """Forecasts by number of the trial, for each that can win (`Trial.can_win`).
 
     A completed trial has one as well: its result is partly luck, and trials of similar configurations correct it. Empty
     where the history has no space.
@@ -62,7 +62,8 @@ def _forecasts(history: History, n_results: int, n_spaces: int) -> Mapping[int, 
     trials, model = model_of(history)
     mean, deviation = model.of_curves()
     ends = [from_z(mean + side * _TWO_SIDED_95 * deviation, history.metric.is_loss) for side in (0, -1, 1)]
-    return {trial.number: Forecast(*map(float, values)) for trial, *values in zip(trials, *ends, strict=True)}
+    found = zip(trials, *ends, strict=True)
+    return {trial.number: Forecast(*map(float, values)) for trial, *values in found if trial.can_win}
 
 
 @lru_cache(maxsize=4)

@@ -49,12 +49,7 @@ def best_first(history: History) -> list[Trial]:
     def key(trial: Trial) -> tuple[float, ...]:
         forecast, score = foreseen.get(trial.number), trial.last_score
         at_chance = chance is not None and score is not None and score <= chance
-        group = 0 if can_win(trial) else 2 if trial.status == "diverged" else 1
+        group = 0 if trial.can_win else 2 if trial.status == "diverged" else 1
         return (trial.excluded, group, at_chance, -forecast.mean if forecast else math.inf, *search_order(trial))
 
     return sorted(history.trials.values(), key=key)
-
-
-def can_win(trial: Trial) -> bool:
-    """Whether a trial counts, has a result, and neither failed nor diverged."""
-    return not trial.excluded and trial.last is not None and trial.status not in ("failed", "diverged")

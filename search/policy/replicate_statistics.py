@@ -19,6 +19,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from search.experiment.history import History
 from trainable.metric import ACCURACY, Metric
@@ -224,7 +225,4 @@ def _worst(history: History) -> float:
 
 
 def _student(probability: float, freedom: int) -> float:
-    # Imported late: the leaderboard starts faster without scipy.
-    from scipy.special import stdtrit
-
     return float(stdtrit(freedom, probability))

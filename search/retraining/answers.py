@@ -109,7 +109,8 @@ def validation_sentence(metrics: Mapping[str, Any]) -> str | None:
     if value is None:
         return None
     name = "" if metric is ACCURACY else f" a {metric.title} of"
-    sentence = f"On the validation images the search said{name} {metric.text(metric.value(value))}"
+    said = f"{metric.text(metric.value(value))} after {counted(metrics['search_epochs'], 'epoch')}"
+    sentence = f"On the validation images the search said{name} {said}"
     if not replicates:
         return sentence
     half_width, mean = replicates["half_width_95"], metric.value(replicates[f"{metric.column}_mean"])

@@ -264,6 +264,7 @@ def _facts(plan: Retraining, exports: dict[str, dict[str, Any]]) -> dict[str, An
         "class_weights": plan.space.training.class_weights,
         "metric": metric.name,
         "search_validation_accuracy": last.validation_accuracy if last else None,
+        "search_epochs": plan.trial.n_epochs,
         f"search_{metric.column}": metric.value(metric.score(last)) if last else None,
         "replicates": replicates
         and {

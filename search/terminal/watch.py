@@ -13,6 +13,7 @@ from datetime import datetime
 from rich.console import Console, RenderableType
 
 from search.experiment.folder import Experiment
+from search.experiment.history import History
 from search.experiment.manifest import seconds_used
 from search.terminal.live_screen import REFRESH_S, live_screen
 from search.terminal.screen import LogLine, ScreenState, screen
@@ -49,7 +50,7 @@ class _Watched:
         self._fetched_s = time.monotonic()
         self._space = experiment.space
         self._manifest = experiment.manifest
-        self._history = self._follower.history()
+        self._history = self._read_history()
 
     def read(self) -> None:
         """Read new events. A resumed search may have more trials or another budget, so that its space is read again."""
@@ -58,9 +59,14 @@ class _Watched:
             self._experiment.bring_up_to_date()
             self._manifest = self._experiment.manifest
         before = self._history.space
-        self._history = self._follower.history()
+        self._history = self._read_history()
         if self._history.space != before:
             self._space = self._experiment.space
+
+    def _read_history(self) -> History:
+        history = self._follower.history()
+        history.chances = self._manifest.data.chances_by_metric
+        return history
 
     def take_message(self, line: str) -> None:
         self._notes.append(LogLine(time.time(), line, "yellow"))

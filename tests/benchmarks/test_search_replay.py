@@ -14,7 +14,7 @@ from benchmarks.replay.searches import OwnSearch, RaySearch, chances_of, drive, 
 from benchmarks.replay.surrogate import FOREST, PROCESS, Surrogate, held_out_scores, noise_of
 from benchmarks.replay.tables import Table, in_unit_cube, random_configurations, read_table, table_from_text
 from benchmarks.stats import factor_of, geometric_mean, resampled_factors, steps_to, thinned
-from search.analysis.ranking import rank
+from search.analysis.ranking import leader, rank
 from search.experiment.events import EpochDone, TrialPromoted, TrialStarted
 from search.experiment.history import History
 from search.experiment.journal import Journal, event_from_line, read_history
@@ -141,7 +141,8 @@ def test_what_is_handed_back_is_what_the_ranking_says(surrogate: Surrogate, arm:
         RaySearch(surrogate.table, 4, random=True) if isinstance(arm, RayArm) else OwnSearch.of(arm, surrogate, 4)
     )
     drive(searcher, surrogate, 4, n_epochs, 3)
-    first = rank(searcher.history)[0]
+    first = leader(rank(searcher.history))
+    assert first is not None
     assert searcher.history.n_epochs == n_epochs
     assert first.forecast is not None
     _, final = surrogate.run(in_unit_cube(surrogate.table.space, searcher.history.trials[first.trial].suggested), 4)

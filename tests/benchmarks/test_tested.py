@@ -59,11 +59,14 @@ def test_two_folders_are_compared_and_other_images_are_refused(
             writer.writerows([("image", "n_seeds_right"), *((first + i, n) for i, n in enumerate(n_right))])
     assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     table, result = capsys.readouterr().out.rsplit("\n", 2)[:2]
-    assert "trial 3" in table
+    assert "a (trial 3)" in table
     found = json.loads(result)
-    assert found["trial 3"]["mean"] == pytest.approx(7 / 8)
+    assert found[f"{tmp_path / 'a'} (trial 3)"]["mean"] == pytest.approx(7 / 8)
     assert found["difference"]["mean"] == pytest.approx(3 / 8)
     assert main([str(tmp_path / "a"), str(tmp_path / "c")]) == 2
     assert "other images" in capsys.readouterr().err
+    (tmp_path / "c" / "metrics.json").write_text("{}")
+    assert main([str(tmp_path / "a"), str(tmp_path / "c")]) == 2
+    assert "is not what search.retrain of this version leaves" in capsys.readouterr().err
     assert main([str(tmp_path / "a"), str(tmp_path / "none")]) == 2
     assert "cannot be read" in capsys.readouterr().err

@@ -12,13 +12,13 @@ from search.analysis import columns, ranking
 from search.analysis.columns import LeaderboardColumn, shown_columns, sort_keys
 from search.analysis.csv_files import CURVE_COLUMNS, curve_rows, trials_csv
 from search.analysis.ranking import lead_sentence, rank, sort_by, winner
-from search.experiment.events import TrialEnded, TrialStarted
+from search.experiment.events import SpaceSet, TrialEnded, TrialStarted
 from search.experiment.history import History
 from search.leaderboard import _complete_sort
 from search.terminal import tables
-from spaces import Space
+from spaces import Space, load_space
 from tests.support.simulation import result
-from trainable.metric import ACCURACY, Metric
+from trainable.metric import ACCURACY, METRICS, Metric
 
 
 def history(space: Space, *trials: tuple[str, list[float]]) -> History:
@@ -106,6 +106,25 @@ def test_ranking_asks_each_trial_a_fixed_number_of_times(tiny_space: Space, monk
     monkeypatch.setattr(Metric, "score", counted)
     rank(history(tiny_space, *[("completed", [0.7])] * 1000))
     assert 1000 < n_calls <= 5 * 1000
+
+
+def test_trials_that_cannot_win_have_no_forecast(mixed: History, tiny_space: Space) -> None:
+    mixed.apply(SpaceSet(tiny_space.as_dict(), [7], 2.0))
+    found = {row.trial: row.forecast is not None for row in rank(mixed)}
+    assert found == {0: True, 1: True, 2: True, 3: False, 4: True, 5: True, 6: False, 7: False}
+    assert [row.trial for row in rank(mixed)][-3:] == [6, 3, 7]
+
+
+def test_lower_losses_sort_first() -> None:
+    space = load_space("quickstart", ["search.metric=loss"])
+    found = History([SpaceSet(space.as_dict(), [], 0.0)])
+    for number, loss in enumerate((0.5, 0.2, 0.9)):
+        found.apply(TrialStarted(number, space.searched_values(space.baseline), space.baseline, number == 0, 0.0))
+        found.apply(result(number, 1, 0.5, loss))
+    assert [row.trial for row in sort_by(rank(found), "forecast_mean")] == [1, 0, 2]
+    is_descending = {column.name: column.more_is_better for column in shown_columns(True, METRICS["loss"])}
+    assert not is_descending["forecast_mean"]
+    assert not is_descending["replicate_mean"]
 
 
 def test_sorting_by_any_column_puts_missing_values_last(mixed: History) -> None:

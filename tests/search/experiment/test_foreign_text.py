@@ -88,7 +88,7 @@ def test_text_in_a_csv_file_is_no_formula_and_numbers_stay_numbers(start: str, t
     ranked = rank(History([started, TrialEnded(0, "failed", "=1+1", 1.0)]))
     assert ",'=1+1," in trials_csv(ranked, ["lr"])
     predictions = predictions_csv([np.log(np.array([[0.9, 0.1]], np.float32))], np.array([1]), ["=cat", "@dog"])
-    assert predictions.splitlines()[1] == "0,'@dog,'=cat,0.9,0.1"
+    assert predictions.splitlines()[1] == "0,'@dog,'=cat,0.9,0.1,0"
 
 
 def test_a_space_that_was_changed_is_shown_without_either(on_folder: Call, hostile: Experiment) -> None:
@@ -166,6 +166,7 @@ def test_a_model_card_shows_names_as_names(tiny_space: Space) -> None:
         "schedule": None,
         "precision": "fp32",
         "search_validation_accuracy": 0.5,
+        "search_epochs": 9,
         "replicates": None,
         "metric": "accuracy",
         "test_metrics": {"accuracy": {"mean": 0.5, "interval_95": None}},

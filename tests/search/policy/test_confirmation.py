@@ -89,6 +89,17 @@ def test_the_best_few_and_the_baseline_take_part_best_first() -> None:
     assert candidates(searched(space, 0.5), space) == [], "a baseline alone has nobody to compare with"
 
 
+def test_trials_that_still_run_are_not_replicated_and_those_tied_before_stay() -> None:
+    space = quickstart("confirm.top=1")
+    history = with_table(searched(space, *FIVE), {3: [0.81, 0.82], 2: [0.8, 0.83], 0: [0.5, 0.51]})
+    assert [trial.number for trial in candidates(history, space)] == [2, 3, 0], "trial 3 is tied with trial 2"
+    history.apply(TrialStarted(5, space.searched_values(space.baseline), space.baseline, False, 0.0))
+    history.apply(result(5, 1, 0.99))
+    assert [trial.number for trial in candidates(history, space)] == [2, 3, 0]
+    history.apply(TrialEnded(5, "stopped", "why", 1.0))
+    assert [trial.number for trial in candidates(history, quickstart("confirm.top=5"))][:2] == [2, 3]
+
+
 def test_a_small_budget_goes_to_fewer_trials_rather_than_to_fewer_seeds() -> None:
     space = quickstart("confirm.budget=0.9")
     history = searched(space, *FIVE)

@@ -9,7 +9,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
 from search.policy import curve_model
-from search.policy.curve_model import Curve, CurveModel, KernelParameters, bins_of, features, to_z
+from search.policy.curve_model import PRIOR_SCALE, Curve, CurveModel, KernelParameters, bins_of, features, to_z
 from spaces.parameters import Choice, Hyperparameters, LogUniform, RandInt, Searched, Uniform
 
 SEARCHED: dict[str, Searched] = {
@@ -125,7 +125,7 @@ def test_posterior_is_that_of_scikit_learn_where_all_curves_have_one_epoch() -> 
     np.testing.assert_allclose(found_mean, mean + z.mean(), rtol=1e-6)
     # The model's scale, and the effect of the new run's own streams.
     covariance = reference.kernel_(known) + (0.15 + 1e-8) * np.eye(12)
-    scale = (z - z.mean()) @ np.linalg.solve(covariance, z - z.mean()) / 12
+    scale = ((z - z.mean()) @ np.linalg.solve(covariance, z - z.mean()) + PRIOR_SCALE) / 13
     np.testing.assert_allclose(found_deviation, np.sqrt(scale * (deviation**2 + 0.05)), rtol=1e-5)
 
 
@@ -157,11 +157,20 @@ def test_noise_is_found_in_noisy_curves_and_not_in_smooth_ones() -> None:
     assert CurveModel(SEARCHED, 27, smooth).parameters.noise < CurveModel(SEARCHED, 27, noisy).parameters.noise
 
 
-def test_equal_results_and_a_single_result_give_finite_forecasts() -> None:
+def test_equal_results_and_a_single_result_give_forecasts_that_are_not_certain() -> None:
     for n in (1, 5):
         mean, deviation = CurveModel(SEARCHED, 27, [Curve(config, (0.1,)) for config in drawn(n)]).of_curves()
         np.testing.assert_allclose(from_z(mean), 0.1, atol=1e-6)
         assert np.isfinite(deviation).all()
+        assert deviation.min() > 0.1, "of values between 0 and pi"
+
+
+def test_many_forecasts_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = [curve_of(config, 3) for config in drawn(10)]
+    mean, deviation = CurveModel(SEARCHED, 27, curves, PARAMETERS).of_curves()
+    monkeypatch.setattr(curve_model, "MOST_AT_ONCE", 4)
+    in_parts = CurveModel(SEARCHED, 27, curves, PARAMETERS).of_curves()
+    np.testing.assert_allclose(in_parts, (mean, deviation), rtol=1e-9)
 
 
 def test_similarity_is_one_for_equal_and_falls_with_distance() -> None:
