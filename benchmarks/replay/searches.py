@@ -134,7 +134,7 @@ class RaySearch:
         )
         self.scheduler = ASHAScheduler(metric=METRIC, mode="max", max_t=table.epochs)
         # What is handed back is decided by the project's ranking in all arms.
-        self.history = _empty_history(table.space, table)
+        self.history = _empty_history(space_of(OwnArm("ray"), table.space, table.epochs, seed), table)
         self._table, self._n_asked = table, 0
         # Ray asks for one trial ahead, before it knows further results of the running trials.
         self._ahead = self._ask()

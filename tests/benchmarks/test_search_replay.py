@@ -141,6 +141,8 @@ def test_what_is_handed_back_is_what_the_ranking_says(surrogate: Surrogate, arm:
         RaySearch(surrogate.table, 4, random=True) if isinstance(arm, RayArm) else OwnSearch.of(arm, surrogate, 4)
     )
     drive(searcher, surrogate, 4, n_epochs, 3)
+    assert searcher.history.space is not None
+    assert searcher.history.space["training"]["max_epochs"] == EPOCHS, "forecasts are of the last epoch of the replay"
     first = leader(rank(searcher.history))
     assert first is not None
     assert searcher.history.n_epochs == n_epochs
