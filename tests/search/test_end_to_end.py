@@ -542,7 +542,7 @@ def kill_all(process: subprocess.Popen[str], guarded: Path) -> None:
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("power cut", marks=pytest.mark.long)])
 def test_an_interrupted_search_goes_on_where_it_was(how: str, call: Call, tmp_path: Path, temporary: Path) -> None:
     results = tmp_path / "results"
-    settings = set_options(*TINY, "search.trials=12", "confirm.seeds=1")
+    settings = set_options(*TINY, "search.trials=12", "confirm.seeds=2")
     process = start("run", "--name", "tiny", *settings, cwd=tmp_path, temporary=temporary)
     journal = results / "tiny" / "journal.jsonl"
     wait_for_results(journal, 5, process)
