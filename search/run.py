@@ -45,10 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="ADDRESS",
         help="run the trials on a Ray cluster: `auto` on a machine of it, or HOST:PORT of its head (default: here)",
     )
-    like = parser.add_argument(
-        "--like", metavar="NAME", help="try the best configurations of an earlier experiment right after the baseline"
-    )
-    completed(like, complete_experiments)
     resume = parser.add_argument("--resume", metavar="NAME", help="resume an experiment where it stopped")
     completed(resume, complete_experiments)
     parser.add_argument("--add-trials", type=int, metavar="N", help="with --resume: raise search.trials by N")
@@ -87,11 +83,7 @@ def _start(options: argparse.Namespace, common: dict[str, Any]) -> str:
     from search.session.conduct import SessionRequest
     from search.session.start import print_plan, start_search
 
-    request = SessionRequest(
-        overrides=(*_shortcut_overrides(options), *options.set),
-        like=None if options.like is None else chosen_experiment(options, options.like),
-        **common,
-    )
+    request = SessionRequest(overrides=(*_shortcut_overrides(options), *options.set), **common)
     if options.dry_run:
         print_plan(request, options.name)
         return "finished"
@@ -99,7 +91,7 @@ def _start(options: argparse.Namespace, common: dict[str, Any]) -> str:
 
 
 def _resume(options: argparse.Namespace, common: dict[str, Any]) -> str:
-    refused = ("name", "like", "trials", "epoch_budget", "seed", "device")
+    refused = ("name", "trials", "epoch_budget", "seed", "device")
     given = [option.replace("_", "-") for option in refused if getattr(options, option) is not None]
     if given or options.dry_run:
         raise InputError(

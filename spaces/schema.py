@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from spaces.parameters import (
     HYPERPARAMETER_NAMES,
@@ -94,6 +104,25 @@ class Training(Section):
     class_weights: ClassWeights = "none"
 
 
+# Values of `search.memory` that are no experiments.
+SHIPPED, OWN = "shipped", "own"
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Names in a file: a list, one name, or `none`."""
+    names = [] if value in (None, "none") else [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("a list of names, one name, or none")
+    return tuple(names)
+
+
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_names, json_schema_input_type=str | list[str] | None),
+    PlainSerializer(list, return_type=list[str]),
+]
+
+
 class Search(Section):
     """Size of the search, sampler and early stopping.
 
@@ -116,6 +145,9 @@ class Search(Section):
         audit_fraction: probability that a trial is an audit trial, which no rung stops; audit trials measure what
             early stopping loses.
         metric: what trials are ranked by, on the validation images; `loss` is the mean negative log-likelihood.
+        memory: earlier searches, from which the first trials after the baseline are taken: `shipped` (those in the
+            package), `own` (the finished experiments in the results folder), and names or paths of experiments. In a
+            file, one of them need not be a list, and `none` is the empty list.
     """
 
     trials: int | None = Field(default=None, ge=1, le=MOST_TRIALS)
@@ -129,6 +161,7 @@ class Search(Section):
     time_budget: str | None = None
     audit_fraction: float = Field(default=0.0, ge=0, le=1)
     metric: MetricName = "accuracy"
+    memory: Names = (SHIPPED, OWN)
 
     @field_validator("asha", mode="before")
     @classmethod

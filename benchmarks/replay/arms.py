@@ -14,12 +14,14 @@ class OwnArm:
     Attributes:
         name: name in tables.
         sampler, asha, grace_epochs: values of `search` in a space.
+        memory: `shipped` without the searches on the images of the table; `wrong`: the same with negative scores.
     """
 
     name: str
     sampler: Literal["random", "tpe", "curves"] = "random"
     asha: Literal["off", "stop", "promote"] = "off"
     grace_epochs: int = 1
+    memory: Literal["none", "shipped", "wrong"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,10 @@ ARMS: tuple[Arm, ...] = (
     OwnArm("tpe-promote-3", "tpe", "promote", 3),
     OwnArm("curves-stop-3", "curves", "stop", 3),
     OwnArm("curves-stop-9", "curves", "stop", 9),
+    OwnArm("tpe-stop-9-memory", "tpe", "stop", 9, "shipped"),
+    OwnArm("curves-stop-9-memory", "curves", "stop", 9, "shipped"),
+    OwnArm("tpe-stop-9-wrong", "tpe", "stop", 9, "wrong"),
+    OwnArm("curves-stop-9-wrong", "curves", "stop", 9, "wrong"),
 )
 
 

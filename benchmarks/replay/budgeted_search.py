@@ -76,6 +76,7 @@ def settings_for(options: argparse.Namespace, seed: int) -> tuple[str, ...]:
         "dataset.images_per_epoch=384",
         "training.batch_size=32",
         "training.max_epochs=27",
+        "search.memory=none",
     )
     return (*images, *shape, f"search.seed={seed}", *options.set)
 

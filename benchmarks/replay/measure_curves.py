@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 def search_settings(overrides: list[str], n_configs: int) -> list[str]:
     """Arguments of `search.run` with which it trains `n_configs` configurations to the end."""
     limits = ("search.epoch_budget=null", "search.time_budget=null", "confirm.top=0")
-    random = (f"search.trials={n_configs}", "search.sampler=random", "search.asha=off")
+    random = (f"search.trials={n_configs}", "search.sampler=random", "search.memory=none", "search.asha=off")
     return [word for setting in (*overrides, *random, *limits) for word in ("--set", setting)]
 
 

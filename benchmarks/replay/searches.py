@@ -3,7 +3,7 @@
 import heapq
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
@@ -15,13 +15,16 @@ from benchmarks.replay.arms import Arm, OwnArm, space_of
 from benchmarks.replay.surrogate import Surrogate
 from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube, read_table
 from search.analysis.ranking import leader, rank
-from search.experiment.events import EpochDone, SpaceSet, TrialEnded, TrialStarted
+from search.experiment.events import EpochDone, MemoryRecalled, SpaceSet, TrialEnded, TrialStarted
 from search.experiment.history import History
+from search.policy.memory import EarlierSearch, starts
 from search.policy.rungs import chance_accuracy
 from search.policy.state import SearchState
 from search.policy.study import distributions
+from search.session.memory import shipped_searches
 from spaces import Space
 from spaces.parameters import Number
+from spaces.schema import SHIPPED
 
 # Epochs of a completed trial.
 EPOCHS = 27
@@ -76,7 +79,12 @@ class OwnSearch:
     def of(cls, arm: OwnArm, surrogate: Surrogate, seed: int) -> "OwnSearch":
         table = surrogate.table
         space = space_of(arm, table.space, table.epochs, seed)
-        return cls(SearchState(space, _empty_history(space, table), now=lambda: 0.0))
+        history = _empty_history(space, table)
+        if arm.memory != "none":
+            memory = other_searches(table.name, sign=-1 if arm.memory == "wrong" else 1)
+            sources = [one.name for one in memory]
+            history.apply(MemoryRecalled(sources, starts(space, memory), 0.0))
+        return cls(SearchState(space, history, now=lambda: 0.0))
 
     def next_trial(self) -> tuple[int, Mapping[str, Number], int] | None:
         assignment = self.state.next_assignment()
@@ -87,6 +95,12 @@ class OwnSearch:
 
     def record(self, trial: int, epoch: int, accuracy: float) -> bool:
         return self.state.record(_epoch_done(trial, epoch, accuracy))
+
+
+def other_searches(table: str, sign: int) -> list[EarlierSearch]:
+    """The shipped searches on other images than a table's, with their scores times `sign`."""
+    found = [one for one in shipped_searches() if not one.name.startswith(f"{SHIPPED}:{table}")]
+    return [replace(one, scores=sign * one.scores) for one in found]
 
 
 def _epoch_done(trial: int, epoch: int, accuracy: float) -> EpochDone:

@@ -178,7 +178,8 @@ LEADERBOARD = (
         text=lambda row: row.proposed_by,
         is_number=False,
         after_parameters=True,
-        help="who proposed it: baseline, try_first (of the space), steer (by the user), prior (random) or sampler",
+        help="who proposed it: baseline, try_first (of the space), steer (by the user), memory (of earlier searches), "
+        "prior (random) or sampler",
     ),
     LeaderboardColumn(
         "reason", "why it ended", is_number=False, is_sort_key=False, after_parameters=True, is_long=True

@@ -19,8 +19,9 @@ EndStatus = Literal["completed", "stopped", "failed", "diverged"]
 
 ReplicateStatus = Literal["completed", "failed", "diverged"]
 
-# `try_first` of the space; `search.steer NAME add`; `prior`: drawn at random from the ranges; else the sampler.
-ProposedBy = Literal["baseline", "try_first", "steer", "prior", "sampler"]
+# `try_first` of the space; `search.steer NAME add`; `search.memory`; `prior`: drawn at random from the ranges; else the
+# sampler.
+ProposedBy = Literal["baseline", "try_first", "steer", "memory", "prior", "sampler"]
 
 # Upper bounds, because larger values overflow in sums and dates: 1e11 s since 1970 is in the year 5138.
 _LARGEST = 10**11
@@ -154,6 +155,15 @@ class ConfigurationAdded:
 
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
+class MemoryRecalled:
+    """Configurations that did well in earlier searches are the next trials (`search.memory`)."""
+
+    sources: list[str]  # names of the earlier searches
+    configs: list[Hyperparameters]
+    at: Amount
+
+
+@dataclass(frozen=True, slots=True, config=_CHECKED)
 class FinishRequested:
     """The user asked for no more trials, until the space is set again (`search.steer NAME finish`)."""
 
@@ -204,6 +214,7 @@ Event = (
     | TrialPromoted
     | TrialEnded
     | ConfigurationAdded
+    | MemoryRecalled
     | FinishRequested
     | ReplicateStarted
     | ReplicateEpochDone
@@ -218,6 +229,7 @@ _EVENT_TYPES: dict[str, type[Event]] = {
     "trial_promoted": TrialPromoted,
     "trial_ended": TrialEnded,
     "configuration_added": ConfigurationAdded,
+    "memory_recalled": MemoryRecalled,
     "finish_requested": FinishRequested,
     "run_started": ReplicateStarted,
     "run_epoch_done": ReplicateEpochDone,
@@ -247,4 +259,6 @@ def event_from_dict(content: Mapping[str, Any]) -> Event:
         values["excluded"] = values.pop("set_aside")  # its name in version 0.1
     if event_type in (TrialStarted, ConfigurationAdded):
         values["config"] = Hyperparameters.from_mapping(values["config"])
+    if event_type is MemoryRecalled:
+        values["configs"] = [Hyperparameters.from_mapping(config) for config in values["configs"]]
     return event_type(**values)

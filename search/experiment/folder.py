@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from search.experiment.command_lines import command_line
-from search.experiment.events import SpaceSet
+from search.experiment.events import MemoryRecalled, SpaceSet
 from search.experiment.history import History
 from search.experiment.journal import Journal, JournalFollower, read_history
 from search.experiment.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest, write_manifest
@@ -223,7 +223,9 @@ class Experiment:
         return folder.resolve().is_relative_to(self.folder.resolve())
 
 
-def create_experiment(results: Path, name: str, space: Space, manifest: Manifest) -> Experiment:
+def create_experiment(
+    results: Path, name: str, space: Space, manifest: Manifest, recalled: MemoryRecalled | None = None
+) -> Experiment:
     """Create the folder of a new experiment, atomically.
 
     Raises:
@@ -237,7 +239,10 @@ def create_experiment(results: Path, name: str, space: Space, manifest: Manifest
         made.folder.mkdir()
         made.write_space(space)
         made.write_manifest(manifest)
-        made.journal().append(SpaceSet(space.as_dict(), [], time.time()))
+        journal = made.journal()
+        journal.append(SpaceSet(space.as_dict(), [], time.time()))
+        if recalled:
+            journal.append(recalled)
         try:
             made.folder.rename(folder)
         except OSError as error:

@@ -14,6 +14,7 @@ from search.experiment.events import (
     EpochRedone,
     Event,
     FinishRequested,
+    MemoryRecalled,
     ProposedBy,
     ReplicateEnded,
     ReplicateEpochDone,
@@ -155,6 +156,7 @@ class History:
         metric: that the present space ranks by; accuracy before the first `SpaceSet`.
         replicates: replicates of the best trials by number, ascending.
         added: configurations that the user added, in order.
+        recalled: configurations from earlier searches, in order.
         is_finishing: whether the user asked for no more trials since the space was set.
         n_redone: number of epochs that were trained again, after a worker or the search was interrupted.
         events: all applied events, in order.
@@ -170,6 +172,7 @@ class History:
         self.metric = ACCURACY
         self.replicates: dict[int, Replicate] = {}
         self.added: list[Hyperparameters] = []
+        self.recalled: list[Hyperparameters] = []
         self.is_finishing = False
         self.n_redone = 0
         self.events: list[Event] = []
@@ -190,6 +193,8 @@ class History:
                 self._start_trial(event)
             case ConfigurationAdded():
                 self.added.append(event.config)
+            case MemoryRecalled():
+                self.recalled += event.configs
             case FinishRequested():
                 self.is_finishing = True
             case ReplicateStarted():

@@ -98,14 +98,6 @@ class Session(Part):
         return text
 
 
-class Like(Part):
-    """The earlier experiment whose best configurations are tried first (`--like`)."""
-
-    experiment: str
-    trials: list[int]  # of that experiment, best first
-    changes: list[str]  # a sentence for each value that the new space does not allow
-
-
 class TestSetUse(Part):
     """One use of the test set."""
 
@@ -142,7 +134,7 @@ class Manifest(Part):
     device: Device
     data: Data
     seeds: Seeds
-    like: Like | None = None
+    memory: list[str] = []  # names of the earlier searches that the first trials were taken from
     sessions: list[Session] = []
     test_openings: list[TestSetUse] = []
 
@@ -201,7 +193,7 @@ def _read(path: Path) -> Manifest:
     raise InputError(f"{path}: {problem}. Restore it from a copy.")
 
 
-def new_manifest(space: Space, name: str, device: Device, data: Data, like: Like | None = None) -> Manifest:
+def new_manifest(space: Space, name: str, device: Device, data: Data, memory: Sequence[str] = ()) -> Manifest:
     """The manifest of a new experiment."""
     return Manifest(
         name=name,
@@ -213,7 +205,7 @@ def new_manifest(space: Space, name: str, device: Device, data: Data, like: Like
         device=device,
         data=data,
         seeds=Seeds(experiment=space.search.seed, split=space.dataset.split_seed),
-        like=like,
+        memory=list(memory),
     )
 
 

@@ -50,20 +50,24 @@ def read_space(path: Path, read_journal: Callable[[], History], overrides: Seque
 
 
 def unwritten_values(path: Path, read_journal: Callable[[], History]) -> list[str]:
-    """`baseline.NAME=VALUE` for each value that an earlier version did not write to `experiment.yaml`.
+    """Overrides for the values that an earlier version did not write to `experiment.yaml`.
+
+    These are values of the baseline, and `search.memory`, which such a search did not have.
 
     Raises:
         InputError: the file is not a regular file, or not YAML.
     """
-    stated = _stated(parse(read_plain(path, MAX_BYTES).decode(), path.name).content)
+    content = parse(read_plain(path, MAX_BYTES).decode(), path.name).content
+    no_memory = [] if "memory" in (content.get("search") or {}) else ["search.memory=none"]
+    stated = _stated(content)
     if stated >= set(HYPERPARAMETER_NAMES):
-        return []  # files of this version state all of them
+        return no_memory  # files of this version state all of them
     values = _unwritten_baseline(read_journal())
     missing = {name: value for name, value in values.items() if name not in stated}
     for name, value in missing.items():
         if value != getattr(Hyperparameters(), name):
             warn_once(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
-    return [f"baseline.{name}={_value_text(missing, name)}" for name in missing]
+    return [*no_memory, *(f"baseline.{name}={_value_text(missing, name)}" for name in missing)]
 
 
 def space_of_journal(history: History, name: str, overrides: Sequence[str] = ()) -> Space:

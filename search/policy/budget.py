@@ -25,15 +25,17 @@ def n_to_start(history: History, space: Space) -> int:
 
 
 def given_next(history: History, space: Space) -> tuple[Hyperparameters, ProposedBy] | None:
-    """The configuration that the user wants to be tried next, and where it was given; None: the sampler proposes."""
+    """The next configuration that the user or the memory gives, and its origin; None: the sampler proposes."""
     if space.baseline not in {trial.config for trial in history.counting if trial.baseline}:
         # Again where the space was changed, and the baseline with it.
         return space.baseline, "baseline"
     tried = {trial.config for trial in history.counting}
     if added := [config for config in history.added if space.contains(config) and config not in tried]:
         return added[0], "steer"
-    listed = [config for config in space.try_first if config not in tried]
-    return (listed[0], "try_first") if listed else None
+    if listed := [config for config in space.try_first if config not in tried]:
+        return listed[0], "try_first"
+    recalled = [config for config in history.recalled if space.contains(config) and config not in tried]
+    return (recalled[0], "memory") if recalled else None
 
 
 def is_tried(config: Hyperparameters, history: History) -> bool:

@@ -125,7 +125,7 @@ class CurveModel:
     def similarity(self, configs: Sequence[Hyperparameters], others: Sequence[Hyperparameters]) -> Array:
         """Prior correlations, 0 to 1, of the effects of M and K configurations after the last epoch, (M, K)."""
         first, second = (self._end_points(found, np.full(len(found), -1)) for found in (configs, others))
-        return _matern52(_distances(first.features, second.features) / self.parameters.length)
+        return matern52(distances(first.features, second.features) / self.parameters.length)
 
     def _fit(self, parts: _Parts, parameters: KernelParameters) -> _Fit:
         covariance = parts.covariance(parameters)
@@ -258,19 +258,21 @@ class _Parts:
     def between(cls, first: _Points, second: _Points) -> _Parts:
         ratio = np.abs(first.log_epoch[:, None] - second.log_epoch)
         is_same = (first.curve[:, None] == second.curve) & (second.curve >= 0)
-        distance = _distances(first.features, second.features)
+        distance = distances(first.features, second.features)
         return cls(distance, SHAPE_VARIANCE * np.exp(-ratio / 1.5), np.exp(-ratio / 1.6), is_same * np.exp(-ratio))
 
     def covariance(self, parameters: KernelParameters) -> Array:
-        effect = _matern52(self.distance / parameters.length) * self.fading
+        effect = matern52(self.distance / parameters.length) * self.fading
         return np.asarray(self.shape + effect + parameters.own * self.own)
 
 
-def _distances(first: Array, second: Array) -> Array:
+def distances(first: Array, second: Array) -> Array:
+    """Euclidean distances between M and K points, (M, K)."""
     squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
     return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
 
 
-def _matern52(distances: Array) -> Array:
+def matern52(distances: Array) -> Array:
+    """The Matérn covariance of smoothness 5/2, variance 1 and length 1, of the same shape."""
     scaled = np.sqrt(5.0) * distances
     return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))

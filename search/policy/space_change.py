@@ -17,6 +17,7 @@ _FREE = (
     "search.epoch_budget",
     "search.time_budget",
     "search.audit_fraction",
+    "search.memory",
     "dataset.root",
     "dataset.download",
     "confirm",
@@ -26,7 +27,7 @@ _FREE = (
 )
 # Values of keys that old journals do not have.
 _ALWAYS_WAS: Mapping[str, Mapping[str, Any]] = {
-    "search": {"asha": "stop", "sampler": "tpe", "startup_trials": 10, "metric": "accuracy"},
+    "search": {"asha": "stop", "sampler": "tpe", "startup_trials": 10, "metric": "accuracy", "memory": []},
     "training": {"class_weights": "none"},
 }
 # Keys that all results depend on: trials before and after such a change cannot be compared.

@@ -11,12 +11,15 @@ Array = NDArray[np.float64]
 
 
 def columns_of(parameter: Searched, values: Array) -> list[Array]:
-    """Scale (N,) values to 0 to 1, by the logarithm for `LogUniform`; one column per option of a `Choice`."""
+    """Scale (N,) values to 0 to 1, by the logarithm for `LogUniform`; one column per option of a `Choice`.
+
+    Values outside the range, such as those of another search, count as its nearest end.
+    """
     match parameter:
         case Uniform(low, high) | RandInt(low, high):
-            return [(values - low) / (high - low)]
+            return [(np.clip(values, low, high) - low) / (high - low)]
         case LogUniform(low, high):
-            return [np.log(values / low) / np.log(high / low)]
+            return [np.log(np.clip(values, low, high) / low) / np.log(high / low)]
         case Choice(options):
             return [(values == option).astype(float) for option in options]
 

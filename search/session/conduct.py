@@ -21,9 +21,8 @@ from search.experiment.command_lines import command_on, resume_line
 from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.experiment.manifest import Device, seconds_used
-from search.session.like import like_lines
 from search.terminal.display import SearchConsole, SearchDisplay, print_while_read
-from search.terminal.plan_text import epochs_text, limits_text
+from search.terminal.plan_text import epochs_text, limits_text, memory_text
 from search.terminal.tables import as_table
 from spaces import Space
 from spaces.errors import InputError, expanded
@@ -51,7 +50,6 @@ class SessionRequest:
         quiet: print the result only.
         plain: print one line per event, in a terminal too.
         on_end: shell command that runs after the session; see `on_end`.
-        like: earlier experiment whose best configurations a new search tries first.
     """
 
     started_s: float
@@ -63,7 +61,6 @@ class SessionRequest:
     quiet: bool = False
     plain: bool = False
     on_end: str | None = None
-    like: Experiment | None = None
 
 
 def with_absolute_paths(space: Space) -> Space:
@@ -163,8 +160,8 @@ def conduct(
     history = experiment.history()
     if not request.quiet:
         print_while_read(console, _first_line(experiment, space, resource_plan, history))
-        if (found := experiment.manifest.like) and not history.trials:
-            print_while_read(console, "\n".join(like_lines(found)))
+        if history.recalled and not history.trials:
+            print_while_read(console, f"memory: {memory_text(len(history.recalled), experiment.manifest.memory)}")
     display = SearchDisplay(
         space,
         console,

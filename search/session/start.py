@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from search.analysis.plan_cost import plan_cost
 from search.execution.trackers import must_be_installed
+from search.experiment.events import MemoryRecalled
 from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name, name_is_taken
-from search.experiment.manifest import Data, Like, new_manifest
+from search.experiment.manifest import Data, new_manifest
 from search.experiment.remote_results import RemoteExperiment
 from search.policy.rungs import chance_accuracy, chance_levels
 from search.processes.guarded_folder import guarded_folder
 from search.session import conduct
-from search.session.like import like, like_lines
+from search.session.memory import recall
 from search.session.on_end import on_end
 from search.terminal.plan_text import plan_text
 from spaces import Space
@@ -36,13 +37,14 @@ def start_search(request: conduct.SessionRequest, name: str | None = None) -> Se
         InputError: the request cannot be met; nothing was created.
         RunError: the search broke off; it can be resumed.
     """
-    space, name, found = _checked(request, name)
+    space, name, recalled = _checked(request, name)
     data = conduct.prepare_data(space)
     with on_end(request.on_end) as ended:
         with conduct.running_cluster(request, space) as (cluster, stop_signal):
             resource_plan = conduct.resource_plan_on(cluster, space, data)
-            manifest = new_manifest(space, name, resource_plan.for_manifest, _data_facts(data), found)
-            experiment = create_experiment(request.results, name, space, manifest)
+            sources = recalled.sources if recalled else ()
+            manifest = new_manifest(space, name, resource_plan.for_manifest, _data_facts(data), sources)
+            experiment = create_experiment(request.results, name, space, manifest, recalled)
             if request.results_url:
                 experiment = RemoteExperiment(request.results_url, name)
             ended.experiment = experiment
@@ -58,7 +60,7 @@ def print_plan(request: conduct.SessionRequest, name: str | None = None) -> None
     Raises:
         InputError: the request cannot be met.
     """
-    space, _, found = _checked(request, name)
+    space, _, recalled = _checked(request, name)
     with guarded_folder():  # before torch is imported, because torch creates a folder for its compiler
         from search.execution.plan import checkpoint_bytes, seconds_per_epoch
 
@@ -73,22 +75,19 @@ def print_plan(request: conduct.SessionRequest, name: str | None = None) -> None
         side_by_side = resource_plan.trials_side_by_side
         cost = plan_cost(space, resource_plan.trials_at_once, side_by_side, epoch_s, checkpoint_bytes(data))
         measured = [(sharing.n_trials, sharing.images_per_s) for sharing in resource_plan.measured]
-        first = like_lines(found) if found else ()
-        print(plan_text(space, data, resource_plan.for_manifest, resource_plan.slots, cost, measured, first))
+        print(plan_text(space, data, resource_plan.for_manifest, resource_plan.slots, cost, measured, recalled))
 
 
-def _checked(request: conduct.SessionRequest, name: str | None) -> tuple[Space, str, Like | None]:
-    """The space of a new search, the name of its experiment, and what is taken from an earlier one."""
+def _checked(request: conduct.SessionRequest, name: str | None) -> tuple[Space, str, MemoryRecalled | None]:
+    """The space of a new search, the name of its experiment, and what is taken from earlier ones."""
     space = load_space_or_experiment(request.space or DEFAULT_SPACE, request.overrides)
     space = conduct.with_absolute_paths(space)
     name = name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
     must_be_a_name(name)
     must_be_new(name, request.results, request.results_url)
     must_be_installed(space.track)
-    if request.like is None:
-        return space, name, None
-    space, found = like(space, request.like)
-    return space, name, found
+    space, recalled = recall(space, request.results)
+    return space, name, recalled
 
 
 def must_be_new(name: str, results: Path, results_url: str | None) -> None:

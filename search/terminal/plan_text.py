@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from search.analysis.cost import Expected
 from search.analysis.plan_cost import PlanCost, audit_epochs
+from search.experiment.events import MemoryRecalled
 from search.experiment.manifest import Device
 from search.policy import budget, confirmation
 from spaces.counted import counted, duration_text, size_text
@@ -30,14 +31,14 @@ def plan_text(
     slots: str,
     cost: PlanCost,
     measured: Sequence[tuple[int, float]] = (),
-    first: Sequence[str] = (),
+    recalled: MemoryRecalled | None = None,
 ) -> str:
     """The plan that `--dry-run` prints.
 
     Args:
         slots: what the trials share, such as `2 GPUs`.
         measured: numbers of trials on one GPU, and their images per second together.
-        first: about configurations of an earlier search, which `space.try_first` includes.
+        recalled: configurations of earlier searches.
     """
     trials = limits_text(space, cost.expected)
     lines = [
@@ -51,7 +52,7 @@ def plan_text(
         f"trials      {trials.removesuffix(' trials')}, the baseline first, at most {space.training.max_epochs} "
         f"epochs each",
         f"ranked by   validation {METRICS[space.search.metric].title}",
-        *_first_lines(space, first),
+        *_first_lines(space, recalled),
         _sampler_line(space),
         _asha_line(space),
         *audit_lines(space, cost.expected),
@@ -107,11 +108,18 @@ def _epoch_lines(data: TrainingData) -> list[str]:
     return [f"epoch       {epoch_images:,} images, {epoch_images / n_images:.2f} of a pass over the training images"]
 
 
-def _first_lines(space: Space, first: Sequence[str]) -> list[str]:
-    if not space.try_first:
-        return []
-    listed = counted(len(space.try_first), "configuration")
-    return [f"try first   {listed}, right after the baseline", *(f"            {line}" for line in first)]
+def memory_text(n_configs: int, sources: Sequence[str]) -> str:
+    """What is taken from earlier searches, in words."""
+    return f"{counted(n_configs, 'configuration')} that did well in {', '.join(map(printable, sources))}"
+
+
+def _first_lines(space: Space, recalled: MemoryRecalled | None) -> list[str]:
+    lines = []
+    if space.try_first:
+        lines.append(f"try first   {counted(len(space.try_first), 'configuration')}, right after the baseline")
+    if recalled:
+        lines.append(f"memory      {memory_text(len(recalled.configs), recalled.sources)}, right after the baseline")
+    return lines
 
 
 def _sampler_line(space: Space) -> str:

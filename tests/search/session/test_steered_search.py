@@ -1,20 +1,18 @@
-"""`search.steer`, `--like` and `--on-end`: what a user does around a search that runs."""
+"""`search.steer` and `--on-end`: what a user does around a search that runs."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from search.analysis.ranking import rank
 from search.experiment.events import ConfigurationAdded, FinishRequested, TrialEnded, TrialStarted
 from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.experiment.journal import event_line, read_history
 from search.policy.state import SearchState
 from search.session import steering
-from search.session.like import like, like_lines
 from search.session.on_end import on_end
-from spaces import Hyperparameters, InputError, Space, load_space
+from spaces import Hyperparameters, Space, load_space
 from spaces.errors import RunError
 from spaces.loader import dump_space, space_from_text
 from tests.conftest import TINY, set_options
@@ -162,49 +160,6 @@ def earlier_search(tmp_path: Path, *overrides: str) -> Experiment:
     state = SearchState(space, History(), made.journal())
     simulate(state)
     return made
-
-
-def test_like_takes_the_best_of_the_leaderboard_and_fits_them_to_the_new_space(tmp_path: Path) -> None:
-    earlier = earlier_search(tmp_path)
-    narrow = ["space.lr={uniform: [0.001, 0.002]}", "space.gamma=0.7", "space.batch_size={choice: [8, 128]}"]
-    longer = [
-        "training.max_epochs=27",
-        "baseline.gamma=0.7",
-        "space.step_size={randint: [1, 27]}",
-        "baseline.lr=0.001",
-        "training.dropout=0.1",
-    ]
-    space, found = like(load_space("quickstart", [*narrow, *longer, "baseline.batch_size=8"]), earlier)
-    history = earlier.history()
-    assert found.trials == [row.trial for row in rank(history) if row.status == "completed" and not row.baseline][:3]
-    configs = [history.trials[number].config for number in found.trials]
-    for config, fitted in zip(configs, space.try_first, strict=True):
-        assert (fitted.lr, fitted.gamma, fitted.batch_size) == (0.002, 0.7, 8)
-        assert fitted.step_size == 3 * config.step_size
-        assert fitted.momentum == config.momentum
-    assert " of a\\x1b[2J, its best" in like_lines(found.model_copy(update={"experiment": "a\x1b[2J"}))[0]
-    first = found.trials[0]
-    assert like_lines(found)[0] == f"tried first: trials {', '.join(map(str, found.trials))} of earlier, its best"
-    assert f"`step_size` of trial {first} is {3 * configs[0].step_size} instead of {configs[0].step_size}: " in str(
-        found.changes
-    )
-    assert f"`lr` of trial {first} is 0.002 instead of {configs[0].lr:.4g}: the range here ends there" in found.changes
-    assert (
-        f"`gamma` of trial {first} is 0.7 instead of {configs[0].gamma:.4g}: it is not searched here" in found.changes
-    )
-
-
-def test_like_needs_a_search_that_has_found_something(experiment: Experiment, tiny_space: Space) -> None:
-    with pytest.raises(InputError, match="--like is mine, but none of its searched configurations has completed"):
-        like(tiny_space, experiment)
-
-
-def test_plan_names_what_is_tried_first(tmp_path: Path, call: Call) -> None:
-    earlier_search(tmp_path)
-    code, output, errors = call("run", "--like", "earlier", "--dry-run", *set_options(*TINY))
-    assert (code, errors) == (0, "")
-    assert "try first   3 configurations, right after the baseline\n            tried first: trials " in output
-    assert "`step_size` of trial " in output
 
 
 @pytest.mark.parametrize(

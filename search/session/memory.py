@@ -1,0 +1,93 @@
+"""The earlier searches that a new one starts from (`search.memory`)."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search.experiment.events import MemoryRecalled
+from search.experiment.folder import Experiment, list_experiments, open_experiment
+from search.policy.curve_model import to_z
+from search.policy.memory import FEWEST_TRIALS, EarlierSearch, earlier_search, starts
+from spaces.errors import InputError
+from spaces.parameters import Hyperparameters
+from spaces.printable import printable, warn
+from spaces.schema import OWN, SHIPPED, Space
+
+SHIPPED_FILE = Path(__file__).parent / "memory.json"
+MOST_OWN = 10  # own experiments, the newest first
+
+
+def recall(space: Space, results: Path) -> tuple[Space, MemoryRecalled | None]:
+    """What a new search takes from earlier ones, and its space, in which the names of the experiments replace `own`.
+
+    Args:
+        space: of the new search.
+        results: folder of the user's experiments.
+
+    Raises:
+        InputError: an experiment that the space names is missing, not readable, or has too few results.
+    """
+    listed = list(space.search.memory)
+    # A checkout has the published search among its results.
+    published = [content["created_at"] for content in _shipped()] if SHIPPED in listed else []
+    own = list(_own(results, published)) if OWN in listed else []
+    if OWN in listed:
+        listed[listed.index(OWN) : listed.index(OWN) + 1] = [one.name for one in own]
+    known = {one.name: one for one in own}
+    memory = list[EarlierSearch]()
+    for name in listed:
+        memory += shipped_searches() if name == SHIPPED else [known[name] if name in known else _named(name, results)]
+    resolved = replace(space, search=space.search.model_copy(update={"memory": tuple(listed)}))
+    configs = starts(space, memory)
+    return resolved, MemoryRecalled([one.name for one in memory], configs, time.time()) if configs else None
+
+
+def shipped_searches() -> list[EarlierSearch]:
+    """The searches in the package, with names such as `shipped:digits`."""
+    return [_from_json(content) for content in _shipped()]
+
+
+def _shipped() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(SHIPPED_FILE.read_text(encoding="utf-8"))
+    return found
+
+
+def _from_json(content: dict[str, Any]) -> EarlierSearch:
+    names = content["searched"]
+    configs = [Hyperparameters.from_mapping(dict(zip(names, row, strict=True))) for row in content["configs"]]
+    scores = to_z(np.array(content["accuracies"]))
+    return EarlierSearch(f"{SHIPPED}:{content['name']}", content["max_epochs"], frozenset(names), configs, scores)
+
+
+def _named(name: str, results: Path) -> EarlierSearch:
+    experiment = open_experiment(name, results)
+    if found := earlier_search(name, experiment.history()):
+        return found
+    raise InputError(
+        f"`search.memory` has {printable(name)}, of which fewer than {FEWEST_TRIALS} trials have results. Resume that "
+        f"search, or take the name out."
+    )
+
+
+def _own(results: Path, but: Sequence[str]) -> Iterator[EarlierSearch]:
+    n_found = 0
+    for experiment in list_experiments(results):
+        if n_found < MOST_OWN and (found := _if_finished(experiment, but)):
+            n_found += 1
+            yield found
+
+
+def _if_finished(experiment: Experiment, but: Sequence[str]) -> EarlierSearch | None:
+    try:
+        manifest = experiment.manifest
+        if manifest.state != "finished" or manifest.created_at in but:
+            return None
+        return earlier_search(experiment.name, experiment.history())
+    except InputError as error:
+        warn(f"The new search learns nothing from {printable(experiment.name)}: {error.lines[0]}")
+        return None
