@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,8 +25,9 @@ TINY = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort tests with a real Ray cluster first: they take longest, and two processes share the files."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    """Sort files by the number of tests with a real Ray cluster (these take longest; two processes share the files)."""
+    n_cluster = Counter(item.path for item in items if item.get_closest_marker("cluster"))
+    items.sort(key=lambda item: -n_cluster[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,8 +4,7 @@ import csv
 import gzip
 import io
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from search.policy.unit_cube import columns_of, from_unit
 from spaces import Space
 from spaces.errors import InputError
 from spaces.loader import space_from_text
-from spaces.parameters import Choice, LogUniform, Number, RandInt, Searched, Uniform
+from spaces.parameters import Choice, Number, RandInt, Searched
 from spaces.removed import with_current_keys
 
 FOLDER = Path(__file__).parent / "curves"
@@ -120,41 +120,17 @@ def in_unit_cube(space: Space, values: Mapping[str, Number]) -> Array:
         space: space of the configuration.
         values: values of the searched parameters.
     """
-    columns: list[float] = []
-    for name, parameter in space.searched.items():
-        columns += _columns(parameter, values[name])
-    return np.array(columns)
+    of_each = (columns_of(one, np.array([values[name]], float)) for name, one in space.searched.items())
+    return np.concatenate([column for columns in of_each for column in columns])
 
 
 def random_configurations(space: Space, n: int, seed: int) -> list[dict[str, Number]]:
     """Draw `n` configurations as random search does."""
-    generator = np.random.default_rng(seed)
-    return [{name: _drawn(parameter, generator) for name, parameter in space.searched.items()} for _ in range(n)]
+    places = np.random.default_rng(seed).random((n, len(space.searched)))
+    return [from_unit(space.searched, place) for place in places]
 
 
 def _number(parameter: Searched, text: str) -> Number:
     value = float(text)
     whole = isinstance(parameter, RandInt) or (isinstance(parameter, Choice) and isinstance(parameter.options[0], int))
     return int(value) if whole else value
-
-
-def _columns(parameter: Searched, value: Number) -> Sequence[float]:
-    match parameter:
-        case Uniform(low, high) | RandInt(low, high):
-            return [(value - low) / (high - low)]
-        case LogUniform(low, high):
-            return [math.log(value / low) / math.log(high / low)]
-        case Choice(options):
-            return [float(value == option) for option in options]
-
-
-def _drawn(parameter: Searched, generator: np.random.Generator) -> Number:
-    match parameter:
-        case Uniform(low, high):
-            return float(generator.uniform(low, high))
-        case LogUniform(low, high):
-            return float(min(high, max(low, low * (high / low) ** generator.random())))
-        case RandInt(low, high):
-            return int(generator.integers(low, high, endpoint=True))
-        case Choice(options):
-            return options[generator.integers(len(options))]

@@ -38,7 +38,7 @@ def recall(space: Space, results: Path) -> tuple[Space, MemoryRecalled | None]:
     own = list(_own(results, published)) if OWN in listed else []
     if OWN in listed:
         listed[listed.index(OWN) : listed.index(OWN) + 1] = [one.name for one in own]
-    known = {one.name: one for one in own}
+    known, listed = {one.name: one for one in own}, list(dict.fromkeys(listed))
     memory = list[EarlierSearch]()
     for name in listed:
         memory += shipped_searches() if name == SHIPPED else [known[name] if name in known else _named(name, results)]
