@@ -76,11 +76,13 @@ def problems_of_section(key: str, model: type[Section], errors: Iterable[ErrorDe
 
 
 def with_grace(training: Training, search: Search) -> Search:
-    """Set the default grace period, which depends on `training`: one rung at `max_epochs / reduction_factor`."""
-    share, rest = divmod(training.max_epochs, search.reduction_factor)
-    if "grace_epochs" in search.model_fields_set or search.asha == "off" or rest or share < 1:
+    """Set the default of `search.grace_epochs`, which depends on `training.max_epochs`."""
+    grace, rest = divmod(training.max_epochs, search.reduction_factor)
+    if "grace_epochs" in search.model_fields_set or search.asha == "off" or rest or grace < 1:
         return search
-    return search.model_copy(update={"grace_epochs": share})
+    while search.asha == "adaptive" and grace % search.reduction_factor == 0:
+        grace //= search.reduction_factor
+    return search.model_copy(update={"grace_epochs": grace})
 
 
 def problems_of_rungs(training: Training, search: Search) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ class OwnArm:
 
     name: str
     sampler: Literal["random", "tpe", "curves"] = "random"
-    asha: Literal["off", "stop", "promote"] = "off"
+    asha: Literal["off", "adaptive", "stop", "promote"] = "off"
     grace_epochs: int = 1
     memory: Literal["none", "shipped", "wrong"] = "none"
 
@@ -42,20 +42,23 @@ Arm = OwnArm | RayArm
 REFERENCES: tuple[Arm, ...] = (OwnArm("random"), RayArm("ray-random", random=True), RayArm("ray-stock"))
 REFERENCE_NAMES = tuple(arm.name for arm in REFERENCES)
 # Default of a space file, and of `spaces/cifar10.yaml`.
-DEFAULT = "tpe-stop-9"
+DEFAULT = "tpe-adaptive-memory"
 ARMS: tuple[Arm, ...] = (
     *REFERENCES,
     OwnArm("random-stop-9", asha="stop", grace_epochs=9),
     OwnArm("tpe", "tpe"),
     OwnArm("tpe-stop-3", "tpe", "stop", 3),
-    OwnArm(DEFAULT, "tpe", "stop", 9),
+    OwnArm("tpe-stop-9", "tpe", "stop", 9),
     OwnArm("tpe-promote-3", "tpe", "promote", 3),
     OwnArm("curves-stop-3", "curves", "stop", 3),
     OwnArm("curves-stop-9", "curves", "stop", 9),
+    OwnArm("tpe-adaptive", "tpe", "adaptive"),
+    OwnArm("curves-adaptive", "curves", "adaptive"),
     OwnArm("tpe-stop-9-memory", "tpe", "stop", 9, "shipped"),
-    OwnArm("curves-stop-9-memory", "curves", "stop", 9, "shipped"),
-    OwnArm("tpe-stop-9-wrong", "tpe", "stop", 9, "wrong"),
-    OwnArm("curves-stop-9-wrong", "curves", "stop", 9, "wrong"),
+    OwnArm(DEFAULT, "tpe", "adaptive", 1, "shipped"),
+    OwnArm("curves-adaptive-memory", "curves", "adaptive", 1, "shipped"),
+    OwnArm("tpe-adaptive-wrong", "tpe", "adaptive", 1, "wrong"),
+    OwnArm("curves-adaptive-wrong", "curves", "adaptive", 1, "wrong"),
 )
 
 

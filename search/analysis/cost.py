@@ -128,6 +128,9 @@ def expected_epochs_left(done: int, rung_epochs: Sequence[int], passing: Sequenc
 def passing_of(space: Space, trials: int, audit_fraction: float) -> tuple[float, ...]:
     """Share of trials that passes each rung but the last, by the rule of `search.asha`; see `passing_shares`."""
     search = space.search
+    if search.asha == "adaptive":  # nobody knows before whether the rungs below the last one will stop trials
+        last = passing_shares(trials, space.rung_epochs[-2:], search.reduction_factor, audit_fraction)
+        return (*(1.0 for _ in space.rung_epochs[:-2]), *last)
     if search.asha != "promote":
         return passing_shares(trials, space.rung_epochs, search.reduction_factor, audit_fraction)
     shares, n_arrived = [], trials

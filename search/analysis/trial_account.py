@@ -81,6 +81,8 @@ def _visit_text(visit: RungVisit) -> str:
         cutoff = metric.text(metric.value(visit.cutoff))
         said += "" if f"cutoff {cutoff}" in said else f", cutoff {cutoff}"
         margin = f", {metric.size_text(abs(visit.margin))} {metric.unit} {'short' if visit.reason else 'ahead'}"
+    if not visit.is_open:
+        said += ", which does not count before this rung has the order of the last one"
     verdict = "refused" if visit.reason else "passed"
     return f"rung {visit.epoch}: {verdict}{margin}: {said}; place {visit.place} of {visit.n}"
 

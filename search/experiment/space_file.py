@@ -18,6 +18,11 @@ from spaces.removed import with_current_keys
 from spaces.schema import Space
 from spaces.yaml_lines import MAX_BYTES, parse
 
+# Values of keys that earlier versions did not have, and so did not write.
+ALWAYS_WAS: Mapping[str, Mapping[str, Any]] = {
+    "search": {"asha": "stop", "sampler": "tpe", "startup_trials": 10, "metric": "accuracy", "memory": []},
+    "training": {"class_weights": "none"},
+}
 _MISSING = object()
 
 
@@ -50,24 +55,27 @@ def read_space(path: Path, read_journal: Callable[[], History], overrides: Seque
 
 
 def unwritten_values(path: Path, read_journal: Callable[[], History]) -> list[str]:
-    """Overrides for the values that an earlier version did not write to `experiment.yaml`.
-
-    These are values of the baseline, and `search.memory`, which such a search did not have.
+    """`SECTION.KEY=VALUE` for each value that an earlier version did not write to `experiment.yaml`.
 
     Raises:
         InputError: the file is not a regular file, or not YAML.
     """
     content = parse(read_plain(path, MAX_BYTES).decode(), path.name).content
-    no_memory = [] if "memory" in (content.get("search") or {}) else ["search.memory=none"]
+    later = [
+        f"{section}.{name}={_value_text(values, name)}"
+        for section, values in ALWAYS_WAS.items()
+        for name in values
+        if isinstance(content.get(section), dict) and name not in content[section]
+    ]
     stated = _stated(content)
     if stated >= set(HYPERPARAMETER_NAMES):
-        return no_memory  # files of this version state all of them
+        return later  # files of this version state all of them
     values = _unwritten_baseline(read_journal())
     missing = {name: value for name, value in values.items() if name not in stated}
     for name, value in missing.items():
         if value != getattr(Hyperparameters(), name):
             warn_once(f"{path}: does not state `baseline.{name}`; the value of its trials, {value}, is used.")
-    return [*no_memory, *(f"baseline.{name}={_value_text(missing, name)}" for name in missing)]
+    return [*later, *(f"baseline.{name}={_value_text(missing, name)}" for name in missing)]
 
 
 def space_of_journal(history: History, name: str, overrides: Sequence[str] = ()) -> Space:
@@ -76,7 +84,9 @@ def space_of_journal(history: History, name: str, overrides: Sequence[str] = ())
     Raises:
         InputError: this version cannot read it, or an override is not valid.
     """
-    text = yaml.safe_dump(with_current_keys(journaled_space(history) or {}), sort_keys=False)
+    content = journaled_space(history) or {}
+    stated = {section: {**values, **(content.get(section) or {})} for section, values in ALWAYS_WAS.items()}
+    text = yaml.safe_dump(with_current_keys({**content, **stated}), sort_keys=False)
     return space_from_text(text, "the journal's space", name, overrides)
 
 

@@ -37,8 +37,11 @@ class RungRule(Protocol):
 
 def rung_rule(space: Space, history: History) -> RungRule:
     """The rule of `search.asha`, with the metric and the chance of a history. With `off`, the space has no rungs."""
-    variant = PromotingRungs if space.search.asha == "promote" else StoppingRungs
-    return variant(space.rung_epochs, space.search.reduction_factor, history.chance, history.metric)
+    search, rungs = space.search, space.rung_epochs
+    if search.asha == "promote":
+        return PromotingRungs(rungs, search.reduction_factor, history.chance, history.metric)
+    is_adaptive = search.asha == "adaptive"
+    return StoppingRungs(rungs, search.reduction_factor, history.chance, history.metric, is_adaptive)
 
 
 def replay(rule: RungRule, history: History) -> dict[int, str | None]:
@@ -67,9 +70,14 @@ class StoppingRungs:
     """The stopping variant: a trial that does not pass a rung ends there. Arguments as in `Rungs`."""
 
     def __init__(
-        self, rung_epochs: tuple[int, ...], reduction_factor: int, chance: float | None, metric: Metric
+        self,
+        rung_epochs: tuple[int, ...],
+        reduction_factor: int,
+        chance: float | None,
+        metric: Metric,
+        adaptive: bool = False,
     ) -> None:
-        self._rungs = Rungs(rung_epochs, reduction_factor, chance, metric)
+        self._rungs = Rungs(rung_epochs, reduction_factor, chance, metric, adaptive)
 
     def apply(self, trial: Trial, result: EpochDone) -> str | None:
         if result.diverged:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from spaces.schema import MetricName
 from trainable.metric import ACCURACY, Metric
 
+# A rung below the last one opens when so many trials have reached the last, and the ranks at both correlate so much.
+FEWEST_PAIRS = 6
+SMALLEST_CORRELATION = 0.7
 ONE_SIDED_95 = 1.645  # 95 % quantile of the standard normal distribution
 
 
@@ -30,6 +33,7 @@ class RungVisit:
         margin: difference of the two, positive where `value` is better.
         place: place of `value` among the `n` results that the rung has with this one, from 1.
         reason: why the trial does not pass; None if it passes. Exempt trials continue whatever the rung says.
+        is_open: whether the rung stops trials; without, `cutoff` is None, and the trial passes.
     """
 
     epoch: int
@@ -40,6 +44,7 @@ class RungVisit:
     place: int
     n: int
     reason: str | None
+    is_open: bool = True
 
 
 class Rungs:
@@ -49,11 +54,15 @@ class Rungs:
     had there; the first trial passes. A trial at chance does not pass if any trial is above chance. If none is, as at
     a rung before the network has learned anything, trials at the cutoff pass too, as with Ray.
 
+    How well a rung orders the trials depends on the images: after few epochs, it may be at random. With `adaptive`, a
+    rung below the last one stops trials only while its values and those at the last rung have about the same order.
+
     Args:
         rung_epochs: epochs at which trials are compared, ascending; trials end at the last.
         reduction_factor: about one trial in so many passes.
         chance: the highest score of a run that only guesses (`chance_levels`); None if unknown.
         metric: of the search; values are its scores.
+        adaptive: whether rungs below the last one wait until their order is known to be that of the last one.
     """
 
     def __init__(
@@ -62,12 +71,15 @@ class Rungs:
         reduction_factor: int,
         chance: float | None = None,
         metric: Metric = ACCURACY,
+        adaptive: bool = False,
     ) -> None:
         self._share = (1 - 1 / reduction_factor) * 100 / 100  # rounded as Ray rounds it
         self._chance, self._metric = chance, metric
-        self._arrived: dict[int, set[int]] = {epoch: set() for epoch in rung_epochs[:-1]}
+        self._by_trial: dict[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs[:-1]}
         # Kept ascending, so that a cutoff needs no sorting.
         self._values: dict[int, list[float]] = {epoch: [] for epoch in rung_epochs[:-1]}
+        self._closed = set(rung_epochs[:-2]) if adaptive else set[int]()
+        self._adaptive = adaptive
 
     def arrive(self, trial: int, epoch: int, value: float) -> str | None:
         """Record a result of a trial.
@@ -81,23 +93,39 @@ class Rungs:
             Why the trial does not pass; None if it passes, if `epoch` has no rung, and if the trial was recorded at
             this rung before.
         """
-        arrived = self._arrived.get(epoch)
+        arrived = self._by_trial.get(epoch)
         if arrived is None or trial in arrived:
             return None
         reason = self.visit(epoch, value).reason
-        arrived.add(trial)
+        arrived[trial] = value
         bisect.insort(self._values[epoch], value)
+        if self._adaptive and epoch == max(self._by_trial):
+            self._closed = {rung for rung in self._by_trial if rung != epoch and not self._orders_as(epoch, rung)}
         return reason
 
     def visit(self, epoch: int, value: float) -> RungVisit:
         """What the rung of `epoch` says of a trial with this value, which is not recorded yet."""
         values, reason, bound = self._values[epoch], None, None
-        if values:
+        is_open = epoch not in self._closed
+        if values and is_open:
             cutoff, best = quantile(values, self._share), values[-1]
             reason = self._reason(epoch, value, cutoff, best)
             bound = cutoff if self._chance is None or best <= self._chance else max(cutoff, self._chance)
         place = 1 + len(values) - bisect.bisect_right(values, value)
-        return rung_visit(self._metric, epoch, value, bound, place, 1 + len(values), reason)
+        return rung_visit(self._metric, epoch, value, bound, place, 1 + len(values), reason, is_open)
+
+    def _orders_as(self, last: int, rung: int) -> bool:
+        """Whether the trials that reached rung `last` had about the same order at an earlier rung."""
+        from scipy.stats import spearmanr  # half a second, which commands that only read rungs save
+
+        pairs = [
+            (self._by_trial[rung][trial], value)
+            for trial, value in self._by_trial[last].items()
+            if trial in self._by_trial[rung]
+        ]
+        if len(pairs) < FEWEST_PAIRS or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+            return False
+        return bool(spearmanr(pairs).statistic >= SMALLEST_CORRELATION)
 
     def diverge(self, trial: int, epoch: int, goes_to_the_end: bool) -> None:
         """Record a diverged trial, with the metric's worst score at the next rung.
@@ -121,12 +149,19 @@ class Rungs:
 
 
 def rung_visit(
-    metric: Metric, epoch: int, score: float, cutoff: float | None, place: int, n: int, reason: str | None
+    metric: Metric,
+    epoch: int,
+    score: float,
+    cutoff: float | None,
+    place: int,
+    n: int,
+    reason: str | None,
+    is_open: bool = True,
 ) -> RungVisit:
     """A visit from scores."""
     value, margin = metric.value(score), None if cutoff is None else score - cutoff
     bound = None if cutoff is None else metric.value(cutoff)
-    return RungVisit(epoch, metric.name, value, bound, margin, place, n, reason)
+    return RungVisit(epoch, metric.name, value, bound, margin, place, n, reason, is_open)
 
 
 def rungs_of_diverged(rungs: Iterable[int], epoch: int, goes_to_the_end: bool) -> list[int]:

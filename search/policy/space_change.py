@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from search.experiment.history import History, Trial
-from search.experiment.space_file import differences
+from search.experiment.space_file import ALWAYS_WAS, differences
 from spaces.errors import InputError
 from spaces.schema import Space
 from trainable.metric import METRICS
@@ -25,11 +25,6 @@ _FREE = (
     "track",
     "try_first",
 )
-# Values of keys that old journals do not have.
-_ALWAYS_WAS: Mapping[str, Mapping[str, Any]] = {
-    "search": {"asha": "stop", "sampler": "tpe", "startup_trials": 10, "metric": "accuracy", "memory": []},
-    "training": {"class_weights": "none"},
-}
 # Keys that all results depend on: trials before and after such a change cannot be compared.
 _NEVER = ("dataset", "training.max_epochs", "training.precision", "training.class_weights", "search.seed")
 
@@ -49,7 +44,7 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
     Raises:
         InputError: a change is not allowed; has one line for each.
     """
-    before = {**before, **{name: {**was, **(before.get(name) or {})} for name, was in _ALWAYS_WAS.items()}}
+    before = {**before, **{name: {**was, **(before.get(name) or {})} for name, was in ALWAYS_WAS.items()}}
     changes = list(differences(before, after.as_dict()))
     checked = [(key, line) for key, line in changes if not _is_of(key, _FREE)]
     lines = [line for key, line in checked if _is_of(key, _NEVER)]

@@ -134,6 +134,12 @@ def _asha_line(space: Space) -> str:
     match space.search.asha:
         case "off":
             return "rungs       none: every trial is trained to the end"
+        case "adaptive" if len(space.rung_epochs) > 2:
+            early = ", ".join(str(epoch) for epoch in space.rung_epochs[:-2])
+            return (
+                f"rungs       {space.rung_epochs[-2]}: about one trial in {space.search.reduction_factor} goes on; "
+                f"at {early} too, once they order the trials alike"
+            )
         case "promote":
             return f"rungs       {rungs}: each trial waits there; the best in {space.search.reduction_factor} go on"
         case _:

@@ -59,7 +59,7 @@ def surrogate(table: Table) -> Surrogate:
 # The same objects as in a real search
 
 
-@pytest.mark.parametrize("asha", ["stop", "promote"])
+@pytest.mark.parametrize("asha", ["adaptive", "stop", "promote"])
 def test_the_replay_proposes_and_judges_as_the_journal_of_a_search_says(
     asha: Any, space: Space, surrogate: Surrogate, tmp_path: Path
 ) -> None:

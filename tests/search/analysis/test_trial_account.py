@@ -44,7 +44,7 @@ def searched(space: Space, seed: int = 0, curve: Curve = crossing, chance: float
 
 
 @pytest.mark.parametrize("chance", [None, CHANCE])
-@pytest.mark.parametrize("asha", ["stop", "promote"])
+@pytest.mark.parametrize("asha", ["adaptive", "stop", "promote"])
 def test_each_recorded_reason_is_what_the_replay_says(asha: str, chance: float | None) -> None:
     for seed in range(3):
         space = space_with(f"search.asha={asha}", "search.audit_fraction=0.2")

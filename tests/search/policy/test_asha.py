@@ -152,6 +152,7 @@ def without_times(events: list[Event]) -> list[dict[str, Any]]:
         ("search.asha=promote", "search.trials=null", "search.epoch_budget=25"),
         ("search.asha=stop", "search.trials=null", "search.epoch_budget=25"),
         ("search.asha=stop", "search.audit_fraction=0.2"),
+        ("search.asha=adaptive", "search.trials=14"),
     ],
 )
 def test_after_a_break_at_any_event_the_search_decides_as_if_there_had_been_none(overrides: tuple[str, ...]) -> None:

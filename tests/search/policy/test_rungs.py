@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
+from scipy.stats import spearmanr
 
-from search.policy.rungs import Rungs, chance_accuracy, quantile
+from search.policy.rungs import FEWEST_PAIRS, SMALLEST_CORRELATION, Rungs, chance_accuracy, quantile
 from spaces.counted import duration_text
 
 
@@ -109,3 +111,57 @@ def test_chance_is_the_commonest_class_and_the_luck_of_one_run_in_twenty() -> No
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def trained(rungs: Rungs, trial: int, early: float, late: float) -> list[str | None]:
+    """Reasons of a trial at the rungs of epochs 1 and 3, where it continues whatever the first one says."""
+    return [rungs.arrive(trial, 1, early), rungs.arrive(trial, 3, late)]
+
+
+def test_an_early_rung_stops_nobody_until_enough_trials_have_the_same_order_at_the_last_one() -> None:
+    rungs = Rungs((1, 3, 9), 3, adaptive=True)
+    for trial in range(FEWEST_PAIRS):
+        visit = rungs.visit(1, 0.0)
+        assert (visit.is_open, visit.reason, visit.cutoff) == (False, None, None)
+        assert trained(rungs, trial, 0.1 + trial / 100, 0.5 + trial / 100) == [None, None]
+    assert rungs.visit(1, 0.1).is_open
+    assert rungs.arrive(90, 1, 0.1) == "10.00% at rung 1, below its cutoff 13.33%"
+    assert rungs.arrive(91, 1, 0.9) is None
+
+
+@pytest.mark.parametrize("early", [lambda trial: 0.5 - trial / 100, lambda trial: 0.1])
+def test_a_rung_of_another_order_or_of_none_stays_closed_and_the_last_one_decides(
+    early: Callable[[int], float],
+) -> None:
+    rungs = Rungs((1, 3, 9), 3, adaptive=True)
+    for trial in range(20):
+        assert trained(rungs, trial, early(trial), 0.5 + trial / 100) == [None, None]
+    assert trained(rungs, 20, 0.0, 0.5) == [None, "50.00% at rung 3, below its cutoff 62.67%"]
+
+
+@given(
+    curves=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=25),
+    order=st.randoms(use_true_random=False),
+)
+def test_each_decision_is_that_of_a_rule_that_reads_all_results_anew(
+    curves: list[tuple[int, int, int]], order: np.random.Generator
+) -> None:
+    rungs, epochs = Rungs((1, 3, 9, 27), 3, adaptive=True), (1, 3, 9)
+    known: dict[int, dict[int, float]] = {epoch: {} for epoch in epochs}
+    left = dict.fromkeys(range(len(curves)), 0)
+    while left:
+        trial = order.choice(sorted(left))
+        epoch, value = epochs[left[trial]], curves[trial][left[trial]] / 10
+        pairs = [(known[epoch][one], last) for one, last in known[9].items()]
+        is_open = epoch == 9 or (
+            len(pairs) >= FEWEST_PAIRS
+            and all(len(set(values)) > 1 for values in zip(*pairs, strict=True))
+            and spearmanr(pairs).statistic >= SMALLEST_CORRELATION
+        )
+        values = list(known[epoch].values())
+        passes = not is_open or not values or value > np.percentile(values, 200 / 3)
+        assert (rungs.arrive(trial, epoch, value) is None) == passes
+        known[epoch][trial] = value
+        left[trial] += 1
+        if not passes or left[trial] == len(epochs):
+            del left[trial]
