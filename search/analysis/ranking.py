@@ -8,8 +8,7 @@ from typing import Any
 from search.analysis.columns import LEADERBOARD, OF_METRIC, forecast_text, replicate_text
 from search.experiment.events import ProposedBy
 from search.experiment.history import History, Status, Trial
-from search.policy.forecasts import Forecast, forecasts
-from search.policy.order import best_first, search_order
+from search.policy.forecasts import Forecast, best_first, forecasts, search_order
 from search.policy.replicate_statistics import Lead, ReplicateSummary, lead, replicate_results
 from spaces.counted import counted
 from spaces.parameters import Hyperparameters

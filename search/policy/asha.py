@@ -10,7 +10,7 @@ from typing import Protocol
 
 from search.experiment.events import EpochDone
 from search.experiment.history import History, Trial
-from search.policy.order import result_order
+from search.policy.forecasts import result_order
 from search.policy.rungs import Rungs, RungVisit, at_chance_text, rung_visit, rungs_of_diverged
 from spaces.schema import Space
 from trainable.metric import Metric

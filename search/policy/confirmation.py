@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from search.experiment.history import History, Trial
-from search.policy.order import best_first
+from search.policy.forecasts import best_first
 from search.policy.replicate_statistics import diverged, replicate_results
 from spaces.schema import Space
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from search.experiment.events import EndStatus, TrialEnded
 from search.experiment.history import Trial
-from search.policy.order import result_order, search_order
+from search.policy.forecasts import result_order, search_order
 from spaces import Hyperparameters
 from tests.support.simulation import result
 from trainable.metric import ACCURACY
