@@ -79,7 +79,7 @@ def starts(space: Space, memory: Sequence[EarlierSearch]) -> list[Hyperparameter
     covariance = TASK_VARIANCE * matern52(distances(points, points)) + 1e-6 * np.eye(len(configs))
     difference = generator.standard_normal((N_TASKS, len(configs))) @ np.linalg.cholesky(covariance).T
     differences = np.concatenate([difference, -difference])
-    tasks = np.concatenate([_scores(one, space, configs) + differences for one in memory])  # (tasks, configurations)
+    tasks = np.concatenate([scores_at(one, space, configs) + differences for one in memory])  # (tasks, configurations)
     chosen, best = list[int](), tasks[:, 0]
     for _ in range(N_STARTS):
         chosen.append(int(np.maximum(best[:, None], tasks).mean(0).argmax()))
@@ -87,7 +87,7 @@ def starts(space: Space, memory: Sequence[EarlierSearch]) -> list[Hyperparameter
     return [configs[index] for index in dict.fromkeys(chosen) if index]
 
 
-def _scores(earlier: EarlierSearch, space: Space, configs: Sequence[Hyperparameters]) -> Array:
+def scores_at(earlier: EarlierSearch, space: Space, configs: Sequence[Hyperparameters]) -> Array:
     """Standardised scores of an earlier search at M configurations of `space`, (M,), by a Gaussian process."""
     common = {name: parameter for name, parameter in space.searched.items() if name in earlier.searched}
     known = _points(common, earlier.configs, earlier.max_epochs)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.replay import measure_curves
+from benchmarks.replay import measure_curves, shipped_memory
 from benchmarks.replay.__main__ import main
 from benchmarks.replay.arms import ARMS, DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, space_of
-from benchmarks.replay.searches import OwnSearch, RaySearch, chances_of, drive, replay
+from benchmarks.replay.correlations import search_correlations
+from benchmarks.replay.searches import OwnSearch, RaySearch, chances_of, drive, other_searches, replay
 from benchmarks.replay.surrogate import FOREST, PROCESS, Surrogate, held_out_scores, noise_of
 from benchmarks.replay.tables import Table, in_unit_cube, random_configurations, read_table, table_from_text
 from benchmarks.stats import factor_of, geometric_mean, resampled_factors, steps_to, thinned
@@ -19,6 +20,7 @@ from search.experiment.events import EpochDone, TrialPromoted, TrialStarted
 from search.experiment.history import History
 from search.experiment.journal import Journal, event_from_line, read_history
 from search.policy.state import SearchState
+from search.session.memory import SHIPPED_FILE
 from spaces import InputError, Space, load_space
 from spaces.loader import space_from_text
 from tests.support.simulation import numbers, simulate
@@ -333,3 +335,19 @@ def test_a_whole_run_ends_with_one_json_line(capsys: pytest.CaptureFixture[str])
     assert all(len(row["last_regret_by_seed"]) == 6 for row in rows.values())
     assert rows["random"]["factors"]["× random"]["value"] == 1
     assert any(line.startswith("tpe") for line in text)
+
+
+def test_the_shipped_searches_agree_and_the_file_is_what_its_program_makes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert all(correlation > 0.8 for correlation in search_correlations().values())
+    monkeypatch.setattr(shipped_memory, "SHIPPED_FILE", tmp_path / "memory.json")
+    assert shipped_memory.main([]) == 0
+    assert (tmp_path / "memory.json").read_text() == SHIPPED_FILE.read_text()
+
+
+def test_a_memory_of_a_replay_leaves_out_the_table_s_images() -> None:
+    names = {table: [one.name for one in other_searches(table, 1)] for table in ("cifar10", "digits", "deepobs")}
+    assert names["cifar10"] == ["shipped:digits"]
+    assert names["digits"] == ["shipped:cifar10-small", "shipped:cifar10"]
+    assert len(names["deepobs"]) == 3
