@@ -133,7 +133,8 @@ class Search(Section):
         epoch_budget: total number of epochs after which no trial is started or promoted; running trials finish.
             Epochs of replicates do not count. None: no limit.
         grace_epochs: epochs that every trial gets, and the first rung of ASHA. Default: `max_epochs /
-            reduction_factor^k` for the largest k that makes it a whole number (k = 1 if `asha` is not `adaptive`).
+            reduction_factor^k` for the largest k that makes it a whole number (k = 1 if `asha` is not `adaptive`); 1 if
+            there is none.
         reduction_factor: ratio of epochs between two rungs; about one in `reduction_factor` trials passes a rung.
         asha: `stop` stops or continues a trial as soon as it reaches a rung; `adaptive` does so at the last rung, and
             at the earlier ones while they order the trials as the last one does; `promote` pauses trials at a rung and

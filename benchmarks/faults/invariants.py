@@ -11,13 +11,17 @@ from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
+from scipy.stats import rankdata
 
 from search.experiment.events import EndStatus, EpochDone, EpochRedone, Event, TrialEnded, TrialPromoted, TrialStarted
 from search.experiment.history import History, Trial
 from search.experiment.journal import event_from_line
 from search.experiment.manifest import Session
+from search.policy.rungs import FEWEST_PAIRS, SMALLEST_CORRELATION
 from spaces import Space
 
+# Accuracy at each rung by number of the trial, in the order in which they were recorded.
+Values = Mapping[int, dict[int, float]]
 # For each trial that a session trained: its epochs, in the order of training.
 Trained = Mapping[int, Sequence[int]]
 
@@ -92,7 +96,7 @@ def rung_problems(events: Sequence[Event], space: Space, chance: float | None) -
     """
     problems: list[str] = []
     history = History()
-    values: dict[int, list[float]] = {epoch: [] for epoch in space.rung_epochs[:-1]}
+    values: Values = {epoch: {} for epoch in space.rung_epochs[:-1]}
     # How each trial must end; None if it must continue.
     due: dict[int, EndStatus | None] = {}
     for event in events:
@@ -128,25 +132,36 @@ def _start_problems(
     return []
 
 
-def _due(
-    trial: Trial, result: EpochDone, values: Mapping[int, list[float]], space: Space, chance: float | None
-) -> EndStatus | None:
+def _due(trial: Trial, result: EpochDone, values: Values, space: Space, chance: float | None) -> EndStatus | None:
     """How a trial must end after a result; None if it must continue. Adds the result to its rung's values."""
     exempt = trial.baseline or trial.audit
     if result.diverged:
         ahead = [epoch for epoch in values if epoch >= result.epoch]
         for epoch in ahead if exempt else ahead[:1]:
-            values[epoch].append(0.0)
+            values[epoch][trial.number] = 0.0
         return "diverged"
     if result.epoch >= space.rung_epochs[-1]:
         return "completed"
     if result.epoch not in values:
         return None
-    others = list(values[result.epoch])
-    values[result.epoch].append(result.validation_accuracy)
+    others, is_open = list(values[result.epoch].values()), _is_open(result.epoch, values, space)
+    values[result.epoch][trial.number] = result.validation_accuracy
     waits = space.search.asha == "promote"  # until it is promoted
-    stops = waits or not _passes(result.validation_accuracy, others, space.search.reduction_factor, chance)
-    return "stopped" if stops and not exempt else None
+    stops = is_open and not _passes(result.validation_accuracy, others, space.search.reduction_factor, chance)
+    return "stopped" if (waits or stops) and not exempt else None
+
+
+def _is_open(epoch: int, values: Values, space: Space) -> bool:
+    """Whether a rung stops trials: with `asha: adaptive`, while its order is that of the last rung."""
+    last = space.rung_epochs[-2]
+    both = [number for number in values[last] if number in values[epoch]]
+    if space.search.asha != "adaptive" or epoch == last:
+        return True
+    if len(both) < FEWEST_PAIRS:
+        return False
+    ranks = [rankdata([values[rung][number] for number in both]) for rung in (epoch, last)]
+    spread = min(np.ptp(of_rung) for of_rung in ranks)
+    return bool(spread > 0 and np.corrcoef(ranks)[0, 1] > SMALLEST_CORRELATION - 1e-9)
 
 
 def _passes(value: float, others: Sequence[float], reduction_factor: int, chance: float | None) -> bool:

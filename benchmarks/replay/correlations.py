@@ -6,20 +6,22 @@ shipped searches agree on which configurations are good.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.replay.searches import EPOCHS
-from benchmarks.replay.tables import random_configurations, read_table, stored_tables
+from benchmarks.replay.shipped_memory import PUBLISHED
+from benchmarks.replay.tables import Array, random_configurations, read_table, stored_tables
 from benchmarks.speed.report import print_json, table_text
+from search.experiment.folder import Experiment
 from search.policy.memory import scores_at
 from search.session.memory import shipped_searches
 from spaces import load_space
 from spaces.command import CommandParser, run_command
 
-EARLY_EPOCHS = (1, 3, 9)
+PAIRS = ((1, 9), (3, 9), (1, 27), (3, 27), (9, 27))
 N_CONFIGS = 500
 
 
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     of_epochs, of_searches = epoch_correlations(), search_correlations()
-    titles = ("epochs", *(f"{epoch} and {EPOCHS}" for epoch in EARLY_EPOCHS))
+    titles = ("epochs", *(f"{first} and {last}" for first, last in PAIRS))
     print(table_text(titles, [(name, *(f"{one:.2f}" for one in found)) for name, found in of_epochs.items()]))
     print()
     print(
@@ -45,12 +47,19 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def epoch_correlations() -> dict[str, list[float]]:
-    """Correlations of the accuracies after `EARLY_EPOCHS` with those after `EPOCHS`, by name of the stored table."""
-    found = {}
-    for name in stored_tables():
-        curves = read_table(name).curves
-        found[name] = [_correlation(curves[:, epoch - 1], curves[:, EPOCHS - 1]) for epoch in EARLY_EPOCHS]
-    return found
+    """Correlations of the accuracies after the epochs of `PAIRS`, by name of the stored table.
+
+    `results/cifar10` is the published search, of which only trials that reached both epochs count.
+    """
+    curves = {name: list(read_table(name).curves) for name in stored_tables()}
+    trials = Experiment(PUBLISHED).history().trials.values()
+    curves["results/cifar10"] = [np.array([epoch.validation_accuracy for epoch in trial.epochs]) for trial in trials]
+    return {name: [_correlation(*_both(several, *pair)) for pair in PAIRS] for name, several in curves.items()}
+
+
+def _both(curves: Sequence[Array], first: int, last: int) -> tuple[Array, Array]:
+    known = np.array([(curve[first - 1], curve[last - 1]) for curve in curves if len(curve) >= last])
+    return known[:, 0], known[:, 1]
 
 
 def search_correlations() -> dict[str, float]:
@@ -61,7 +70,7 @@ def search_correlations() -> dict[str, float]:
     return {f"{a}, {b}": _correlation(scores[a], scores[b]) for a, b in combinations(scores, 2)}
 
 
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+def _correlation(first: Array, second: Array) -> float:
     return round(float(spearmanr(first, second).statistic), 3)
 
 

@@ -82,7 +82,8 @@ def choice(options: argparse.Namespace, seed: int) -> tuple[str, tuple[str, ...]
         return "quickstart", (*settings, *options.set)
     # The shipped range of step_size is for 27 epochs; the new range still includes the baseline's 5.
     shorter = (f"space.step_size={{randint: [1, {max(5, options.max_epochs)}]}}", "training.batch_size=64")
-    return "cifar10", (*folder_settings(options.images, options.train_limit), *settings, *shorter, *options.set)
+    alike = ("search.asha=stop", "search.memory=none")  # as the script's search
+    return "cifar10", (*folder_settings(options.images, options.train_limit), *settings, *shorter, *alike, *options.set)
 
 
 def summary(runs: dict[str, list[SearchRun]]) -> dict[str, Any]:

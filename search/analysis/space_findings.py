@@ -144,9 +144,19 @@ def edges(history: History, space: Space) -> Finding:
     return Finding("edges", "change", sentence, f"Widen: {wider}.", numbers)
 
 
+def importance_epoch(space: Space) -> int:
+    """Epoch whose scores the importance of hyperparameters is estimated from.
+
+    It is the first rung, which every trial reaches. With `asha: adaptive` it is the last rung, because early ones may
+    say nothing of the end.
+    """
+    rungs = space.rung_epochs
+    return rungs[-2] if space.search.asha == "adaptive" and len(rungs) > 1 else rungs[0]
+
+
 def importances(history: History, space: Space, known: Importance | None = None) -> Finding:
-    """Importance of hyperparameters at the first rung, which every trial reaches; `known` if it was computed before."""
-    epoch, n_parameters = space.rung_epochs[0], len(space.searched)
+    """Importance of hyperparameters at `importance_epoch`; `known` if it was computed before."""
+    epoch, n_parameters = importance_epoch(space), len(space.searched)
     found = known or importance_at(epoch, history.counting, space)
     numbers = {"n_parameters": n_parameters, "compared": [asdict(found)] if found else []}
     if found is None:

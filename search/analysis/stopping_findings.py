@@ -70,7 +70,7 @@ def would_be_winners(history: History, space: Space) -> Finding:
     }
     ranks = {row.trial: row.rank for row in rank(history)}
     best = min((ranks[trial.number] for trial in completed if trial.number not in refused), default=0)
-    audits = [ranks[trial.number] for trial in completed if trial.number in refused]
+    audits = [ranks[number] for number in refused]
     n_stopped = sum(trial.status == "stopped" for trial in history.counting)
     n, n_winners = len(audits), sum(place < best for place in audits)
     numbers: dict[str, Any] = {"n_stopped": n_stopped, "n_audit_refused": n, "n_audit_refused_winners": n_winners}
@@ -87,7 +87,10 @@ def would_be_winners(history: History, space: Space) -> Finding:
     )
     if not n_winners:
         return Finding("would_be_winners", "fine" if n >= MIN_TRIALS else "unknown", sentence, "", numbers)
-    advice = f"Raise search.grace_epochs to {rungs[1]}."
+    highest = max(
+        epoch for number in refused if ranks[number] < best for epoch, at in visits[number].items() if at.reason
+    )
+    advice = f"Raise search.grace_epochs to {rungs[rungs.index(highest) + 1]}."
     return Finding("would_be_winners", "change", sentence, advice, numbers)
 
 

@@ -284,11 +284,20 @@ def load_space_or_experiment(space: str, overrides: Sequence[str]) -> Space:
     Raises:
         InputError: as for `load_space`.
     """
-    path = find_space(space)
-    if path.name == "experiment.yaml" and (path.parent / "journal.jsonl").is_file():
-        experiment = Experiment(path.parent)
-        overrides = [*unwritten_values(path, experiment.history), *overrides]
+    if experiment := experiment_of(space):
+        overrides = [*unwritten_values(find_space(space), experiment.history), *overrides]
     return load_space(space, overrides)
+
+
+def experiment_of(space: str) -> Experiment | None:
+    """The experiment whose space is named by `space`; None for a space file, or without a journal.
+
+    Raises:
+        InputError: there is no such space.
+    """
+    path = find_space(space)
+    is_journaled = path.name == "experiment.yaml" and (path.parent / "journal.jsonl").is_file()
+    return Experiment(path.parent) if is_journaled else None
 
 
 def list_experiments(results: Path) -> list[Experiment]:

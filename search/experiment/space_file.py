@@ -37,7 +37,7 @@ def read_space(path: Path, read_journal: Callable[[], History], overrides: Seque
     try:
         if not path.exists():
             raise InputError(f"{path}: is missing.")
-        written = load_space(str(path))
+        written = load_space(str(path), unwritten_values(path, read_journal))
     except InputError as error:
         journal = read_journal()
         if journal.space is None:
@@ -45,7 +45,8 @@ def read_space(path: Path, read_journal: Callable[[], History], overrides: Seque
         warn_once(f"{error.lines[0].removesuffix('.')}; the space as the search journaled it is used.")
         return space_of_journal(journal, path.resolve().parent.name, overrides)
     if not yaml_matches(path.read_bytes()):
-        changes = [line for _, line in differences(read_journal().space or {}, written.as_dict())]
+        journaled = with_old_values(read_journal().space or {})
+        changes = [line for _, line in differences(journaled, written.as_dict())]
         if changes:
             warn_once(
                 f"{path}: was changed since the search wrote it ({'; '.join(changes)}). It is used as it is; "
@@ -84,10 +85,18 @@ def space_of_journal(history: History, name: str, overrides: Sequence[str] = ())
     Raises:
         InputError: this version cannot read it, or an override is not valid.
     """
-    content = journaled_space(history) or {}
-    stated = {section: {**values, **(content.get(section) or {})} for section, values in ALWAYS_WAS.items()}
-    text = yaml.safe_dump(with_current_keys({**content, **stated}), sort_keys=False)
+    text = yaml.safe_dump(with_current_keys(with_old_values(journaled_space(history) or {})), sort_keys=False)
     return space_from_text(text, "the journal's space", name, overrides)
+
+
+def with_old_values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A journaled space with the values of keys that its version did not have."""
+    old = {
+        name: {**values, **section}
+        for name, values in ALWAYS_WAS.items()
+        if isinstance(section := content.get(name), dict)
+    }
+    return {**content, **old}
 
 
 def journaled_space(history: History) -> dict[str, Any] | None:

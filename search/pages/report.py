@@ -9,6 +9,7 @@ from search.analysis.findings import HEADINGS
 from search.analysis.importance import N_SHUFFLED, Importance, importance_at
 from search.analysis.ranking import lead_sentence, n_by_replicates
 from search.analysis.rung_statistics import RungSurvival, rung_survival
+from search.analysis.space_findings import importance_epoch
 from search.experiment.command_lines import command_line
 from search.experiment.folder import Experiment
 from search.experiment.manifest import timestamp
@@ -32,7 +33,7 @@ def report_html(experiment: Experiment) -> str:
     known = read_all(experiment)
     space, manifest, final = known.space, known.manifest, known.final
     rungs = rung_survival(known.counting, space)
-    importance = importance_at(space.rung_epochs[0], known.counting, space)
+    importance = importance_at(importance_epoch(space), known.counting, space)
     findings = diagnose(known.history, space, manifest.data.n_validation, importance)
     figures = _figures(known, rungs, importance)
     columns, rows = leaderboard(known)
@@ -74,7 +75,7 @@ def report_html(experiment: Experiment) -> str:
 def report_figures(experiment: Experiment) -> dict[str, go.Figure]:
     """The figures of the page, by their names there; a figure that has no data yet is left out."""
     known = read_all(experiment)
-    importance = importance_at(known.space.rung_epochs[0], known.counting, known.space)
+    importance = importance_at(importance_epoch(known.space), known.counting, known.space)
     return _figures(known, rung_survival(known.counting, known.space), importance)
 
 

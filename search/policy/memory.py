@@ -22,8 +22,8 @@ from spaces.schema import Space
 
 N_STARTS = 4
 N_CANDIDATES = 700
-# Fewer trials with results say too little.
-FEWEST_TRIALS = 8
+FEWEST_TRIALS = 8  # with results, in an earlier search; fewer say too little
+MOST_TRIALS = 500  # the newest ones of an earlier search, which bounds time and memory
 SCORE_NOISE = 0.1  # variance of the noise of an earlier score, in units of the variance of all scores of its search
 TASK_VARIANCE = 0.2  # variance of the difference between two tasks, in the same units
 N_TASKS = 32  # random tasks for each earlier search, and as many with the opposite differences
@@ -49,27 +49,31 @@ class EarlierSearch:
 
 
 def earlier_search(name: str, history: History) -> EarlierSearch | None:
-    """The forecasts of an earlier search, also of its stopped trials; None if fewer than `FEWEST_TRIALS` have results.
+    """The forecasts of an earlier search, also of its stopped trials.
+
+    Returns:
+        None if fewer than `FEWEST_TRIALS` have results, or none is above chance.
 
     Raises:
         InputError: this version cannot read the space of the search.
     """
-    if sum(bool(trial.epochs) for trial in history.counting) < FEWEST_TRIALS:
+    scores = [trial.last_score for trial in history.counting if trial.last_score is not None]
+    if len(scores) < FEWEST_TRIALS or (history.chance is not None and max(scores) <= history.chance):
         return None
     space = space_of_journal(history, name)
     trials, model = model_of(history)
-    configs = [trial.config for trial in trials]
-    return EarlierSearch(name, space.training.max_epochs, frozenset(space.searched), configs, model.of_curves()[0])
+    configs = [trial.config for trial in trials][-MOST_TRIALS:]
+    final = model.of_curves()[0][-MOST_TRIALS:]
+    return EarlierSearch(name, space.training.max_epochs, frozenset(space.searched), configs, final)
 
 
 def starts(space: Space, memory: Sequence[EarlierSearch]) -> list[Hyperparameters]:
     """At most `N_STARTS` configurations of `space`, the most promising first.
 
     Each is the one that most raises the expected best score of the baseline and those before it, over random tasks: the
-    scores of one of the earlier searches plus a smooth random difference. Searches that have no hyperparameter in
-    common with `space` do not count.
+    scores of one of the earlier searches, which have hyperparameters in common with `space`, plus a smooth random
+    difference.
     """
-    memory = [one for one in memory if one.searched & space.searched.keys()]
     if not memory:
         return []
     generator = np.random.default_rng([space.search.seed, N_STARTS])

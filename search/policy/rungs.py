@@ -18,6 +18,8 @@ from trainable.metric import ACCURACY, Metric
 # A rung below the last one opens when so many trials have reached the last, and the ranks at both correlate so much.
 FEWEST_PAIRS = 6
 SMALLEST_CORRELATION = 0.7
+# Up to so many trials at the last rung, the order is compared at each arrival there; then once in 2, 3, … arrivals.
+MOST_PAIRS_BY_ONE = 100
 ONE_SIDED_95 = 1.645  # 95 % quantile of the standard normal distribution
 
 
@@ -79,7 +81,8 @@ class Rungs:
         # Kept ascending, so that a cutoff needs no sorting.
         self._values: dict[int, list[float]] = {epoch: [] for epoch in rung_epochs[:-1]}
         self._closed = set(rung_epochs[:-2]) if adaptive else set[int]()
-        self._adaptive = adaptive
+        self._adaptive, self._last = adaptive, max(self._by_trial, default=0)
+        self._n_for_next_test = FEWEST_PAIRS
 
     def arrive(self, trial: int, epoch: int, value: float) -> str | None:
         """Record a result of a trial.
@@ -99,7 +102,8 @@ class Rungs:
         reason = self.visit(epoch, value).reason
         arrived[trial] = value
         bisect.insort(self._values[epoch], value)
-        if self._adaptive and epoch == max(self._by_trial):
+        if self._adaptive and epoch == self._last and len(arrived) >= self._n_for_next_test:
+            self._n_for_next_test = len(arrived) + 1 + len(arrived) // MOST_PAIRS_BY_ONE
             self._closed = {rung for rung in self._by_trial if rung != epoch and not self._orders_as(epoch, rung)}
         return reason
 

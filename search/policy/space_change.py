@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from search.experiment.history import History, Trial
-from search.experiment.space_file import ALWAYS_WAS, differences
+from search.experiment.space_file import differences, with_old_values
 from spaces.errors import InputError
 from spaces.schema import Space
 from trainable.metric import METRICS
@@ -44,8 +44,7 @@ def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, fold
     Raises:
         InputError: a change is not allowed; has one line for each.
     """
-    before = {**before, **{name: {**was, **(before.get(name) or {})} for name, was in ALWAYS_WAS.items()}}
-    changes = list(differences(before, after.as_dict()))
+    changes = list(differences(with_old_values(before), after.as_dict()))
     checked = [(key, line) for key, line in changes if not _is_of(key, _FREE)]
     lines = [line for key, line in checked if _is_of(key, _NEVER)]
     advice = "its trials would not compare with later ones. Change that back, or start a new search."

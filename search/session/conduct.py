@@ -72,7 +72,8 @@ def with_absolute_paths(space: Space) -> Space:
         path = expanded(space.track.mlflow.tracking_uri.removeprefix("sqlite:///")).absolute()
         mlflow = space.track.mlflow.model_copy(update={"tracking_uri": f"sqlite:///{path}"})
         space = replace(space, track=space.track.model_copy(update={"mlflow": mlflow}))
-    return space
+    memory = tuple(os.path.realpath(expanded(name)) if os.sep in name else name for name in space.search.memory)
+    return replace(space, search=space.search.model_copy(update={"memory": memory}))
 
 
 def prepare_data(space: Space) -> TrainingData:

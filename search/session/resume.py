@@ -11,7 +11,7 @@ from search.experiment.command_lines import command_line
 from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
 from search.experiment.folder import Experiment, load_space_or_experiment
 from search.experiment.history import History
-from search.experiment.space_file import journaled_space
+from search.experiment.space_file import journaled_space, with_old_values
 from search.policy.space_change import excluded, excluded_text, must_be_allowed, must_have_the_metric
 from search.policy.state import is_done
 from search.session import conduct
@@ -118,7 +118,7 @@ def _present_limit(experiment: Experiment, key: str, option: str) -> int:
 
 def adopt_space(experiment: Experiment, space: Space, history: History) -> None:
     """Write `space` into the experiment, unless it is the journaled one, and end the trials outside it."""
-    if history.space == space.as_dict():
+    if history.space and with_old_values(history.space) == space.as_dict():
         return
     outside = excluded(space, history)
     if text := excluded_text(outside, history):

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from search.analysis.plan_cost import plan_cost
 from search.execution.trackers import must_be_installed
 from search.experiment.events import MemoryRecalled
-from search.experiment.folder import create_experiment, load_space_or_experiment, must_be_a_name, name_is_taken
+from search.experiment.folder import (
+    create_experiment,
+    experiment_of,
+    load_space_or_experiment,
+    must_be_a_name,
+    name_is_taken,
+)
 from search.experiment.manifest import Data, new_manifest
 from search.experiment.remote_results import RemoteExperiment
 from search.policy.rungs import chance_accuracy, chance_levels
@@ -80,13 +86,14 @@ def print_plan(request: conduct.SessionRequest, name: str | None = None) -> None
 
 def _checked(request: conduct.SessionRequest, name: str | None) -> tuple[Space, str, MemoryRecalled | None]:
     """The space of a new search, the name of its experiment, and what is taken from earlier ones."""
-    space = load_space_or_experiment(request.space or DEFAULT_SPACE, request.overrides)
+    given = request.space or DEFAULT_SPACE
+    space = load_space_or_experiment(given, request.overrides)
     space = conduct.with_absolute_paths(space)
     name = name or f"{_name_part(space.name)}-{datetime.now():%Y%m%d-%H%M%S}"
     must_be_a_name(name)
     must_be_new(name, request.results, request.results_url)
     must_be_installed(space.track)
-    space, recalled = recall(space, request.results)
+    space, recalled = recall(space, request.results, request.results_url, experiment_of(given))
     return space, name, recalled
 
 

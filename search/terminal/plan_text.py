@@ -118,7 +118,8 @@ def _first_lines(space: Space, recalled: MemoryRecalled | None) -> list[str]:
     if space.try_first:
         lines.append(f"try first   {counted(len(space.try_first), 'configuration')}, right after the baseline")
     if recalled:
-        lines.append(f"memory      {memory_text(len(recalled.configs), recalled.sources)}, right after the baseline")
+        then = "after those" if space.try_first else "right after the baseline"
+        lines.append(f"memory      {memory_text(len(recalled.configs), recalled.sources)}, {then}")
     return lines
 
 

@@ -169,6 +169,14 @@ def test_after_a_break_at_any_event_the_search_decides_as_if_there_had_been_none
         assert is_done(history, space)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_adaptive_rungs_stop_trials_where_a_rule_that_reads_the_whole_journal_does(seed: int) -> None:
+    space = space_with("search.asha=adaptive", "search.trials=40")
+    history, _ = recorded(space, seed, workers=3)
+    ends = {trial.n_epochs for trial in history.trials.values() if trial.status == "stopped"}
+    assert ends == {1, 3}, "the first rung opened"
+
+
 def test_a_waiting_trial_is_not_given_out_on_resume_before_it_is_promoted(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     space = promoting()

@@ -71,12 +71,6 @@ def test_hyperparameters_that_the_memory_does_not_know_are_drawn_from_their_rang
     assert quality(found[0], 27) > np.quantile(others, 0.9)
 
 
-def test_a_search_of_other_hyperparameters_is_no_memory() -> None:
-    of_batches = replace(earlier(), searched=frozenset({"batch_size"}))
-    assert starts(SPACE, [of_batches]) == []
-    assert starts(SPACE, [of_batches, earlier()]) == starts(SPACE, [earlier()])
-
-
 def simulated(trials: int, memory: MemoryRecalled | None = None, max_results: int | None = None) -> History:
     space = load_space("cifar10", [f"search.trials={trials}", "search.sampler=random", "confirm.top=0"])
     events = [SpaceSet(space.as_dict(), [], 0.0), *([memory] if memory else [])]
@@ -96,6 +90,8 @@ def test_an_earlier_search_has_forecasts_of_all_its_trials_with_results() -> Non
     assert np.corrcoef(found.scores, [results[config] for config in found.configs])[0, 1] > 0.8
     assert earlier_search("mine", simulated(FEWEST_TRIALS - 1)) is None
     assert earlier_search("mine", History()) is None
+    history.chances = {"accuracy": max(results.values())}
+    assert earlier_search("mine", history) is None, "it found nothing"
 
 
 def test_they_come_after_what_the_user_gives_and_a_resumed_search_does_not_repeat_them() -> None:

@@ -2,22 +2,26 @@
 
 import json
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from search.experiment.events import MemoryRecalled, SpaceSet, event_as_dict, event_from_dict
-from search.experiment.folder import Experiment, load_space_or_experiment
+from search.experiment.events import SpaceSet, event_as_dict, event_from_dict
+from search.experiment.folder import Experiment, create_experiment, experiment_of, load_space_or_experiment
 from search.experiment.journal import read_history
+from search.experiment.manifest import Session
 from search.policy.memory import N_STARTS
 from search.policy.state import SearchState
 from search.session.memory import MOST_OWN, SHIPPED_FILE, recall, shipped_searches
-from spaces import InputError, Space, load_space
+from spaces import Hyperparameters, InputError, Space, load_space
 from tests.conftest import TINY, set_options
 from tests.support.foreign import Call, make_experiment
 from tests.support.simulation import simulate
 
 PUBLISHED = Path(__file__).parents[3] / "results" / "cifar10"
+Run = Callable[..., subprocess.CompletedProcess[str]]
 SHIPPED_NAMES = ["shipped:digits", "shipped:cifar10-small", "shipped:cifar10"]
 
 
@@ -74,11 +78,22 @@ def test_own_experiments_are_taken_when_they_have_finished(tmp_path: Path, capsy
 
 
 def test_of_many_own_experiments_the_newest_are_taken(tmp_path: Path) -> None:
-    first = finished(tmp_path, "e00")
+    first = finished(tmp_path, "first")
     for number in range(1, MOST_OWN + 2):
-        shutil.copytree(first.folder, tmp_path / f"e{number:02d}")
+        copied = Experiment(shutil.copytree(first.folder, tmp_path / f"e{number:02d}"))
+        started = f"2026-11-{number:02d}T12:00:00+00:00"
+        session = Session(started_at=started)
+        copied.write_manifest(copied.manifest.model_copy(update={"sessions": [session], "created_at": started}))
+    shutil.rmtree(first.folder)
     space, _ = recall(space_with("own"), tmp_path)
-    assert len(space.search.memory) == MOST_OWN
+    assert space.search.memory == tuple(f"e{number:02d}" for number in range(MOST_OWN + 1, 1, -1))
+
+
+def test_searches_without_a_common_hyperparameter_are_not_named(tmp_path: Path) -> None:
+    finished(tmp_path, "mine")
+    overrides = [f"space.{name}={getattr(Hyperparameters(), name)}" for name in load_space("cifar10").searched]
+    other = load_space("cifar10", [*overrides, "space.dropout={uniform: [0.0, 0.3]}"])
+    assert recall(other, tmp_path)[1] is None
 
 
 def test_without_memory_nothing_is_taken(tmp_path: Path) -> None:
@@ -92,10 +107,12 @@ def test_a_named_experiment_must_exist_and_have_results(tmp_path: Path, tiny_spa
     finished(tmp_path, "mine")
     assert recall(space_with("mine"), tmp_path)[1].sources == ["mine"]  # type: ignore[union-attr]
     assert recall(space_with(f"{tmp_path}/mine"), tmp_path / "other")[1].sources  # type: ignore[union-attr]
-    with pytest.raises(InputError, match="`yours` is not an experiment"):
+    with pytest.raises(InputError, match=r"^`search.memory`: `yours` is not an experiment"):
         recall(space_with("yours"), tmp_path)
     make_experiment(tmp_path, "few", tiny_space)
-    with pytest.raises(InputError, match=r"`search.memory` has few, of which fewer than 8 trials have results\. "):
+    with pytest.raises(
+        InputError, match=r"^`search.memory` has few, of which fewer than 8 trials have results, or none"
+    ):
         recall(space_with("few"), tmp_path)
 
 
@@ -116,10 +133,31 @@ def test_a_search_of_an_earlier_version_is_repeated_without_memory(tmp_path: Pat
     assert load_space_or_experiment(str(made.folder), ()).search.memory == ("shipped", "own")
 
 
-def test_what_was_taken_is_in_the_journal(tmp_path: Path) -> None:
-    space, recalled = recall(space_with("shipped"), tmp_path)
-    made = make_experiment(tmp_path, "mine", space)
-    journal = made.journal()
-    assert isinstance(recalled, MemoryRecalled)
-    journal.append(recalled)
+def test_what_was_taken_is_in_the_journal_and_taken_again_where_the_search_is_repeated(tmp_path: Path) -> None:
+    earlier = finished(tmp_path, "mine")
+    space, recalled = recall(space_with("own"), tmp_path)
+    template = earlier.manifest.model_copy(update={"name": "new"})
+    made = create_experiment(tmp_path, "new", space, template, recalled)
+    assert recalled
     assert read_history(made.folder / "journal.jsonl").recalled == recalled.configs
+    shutil.rmtree(earlier.folder)
+    again = load_space_or_experiment(str(made.folder), ())
+    repeated = recall(again, tmp_path, repeated=experiment_of(str(made.folder)))[1]
+    assert repeated
+    assert (repeated.sources, repeated.configs) == (["mine"], recalled.configs)
+    with pytest.raises(InputError, match=r"^`search.memory`: `mine` is not an experiment"):
+        recall(again, tmp_path)
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+def test_a_search_tries_what_it_took_after_the_baseline(run: Run, tmp_path: Path) -> None:
+    settings = set_options(*TINY, "search.memory=shipped", "search.trials=6")
+    assert run("search.run", "--name", "new", *settings, cwd=tmp_path).returncode == 0
+    made = Experiment(tmp_path / "results" / "new")
+    trials = list(made.history().trials.values())
+    assert [trial.proposed_by for trial in trials] == ["baseline", *["memory"] * N_STARTS, "prior"]
+    assert [trial.config for trial in trials[1:5]] == made.history().recalled
+    assert made.manifest.memory == SHIPPED_NAMES
+    again = run("search.run", str(made.folder), "--dry-run", cwd=tmp_path)
+    assert f"memory      4 configurations that did well in {', '.join(SHIPPED_NAMES)}" in again.stdout
