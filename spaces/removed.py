@@ -1,7 +1,7 @@
 """Keys that space files had in earlier versions.
 
-A renamed key is still read under its old name. A removed key is refused in a user's file, and ignored in an
-experiment's file if it has its old default.
+A renamed key is still read under its old name. A removed key or value is refused in a user's file. In an experiment's
+file, a removed key is ignored if it has its old default, and another value replaces a removed one.
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,9 @@ REMOVED_KEYS: Mapping[str, RemovedKey] = {
     "search.startup": RemovedKey("random", "the first trials are always proposed at random"),
 }
 
+
+# Removed values of keys, and what experiments that have them go on with.
+REMOVED_VALUES: Mapping[str, Mapping[Any, Any]] = {"search.asha": {"promote": "stop"}}
 
 RENAMED_KEYS: Mapping[str, str] = {"search.explore": "search.audit_fraction"}
 
@@ -42,6 +45,11 @@ def with_current_keys(content: Mapping[str, Any], defaults_only: bool = False) -
         values = kept.get(section)
         if isinstance(values, dict) and name in values and not (defaults_only and values[name] != removed.default):
             del values[name]
+    for key, instead in REMOVED_VALUES.items():
+        section, _, name = key.partition(".")
+        values = kept.get(section)
+        if isinstance(values, dict) and isinstance(values.get(name), str) and values[name] in instead:
+            values[name] = instead[values[name]]
     return kept
 
 

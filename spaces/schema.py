@@ -130,15 +130,14 @@ class Search(Section):
 
     Attributes:
         trials: number of trials, including the baseline; None: limited by the budgets only.
-        epoch_budget: total number of epochs after which no trial is started or promoted; running trials finish.
+        epoch_budget: total number of epochs after which no trial is started; running trials finish.
             Epochs of replicates do not count. None: no limit.
         grace_epochs: epochs that every trial gets, and the first rung of ASHA. Default: `max_epochs /
             reduction_factor^k` for the largest k that makes it a whole number (k = 1 if `asha` is not `adaptive`); 1 if
             there is none.
         reduction_factor: ratio of epochs between two rungs; about one in `reduction_factor` trials passes a rung.
         asha: `stop` stops or continues a trial as soon as it reaches a rung; `adaptive` does so at the last rung, and
-            at the earlier ones while they order the trials as the last one does; `promote` pauses trials at a rung and
-            resumes the best of them; `off` trains all trials to the end.
+            at the earlier ones while they order the trials as the last one does; `off` trains all trials to the end.
         sampler: `curves` (a model of all partial learning curves), `random`, Optuna's `tpe`, or Optuna's `gp` (which
             does not learn from stopped trials).
         startup_trials: number of trials, including the baseline, before the sampler replaces random proposals.
@@ -156,7 +155,7 @@ class Search(Section):
     epoch_budget: int | None = Field(default=None, ge=1, le=1_000_000_000)
     grace_epochs: int = Field(default=1, ge=1, le=100_000)
     reduction_factor: int = Field(default=3, ge=2, le=100_000)
-    asha: Literal["adaptive", "stop", "promote", "off"] = "adaptive"
+    asha: Literal["adaptive", "stop", "off"] = "adaptive"
     sampler: Literal["curves", "random", "tpe", "gp"] = "tpe"
     startup_trials: int = Field(default=10, ge=1, le=MOST_TRIALS)
     seed: int = Field(default=0, ge=0, lt=2**32)

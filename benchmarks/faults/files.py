@@ -65,7 +65,7 @@ def newest_checkpoints(folder: Path) -> dict[int, int]:
     """Epoch of the newest intact checkpoint of each trial that has one."""
     newest: dict[int, int] = {}
     for path in folder.glob("ray/session_*/trial_*/checkpoint_*"):
-        trial = int(path.parent.name.split("_")[1])  # `trial_0007`, or `trial_0007_2` after a promotion
+        trial = int(path.parent.name.split("_")[1])  # `trial_0007`, or `trial_0007_2` after the loss of its worker
         newest[trial] = max(newest.get(trial, 0), checkpoint_epoch(path) or 0)
     return {trial: epoch for trial, epoch in newest.items() if epoch}
 

@@ -4,7 +4,6 @@ The product's own reader refuses a journal in which a trial or an epoch is missi
 (`History.apply`). ASHA's rule is implemented here a second time, so that a mistake in `search.policy` is noticed.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 from scipy.stats import rankdata
 
-from search.experiment.events import EndStatus, EpochDone, EpochRedone, Event, TrialEnded, TrialPromoted, TrialStarted
+from search.experiment.events import EndStatus, EpochDone, EpochRedone, Event, TrialEnded, TrialStarted
 from search.experiment.history import History, Trial
 from search.experiment.journal import event_from_line
 from search.experiment.manifest import Session
@@ -90,7 +89,7 @@ def history_problems(
 
 
 def rung_problems(events: Sequence[Event], space: Space, chance: float | None) -> list[str]:
-    """Each trial stops, waits or continues as ASHA's rule says of the results before.
+    """Each trial stops or continues as ASHA's rule says of the results before.
 
     A trial without its end is no problem: the journal may break off before it.
     """
@@ -101,8 +100,8 @@ def rung_problems(events: Sequence[Event], space: Space, chance: float | None) -
     due: dict[int, EndStatus | None] = {}
     for event in events:
         match event:
-            case TrialStarted(trial=number) | TrialPromoted(trial=number):
-                problems += _start_problems(event, history, space, chance)
+            case TrialStarted(trial=number):
+                problems += _start_problems(event, history, space)
                 due[number] = None
             case EpochDone(trial=number) if due[number]:
                 problems.append(f"trial {number} continues to epoch {event.epoch}, but had to end as {due[number]}")
@@ -118,17 +117,11 @@ def _duty(due: EndStatus | None) -> str:
     return f"end as {due}" if due else "continue"
 
 
-def _start_problems(
-    event: TrialStarted | TrialPromoted, history: History, space: Space, chance: float | None
-) -> list[str]:
-    """Problems of the start or promotion of a trial after the events of `history`."""
+def _start_problems(event: TrialStarted, history: History, space: Space) -> list[str]:
+    """Problems of the start of a trial after the events of `history`."""
     budget = space.search.epoch_budget
-    verb = "is promoted" if isinstance(event, TrialPromoted) else "starts"
     if budget is not None and history.n_epochs >= budget:
-        return [f"trial {event.trial} {verb} after {history.n_epochs} epochs of {budget}"]
-    first = first_to_promote(history, space, chance) if space.search.asha == "promote" else None
-    if first != (event.trial if isinstance(event, TrialPromoted) else None):
-        return [f"trial {event.trial} {verb}, but the next to be promoted was {first}"]
+        return [f"trial {event.trial} starts after {history.n_epochs} epochs of {budget}"]
     return []
 
 
@@ -146,9 +139,8 @@ def _due(trial: Trial, result: EpochDone, values: Values, space: Space, chance: 
         return None
     others, is_open = list(values[result.epoch].values()), _is_open(result.epoch, values, space)
     values[result.epoch][trial.number] = result.validation_accuracy
-    waits = space.search.asha == "promote"  # until it is promoted
     stops = is_open and not _passes(result.validation_accuracy, others, space.search.reduction_factor, chance)
-    return "stopped" if (waits or stops) and not exempt else None
+    return "stopped" if stops and not exempt else None
 
 
 def _is_open(epoch: int, values: Values, space: Space) -> bool:
@@ -171,35 +163,6 @@ def _passes(value: float, others: Sequence[float], reduction_factor: int, chance
     if chance is not None and max(value, *others) <= chance:
         return bool(value >= cutoff)
     return bool(value > cutoff) and (chance is None or value > chance)
-
-
-def first_to_promote(history: History, space: Space, chance: float | None) -> int | None:
-    """The trial that is promoted next, from all results, as `get_job` of the paper computes it."""
-    for epoch in reversed(space.rung_epochs[:-1]):
-        ranked = sorted(_ranks(history, epoch, space))
-        best = -ranked[0][0] if ranked else 0.0
-        for value, _, number in ranked[: len(ranked) // space.search.reduction_factor]:
-            trial = history.trials[number]
-            at_chance = chance is not None and -value <= chance < best
-            waits = not (trial.baseline or trial.audit or trial.end or (trial.last and trial.last.diverged))
-            if waits and trial.n_epochs == epoch and trial.promoted_at < epoch and not at_chance:
-                return number
-    return None
-
-
-def _ranks(history: History, epoch: int, space: Space) -> list[tuple[float, float, int]]:
-    """Negative accuracy, loss and number of each trial that reached a rung, or would have without its divergence."""
-    found = []
-    for number, trial in history.trials.items():
-        if trial.last and trial.last.diverged and trial.n_epochs <= epoch:
-            next_rung = min(rung for rung in space.rung_epochs if rung >= trial.n_epochs)
-            if trial.baseline or trial.audit or next_rung == epoch:
-                found.append((0.0, math.inf, number))
-        elif trial.n_epochs >= epoch:
-            result = trial.epochs[epoch - 1]
-            loss = result.validation_loss if math.isfinite(result.validation_loss) else math.inf
-            found.append((-result.validation_accuracy, loss, number))
-    return found
 
 
 def checkpoint_problems(history: History, checkpoints: Mapping[int, int]) -> list[str]:

@@ -129,7 +129,7 @@ def trained_epochs(session: int, *folders: Path) -> dict[int, list[int]]:
         if match and int(match[1]) == session:
             lines = read_or_empty(Path(parent, "result.json")).splitlines(keepends=True)
             epochs = [int(json.loads(line)["epoch"]) for line in lines if line.endswith(b"\n")]
-            # A promoted trial has one file for each time that it was dispatched, maybe in several folders.
+            # A trial whose worker was lost has one file for each time that it was dispatched, maybe in several folders.
             key = int(match[2]), int(match[3] or 1)
             found[key] = max(found.get(key, []), epochs, key=len)
     trained: dict[int, list[int]] = {}

@@ -19,7 +19,7 @@ class OwnArm:
 
     name: str
     sampler: Literal["random", "tpe", "curves"] = "random"
-    asha: Literal["off", "adaptive", "stop", "promote"] = "off"
+    asha: Literal["off", "adaptive", "stop"] = "off"
     grace_epochs: int = 1
     memory: Literal["none", "shipped", "wrong"] = "none"
 
@@ -49,7 +49,6 @@ ARMS: tuple[Arm, ...] = (
     OwnArm("tpe", "tpe"),
     OwnArm("tpe-stop-3", "tpe", "stop", 3),
     OwnArm("tpe-stop-9", "tpe", "stop", 9),
-    OwnArm("tpe-promote-3", "tpe", "promote", 3),
     OwnArm("curves-stop-3", "curves", "stop", 3),
     OwnArm("curves-stop-9", "curves", "stop", 9),
     OwnArm("tpe-adaptive", "tpe", "adaptive"),

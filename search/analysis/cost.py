@@ -12,7 +12,6 @@ from search.experiment.audits import n_audits
 from search.experiment.events import EpochDone, ReplicateEpochDone
 from search.experiment.history import History, Replicate, Trial
 from search.policy import budget, confirmation
-from search.policy.asha import waits_at_rung
 from search.policy.rungs import Rungs
 from spaces.schema import Space
 
@@ -131,14 +130,7 @@ def passing_of(space: Space, trials: int, audit_fraction: float) -> tuple[float,
     if search.asha == "adaptive":  # nobody knows before whether the rungs below the last one will stop trials
         last = passing_shares(trials, space.rung_epochs[-2:], search.reduction_factor, audit_fraction)
         return (*(1.0 for _ in space.rung_epochs[:-2]), *last)
-    if search.asha != "promote":
-        return passing_shares(trials, space.rung_epochs, search.reduction_factor, audit_fraction)
-    shares, n_arrived = [], trials
-    for _ in space.rung_epochs[:-1]:
-        n_promoted = n_arrived // search.reduction_factor
-        shares.append(n_promoted / n_arrived if n_arrived else 0.0)
-        n_arrived = n_promoted
-    return tuple(shares)
+    return passing_shares(trials, space.rung_epochs, search.reduction_factor, audit_fraction)
 
 
 @lru_cache(maxsize=64)
@@ -233,9 +225,7 @@ def _epochs_each(space: Space, each: float) -> float:
 def _epochs_left_of(trial: Trial, space: Space, passing: Sequence[float]) -> float:
     if trial.baseline or trial.audit:
         return space.training.max_epochs - trial.n_epochs
-    rungs = space.rung_epochs
-    left = expected_epochs_left(trial.n_epochs, rungs, passing)
-    return left * passing[rungs.index(trial.n_epochs)] if waits_at_rung(trial, space) else left
+    return expected_epochs_left(trial.n_epochs, space.rung_epochs, passing)
 
 
 def _epochs_left_of_unstarted(

@@ -76,7 +76,7 @@ def _max_bytes(space: Space, trials_at_once: int, expected: Expected, checkpoint
         trials, epochs = search.most_trials, search.most_trials * max_epochs
     if search.epoch_budget is not None:
         epochs = min(epochs, search.epoch_budget + budget.most_epochs_over(space, trials_at_once))
-    # A running trial keeps two checkpoints and writes a third; a trial that waits at a rung keeps one.
-    n_checkpoints = 3 * trials_at_once + (trials if search.asha == "promote" else 0)
+    # A running trial keeps two checkpoints and writes a third.
+    n_checkpoints = 3 * trials_at_once
     checkpoints = checkpoint_bytes * max(n_checkpoints, RETRAINED_CHECKPOINTS)
     return FOLDER_BYTES + checkpoints + trials * TRIAL_BYTES + epochs * EPOCH_BYTES

@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from search.experiment.events import EpochDone, SpaceSet, TrialEnded, TrialPromoted
+from search.experiment.events import EpochDone, SpaceSet
 from search.experiment.history import History, Trial
 from search.experiment.space_file import space_of_journal
-from search.policy.asha import replay, rung_rule, waits_at_rung
+from search.policy.asha import StoppingRule, replay
 from search.policy.rungs import RungVisit
 from spaces.schema import Space
 
@@ -25,7 +25,6 @@ class RungSurvival:
         passed: trials that continue or completed.
         stopped: trials that ASHA stopped at this rung.
         failed: trials that failed or diverged at this rung.
-        waiting: trials that may still be promoted, where `search.asha` is `promote`.
     """
 
     epoch: int
@@ -33,7 +32,6 @@ class RungSurvival:
     passed: int
     stopped: int
     failed: int
-    waiting: int
 
 
 def rung_survival(trials: Sequence[Trial], space: Space) -> list[RungSurvival]:
@@ -44,8 +42,7 @@ def rung_survival(trials: Sequence[Trial], space: Space) -> list[RungSurvival]:
         last_here = [trial for trial in trials if trial.n_epochs == epoch]
         ends = [trial.status for trial in last_here]
         stopped, failed = ends.count("stopped"), ends.count("failed") + ends.count("diverged")
-        waiting = sum(waits_at_rung(trial, space) for trial in last_here)
-        found.append(RungSurvival(epoch, entered, entered - stopped - failed - waiting, stopped, failed, waiting))
+        found.append(RungSurvival(epoch, entered, entered - stopped - failed, stopped, failed))
     return found
 
 
@@ -102,9 +99,6 @@ def rung_correlations(trials: Sequence[Trial], rung_epochs: Sequence[int]) -> li
 def rung_visits(history: History, space: Space) -> dict[int, dict[int, RungVisit]]:
     """Replay a search with its own rule, under the space of each time.
 
-    The stopping variant decides when a trial arrives; the promoting one when the trial is promoted or left behind.
-    Where that has not decided, because the trial waits or is exempt, the visit is as of the end of the history.
-
     Args:
         history: of the search.
         space: the present space.
@@ -116,28 +110,16 @@ def rung_visits(history: History, space: Space) -> dict[int, dict[int, RungVisit
         InputError: this version cannot read an earlier space of the search.
     """
     known, found = History(chances=history.chances), defaultdict[int, dict[int, RungVisit]](dict)
-    then, rule = space, rung_rule(space, history)
-
-    def look(trial: Trial, result: EpochDone | None) -> None:
-        if result and not trial.excluded and not result.diverged and result.epoch in then.rung_epochs[:-1]:
-            found[trial.number][result.epoch] = rule.visit(trial, result)
-
+    then, rule = space, StoppingRule(space, history)
     for event in history.events:
         known.apply(event)
-        promotes = then.search.asha == "promote"
         match event:
             case SpaceSet():
                 then = space if known.space == history.space else space_of_journal(known, space.name)
-                rule = rung_rule(then, known)
+                rule = StoppingRule(then, known)
                 replay(rule, known)
-            case EpochDone() if not known.trials[event.trial].excluded:
-                if not promotes:
-                    look(known.trials[event.trial], event)
-                rule.apply(known.trials[event.trial], event)
-            case TrialPromoted() | TrialEnded() if promotes:
-                look(known.trials[event.trial], known.trials[event.trial].last)
-    for trial in known.trials.values() if then.search.asha == "promote" else ():
-        for epoch in then.rung_epochs[:-1]:
-            if epoch <= trial.n_epochs and epoch not in found[trial.number]:
-                look(trial, trial.epochs[epoch - 1])
+            case EpochDone() if not (trial := known.trials[event.trial]).excluded:
+                if not event.diverged and event.epoch in then.rung_epochs[:-1]:
+                    found[trial.number][event.epoch] = rule.visit(trial, event)
+                rule.apply(trial, event)
     return found

@@ -8,7 +8,7 @@ from search.analysis.columns import compact, forecast_text, replicate_text
 from search.analysis.ranking import Ranked, rank
 from search.analysis.rung_statistics import rung_visits
 from search.experiment.history import History, Replicate, Trial
-from search.policy.asha import is_exempt, waits_at_rung
+from search.policy.asha import is_exempt
 from search.policy.rungs import RungVisit
 from spaces.counted import counted
 from spaces.schema import Space
@@ -48,8 +48,7 @@ class TrialAccount:
         kind = "baseline" if trial.baseline else "audit"
         exempt = f" ({kind}: no rung stops it)" if is_exempt(trial) else ""
         running = "running" if is_live else "unfinished"
-        open_status = "waiting to be promoted" if waits_at_rung(trial, self.space) else running
-        status = trial.end.status if trial.end else open_status
+        status = trial.end.status if trial.end else running
         why = f": {reason}" if reason and reason not in [visit.reason for visit in self.visits] else ""
         epochs = f"{trial.n_epochs} of {counted(self.space.training.max_epochs, 'epoch')}"
         yield f"trial {trial.number}{exempt}: {status}, {epochs}{why}"

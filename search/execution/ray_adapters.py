@@ -86,13 +86,7 @@ class Shared(_ByReference):
         self.what_fails_all = what_fails_all
         self.retries = RetryCount()
         self.assignments: dict[str, Assignment] = {}
-        # Names of trials that have just paused at a rung, while their checkpoint is written.
-        self.saving: set[str] = set()
         self.failure: Exception | None = None
-
-    def waits(self, assignment: Assignment) -> bool:
-        """Whether the assignment is a trial that is paused at a rung."""
-        return assignment.kind == "trial" and self.state.is_paused(assignment.number)
 
     def kept(self, action: Callable[[], T], otherwise: T) -> T:
         """Run an action on the state; its exception, such as that of a full disk, ends the search later.
@@ -126,8 +120,6 @@ class StateSearcher(Searcher):
         state = self._shared.state
         if self._shared.failure is not None or state.n_running >= self._trials_at_once:
             return None
-        if self._shared.saving:
-            return None  # the next assignment may be one of them, and resumes from that checkpoint
         assignment = self._shared.kept(state.next_assignment, None)
         if assignment is None:
             return None if state.n_running else Searcher.FINISHED
@@ -142,10 +134,7 @@ class StateSearcher(Searcher):
 
 
 class StateScheduler(FIFOScheduler):
-    """Ends a trial when the state does. The state applies ASHA's rule, because Ray's scheduler hides its rungs.
-
-    A trial that pauses at a rung ends for Ray, which frees its worker; a promoted trial is a new one for Ray.
-    """
+    """Ends a trial when the state does. The state applies ASHA's rule, because Ray's scheduler hides its rungs."""
 
     def __init__(self, shared: Shared) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -154,8 +143,6 @@ class StateScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         assignment = self._shared.assignments[trial.trial_id]
         continues = self._shared.kept(lambda: self._record(assignment, result), True)
-        if self._shared.waits(assignment):
-            self._shared.saving.add(assignment.name)
         return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
 
     def _record(self, assignment: Assignment, result: dict[str, Any]) -> bool:
@@ -206,9 +193,6 @@ class Housekeeping(_ByReference, tune.Callback):
         assignment, trace, state = self._assignment(trial), failure_trace(trial), self._shared.state
         if self._ends_search(trace):
             return
-        self._shared.saving.discard(assignment.name)
-        if self._shared.waits(assignment):
-            return  # its result is known; once promoted, it resumes from an older checkpoint
         if not state.has_ended(assignment) and self._is_retried(assignment, trace):
             # Ray does not retry a trial whose worker was lost before it started, or with a machine.
             state.put_back(assignment)
@@ -225,12 +209,7 @@ class Housekeeping(_ByReference, tune.Callback):
         self._drop_checkpoints(self._assignment(trial).name, CHECKPOINTS_KEPT)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        assignment = self._assignment(trial)
-        self._shared.saving.discard(assignment.name)  # also of a trial that the user stopped meanwhile
-        if self._shared.waits(assignment):
-            self._drop_checkpoints(assignment.name, 1)
-        else:
-            self._drop_if_ended(assignment)
+        self._drop_if_ended(self._assignment(trial))
         forget_metrics(trial)
 
     def _drop_if_ended(self, assignment: Assignment) -> None:

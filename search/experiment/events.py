@@ -129,7 +129,7 @@ class EpochRedone:
 
 @dataclass(frozen=True, slots=True, config=_CHECKED)
 class TrialPromoted:
-    """A trial that waited at the rung of an epoch continues (`search.asha: promote`)."""
+    """A trial that waited at the rung of an epoch continues; in journals of an earlier version only."""
 
     trial: Count
     epoch: Count

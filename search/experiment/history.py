@@ -99,13 +99,8 @@ class Trial(_Work[EpochDone, TrialEnded]):
     excluded: bool = False  # lies outside the present space
     audit: bool = False
     proposed_by: ProposedBy | None = None
-    promotions: list[TrialPromoted] = field(default_factory=list)  # from rungs at which it waited
+    promotions: list[TrialPromoted] = field(default_factory=list)  # in journals of an earlier version
     metric: Metric = ACCURACY
-
-    @property
-    def promoted_at(self) -> int:
-        """Epoch of the highest rung that the trial was promoted from; 0 without a promotion."""
-        return self.promotions[-1].epoch if self.promotions else 0
 
     @property
     def seconds(self) -> float:
@@ -129,7 +124,7 @@ class Replicate(_Work[ReplicateEpochDone, ReplicateEnded]):
     epochs: list[ReplicateEpochDone] = field(default_factory=list)
     end: ReplicateEnded | None = None
     metric: Metric = ACCURACY
-    promotions: ClassVar[tuple[TrialPromoted, ...]] = ()  # never waits at a rung
+    promotions: ClassVar[tuple[TrialPromoted, ...]] = ()
 
 
 class _SearchSection(BaseModel):
@@ -256,8 +251,6 @@ class History:
                     raise ValueError(f"{name} has trained epoch {event.epoch} again, which is not known")
                 self.n_redone += 1
             case TrialPromoted():
-                if event.epoch != trial.n_epochs or event.epoch <= trial.promoted_at:
-                    raise ValueError(f"{name} is promoted from epoch {event.epoch}, where it does not wait")
                 trial.promotions.append(event)
             case TrialEnded():
                 trial.finish(event, name)

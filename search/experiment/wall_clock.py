@@ -32,7 +32,10 @@ def wall_clock(history: History, started_at: float, seconds: float, trials_at_on
 
 
 def slot_times(one: Trial | Replicate, ended_at: float) -> list[tuple[float, float]]:
-    """Start and end of each period in a slot; waiting at a rung takes none. Unfinished ones last until `ended_at`."""
+    """Start and end of each period in a slot. Unfinished ones last until `ended_at`.
+
+    There is more than one in journals of an earlier version, whose trials waited at rungs.
+    """
     starts = [one.started_at, *(promotion.at for promotion in one.promotions)]
     ends = [one.epochs[promotion.epoch - 1].at for promotion in one.promotions]
     if one.end is None:

@@ -125,13 +125,12 @@ def _rungs_caption(known: ReportData) -> str:
     if known.space.search.asha == "off":
         return "ASHA is off: every trial is trained to the end."
     search, early = known.space.search, ", ".join(str(epoch) for epoch in known.space.rung_epochs[:-2])
-    rule = "go on from" if search.asha == "promote" else "pass"
     if search.asha == "adaptive" and early:
         which = f"the last rung, and of {early} too while they order the trials as the last one does"
     else:
         which = "each rung"
     command = command_line("why", known.experiment.name, "TRIAL", results=known.experiment.results)
     return (
-        f"About one in {search.reduction_factor} should {rule} {which}. The baseline and audit trials go to the end "
+        f"About one in {search.reduction_factor} should pass {which}. The baseline and audit trials go to the end "
         f"whatever a rung says. What it compared a trial with: {command}"
     )

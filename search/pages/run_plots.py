@@ -14,20 +14,18 @@ from search.experiment.wall_clock import slot_times
 from search.pages.page import BLUE, GREY, MUTED, ORANGE, PAPER, PURPLE, TEXT
 from search.pages.plots import BY_STATUS, MOST_POINTS, PERCENT, Group, bars, group_of, mark_at, styled_figure
 from search.pages.report_data import ReportData
-from search.policy.asha import waits_at_rung
 from search.policy.replicate_statistics import replicate_results
 
 _REPLICATE = replace(BY_STATUS["completed"], name="replicate", colour=ORANGE)
 
 
 def rung_bars(rungs: Sequence[RungSurvival]) -> go.Figure:
-    """Number of trials that passed each rung, were stopped at it, failed or wait, as stacked bars."""
+    """Number of trials that passed each rung, were stopped at it or failed, as stacked bars."""
     traces = []
     for name, colour, pattern, attribute in (
         ("went on", BLUE, "", "passed"),
         ("stopped", GREY, "/", "stopped"),
         ("failed or diverged", PURPLE, "x", "failed"),
-        ("waiting", ORANGE, ".", "waiting"),
     ):
         counts = {f"epoch {rung.epoch}": getattr(rung, attribute) for rung in rungs}
         if any(counts.values()):
@@ -50,7 +48,7 @@ class Turn(NamedTuple):
 
 
 def turns(known: ReportData, sessions: Sequence[tuple[float, float]]) -> list[Turn]:
-    """Turns by their start; a trial has one more for each promotion. `sessions` as `session_times` gives them.
+    """Turns by their start. `sessions` as `session_times` gives them.
 
     The journal does not name slots: each turn gets the first one that is free.
     """
@@ -60,9 +58,7 @@ def turns(known: ReportData, sessions: Sequence[tuple[float, float]]) -> list[Tu
 
     spans = []
     for one in known.history.work:
-        waits = isinstance(one, Trial) and waits_at_rung(one, known.space)
-        ends_at = one.epochs[-1].at if waits else math.inf
-        spans += [(searched_s(start), searched_s(end), one) for start, end in slot_times(one, ends_at)]
+        spans += [(searched_s(start), searched_s(end), one) for start, end in slot_times(one, math.inf)]
     found, free_s = [], list[float]()
     for start_s, end_s, one in sorted(spans, key=lambda span: span[:2]):
         slot = next((i for i, free in enumerate(free_s) if free <= start_s), len(free_s))

@@ -53,15 +53,9 @@ def most_epochs_over(space: Space, trials_at_once: int) -> int:
     """Upper bound of the epochs that a search trains beyond its epoch budget, without replicates.
 
     When the budget is reached, one trial has just finished an epoch, and the other running trials may have trained
-    none. With ASHA's promoting variant they continue to the next rung, where no more are promoted; else to the end.
+    none; they continue to the end.
     """
-    ends = space.rung_epochs
-    if space.search.asha != "promote":
-        return trials_at_once * ends[-1] - 1
-    furthest = max(end - start for start, end in zip((0, *ends), ends, strict=False))
-    # The baseline does not wait at rungs, and each running trial may be an audit trial.
-    n_exempt = trials_at_once if space.search.audit_fraction else 1
-    return n_exempt * ends[-1] + (trials_at_once - n_exempt) * furthest - 1
+    return trials_at_once * space.training.max_epochs - 1
 
 
 def progress_text(history: History, space: Space) -> str:

@@ -24,13 +24,12 @@ from search.experiment.events import (
     ReplicateStarted,
     ReplicateStatus,
     TrialEnded,
-    TrialPromoted,
     TrialStarted,
 )
 from search.experiment.history import History, Replicate, Trial
 from search.experiment.journal import Journal
 from search.policy import budget
-from search.policy.asha import replay, rung_rule, waits_at_rung
+from search.policy.asha import StoppingRule, replay
 from search.policy.confirmation import next_run
 from search.policy.study import Proposer
 from spaces.errors import RunError
@@ -52,8 +51,8 @@ class Assignment:
         number: number of the trial or replicate.
         trial: number of the trial whose configuration `config` is trained.
         seed_number: selects the random streams, together with `kind`: number of the trial, or block of the replicate.
-        n_epochs_known: number of epochs whose results are in the journal; positive after a resume or a promotion.
-        n_before: number of earlier dispatches in this session: before a promotion, or before its worker was lost.
+        n_epochs_known: number of epochs whose results are in the journal; positive after a resume.
+        n_before: number of earlier dispatches in this session, each ended by the loss of its worker.
     """
 
     kind: Literal["trial", "run"]
@@ -132,7 +131,7 @@ class SearchState:
         self._observe = observe
         self._now = now
         self._is_late = is_late
-        self._rule = rung_rule(space, history)
+        self._rule = StoppingRule(space, history)
         reasons_to_stop = replay(self._rule, history)
         self._proposer = Proposer(space, history)
         self._running: set[int] = set()
@@ -144,7 +143,7 @@ class SearchState:
         for run in history.unfinished_replicates:
             if run.last:
                 self._end_run_if_due(run, run.last)
-        self._to_resume = [trial for trial in history.unfinished if not waits_at_rung(trial, space)]
+        self._to_resume = list(history.unfinished)
         self._runs_to_resume = list(history.unfinished_replicates)
         self._dispatched: list[int] = []
         self._runs_dispatched: list[int] = []
@@ -153,7 +152,7 @@ class SearchState:
 
     @property
     def n_left(self) -> int:
-        """Number of trials that `next_assignment` will still dispatch, without those that wait at a rung."""
+        """Number of trials that `next_assignment` will still dispatch."""
         return len(self._to_resume) + self._n_to_propose
 
     @property
@@ -172,7 +171,7 @@ class SearchState:
     def next_assignment(self) -> Assignment | None:
         """Dispatch the next trial or replicate.
 
-        Unfinished trials come first, then promoted ones, then new proposals, then replicates of the best trials.
+        Unfinished trials come first, then new proposals, then replicates of the best trials.
 
         Returns:
             None if nothing can be dispatched now; a running trial or replicate may change that.
@@ -180,20 +179,12 @@ class SearchState:
         if self._to_resume:
             return self._dispatch(self._to_resume.pop(0))
         is_late = self._is_late() and bool(self.history.replicates or next_run(self.history, self.space))
-        begins_none = is_late or self.history.is_finishing or budget.is_used(self.history, self.space)
-        promoted = None if begins_none else self._rule.next_promoted(self.history)
-        if promoted:
-            self._record(TrialPromoted(promoted.number, promoted.n_epochs, at=self._now()))
-            return self._dispatch(promoted)
         if self._n_to_propose and not is_late:
             return self._dispatch(self._propose())
         if self._no_more_can_tell:
             self._accept_failures()
         if self._n_trials_running or self._unexplained:
             return None
-        if not self._n_to_propose:
-            for trial in self.history.unfinished:
-                self._end(trial, "stopped", self._rule.reason_left_behind(trial))
         return self._next_run()
 
     def _propose(self) -> Trial:
@@ -270,7 +261,7 @@ class SearchState:
         older checkpoint.
 
         Returns:
-            Whether the trial continues on its worker; if not, it has ended or waits at a rung.
+            Whether the trial continues on its worker.
         """
         trial = self.history.trials[result.trial]
         if trial.end is None and result.epoch <= trial.n_epochs:
@@ -281,14 +272,7 @@ class SearchState:
             if not result.diverged:
                 self._proposer.report(trial.number, result.epoch, trial.metric.value(trial.metric.score(result)))
             self._end_if_due(trial, result, self._rule.apply(trial, result))
-        if self.is_paused(trial.number):
-            self._running.discard(trial.number)
-            return False
         return trial.end is None
-
-    def is_paused(self, number: int) -> bool:
-        """Whether a trial waits at a rung. It is not trained then, and keeps its checkpoint."""
-        return waits_at_rung(self.history.trials[number], self.space)
 
     def record_run(self, result: ReplicateEpochDone) -> bool:
         """Record the result of an epoch of a replicate; like `record`."""

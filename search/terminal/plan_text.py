@@ -141,8 +141,6 @@ def _asha_line(space: Space) -> str:
                 f"rungs       {space.rung_epochs[-2]}: about one trial in {space.search.reduction_factor} goes on; "
                 f"at {early} too, once they order the trials alike"
             )
-        case "promote":
-            return f"rungs       {rungs}: each trial waits there; the best in {space.search.reduction_factor} go on"
         case _:
             return f"rungs       {rungs}: about one trial in {space.search.reduction_factor} goes on at each"
 

@@ -18,7 +18,6 @@ from search.analysis.cost import Remaining, recent_epoch_s, remaining
 from search.analysis.ranking import Ranked, rank
 from search.analysis.rung_statistics import rung_survival
 from search.experiment.history import History, Replicate, Trial
-from search.policy.asha import waits_at_rung
 from search.policy.budget import epochs_trained, n_to_start, trials_limit
 from search.policy.replicate_statistics import replicate_results
 from search.terminal.tables import GAP, STATUS_STYLES, fitting_columns
@@ -247,7 +246,7 @@ def _workers(state: ScreenState, width: int) -> _Section:
 
 
 def _working_trials(state: ScreenState) -> list[Trial]:
-    return [trial for trial in state.history.unfinished if not waits_at_rung(trial, state.space)]
+    return state.history.unfinished
 
 
 def _working_runs(state: ScreenState) -> list[Replicate]:
@@ -297,7 +296,7 @@ def _rungs(state: ScreenState) -> _Section:
                 f"{rung.entered} entered",
                 f"{rung.passed} went on",
                 _bar(rung.passed, rung.entered, 10),
-                _text(f"{rung.waiting} wait" if rung.waiting else share, "dim"),
+                _text(share, "dim"),
             ]
         )
     rows.append([f"epoch {end.epoch}", f"{end.passed} completed"])

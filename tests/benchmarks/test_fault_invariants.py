@@ -32,7 +32,7 @@ from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.experiment.journal import Journal, event_line, read_history
 from search.experiment.manifest import Session
-from search.policy.asha import rung_rule
+from search.policy.asha import StoppingRule
 from search.policy.state import SearchState
 from search.policy.study import write_study
 from spaces import Hyperparameters, Space, load_space
@@ -148,7 +148,7 @@ def test_a_search_that_forgets_its_rungs_is_a_problem(space: Space, tmp_path: Pa
     path = tmp_path / "journal.jsonl"
     simulate(SearchState(space, History(), Journal(path)), 0, 25)
     state = SearchState(space, read_history(path), Journal(path))
-    state._rule = rung_rule(space, state.history)
+    state._rule = StoppingRule(space, state.history)
     simulate(state, 1)
     assert "but had to" in " ".join(rung_problems(events_of(path.read_bytes()), space, None))
 

@@ -95,10 +95,9 @@ def test_each_metric_has_its_own_winner_and_is_called_by_its_name(name: str) -> 
     assert study.direction.name == ("MINIMIZE" if name == "loss" else "MAXIMIZE")
 
 
-@pytest.mark.parametrize("asha", ["stop", "promote"])
 @pytest.mark.parametrize("name", NAMES)
-def test_rungs_pass_the_trial_that_is_best_by_the_metric(name: str, asha: str) -> None:
-    space = space_by(name, f"search.asha={asha}", "search.reduction_factor=3", "training.max_epochs=3", "confirm.top=0")
+def test_rungs_pass_the_trial_that_is_best_by_the_metric(name: str) -> None:
+    space = space_by(name, "search.reduction_factor=3", "training.max_epochs=3", "confirm.top=0")
     state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
     worst_of_searched = sorted(range(1, 5), key=lambda number: VALUES[name][number], reverse=name == "loss")[0]
     assert [assignment and assignment.number for assignment in (state.next_assignment() for _ in range(5))] == [
@@ -107,14 +106,9 @@ def test_rungs_pass_the_trial_that_is_best_by_the_metric(name: str, asha: str) -
     for number in (0, BEST[name], worst_of_searched):
         state.record(epoch_of(number, 1, {metric: VALUES[metric][number] for metric in NAMES}))
     stopped = state.history.trials[worst_of_searched].end
-    if asha == "stop":
-        assert stopped is not None
-        assert f" at rung 1, {METRICS[name].worse} its cutoff" in stopped.reason
-        assert state.history.trials[BEST[name]].end is None
-    else:
-        promoted = state.next_assignment()
-        assert promoted is not None
-        assert (promoted.number, stopped) == (BEST[name], None)
+    assert stopped is not None
+    assert f" at rung 1, {METRICS[name].worse} its cutoff" in stopped.reason
+    assert state.history.trials[BEST[name]].end is None
 
 
 def test_a_diverged_trial_is_the_worst_at_a_rung_of_losses() -> None:

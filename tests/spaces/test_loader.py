@@ -238,7 +238,7 @@ def space_contents(draw: st.DrawFn) -> dict[str, Any]:
         "training": {"max_epochs": 9},
         "search": {
             "trials": draw(st.integers(1, 99)),
-            "asha": draw(st.sampled_from(["adaptive", "stop", "promote", "off"])),
+            "asha": draw(st.sampled_from(["adaptive", "stop", "off"])),
         },
         "space": {"lr": {"uniform": [0.1, 0.2]}},
         "baseline": {"lr": 0.15},
@@ -356,7 +356,7 @@ def test_bytes_on_the_command_line_that_are_no_text_are_refused(tmp_path: Path) 
         (27, "{trials: 4}", 1),
         (12, "{trials: 4}", 4),
         (27, "{trials: 4, asha: stop}", 9),
-        (8, "{trials: 4, asha: promote, reduction_factor: 2}", 4),
+        (8, "{trials: 4, asha: stop, reduction_factor: 2}", 4),
         (1, "{trials: 4}", 1),
         (27, "{trials: 4, grace_epochs: 3}", 3),
         (27, "{trials: 4, asha: off}", 1),

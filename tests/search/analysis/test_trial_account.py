@@ -1,6 +1,5 @@
 """`search.why`: what each rung said of a trial, replayed with the search's own rule."""
 
-import bisect
 import json
 import math
 import re
@@ -13,7 +12,7 @@ from search.analysis.ranking import rank
 from search.analysis.rung_statistics import rung_visits
 from search.analysis.trial_account import account
 from search.experiment.audits import is_audit
-from search.experiment.events import EpochDone, ReplicateEnded, ReplicateStarted, SpaceSet, TrialPromoted
+from search.experiment.events import ReplicateEnded, ReplicateStarted, SpaceSet
 from search.experiment.folder import Experiment, create_experiment
 from search.experiment.history import History
 from search.experiment.manifest import Data, Device, new_manifest
@@ -44,7 +43,7 @@ def searched(space: Space, seed: int = 0, curve: Curve = crossing, chance: float
 
 
 @pytest.mark.parametrize("chance", [None, CHANCE])
-@pytest.mark.parametrize("asha", ["adaptive", "stop", "promote"])
+@pytest.mark.parametrize("asha", ["adaptive", "stop"])
 def test_each_recorded_reason_is_what_the_replay_says(asha: str, chance: float | None) -> None:
     for seed in range(3):
         space = space_with(f"search.asha={asha}", "search.audit_fraction=0.2")
@@ -88,27 +87,6 @@ def test_the_place_the_cutoff_and_the_margin_are_numpy_s_over_the_journal() -> N
     assert n_compared > 40
 
 
-def test_a_promotion_is_explained_by_what_was_known_when_it_happened() -> None:
-    space = space_with("search.asha=promote")
-    history = searched(space, chance=None)
-    visits = rung_visits(history, space)
-    arrived: dict[int, list[tuple[float, int]]] = {1: [], 3: []}
-    n_promotions = 0
-    for event in history.events:
-        if isinstance(event, EpochDone) and event.epoch in arrived:
-            bisect.insort(arrived[event.epoch], (-event.validation_accuracy, event.trial))
-        if isinstance(event, TrialPromoted):
-            ranks, visit = arrived[event.epoch], visits[event.trial][event.epoch]
-            others = [-value for value, number in ranks if number != event.trial]
-            assert visit.n == len(ranks)
-            assert visit.place == 1 + [number for _, number in ranks].index(event.trial)
-            assert visit.cutoff == others[len(ranks) // 3 - 1]
-            assert visit.margin is not None
-            assert visit.margin >= 0
-            n_promotions += 1
-    assert n_promotions > 10
-
-
 def test_earlier_decisions_are_replayed_under_the_space_of_their_time() -> None:
     space = space_with("search.trials=20")
     history = searched(space)
@@ -135,28 +113,35 @@ def text_of(history: History, space: Space, number: int) -> str:
 
 
 def test_a_state_each() -> None:
-    """Of one search by hand: running, failed, diverged, waiting, promoted, at chance, and nothing compared yet."""
-    space = space_with("search.asha=promote", "search.trials=9")
+    """Of one search by hand: running, failed, diverged, stopped, at chance, and nothing compared yet."""
+    space = space_with("search.trials=9")
     state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)], {"accuracy": CHANCE}), fails_alone=True)
     numbers(state, 8)
-    state.record(result(1, 1, 0.5))
-    assert "where 1 are too few for one to go on" in text_of(state.history, space, 1)
-    for number, value in ((2, 0.7), (3, 0.6), (4, 0.1)):
+    for number, value in ((1, 0.5), (2, 0.7), (3, 0.6), (4, 0.1)):
         state.record(result(number, 1, value))
     state.record(result(5, 1, 0.3, math.nan))
     state.fail(6, "the worker died")
-    assert numbers(state, 1) == [2]
     say = {number: text_of(state.history, space, number) for number in range(8)}
     assert say[0].startswith("trial 0 (baseline: no rung stops it): running, 0 of 9 epochs\n")
     assert "no result at a rung (epochs 1, 3)" in say[0]
-    assert say[1].startswith("trial 1: waiting to be promoted, 1 of 9 epochs\n")
-    short = "20.00 points short: 50.00% at rung 1, not among the best 1 of 5 that go on, cutoff 70.00%; place 3 of 5"
-    assert f"rung 1: refused, {short}" in say[1]
-    assert "rung 1: passed, 10.00 points ahead: 70.00%, cutoff 60.00%; place 1 of 5" in say[2]
-    assert "refused, 60.00 points short: at chance (10.00%) at rung 1, where others have learned" in say[4]
+    assert "rung 1: passed: 50.00%; place 1 of 1" in say[1]
+    assert "rung 1: passed, 20.00 points ahead: 70.00%, cutoff 50.00%; place 1 of 2" in say[2]
+    assert say[3].startswith("trial 3: stopped, 1 of 9 epochs\n")
+    assert "rung 1: refused, 3.33 points short: 60.00% at rung 1, below its cutoff 63.33%; place 2 of 3" in say[3]
+    assert "refused, 53.33 points short: at chance (10.00%) at rung 1, where others have learned" in say[4]
     assert say[5].startswith("trial 5: diverged, 1 of 9 epochs: the loss was not finite in epoch 1\n")
     assert next(account(state.history, space, 7).lines(is_live=False)).startswith("trial 7: unfinished, 0 of 9 epochs")
     assert say[6].startswith("trial 6: failed, 0 of 9 epochs: the worker died\n")
+
+
+def test_a_rung_that_stops_nobody_yet_says_so() -> None:
+    space = space_with("search.asha=adaptive", "search.trials=9")
+    state = SearchState(space, History([SpaceSet(space.as_dict(), [], 0.0)]))
+    numbers(state, 3)
+    state.record(result(1, 1, 0.5))
+    state.record(result(2, 1, 0.4))
+    passed = "rung 1: passed: 40.00%, which does not count before this rung has the order of the last one"
+    assert f"{passed}; place 2 of 2" in text_of(state.history, space, 2)
 
 
 def test_without_asha_no_rung_is_spoken_of() -> None:

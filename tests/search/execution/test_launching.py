@@ -136,7 +136,6 @@ def test_a_trial_that_the_user_stopped_is_not_dispatched_again_and_frees_its_slo
     housekeeping = Housekeeping(shared, cast(Any, SimpleNamespace(note=told.append)), lambda *dropped: None)
 
     def stop(number: int) -> None:
-        shared.saving.add(f"trial_{number:04d}")  # it has come to a rung, where its checkpoint is written
         state.steer(TrialEnded(number, "stopped", "by the user", 1.0))
 
     assert searcher.suggest("first") == {"name": "trial_0000"}

@@ -87,17 +87,19 @@ def test_turns_are_without_pauses_and_in_the_first_free_slot(known: Callable[...
     assert {bar.name for bar in run_plots.timeline(replace(of, is_live=True)).data} >= {"running"}  # type: ignore[union-attr]
 
 
-def test_a_trial_that_waits_at_a_rung_has_no_slot(known: Callable[..., ReportData]) -> None:
-    space = load_space("quickstart", ["search.asha=promote"])
+def test_a_trial_that_waited_at_a_rung_in_an_earlier_version_had_no_slot(known: Callable[..., ReportData]) -> None:
+    space = load_space("quickstart")
     events: list[Event] = [
         started(0, 0, space),
         started(1, 1, space),
         epoch(1, 1, 5),
         started(2, 6, space),
         epoch(2, 1, 10),
+        ended(2, "stopped", 10),
         TrialPromoted(1, 1, T + 11),
         epoch(1, 2, 15),
         epoch(1, 3, 20),
+        ended(1, "stopped", 20),
         epoch(0, 1, 30),
     ]
     of = known(events, [session(0, 30.0)], space)

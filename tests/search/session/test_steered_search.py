@@ -128,9 +128,8 @@ def test_a_stopped_trial_ends_at_once_and_its_last_epoch_is_ignored() -> None:
     assert state.n_running == 1
 
 
-@pytest.mark.parametrize("asha", ["stop", "promote"])
-def test_a_finished_search_starts_and_promotes_nothing_until_trials_are_added(asha: str, tmp_path: Path) -> None:
-    space = space_with("search.trials=30", f"search.asha={asha}")
+def test_a_finished_search_starts_nothing_until_trials_are_added() -> None:
+    space = space_with("search.trials=30")
     state = SearchState(space, History())
     simulate(state, max_results=20)
     n_before = len(state.history.trials)

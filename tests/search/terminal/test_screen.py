@@ -12,7 +12,6 @@ from search.analysis.ranking import rank
 from search.analysis.rung_statistics import rung_survival
 from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
 from search.experiment.history import History, Trial
-from search.policy.asha import waits_at_rung
 from search.policy.state import SearchState
 from search.terminal.screen import LEVELS, N_BEST, LogLine, ScreenState, screen, sparkline
 from spaces import Space, load_space
@@ -239,7 +238,7 @@ def test_curves_are_as_long_as_their_training(width: int, full: int) -> None:
     assert [len(curve) for curve in curves] == [max(1, round(full * n / 27)) for n in n_epochs]
 
 
-@pytest.mark.parametrize("asha", ["stop", "promote", "off"])
+@pytest.mark.parametrize("asha", ["adaptive", "stop", "off"])
 @pytest.mark.parametrize("limit", ["search.epoch_budget=40", "search.time_budget=1h"])
 def test_searches_with_other_limits_are_shown(asha: str, limit: str) -> None:
     limited = load_space("quickstart", ["search.trials=null", limit, f"search.asha={asha}"])
@@ -253,16 +252,6 @@ def test_searches_with_other_limits_are_shown(asha: str, limit: str) -> None:
             lines = lines_of(state)
             assert lines[2].endswith(" of 40")
             assert lines[0].endswith(" left") == (n_results > 0)
-
-
-def test_trials_that_wait_at_a_rung_have_no_worker() -> None:
-    promoting = load_space("quickstart", ["search.trials=12", "search.asha=promote"])
-    history = history_after(promoting, 20)
-    first = rung_survival(history.counting, promoting)[0]
-    assert 0 < first.waiting <= sum(waits_at_rung(trial, promoting) for trial in history.unfinished)
-    lines = lines_of(state_of(promoting, history))
-    assert sum("images/s" in line and line.startswith("trial ") for line in lines) == 2
-    assert any(line.endswith(f"{first.waiting} wait") for line in lines)
 
 
 def test_long_searches_show_only_the_last_events(space: Space) -> None:
