@@ -6,8 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from benchmarks.tested import difference_of, mean_of, read_tested
 from search.analysis.csv_files import write_tables
 from search.experiment.folder import Experiment
 from search.experiment.state_files import yaml_matches
@@ -63,3 +66,29 @@ def test_tables_can_be_made_from_it(reference: Experiment) -> None:
     write_tables(reference, reference.history())
     with (reference.folder / "trials.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 40
+
+
+def test_winner_and_hand_picked_were_tested_once_on_the_same_images_as_the_readme_says(reference: Experiment) -> None:
+    winner, hand_picked = (read_tested(reference.folder / name) for name in ("final", "hand-picked"))
+    assert len(winner.names) == 2000
+    assert winner.names == hand_picked.names
+    uses = [(use.trial, use.seeds, use.epochs, use.reason) for use in reference.manifest.test_openings]
+    assert sorted(uses) == [(0, 3, 27, None), (38, 3, 27, None)]
+    readme = (PUBLISHED.parents[1] / "README.md").read_text()
+    for mean, half_width in (mean_of(winner), mean_of(hand_picked), difference_of(winner, hand_picked)):
+        assert f"{100 * mean:.2f}" in readme
+        assert f"± {100 * half_width:.2f}" in readme
+
+
+def test_the_exported_model_answers(reference: Experiment, on_folder: Call, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    code, output, errors = on_folder("predict", reference.folder, "--format", "json")
+    assert (code, errors) == (0, "")
+    answers = json.loads(output)[0]["classes"]
+    assert {answer["class"] for answer in answers} <= set(reference.manifest.data.class_names)
+
+
+def test_no_image_of_the_data_set_is_published() -> None:
+    pictures = [path.name for path in PUBLISHED.rglob("*") if path.suffix in (".png", ".jpg")]
+    assert sorted(pictures) == ["confusion_matrix.png", "learning_curve.png"]
