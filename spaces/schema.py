@@ -41,6 +41,7 @@ _TRACKING_URI = re.compile(r"https?://[^@\s/?#]+(/[^@\s]*)?|sqlite:///[^?#\s]+",
 
 Precision = Literal["fp32", "bf16"]
 MetricName = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
+Sampler = Literal["curves", "random", "tpe", "gp"]
 ClassWeights = Literal["none", "balanced"]
 
 
@@ -138,8 +139,8 @@ class Search(Section):
         reduction_factor: ratio of epochs between two rungs; about one in `reduction_factor` trials passes a rung.
         asha: `stop` stops or continues a trial as soon as it reaches a rung; `adaptive` does so at the last rung, and
             at the earlier ones while they order the trials as the last one does; `off` trains all trials to the end.
-        sampler: `curves` (a model of all partial learning curves), `random`, Optuna's `tpe`, or Optuna's `gp` (which
-            does not learn from stopped trials).
+        sampler: `curves` (a model of all partial learning curves; while it foresees badly, Optuna's TPE proposes every
+            other trial), `random`, Optuna's `tpe`, or Optuna's `gp` (which does not learn from stopped trials).
         startup_trials: number of trials, including the baseline, before the sampler replaces random proposals.
         seed: seed of proposals, weights, order of the images, dropout and augmentation.
         time_budget: duration after which the search stops, such as `30m`, `1h30m` or `90s`; None: no limit.
@@ -156,7 +157,7 @@ class Search(Section):
     grace_epochs: int = Field(default=1, ge=1, le=100_000)
     reduction_factor: int = Field(default=3, ge=2, le=100_000)
     asha: Literal["adaptive", "stop", "off"] = "adaptive"
-    sampler: Literal["curves", "random", "tpe", "gp"] = "tpe"
+    sampler: Sampler = "tpe"
     startup_trials: int = Field(default=10, ge=1, le=MOST_TRIALS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None

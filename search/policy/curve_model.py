@@ -122,6 +122,21 @@ class CurveModel:
         """The same for a new run of each of M configurations, (M,)."""
         return self._at_end(configs, np.full(len(configs), -1))
 
+    def left_out(self) -> tuple[Array, Array]:
+        """Last bins of the N curves: what all other curves foresee for them, and what was seen; values of `to_z`, (N,).
+
+        Source: leave-one-out predictions of a Gaussian process, Rasmussen and Williams, "Gaussian Processes for Machine
+        Learning" (2006), 5.4.2, with the bins of a curve left out together. A curve without bins has NaN.
+        """
+        inverse = cho_solve((self._fitted.factor, True), np.eye(len(self._bins.z)), check_finite=False)
+        foreseen, seen = (np.full(len(self._curves), np.nan) for _ in range(2))
+        for index in np.unique(self._bins.curve):
+            own = np.flatnonzero(self._bins.curve == index)
+            error = np.linalg.solve(inverse[np.ix_(own, own)], self._fitted.weights[own])[-1]
+            seen[index] = self._bins.z[own[-1]]
+            foreseen[index] = seen[index] - error
+        return foreseen, seen
+
     def similarity(self, configs: Sequence[Hyperparameters], others: Sequence[Hyperparameters]) -> Array:
         """Prior correlations, 0 to 1, of the effects of M and K configurations after the last epoch, (M, K)."""
         first, second = (self._end_points(found, np.full(len(found), -1)) for found in (configs, others))

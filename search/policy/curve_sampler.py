@@ -1,4 +1,4 @@
-"""Proposals of the curve model (`search.sampler: curves`). Pure functions of the history.
+"""Proposals of the curve model (`search.sampler: curves`), and when they are not to be trusted. Pure functions.
 
 Source: expected improvement as in Jones, Schonlau and Welch, "Efficient Global Optimization" (1998). Near running
 trials the deviation is reduced, so that several workers get different configurations.
@@ -20,6 +20,8 @@ N_PARENTS = 4
 N_PERTURBED = 60  # candidates near each parent
 PERTURBATION = 0.12  # standard deviation in the unit cube
 RANDOM_SHARE = 0.2
+N_CHECKED = 10  # completed trials, the last ones, whose results the model must foresee
+SMALLEST_CORRELATION = 0.3  # of foreseen and seen results; below it, every other proposal is Optuna's TPE's
 
 
 def proposal(space: Space, history: History, number: int) -> dict[str, Number] | None:
@@ -40,6 +42,31 @@ def proposal(space: Space, history: History, number: int) -> dict[str, Number] |
         nearest = model.similarity(configs, running).max(1)
         deviation = deviation * np.sqrt(np.maximum(1 - nearest**2, 1e-9))
     return values[int(np.argmax(expected_improvement(mean, deviation, best)))]
+
+
+def foresight(history: History) -> float | None:
+    """Correlation of foreseen and seen results of the last `N_CHECKED` completed trials; None if there are fewer.
+
+    What is foreseen rests on all other trials, also on later ones. 0 if the results are equal.
+    """
+    complete = {trial.number: trial.n_epochs for trial in history.counting if trial.status == "completed"}
+    last = [result.trial for result in history.results_in_order if complete.get(result.trial) == result.epoch]
+    if len(last) < N_CHECKED:
+        return None
+    trials, model = model_of(history)
+    index = [position for position, trial in enumerate(trials) if trial.number in last[-N_CHECKED:]]
+    foreseen, seen = (values[index] for values in model.left_out())
+    if not foreseen.std() or not seen.std():
+        return 0.0
+    return float(np.corrcoef(foreseen, seen)[0, 1])
+
+
+def is_guarded(history: History, number: int) -> bool:
+    """Whether Optuna's TPE proposes trial `number`, every other one where the model foresees badly."""
+    if number % 2:
+        return False
+    found = foresight(history)
+    return found is not None and found < SMALLEST_CORRELATION
 
 
 def is_random(space: Space, history: History, number: int) -> bool:

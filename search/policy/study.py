@@ -14,9 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.experiment.events import ProposedBy
 from search.experiment.history import History, Trial
-from search.policy.curve_sampler import is_random, proposal
+from search.policy.curve_sampler import is_guarded, is_random, proposal
 from spaces.parameters import Choice, Hyperparameters, LogUniform, Number, RandInt, Searched, Uniform
-from spaces.schema import Space
+from spaces.schema import Sampler, Space
 from trainable.files import replacing
 
 STUDY_NAME = "search"
@@ -53,13 +53,15 @@ class Proposer:
         }
 
     def source(self, number: int) -> ProposedBy:
-        """Whether the next trial is drawn at random (`prior`) or proposed by the sampler."""
+        """Whether the next trial is drawn at random (`prior`) or proposed by the sampler, or by TPE in its place."""
         search = self._space.search
         match search.sampler:
             case "random":
                 return "prior"
             case "curves":
                 is_prior = is_random(self._space, self._history, number)
+                if not is_prior and is_guarded(self._history, number):
+                    return "tpe"
             case _:
                 # Optuna's samplers count the trials that they learn from.
                 states = (TrialState.COMPLETE, TrialState.PRUNED) if search.sampler == "tpe" else (TrialState.COMPLETE,)
@@ -76,13 +78,15 @@ class Proposer:
         Raises:
             ValueError: `number` is not the number of the next trial.
         """
-        self._study.sampler = sampler_for(self._space, number)
+        name = self._space.search.sampler
         if given:
             self._study.enqueue_trial(self._space.searched_values(given))
-        elif self._space.search.sampler == "curves":
-            values = proposal(self._space, self._history, number)
-            if values:
+        elif name == "curves":
+            if self.source(number) == "tpe":
+                name = "tpe"
+            elif values := proposal(self._space, self._history, number):
                 self._study.enqueue_trial(values)
+        self._study.sampler = sampler_for(self._space, number, name)
         trial = self._study.ask(self._distributions)
         if trial.number != number:
             raise ValueError(f"trial {number} was asked for, but the study is at trial {trial.number}.")
@@ -103,8 +107,8 @@ class Proposer:
         self._study.tell(asked, last, state=_STATES[trial.status])
 
 
-def sampler_for(space: Space, number: int) -> BaseSampler:
-    """The sampler of `search.sampler`, seeded for one trial.
+def sampler_for(space: Space, number: int, name: Sampler) -> BaseSampler:
+    """A sampler of Optuna, seeded for one trial.
 
     The study that a sampler reads has all trials, with their accuracies after each epoch as intermediate values.
     `gp` ignores stopped trials: Optuna's `GPSampler` fits completed trials only.
@@ -112,11 +116,12 @@ def sampler_for(space: Space, number: int) -> BaseSampler:
     Args:
         space: the searched space.
         number: number of the trial.
+        name: value of `search.sampler`; `curves` draws at random, which is its part of that sampler's proposals.
     """
     seed = int(np.random.SeedSequence([space.search.seed, number]).generate_state(1)[0])
     n_startup = space.search.startup_trials
-    match space.search.sampler:
-        case "random" | "curves":  # the random proposals among those of `search.policy.curve_sampler`
+    match name:
+        case "random" | "curves":
             return RandomSampler(seed=seed)
         case "tpe":
             return TPESampler(seed=seed, n_startup_trials=n_startup)

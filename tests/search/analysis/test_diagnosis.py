@@ -33,7 +33,7 @@ Values = dict[str, float]
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """No curve here depends on what is proposed; forests are small."""
-    monkeypatch.setattr("search.policy.study.sampler_for", lambda space, number: RandomSampler(seed=number))
+    monkeypatch.setattr("search.policy.study.sampler_for", lambda space, number, name: RandomSampler(seed=number))
     for name, value in (("N_TREES", 8), ("N_TREES_SHUFFLED", 2), ("N_SHUFFLED", 9)):
         monkeypatch.setattr(importance, name, value)
 
