@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
+from threadpoolctl import threadpool_limits
 
 from search.execution.cluster import Cluster
 from search.execution.failures import MAX_RETRIES, first_full, is_full_disk
@@ -76,7 +77,8 @@ class SearchSession:
             RunError: the disk is full, the folder was removed, the cluster was lost, or the first trials all failed for
                 one reason; the search can be resumed.
         """
-        with _disk_in_one_line(self.experiment):
+        # The trials use the cores: with threads of its own, a proposal would take twice as long.
+        with _disk_in_one_line(self.experiment), threadpool_limits(1, user_api="blas"):
             return self._run()
 
     def _run(self) -> SearchEnd:

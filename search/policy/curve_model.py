@@ -14,16 +14,19 @@ Optimization" (2014); the covariance is the project's. Pure functions: no Ray, n
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg.lapack import dpotri
 
 from search.policy.unit_cube import Array, columns_of
-from spaces.parameters import Hyperparameters, Searched
+from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters, Searched
 
 # Last epochs of the bins over which accuracies are averaged, for curves of 27 epochs.
 BIN_ENDS = (1, 3, 6, 9, 13, 18, 22, 25, 27)
@@ -42,6 +45,10 @@ SCALES = {"flip_p": 1.0, "shift_scale_rotate_p": 0.5, "coarse_dropout_p": 0.5}
 UNIT_SCALE = 1.6
 LOSS_BOUNDS = (1e-4, 1e2)  # nats
 SMALLEST_FACTOR = 1e-6  # of the learning rate; smaller factors train no more
+
+
+# Values of all hyperparameters by name; (N,) of N configurations.
+Values = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +108,11 @@ class CurveModel:
         parameters: KernelParameters | None = None,
         is_loss: bool = False,
     ) -> None:
-        self._searched, self._max_epochs, self._curves = searched, max_epochs, curves
+        self._searched, self._max_epochs, self._n_curves = searched, max_epochs, len(curves)
         bins = bins_of(curves, max_epochs, is_loss)
-        configs = [curves[index].config for index in bins.curve]
-        self._bins = bins
-        self._points = _Points(features(searched, configs, bins.epoch), np.log(bins.epoch), bins.curve)
+        self._bins, self._values = bins, values_of([curve.config for curve in curves])
+        values = {name: column[bins.curve] for name, column in self._values.items()}
+        self._points = _Points(features(searched, values, bins.epoch), np.log(bins.epoch), bins.curve)
         self._mean = float(bins.z.mean())
         parts = _Parts.between(self._points, self._points)
         if parameters is None:
@@ -116,11 +123,11 @@ class CurveModel:
 
     def of_curves(self) -> tuple[Array, Array]:
         """Posterior means and standard deviations of the N curves after the last epoch, as values of `to_z`, (N,)."""
-        return self._at_end([curve.config for curve in self._curves], np.arange(len(self._curves)))
+        return self._at_end(self._values, np.arange(self._n_curves))
 
-    def of_configs(self, configs: Sequence[Hyperparameters]) -> tuple[Array, Array]:
+    def of_configs(self, values: Values) -> tuple[Array, Array]:
         """The same for a new run of each of M configurations, (M,)."""
-        return self._at_end(configs, np.full(len(configs), -1))
+        return self._at_end(values, np.full(len(values["lr"]), -1))
 
     def left_out(self) -> tuple[Array, Array]:
         """Last bins of the N curves: what all other curves foresee for them, and what was seen; values of `to_z`, (N,).
@@ -128,8 +135,10 @@ class CurveModel:
         Source: leave-one-out predictions of a Gaussian process, Rasmussen and Williams, "Gaussian Processes for Machine
         Learning" (2006), 5.4.2, with the bins of a curve left out together. A curve without bins has NaN.
         """
-        inverse = cho_solve((self._fitted.factor, True), np.eye(len(self._bins.z)), check_finite=False)
-        foreseen, seen = (np.full(len(self._curves), np.nan) for _ in range(2))
+        # LAPACK's `dpotri` fills the lower triangle only.
+        lower = np.tril(dpotri(self._fitted.factor, lower=1)[0])
+        inverse = lower + np.tril(lower, -1).T
+        foreseen, seen = (np.full(self._n_curves, np.nan) for _ in range(2))
         for index in np.unique(self._bins.curve):
             own = np.flatnonzero(self._bins.curve == index)
             error = np.linalg.solve(inverse[np.ix_(own, own)], self._fitted.weights[own])[-1]
@@ -137,9 +146,9 @@ class CurveModel:
             foreseen[index] = seen[index] - error
         return foreseen, seen
 
-    def similarity(self, configs: Sequence[Hyperparameters], others: Sequence[Hyperparameters]) -> Array:
+    def similarity(self, values: Values, others: Values) -> Array:
         """Prior correlations, 0 to 1, of the effects of M and K configurations after the last epoch, (M, K)."""
-        first, second = (self._end_points(found, np.full(len(found), -1)) for found in (configs, others))
+        first, second = (self._end_points(found, np.full(len(found["lr"]), -1)) for found in (values, others))
         return matern52(distances(first.features, second.features) / self.parameters.length)
 
     def _fit(self, parts: _Parts, parameters: KernelParameters) -> _Fit:
@@ -153,51 +162,55 @@ class CurveModel:
         log_likelihood = -0.5 * n * np.log(squares / n + 1e-12) - float(np.log(np.diag(factor)).sum())
         return _Fit(factor, weights, (squares + PRIOR_SCALE) / (n + 1), log_likelihood)
 
-    def _at_end(self, configs: Sequence[Hyperparameters], curve: NDArray[np.int64]) -> tuple[Array, Array]:
-        if len(configs) > MOST_AT_ONCE:
-            n = MOST_AT_ONCE
-            several = [self._at_end(configs[i : i + n], curve[i : i + n]) for i in range(0, len(configs), n)]
+    def _at_end(self, values: Values, curve: NDArray[np.int64]) -> tuple[Array, Array]:
+        if len(curve) > MOST_AT_ONCE:
+            stretches = [slice(i, i + MOST_AT_ONCE) for i in range(0, len(curve), MOST_AT_ONCE)]
+            several = [self._at_end({key: x[part] for key, x in values.items()}, curve[part]) for part in stretches]
             return np.concatenate([mean for mean, _ in several]), np.concatenate([sd for _, sd in several])
-        parts = _Parts.between(self._end_points(configs, curve), self._points)
+        parts = _Parts.between(self._end_points(values, curve), self._points)
         covariance = parts.covariance(self.parameters)
         explained = solve_triangular(self._fitted.factor, covariance.T, lower=True, check_finite=False)
         prior = SHAPE_VARIANCE + 1 + self.parameters.own
         variance = self._fitted.scale * np.maximum(prior - (explained**2).sum(0), 1e-9)
         return self._mean + covariance @ self._fitted.weights, np.asarray(np.sqrt(variance))
 
-    def _end_points(self, configs: Sequence[Hyperparameters], curve: NDArray[np.int64]) -> _Points:
-        epochs = np.full(len(configs), self._max_epochs)
-        return _Points(features(self._searched, configs, epochs), np.log(epochs), curve)
+    def _end_points(self, values: Values, curve: NDArray[np.int64]) -> _Points:
+        epochs = np.full(len(curve), self._max_epochs)
+        return _Points(features(self._searched, values, epochs), np.log(epochs), curve)
 
 
-def features(searched: Mapping[str, Searched], configs: Sequence[Hyperparameters], epochs: NDArray[np.int64]) -> Array:
+def values_of(configs: Sequence[Hyperparameters]) -> Values:
+    """The hyperparameters of N configurations by name, (N,) each."""
+    return {name: np.array([getattr(config, name) for config in configs], float) for name in HYPERPARAMETER_NAMES}
+
+
+def features(searched: Mapping[str, Searched], values: Values, epochs: NDArray[np.int64]) -> Array:
     """Points x(e) of N configurations after N epochs, (N, D): near points have similar accuracies.
 
     Args:
         searched: the searched parameters by name.
-        configs: N configurations.
+        values: of N configurations.
         epochs: (N,) number of trained epochs of each, at least 1.
     """
-    columns = [np.zeros(len(configs))]
+    columns = [np.zeros(len(epochs))]
     if searched.keys() & set(SCHEDULE):
-        columns += _schedule_columns(configs, epochs)
+        columns += _schedule_columns(values, epochs)
     for name, parameter in searched.items():
         if name in SCHEDULE:
             continue
-        values = np.array([getattr(config, name) for config in configs], float)
-        known = SCALES.get(name)
-        columns += [UNIT_SCALE * c for c in columns_of(parameter, values)] if known is None else [known * values]
+        found, known = values[name], SCALES.get(name)
+        columns += [UNIT_SCALE * c for c in columns_of(parameter, found)] if known is None else [known * found]
     return np.stack(columns, axis=1)
 
 
-def _schedule_columns(configs: Sequence[Hyperparameters], epochs: NDArray[np.int64]) -> list[Array]:
+def _schedule_columns(values: Values, epochs: NDArray[np.int64]) -> list[Array]:
     """Mean effective learning rate, momentum, mean decay and last decay; rates and decays as decimal logarithms."""
-    lr, momentum, gamma, step_size = (np.array([getattr(config, name) for config in configs]) for name in SCHEDULE)
+    lr, momentum, gamma, step_size = (values[name] for name in SCHEDULE)
     before = np.arange(int(epochs.max()))
     factors = np.maximum(gamma[:, None] ** (before // step_size[:, None]), SMALLEST_FACTOR)
     is_trained = before < epochs[:, None]
     decay = np.log10((factors * is_trained).sum(1) / epochs)
-    last_factor = factors[np.arange(len(configs)), epochs - 1]
+    last_factor = factors[np.arange(len(epochs)), epochs - 1]
     return [np.log10(lr / (1 - momentum)) + decay, 2 * momentum, decay, np.log10(last_factor) / 2]
 
 
@@ -241,8 +254,13 @@ def bins_of(curves: Sequence[Curve], max_epochs: int, is_loss: bool = False) -> 
 
 
 def _bins_of_curve(index: int, z: Array, ends: Sequence[int]) -> list[tuple[int, int, float, int]]:
-    bins = ((start, z[start:end]) for start, end in zip((0, *ends), ends, strict=False))
-    return [(index, start + len(inside), float(inside.mean()), len(inside)) for start, inside in bins if len(inside)]
+    n_bins = bisect_left(ends, len(z)) + 1 if len(z) else 0
+    starts, last = (0, *ends)[:n_bins], [*ends[: n_bins - 1], len(z)]
+    sums = np.add.reduceat(z, starts) if n_bins else ()
+    return [
+        (index, end, float(total) / (end - start), end - start)
+        for start, end, total in zip(starts, last, sums, strict=False)
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,32 +280,52 @@ class _Fit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parts:
-    """The parts of the covariance between M and K points that do not depend on its parameters, each (M, K)."""
+    """The parts of the covariance between M and K points that do not depend on its parameters.
+
+    (M, K) each; where all M points have the same epoch, `shape` and `fading` are (1, K). `own` is None where no two
+    points have the same run.
+    """
 
     distance: Array
     shape: Array
     fading: Array
-    own: Array
+    own: Array | None
 
     @classmethod
     def between(cls, first: _Points, second: _Points) -> _Parts:
-        ratio = np.abs(first.log_epoch[:, None] - second.log_epoch)
+        is_one_epoch = len(first.log_epoch) and (first.log_epoch == first.log_epoch[0]).all()
+        ratio = np.abs((first.log_epoch[:1] if is_one_epoch else first.log_epoch)[:, None] - second.log_epoch)
         is_same = (first.curve[:, None] == second.curve) & (second.curve >= 0)
+        own = is_same * np.exp(-ratio) if is_same.any() else None
         distance = distances(first.features, second.features)
-        return cls(distance, SHAPE_VARIANCE * np.exp(-ratio / 1.5), np.exp(-ratio / 1.6), is_same * np.exp(-ratio))
+        return cls(distance, SHAPE_VARIANCE * np.exp(-ratio / 1.5), np.exp(-ratio / 1.6), own)
 
     def covariance(self, parameters: KernelParameters) -> Array:
-        effect = matern52(self.distance / parameters.length) * self.fading
-        return np.asarray(self.shape + effect + parameters.own * self.own)
+        found = matern52(self.distance / parameters.length)
+        found *= self.fading
+        found += self.shape
+        if self.own is not None:
+            found += parameters.own * self.own
+        return found
 
 
 def distances(first: Array, second: Array) -> Array:
     """Euclidean distances between M and K points, (M, K)."""
-    squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
-    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+    # In place, here and below: most of the time would go to new memory.
+    found = np.asarray(first @ (-2 * second.T))
+    found += (first**2).sum(1)[:, None]
+    found += (second**2).sum(1)
+    np.maximum(found, 0.0, out=found)
+    return np.sqrt(found, out=found)
 
 
 def matern52(distances: Array) -> Array:
     """The Matérn covariance of smoothness 5/2, variance 1 and length 1, of the same shape."""
-    scaled = np.sqrt(5.0) * distances
-    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
+    scaled = np.asarray(np.sqrt(5.0) * distances)
+    found = scaled / 3
+    found += 1
+    found *= scaled
+    found += 1
+    np.negative(scaled, out=scaled)
+    found *= np.exp(scaled, out=scaled)
+    return found

@@ -5,13 +5,15 @@ trials the deviation is reduced, so that several workers get different configura
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr
 
 from search.experiment.history import History
+from search.policy.curve_model import values_of
 from search.policy.forecasts import model_of
-from search.policy.unit_cube import Array, from_unit, to_unit
+from search.policy.unit_cube import Array, all_from_unit, from_unit, to_unit
 from spaces.parameters import Hyperparameters, Number
 from spaces.schema import Space
 
@@ -34,14 +36,15 @@ def proposal(space: Space, history: History, number: int) -> dict[str, Number] |
     n_epochs = np.array([trial.n_epochs for trial in trials])
     is_complete = n_epochs == space.training.max_epochs
     best = float(means[is_complete].max() if is_complete.any() else means.max())
-    values = _candidates(space, [trials[index].config for index in np.argsort(-means)[:N_PARENTS]], generator)
-    configs = [space.complete(found) for found in values]
-    mean, deviation = model.of_configs(configs)
+    places = _candidates(space, [trials[index].config for index in np.argsort(-means)[:N_PARENTS]], generator)
+    fixed = {name: np.full(len(places), value) for name, value in space.baseline.as_dict().items()}
+    values = fixed | all_from_unit(space.searched, places)
+    mean, deviation = model.of_configs(values)
     running = [trial.config for trial in history.unfinished]
     if running:
-        nearest = model.similarity(configs, running).max(1)
+        nearest = model.similarity(values, values_of(running)).max(1)
         deviation = deviation * np.sqrt(np.maximum(1 - nearest**2, 1e-9))
-    return values[int(np.argmax(expected_improvement(mean, deviation, best)))]
+    return from_unit(space.searched, places[int(np.argmax(expected_improvement(mean, deviation, best)))])
 
 
 def foresight(history: History) -> float | None:
@@ -49,6 +52,12 @@ def foresight(history: History) -> float | None:
 
     What is foreseen rests on all other trials, also on later ones. 0 if the results are equal.
     """
+    return _foresight(history, len(history.results_in_order), history.n_ended, history.n_spaces)
+
+
+# A history grows: the numbers are part of the key of what is remembered.
+@lru_cache(maxsize=1)
+def _foresight(history: History, n_results: int, n_ended: int, n_spaces: int) -> float | None:
     complete = {trial.number: trial.n_epochs for trial in history.counting if trial.status == "completed"}
     last = [result.trial for result in history.results_in_order if complete.get(result.trial) == result.epoch]
     if len(last) < N_CHECKED:
@@ -83,12 +92,11 @@ def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     return np.asarray(deviation * (standardised * ndtr(standardised) + density))
 
 
-def _candidates(
-    space: Space, parents: Sequence[Hyperparameters], generator: np.random.Generator
-) -> list[dict[str, Number]]:
+def _candidates(space: Space, parents: Sequence[Hyperparameters], generator: np.random.Generator) -> Array:
+    """Places of the candidates in the unit cube, (M, D)."""
     n = len(space.searched)
-    places = list(generator.random((N_RANDOM, n)))
+    places = [generator.random((N_RANDOM, n))]
     for parent in parents:
         centre = to_unit(space.searched, parent.as_dict())
-        places += list(np.clip(centre + PERTURBATION * generator.standard_normal((N_PERTURBED, n)), 0, 1))
-    return [from_unit(space.searched, place) for place in places]
+        places.append(np.clip(centre + PERTURBATION * generator.standard_normal((N_PERTURBED, n)), 0, 1))
+    return np.concatenate(places)

@@ -100,11 +100,14 @@ def _fitted(
     history: History, space: Space, results: Sequence[EpochDone], parameters: KernelParameters | None
 ) -> tuple[list[Trial], CurveModel]:
     max_epochs, metric, scores = space.training.max_epochs, history.metric, dict[int, list[float]]()
-    worst = min((metric.score(result) for result in results if not result.diverged), default=metric.worst)
+    diverged = [result.trial for result in results if result.diverged]
     for result in results:
         seen = scores.setdefault(result.trial, [])
-        # A diverged trial counts as the worst score to the end.
-        seen += [worst] * (max_epochs - len(seen)) if result.diverged else [metric.score(result)]
+        if not result.diverged:
+            seen.append(metric.score(result))
+    worst = min((score for seen in scores.values() for score in seen), default=metric.worst) if diverged else 0.0
+    for trial in diverged:  # counts as the worst score to the end
+        scores[trial] += [worst] * (max_epochs - len(scores[trial]))
     trials = [history.trials[number] for number in scores]
     curves = [Curve(trial.config, scores[trial.number]) for trial in trials]
     return trials, CurveModel(space.searched, max_epochs, curves, parameters, metric.is_loss)

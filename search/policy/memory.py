@@ -14,7 +14,7 @@ import numpy as np
 
 from search.experiment.history import History
 from search.experiment.space_file import space_of_journal
-from search.policy.curve_model import distances, features, matern52
+from search.policy.curve_model import distances, features, matern52, values_of
 from search.policy.forecasts import model_of
 from search.policy.unit_cube import Array, from_unit
 from spaces.parameters import Hyperparameters, Searched
@@ -102,4 +102,4 @@ def scores_at(earlier: EarlierSearch, space: Space, configs: Sequence[Hyperparam
 
 
 def _points(searched: Mapping[str, Searched], configs: Sequence[Hyperparameters], max_epochs: int) -> Array:
-    return features(searched, configs, np.full(len(configs), max_epochs))
+    return features(searched, values_of(configs), np.full(len(configs), max_epochs))

@@ -1,6 +1,7 @@
 """Values of searched parameters as numbers from 0 to 1, and back. Pure functions."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,12 @@ def from_unit(searched: Mapping[str, Searched], place: Array) -> dict[str, Numbe
         searched: D searched parameters by name.
         place: (D,) numbers from 0 to 1.
     """
-    return {name: _value(parameter, float(u)) for (name, parameter), u in zip(searched.items(), place, strict=True)}
+    return {name: values[0].item() for name, values in all_from_unit(searched, place[None]).items()}
+
+
+def all_from_unit(searched: Mapping[str, Searched], places: Array) -> dict[str, NDArray[Any]]:
+    """The values at (M, D) places, (M,) of each parameter."""
+    return {name: _values(parameter, u) for (name, parameter), u in zip(searched.items(), places.T, strict=True)}
 
 
 def _place(parameter: Searched, value: Number) -> float:
@@ -54,13 +60,13 @@ def _place(parameter: Searched, value: Number) -> float:
             return float(columns_of(parameter, np.array([value], float))[0][0])
 
 
-def _value(parameter: Searched, place: float) -> Number:
+def _values(parameter: Searched, places: Array) -> NDArray[Any]:
     match parameter:
         case Uniform(low, high):
-            return low + (high - low) * place
+            return np.asarray(low + (high - low) * places)
         case LogUniform(low, high):
-            return float(min(high, max(low, low * (high / low) ** place)))
+            return np.asarray(np.clip(low * (high / low) ** places, low, high))
         case RandInt(low, high):
-            return min(high, low + int(place * (high - low + 1)))
+            return np.asarray(np.minimum(high, low + (places * (high - low + 1)).astype(int)))
         case Choice(options):
-            return options[min(len(options) - 1, int(place * len(options)))]
+            return np.asarray(np.array(options)[np.minimum(len(options) - 1, (places * len(options)).astype(int))])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.speed import same_learning, trial_throughput, whole_search
+from benchmarks.speed import proposals, same_learning, trial_throughput, whole_search
 from benchmarks.speed.images import Images, folder_settings, noise
 from benchmarks.speed.report import machine, number_text, print_json, table_text
 from benchmarks.speed.same_learning import ALL_OFF, RECIPE, compare
@@ -161,3 +161,11 @@ def test_noise_has_every_class_and_digits_are_real() -> None:
     digits = load_space("quickstart", ["dataset.train_limit=100"]).dataset
     opened = Images(digits, None).open()
     assert opened.decoded.content_sha256 == prepare_training_data(digits).decoded.content_sha256
+
+
+def test_proposals_of_each_sampler_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert proposals.main(["--trials", "12"]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    found = json.loads(line)["seconds"]["12"]
+    assert set(found) == set(proposals.SAMPLERS)
+    assert all(0 < seconds < math.inf for seconds in found.values())

@@ -9,7 +9,16 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
 from search.policy import curve_model
-from search.policy.curve_model import PRIOR_SCALE, Curve, CurveModel, KernelParameters, bins_of, features, to_z
+from search.policy.curve_model import (
+    PRIOR_SCALE,
+    Curve,
+    CurveModel,
+    KernelParameters,
+    bins_of,
+    features,
+    to_z,
+    values_of,
+)
 from spaces.parameters import Choice, Hyperparameters, LogUniform, RandInt, Searched, Uniform
 
 SEARCHED: dict[str, Searched] = {
@@ -43,7 +52,7 @@ def drawn(n: int, seed: int = 0) -> list[Hyperparameters]:
 
 def curve_of(config: Hyperparameters, n_epochs: int, max_epochs: int = 27) -> Curve:
     """A curve that rises to its end; the end depends on the mean effective learning rate, and is best at 0.5."""
-    effective = features(SEARCHED, [config], np.array([max_epochs]))[0][1]
+    effective = features(SEARCHED, values_of([config]), np.array([max_epochs]))[0][1]
     end = 0.9 - 0.15 * (effective - np.log10(0.5)) ** 2
     epochs = np.arange(1, n_epochs + 1)
     return Curve(config, tuple(end * (1 - 0.8 * np.exp(-4 * epochs / max_epochs))))
@@ -65,7 +74,7 @@ def test_features_describe_the_learning_rates_that_torch_trains_with() -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    _, effective, momentum, decay, last, _ = features(SEARCHED, [config], np.array([11]))[0]
+    _, effective, momentum, decay, last, _ = features(SEARCHED, values_of([config]), np.array([11]))[0]
     assert effective == pytest.approx(np.log10(np.mean(rates) / (1 - 0.8)))
     assert momentum == pytest.approx(1.6)
     assert decay == pytest.approx(np.log10(np.mean(rates) / 0.2))
@@ -74,7 +83,7 @@ def test_features_describe_the_learning_rates_that_torch_trains_with() -> None:
 
 def test_before_the_first_decay_a_curve_does_not_depend_on_gamma() -> None:
     configs = [Hyperparameters(gamma=gamma, step_size=9) for gamma in (0.1, 0.9)]
-    early, late = (features(SEARCHED, configs, np.array([epoch, epoch])) for epoch in (9, 10))
+    early, late = (features(SEARCHED, values_of(configs), np.array([epoch, epoch])) for epoch in (9, 10))
     np.testing.assert_array_equal(early[0], early[1])
     assert np.abs(late[0] - late[1]).max() > 0.1
 
@@ -82,7 +91,7 @@ def test_before_the_first_decay_a_curve_does_not_depend_on_gamma() -> None:
 def test_unknown_parameters_are_scaled_and_choices_get_a_column_per_option() -> None:
     searched: dict[str, Searched] = {"batch_size": Choice((32, 64, 128)), "weight_decay": LogUniform(1e-5, 1e-3)}
     configs = [Hyperparameters(batch_size=64, weight_decay=1e-4), Hyperparameters(batch_size=128, weight_decay=1e-3)]
-    found = features(searched, configs, np.array([1, 27]))
+    found = features(searched, values_of(configs), np.array([1, 27]))
     np.testing.assert_allclose(found[:, 1:], [[0, 1.6, 0, 0.8], [0, 0, 1.6, 1.6]])
 
 
@@ -117,11 +126,11 @@ def test_posterior_is_that_of_scikit_learn_where_all_curves_have_one_epoch() -> 
     accuracies = np.random.default_rng(2).uniform(0.2, 0.8, 12)
     model = CurveModel(SEARCHED, 1, [Curve(c, (a,)) for c, a in zip(configs, accuracies, strict=True)], PARAMETERS)
     z = to_z(accuracies)
-    known, wanted = (features(SEARCHED, found, np.ones(len(found), int)) for found in (configs, new))
+    known, wanted = (features(SEARCHED, values_of(found), np.ones(len(found), int)) for found in (configs, new))
     reference = GaussianProcessRegressor(2.0 + Matern(1.0, nu=2.5), alpha=0.05 + 0.1 + 1e-8, optimizer=None)
     reference.fit(known, z - z.mean())
     mean, deviation = reference.predict(wanted, return_std=True)
-    found_mean, found_deviation = model.of_configs(new)
+    found_mean, found_deviation = model.of_configs(values_of(new))
     np.testing.assert_allclose(found_mean, mean + z.mean(), rtol=1e-6)
     # The model's scale, and the effect of the new run's own streams.
     covariance = reference.kernel_(known) + (0.15 + 1e-8) * np.eye(12)
@@ -138,7 +147,7 @@ def test_partial_curves_forecast_the_order_of_the_ends() -> None:
     assert np.corrcoef(mean[stopped], to_z(ends[stopped]))[0, 1] > 0.9
     assert deviation[stopped].min() > 2 * deviation[~stopped].max()
     new = drawn(20, seed=5)
-    mean, _ = CurveModel(SEARCHED, 27, curves).of_configs(new)
+    mean, _ = CurveModel(SEARCHED, 27, curves).of_configs(values_of(new))
     assert np.corrcoef(mean, [to_z(curve_of(c, 27).scores[-1]) for c in new])[0, 1] > 0.8
 
 
@@ -180,7 +189,7 @@ def test_what_is_left_out_is_foreseen_as_by_a_model_without_it() -> None:
     foreseen, seen = model.left_out()
     for index in (3, 12, 27):
         others = CurveModel(searched, 27, curves[:index] + curves[index + 1 :], model.parameters)
-        assert foreseen[index] == pytest.approx(others.of_configs([curves[index].config])[0][0], abs=0.01)
+        assert foreseen[index] == pytest.approx(others.of_configs(values_of([curves[index].config]))[0][0], abs=0.01)
         assert seen[index] == pytest.approx(bins_of([curves[index]], 27).z[-1])
     assert np.corrcoef(foreseen, seen)[0, 1] > 0.8
 
@@ -188,6 +197,6 @@ def test_what_is_left_out_is_foreseen_as_by_a_model_without_it() -> None:
 def test_similarity_is_one_for_equal_and_falls_with_distance() -> None:
     model = CurveModel(SEARCHED, 27, [curve_of(Hyperparameters(), 3)])
     others = [Hyperparameters(), Hyperparameters(lr=0.06), Hyperparameters(lr=0.5)]
-    near = model.similarity([Hyperparameters()], others)[0]
+    near = model.similarity(values_of([Hyperparameters()]), values_of(others))[0]
     assert near[0] == pytest.approx(1)
     assert near[0] > near[1] > near[2] > 0

@@ -7,7 +7,7 @@ import pytest
 
 from search.experiment.events import ConfigurationAdded, MemoryRecalled, SpaceSet
 from search.experiment.history import History
-from search.policy.curve_model import features, to_z
+from search.policy.curve_model import features, to_z, values_of
 from search.policy.memory import FEWEST_TRIALS, N_STARTS, EarlierSearch, earlier_search, starts
 from search.policy.state import SearchState
 from search.policy.unit_cube import from_unit
@@ -25,7 +25,7 @@ def drawn(space: Space, n: int, seed: int = 0) -> list[Hyperparameters]:
 
 def quality(config: Hyperparameters, max_epochs: int, best: float = 0.5) -> float:
     """Final accuracy: best at one mean effective learning rate, and without holes."""
-    effective = features(SPACE.searched, [config], np.array([max_epochs]))[0][1]
+    effective = features(SPACE.searched, values_of([config]), np.array([max_epochs]))[0][1]
     return float(0.9 - 0.1 * min(2.0, abs(effective - np.log10(best))) - 0.2 * config.coarse_dropout_p)
 
 
