@@ -24,7 +24,7 @@ from search.experiment.state_files import set_damaged_aside, yaml_with_checksum
 from spaces.errors import InputError, expanded
 from spaces.loader import dump_space, find_space, load_space
 from spaces.plain_files import must_hold_plain_files, open_plain, read_plain
-from spaces.schema import Space
+from spaces.schema import OWN, SHIPPED, Space
 from trainable.files import sync, write_text
 
 MAX_LOCK_BYTES = 64
@@ -314,7 +314,9 @@ def is_a_name(name: str) -> bool:
 
 
 def must_be_a_name(name: str) -> None:
-    """Raise InputError unless `name` is a valid folder name on all systems."""
+    """Raise InputError unless `name` is a valid folder name on all systems, and no other word of `search.memory`."""
+    if name in (SHIPPED, OWN, "none"):
+        raise InputError(f"--name is {name}, which means something else in `search.memory`. Choose another name.")
     if not is_a_name(name):
         raise InputError(
             f"--name is {name!a}, but must be 1 to 100 letters, digits, dots, dashes or underscores, "

@@ -23,7 +23,7 @@ from spaces.schema import Space
 N_STARTS = 4
 N_CANDIDATES = 700
 FEWEST_TRIALS = 8  # with results, in an earlier search; fewer say too little
-MOST_TRIALS = 500  # the newest ones of an earlier search, which bounds time and memory
+MOST_REMEMBERED = 500  # the newest ones of an earlier search, which bounds time and memory
 SCORE_NOISE = 0.1  # variance of the noise of an earlier score, in units of the variance of all scores of its search
 TASK_VARIANCE = 0.2  # variance of the difference between two tasks, in the same units
 N_TASKS = 32  # random tasks for each earlier search, and as many with the opposite differences
@@ -62,8 +62,8 @@ def earlier_search(name: str, history: History) -> EarlierSearch | None:
         return None
     space = space_of_journal(history, name)
     trials, model = model_of(history)
-    configs = [trial.config for trial in trials][-MOST_TRIALS:]
-    final = model.of_curves()[0][-MOST_TRIALS:]
+    configs = [trial.config for trial in trials][-MOST_REMEMBERED:]
+    final = model.of_curves()[0][-MOST_REMEMBERED:]
     return EarlierSearch(name, space.training.max_epochs, frozenset(space.searched), configs, final)
 
 

@@ -50,6 +50,7 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
         ("run", ["--trials", "many"], "argument --trials: invalid int value: 'many'"),
         ("run", ["--time-budget", "soon"], "must be a duration such as 30m, 1h30m or 90s"),
         ("run", ["--seed", "-1"], "`search.seed` is -1, but must be at least 0."),
+        ("run", ["--name", "own"], "--name is own, which means something else in `search.memory`"),
         ("run", ["--name", "../up"], "--name is '../up', but must be 1 to 100 letters"),
         (
             "run",
