@@ -12,9 +12,9 @@ from typing import Any
 
 from benchmarks.replay.tables import read_table
 from search.experiment.folder import Experiment
+from search.policy.coordinates import from_unit
 from search.policy.curve_model import from_z, to_z
 from search.policy.memory import EarlierSearch, earlier_search
-from search.policy.unit_cube import from_unit
 from search.session.memory import SHIPPED_FILE
 from spaces.command import CommandParser, run_command
 from spaces.parameters import HYPERPARAMETER_NAMES, Number

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from search.policy.unit_cube import columns_of, from_unit
+from search.policy.coordinates import columns_of, from_unit
 from spaces import Space
 from spaces.errors import InputError
 from spaces.loader import space_from_text

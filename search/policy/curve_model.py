@@ -18,15 +18,14 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.linalg.lapack import dpotri
 
-from search.policy.unit_cube import Array, columns_of
-from spaces.parameters import HYPERPARAMETER_NAMES, Hyperparameters, Searched
+from search.policy.coordinates import Array, Values, features, values_of
+from spaces.parameters import Hyperparameters, Searched
 
 # Last epochs of the bins over which accuracies are averaged, for curves of 27 epochs.
 BIN_ENDS = (1, 3, 6, 9, 13, 18, 22, 25, 27)
@@ -38,17 +37,7 @@ NOISES = (0.03, 0.1, 0.3)  # variance of the result of one epoch, in units of th
 OWN_VARIANCES = (0.05, 0.3)  # variance of the effect of a run's random streams, in units of the scale
 SHAPE_VARIANCE = 2.0
 PRIOR_SCALE = 0.05  # counts like one result; the scales of real searches are 0.02 to 0.14
-# These parameters act through the learning rates, see `_schedule_columns`.
-SCHEDULE = ("lr", "momentum", "gamma", "step_size")
-# Factors of the other parameters that are known; unknown ones are scaled to 0 to `UNIT_SCALE`.
-SCALES = {"flip_p": 1.0, "shift_scale_rotate_p": 0.5, "coarse_dropout_p": 0.5}
-UNIT_SCALE = 1.6
 LOSS_BOUNDS = (1e-4, 1e2)  # nats
-SMALLEST_FACTOR = 1e-6  # of the learning rate; smaller factors train no more
-
-
-# Values of all hyperparameters by name; (N,) of N configurations.
-Values = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,41 +166,6 @@ class CurveModel:
     def _end_points(self, values: Values, curve: NDArray[np.int64]) -> _Points:
         epochs = np.full(len(curve), self._max_epochs)
         return _Points(features(self._searched, values, epochs), np.log(epochs), curve)
-
-
-def values_of(configs: Sequence[Hyperparameters]) -> Values:
-    """The hyperparameters of N configurations by name, (N,) each."""
-    return {name: np.array([getattr(config, name) for config in configs], float) for name in HYPERPARAMETER_NAMES}
-
-
-def features(searched: Mapping[str, Searched], values: Values, epochs: NDArray[np.int64]) -> Array:
-    """Points x(e) of N configurations after N epochs, (N, D): near points have similar accuracies.
-
-    Args:
-        searched: the searched parameters by name.
-        values: of N configurations.
-        epochs: (N,) number of trained epochs of each, at least 1.
-    """
-    columns = [np.zeros(len(epochs))]
-    if searched.keys() & set(SCHEDULE):
-        columns += _schedule_columns(values, epochs)
-    for name, parameter in searched.items():
-        if name in SCHEDULE:
-            continue
-        found, known = values[name], SCALES.get(name)
-        columns += [UNIT_SCALE * c for c in columns_of(parameter, found)] if known is None else [known * found]
-    return np.stack(columns, axis=1)
-
-
-def _schedule_columns(values: Values, epochs: NDArray[np.int64]) -> list[Array]:
-    """Mean effective learning rate, momentum, mean decay and last decay; rates and decays as decimal logarithms."""
-    lr, momentum, gamma, step_size = (values[name] for name in SCHEDULE)
-    before = np.arange(int(epochs.max()))
-    factors = np.maximum(gamma[:, None] ** (before // step_size[:, None]), SMALLEST_FACTOR)
-    is_trained = before < epochs[:, None]
-    decay = np.log10((factors * is_trained).sum(1) / epochs)
-    last_factor = factors[np.arange(len(epochs)), epochs - 1]
-    return [np.log10(lr / (1 - momentum)) + decay, 2 * momentum, decay, np.log10(last_factor) / 2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

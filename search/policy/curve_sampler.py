@@ -11,9 +11,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from search.experiment.history import History
-from search.policy.curve_model import values_of
+from search.policy.coordinates import Array, all_from_unit, from_unit, to_unit, values_of
 from search.policy.forecasts import model_of
-from search.policy.unit_cube import Array, all_from_unit, from_unit, to_unit
 from spaces.parameters import Hyperparameters, Number
 from spaces.schema import Space
 

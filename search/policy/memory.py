@@ -14,9 +14,9 @@ import numpy as np
 
 from search.experiment.history import History
 from search.experiment.space_file import space_of_journal
-from search.policy.curve_model import distances, features, matern52, values_of
+from search.policy.coordinates import Array, features, from_unit, values_of
+from search.policy.curve_model import distances, matern52
 from search.policy.forecasts import model_of
-from search.policy.unit_cube import Array, from_unit
 from spaces.parameters import Hyperparameters, Searched
 from spaces.schema import Space
 

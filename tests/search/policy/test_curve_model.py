@@ -9,16 +9,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
 from search.policy import curve_model
-from search.policy.curve_model import (
-    PRIOR_SCALE,
-    Curve,
-    CurveModel,
-    KernelParameters,
-    bins_of,
-    features,
-    to_z,
-    values_of,
-)
+from search.policy.coordinates import features, values_of
+from search.policy.curve_model import PRIOR_SCALE, Curve, CurveModel, KernelParameters, bins_of, to_z
 from spaces.parameters import Choice, Hyperparameters, LogUniform, RandInt, Searched, Uniform
 
 SEARCHED: dict[str, Searched] = {

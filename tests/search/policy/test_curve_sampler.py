@@ -9,9 +9,9 @@ from scipy.stats import norm
 
 from search.experiment.events import EpochDone, SpaceSet
 from search.experiment.history import History
+from search.policy.coordinates import from_unit, to_unit
 from search.policy.curve_sampler import expected_improvement, foresight, is_random, proposal
 from search.policy.state import SearchState
-from search.policy.unit_cube import from_unit, to_unit
 from spaces import Space, load_space
 from spaces.parameters import Choice, Hyperparameters, LogUniform, RandInt, Uniform
 

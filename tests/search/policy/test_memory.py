@@ -7,10 +7,10 @@ import pytest
 
 from search.experiment.events import ConfigurationAdded, MemoryRecalled, SpaceSet
 from search.experiment.history import History
-from search.policy.curve_model import features, to_z, values_of
+from search.policy.coordinates import features, from_unit, values_of
+from search.policy.curve_model import to_z
 from search.policy.memory import FEWEST_TRIALS, N_STARTS, EarlierSearch, earlier_search, starts
 from search.policy.state import SearchState
-from search.policy.unit_cube import from_unit
 from spaces import Hyperparameters, Space, load_space
 from spaces.schema import MODELS
 from tests.support.simulation import simulate
