@@ -10,7 +10,7 @@ from search.analysis.ranking import WHAT_TO_TRY, Ranked, chance_sentence, leader
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.experiment.history import History
-from search.policy.curve_sampler import N_CHECKED, SMALLEST_CORRELATION, foresight
+from search.policy.curve_sampler import FEWEST_CHECKED, SMALLEST_CORRELATION, foresight
 from search.policy.replicate_statistics import lead
 from spaces.counted import counted
 from spaces.schema import Space
@@ -137,11 +137,11 @@ def foresight_finding(history: History) -> Finding:
     numbers = {"correlation": found, "n_by_tpe": n_guarded}
     by_tpe = f" TPE proposed {counted(n_guarded, 'trial')} in its place." if n_guarded else ""
     if found is None:
-        sentence = f"How well the curve model foresees results cannot be told before {N_CHECKED} trials have completed."
+        sentence = f"How well the curve model foresees results is told from {FEWEST_CHECKED} completed trials on."
         return Finding("foresight", "unknown", sentence + by_tpe, "", numbers)
     sentence = (
-        f"What the curve model foresees of the last {N_CHECKED} completed trials from all others has a correlation of "
-        f"{found:.2f} with what was seen"
+        f"What the curve model foresees of each completed trial from all others has a correlation of {found:.2f} with "
+        "what was seen"
     )
     if found < SMALLEST_CORRELATION:
         because = f", below {SMALLEST_CORRELATION}: TPE proposes every other trial.{by_tpe}"

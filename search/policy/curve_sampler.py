@@ -1,7 +1,8 @@
 """Proposals of the curve model (`search.sampler: curves`), and when they are not to be trusted. Pure functions.
 
 Source: expected improvement as in Jones, Schonlau and Welch, "Efficient Global Optimization" (1998). Near running
-trials the deviation is reduced, so that several workers get different configurations.
+trials the deviation is reduced, so that several workers get different configurations; near stopped trials too, because
+a rung would refuse another one there again.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ N_PARENTS = 4
 N_PERTURBED = 60  # candidates near each parent
 PERTURBATION = 0.12  # standard deviation in the unit cube
 RANDOM_SHARE = 0.2
-N_CHECKED = 10  # completed trials, the last ones, whose results the model must foresee
-SMALLEST_CORRELATION = 0.3  # of foreseen and seen results; below it, every other proposal is Optuna's TPE's
+FEWEST_CHECKED = 10  # completed trials
+SMALLEST_CORRELATION = 0.6  # of foreseen and seen results; below it, every other proposal is Optuna's TPE's
 
 
 def proposal(space: Space, history: History, number: int) -> dict[str, Number] | None:
@@ -39,17 +40,18 @@ def proposal(space: Space, history: History, number: int) -> dict[str, Number] |
     fixed = {name: np.full(len(places), value) for name, value in space.baseline.as_dict().items()}
     values = fixed | all_from_unit(space.searched, places)
     mean, deviation = model.of_configs(values)
-    running = [trial.config for trial in history.unfinished]
-    if running:
-        nearest = model.similarity(values, values_of(running)).max(1)
+    avoided = [trial.config for trial in history.counting if trial.status in ("running", "stopped")]
+    if avoided:
+        nearest = model.similarity(values, values_of(avoided)).max(1)
         deviation = deviation * np.sqrt(np.maximum(1 - nearest**2, 1e-9))
     return from_unit(space.searched, places[int(np.argmax(expected_improvement(mean, deviation, best)))])
 
 
 def foresight(history: History) -> float | None:
-    """Correlation of foreseen and seen results of the last `N_CHECKED` completed trials; None if there are fewer.
+    """Correlation of foreseen and seen results of the completed trials; None if there are fewer than `FEWEST_CHECKED`.
 
-    What is foreseen rests on all other trials, also on later ones. 0 if the results are equal.
+    What is foreseen of a trial rests on all others, also on later ones. 0 if the results are equal. All completed
+    trials count: the last ones of a good search are so alike that there is little to foresee.
     """
     return _foresight(history, len(history.results_in_order), history.n_ended, history.n_spaces)
 
@@ -57,13 +59,11 @@ def foresight(history: History) -> float | None:
 # A history grows: the numbers are part of the key of what is remembered.
 @lru_cache(maxsize=1)
 def _foresight(history: History, n_results: int, n_ended: int, n_spaces: int) -> float | None:
-    complete = {trial.number: trial.n_epochs for trial in history.counting if trial.status == "completed"}
-    last = [result.trial for result in history.results_in_order if complete.get(result.trial) == result.epoch]
-    if len(last) < N_CHECKED:
+    if sum(trial.status == "completed" for trial in history.counting) < FEWEST_CHECKED:
         return None
     trials, model = model_of(history)
-    index = [position for position, trial in enumerate(trials) if trial.number in last[-N_CHECKED:]]
-    foreseen, seen = (values[index] for values in model.left_out())
+    is_complete = np.array([trial.status == "completed" for trial in trials])
+    foreseen, seen = (values[is_complete] for values in model.left_out())
     if not foreseen.std() or not seen.std():
         return 0.0
     return float(np.corrcoef(foreseen, seen)[0, 1])

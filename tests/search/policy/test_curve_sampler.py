@@ -113,6 +113,30 @@ def test_workers_get_different_configurations() -> None:
     assert apart.min() > 0.05
 
 
+def test_what_a_rung_refused_is_not_proposed_again() -> None:
+    def late(config: Hyperparameters, epoch: int) -> float:
+        """The better the end, the worse the first epochs."""
+        end = end_of(config)
+        early = 0.5 * max(0.0, end - 0.6) if epoch < 3 else 0.0
+        return max(0.1, 0.3 + (end - 0.3) * float(1 - np.exp(-epoch / 2)) - early)
+
+    options = (
+        "search.asha=stop",
+        "search.grace_epochs=1",
+        "search.sampler=curves",
+        "search.trials=50",
+        "confirm.top=0",
+    )
+    space = load_space("quickstart", ("training.max_epochs=9", *options))
+    trials = finish(begun(space), late).trials
+    places = [to_unit(space.searched, trial.config.as_dict()) for trial in trials.values()]
+    stopped = [number for number, trial in trials.items() if trial.status == "stopped"]
+    proposed = [number for number, trial in trials.items() if trial.proposed_by == "sampler"]
+    nearest = [min(np.linalg.norm(places[n] - places[m]) for m in stopped if m < n) for n in proposed]
+    assert len(nearest) > 25
+    assert np.mean(np.array(nearest) < 0.15) < 0.05
+
+
 def test_region_of_diverged_trials_is_avoided() -> None:
     def diverges_above(config: Hyperparameters, epoch: int) -> float:
         return 0.0 if config.lr > 0.05 else accuracy_after(config, epoch)
