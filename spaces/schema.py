@@ -43,6 +43,7 @@ Precision = Literal["fp32", "bf16"]
 MetricName = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
 Sampler = Literal["curves", "random", "tpe", "gp"]
 ClassWeights = Literal["none", "balanced"]
+Pooling = Literal["average", "max"]
 
 
 class Section(BaseModel):
@@ -95,6 +96,8 @@ class Training(Section):
         precision: precision of activations; `auto` is bf16 if the processor has bf16 instructions, otherwise fp32.
         class_weights: weights of the classes in the training loss; `balanced` is n / (k n_c) for n images of k classes
             of which n_c show class c. The validation loss has no weights.
+        pooling: what the classifier gets of each of the last feature maps: its average, or its maximum, which learns
+            more slowly (`results/README.md`) and is there for searches of version 0.1.
     """
 
     max_epochs: int = Field(ge=1, le=100_000)
@@ -103,6 +106,7 @@ class Training(Section):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     class_weights: ClassWeights = "none"
+    pooling: Pooling = "average"
 
 
 # Values of `search.memory` that are no experiments.

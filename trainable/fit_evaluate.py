@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from spaces import Hyperparameters, InputError
-from spaces.schema import ClassWeights
+from spaces.schema import ClassWeights, Pooling
 from trainable.augmentation.policy import AugmentationPolicy
 from trainable.checkpoint import TrainingState, must_fit, read_checkpoint, write_checkpoint
 from trainable.compute import Compute
@@ -99,6 +99,7 @@ class FitEvaluate:
         resident: cache of images on the device, shared by the runs of a process; None for a cache of this run.
         step_epochs: epochs between two decays of the learning rate; None for the configuration's `step_size`.
         class_weights: weights of the classes in the training loss, from the labels of `train`; evaluation has none.
+        pooling: of the network.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class FitEvaluate:
         resident: DeviceImages | None = None,
         step_epochs: Fraction | None = None,
         class_weights: ClassWeights = "none",
+        pooling: Pooling = "average",
     ) -> None:
         self.hyperparameters = hyperparameters
         self.seed = seed
@@ -125,7 +127,9 @@ class FitEvaluate:
         self._class_weights: Tensor | None = None
         if class_weights == "balanced":
             self._class_weights = balanced_class_weights(train.labels, self._n_classes).to(self.device)
-        network = DepthwiseSeparableNet(self._n_classes, hyperparameters.dropout, weights_generator, compute.fused)
+        network = DepthwiseSeparableNet(
+            self._n_classes, hyperparameters.dropout, weights_generator, compute.fused, pooling
+        )
         self.network = network.to(compute.device).to(memory_format=compute.memory_format)
         normalise = Normalise(train.decoded.mean, train.decoded.std, compute.memory_format)
         self.normalise = normalise.to(compute.device)

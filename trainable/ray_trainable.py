@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import tune
 
 from spaces import Dataset, Hyperparameters, InputError
-from spaces.schema import ClassWeights
+from spaces.schema import ClassWeights, Pooling
 from trainable.compute import Compute
 from trainable.data.cache import DecodedSet
 from trainable.data.datasets import TrainingData, open_training_data
@@ -49,6 +49,7 @@ class TrialConfig(BaseModel):
     experiment_seed: int
     compute: Compute
     class_weights: ClassWeights
+    pooling: Pooling
     resume_from: str | None
 
 
@@ -136,6 +137,7 @@ class TrialTrainable(tune.Trainable):
             config.compute,
             self._resident,
             class_weights=config.class_weights,
+            pooling=config.pooling,
         )
         if config.resume_from is not None and is_url(config.resume_from):
             with fetched(config.resume_from) as folder:

@@ -78,8 +78,15 @@ def _train_baseline(options: argparse.Namespace, space: Space) -> int:
     compute, reason = choose_compute(options.device or space.resources.device, space.training.precision)
     errors = Console(stderr=True)
     data = prepare_training_data(space.dataset, show_progress=errors.is_terminal)
-    seed, weights = RunSeed(space.search.seed), space.training.class_weights
-    run = FitEvaluate(data.train, data.validation, space.baseline, seed, compute, class_weights=weights)
+    run = FitEvaluate(
+        data.train,
+        data.validation,
+        space.baseline,
+        RunSeed(space.search.seed),
+        compute,
+        class_weights=space.training.class_weights,
+        pooling=space.training.pooling,
+    )
 
     print(summary(run.network, data.decoded.image_size))
     print(

@@ -61,7 +61,7 @@ class PlainNet(nn.Module):
     def __init__(self, n_classes: int = 10, dropout: float = 0.1) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(plain_block(channels, dropout) for channels in (3, 64, 64, 64)))
-        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Conv2d(64, n_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:

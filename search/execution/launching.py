@@ -180,6 +180,7 @@ class SearchSession:
             experiment_seed=self.space.search.seed,
             compute=self.resource_plan.compute,
             class_weights=self.space.training.class_weights,
+            pooling=self.space.training.pooling,
             resume_from=None if resume_from is None else str(resume_from),
         ).model_dump(mode="json")
 

@@ -21,7 +21,7 @@ from spaces.yaml_lines import MAX_BYTES, parse
 # Values of keys that earlier versions did not have, and so did not write.
 ALWAYS_WAS: Mapping[str, Mapping[str, Any]] = {
     "search": {"asha": "stop", "sampler": "tpe", "startup_trials": 10, "metric": "accuracy", "memory": []},
-    "training": {"class_weights": "none"},
+    "training": {"class_weights": "none", "pooling": "max"},
 }
 _MISSING = object()
 

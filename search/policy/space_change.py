@@ -26,7 +26,11 @@ _FREE = (
     "try_first",
 )
 # Keys that all results depend on: trials before and after such a change cannot be compared.
-_NEVER = ("dataset", "training.max_epochs", "training.precision", "training.class_weights", "search.seed")
+_NEVER = (
+    "dataset",
+    *(f"training.{key}" for key in ("max_epochs", "precision", "class_weights", "pooling")),
+    "search.seed",
+)
 
 
 def must_be_allowed(before: Mapping[str, Any], after: Space, allowed: bool, folder: Path) -> bool:

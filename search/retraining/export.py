@@ -72,7 +72,7 @@ def export_all(
 def _export_safetensors(path: Path, classifier: ImageClassifier, sample: NDArray[np.uint8]) -> NDArray[np.float32]:
     network = classifier.network
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
-    loaded = DepthwiseSeparableNet(network.classifier.out_channels)
+    loaded = DepthwiseSeparableNet(network.classifier.out_channels, pooling=network.pooling)
     loaded.load_state_dict(load_file(path))
     return _outputs(ImageClassifier(loaded, classifier.normalise).eval(), sample)
 

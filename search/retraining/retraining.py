@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from search.experiment.folder import Experiment
 from search.experiment.history import Trial
 from search.experiment.manifest import TestSetUse, git_commit, timestamp, versions
+from search.experiment.space_file import ALWAYS_WAS
 from search.policy.replicate_statistics import replicate_results
 from search.retraining.answers import PREDICTIONS_FILE, predictions_csv, results_on_test_set, write_mistakes
 from search.retraining.export import INPUT_NAME, OUTPUT_NAME, export_all
@@ -108,8 +109,9 @@ class Retraining:
             "device": self.compute.device_type,
             "precision": self.compute.precision,
         }
-        if self.space.training.class_weights != "none":  # earlier versions had no such key
-            settings["class_weights"] = self.space.training.class_weights
+        for key, old in ALWAYS_WAS["training"].items():  # earlier versions had no such key
+            if (value := getattr(self.space.training, key)) != old:
+                settings[key] = value
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return self.experiment.folder / WORK_FOLDER / digest[:16]
 
@@ -129,6 +131,7 @@ class Retraining:
                 folder=self.folder / f"seed_{number}",
                 step_epochs=self.step_epochs,
                 class_weights=self.space.training.class_weights,
+                pooling=self.space.training.pooling,
             )
             for number in range(self.n_seeds)
         ]
@@ -300,6 +303,7 @@ def _config(plan: Retraining) -> dict[str, Any]:
         "dataset": plan.dataset.model_dump(exclude={"root", "download"}),
         "experiment_seed": plan.space.search.seed,
         "class_weights": plan.space.training.class_weights,
+        "pooling": plan.space.training.pooling,
     }
     if plan.step_epochs is not None:
         content |= {"passes": plan.n_passes, "step_epochs": float(plan.step_epochs), "schedule": plan.schedule}

@@ -15,7 +15,7 @@ from search.processes.helper_pool import HelperPool
 from spaces import Dataset, Hyperparameters, InputError
 from spaces.errors import RunError, first_line
 from spaces.plain_files import MIB, read_plain
-from spaces.schema import ClassWeights
+from spaces.schema import ClassWeights, Pooling
 from trainable.checkpoint import read_checkpoint
 from trainable.compute import Compute
 from trainable.data.datasets import ImageSet, open_training_data
@@ -52,6 +52,7 @@ class FullRun:
     folder: Path
     step_epochs: Fraction | None = None
     class_weights: ClassWeights = "none"
+    pooling: Pooling = "average"
 
     @property
     def seed(self) -> RunSeed:
@@ -137,7 +138,14 @@ def restored(run: FullRun, images: ImageSet, epoch: int) -> FitEvaluate:
         InputError: the checkpoint is damaged, or belongs to another run.
     """
     fit = FitEvaluate(
-        images, None, run.hyperparameters, run.seed, run.compute, None, run.step_epochs, run.class_weights
+        images,
+        None,
+        run.hyperparameters,
+        run.seed,
+        run.compute,
+        step_epochs=run.step_epochs,
+        class_weights=run.class_weights,
+        pooling=run.pooling,
     )
     if epoch:
         fit.restore(run.checkpoint(epoch))

@@ -395,7 +395,7 @@ def test_each_exported_model_gets_the_stated_accuracy_and_carries_no_path_of_thi
     images, labels = digits_for_testing()
     tensor = torch.from_numpy(images)
     config = json.loads((final / "config.json").read_text())
-    network = DepthwiseSeparableNet(len(config["class_names"])).eval()
+    network = DepthwiseSeparableNet(len(config["class_names"]), pooling=config["pooling"]).eval()
     network.load_state_dict(load_file(final / "model.safetensors"))
     normalise = Normalise(config["preprocessing"]["mean"], config["preprocessing"]["std"])
     session = onnxruntime.InferenceSession(final / "model.onnx")

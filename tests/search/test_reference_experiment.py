@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks.tested import difference_of, mean_of, read_tested
 from search.analysis.csv_files import write_tables
 from search.experiment.folder import Experiment
 from search.experiment.state_files import yaml_matches
 from tests.support.foreign import Call
+from trainable.network.model import DepthwiseSeparableNet, Normalise
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "cifar10"
 MOST_BYTES = 4_000_000
@@ -52,6 +56,19 @@ def test_the_commands_say_what_the_readme_says(reference: Experiment, on_folder:
     rows = {row["trial"]: row for row in json.loads(output)["trials"]}
     assert rows[38]["rank"] == 1
     assert rows[34]["forecast_mean"] < rows[34]["validation_accuracy"], "the replicates say that it was lucky"
+
+
+def test_the_published_weights_and_the_onnx_file_are_one_network() -> None:
+    final = PUBLISHED / "final"
+    config = json.loads((final / "config.json").read_text())
+    network = DepthwiseSeparableNet(len(config["class_names"]), pooling=config["pooling"]).eval()
+    network.load_state_dict(load_file(final / "model.safetensors"))
+    normalise = Normalise(config["preprocessing"]["mean"], config["preprocessing"]["std"])
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    with torch.inference_mode():
+        found = network(normalise(torch.from_numpy(images))).numpy()
+    session = onnxruntime.InferenceSession(final / "model.onnx")
+    np.testing.assert_allclose(found, session.run(None, {"images": images})[0], atol=1e-3)
 
 
 def test_it_is_small_and_holds_no_path_of_a_machine(reference: Experiment, on_folder: Call) -> None:

@@ -266,6 +266,9 @@ def test_a_journal_without_the_metric_is_refused_in_one_line(tmp_path: Path) -> 
         changed_space(replace(by, allow_changed_space=False), old.history())
     with pytest.raises(InputError, match=r"`training.class_weights` was none and is balanced"):
         changed_space(resumed("training.class_weights=balanced"), old.history())
+    assert old.space.training.pooling == "max", "a search of version 0.1 goes on with its network"
+    with pytest.raises(InputError, match=r"`training.pooling` was max and is average"):
+        changed_space(resumed("training.pooling=average"), old.history())
 
 
 def test_a_changed_metric_ranks_earlier_results_too() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
+from spaces.schema import Pooling
 from trainable.network.dropout import DropoutNoise
 from trainable.network.fused_norm import NormReluDropout
 
@@ -56,13 +57,20 @@ class DepthwiseSeparableNet(nn.Module):
             generator.
         fused: whether batch norm, ReLU and dropout are one module, which is faster on a CPU. The distribution and
             the state dict do not depend on it.
+        pooling: whether the classifier gets the average or the maximum of the last feature maps, over all places. The
+            state dict does not depend on it.
 
     Attributes:
         dropout_noise: source of the masks of fused dropout; None if `fused` is False.
     """
 
     def __init__(
-        self, n_classes: int = 10, dropout: float = 0.1, generator: Generator | None = None, fused: bool = True
+        self,
+        n_classes: int = 10,
+        dropout: float = 0.1,
+        generator: Generator | None = None,
+        fused: bool = True,
+        pooling: Pooling = "average",
     ) -> None:
         super().__init__()
         self.dropout_noise = DropoutNoise(dropout) if fused else None
@@ -71,7 +79,8 @@ class DepthwiseSeparableNet(nn.Module):
             if generator is not None:
                 torch.default_generator.set_state(generator.get_state())
             self.blocks = nn.Sequential(*(Block(n_in, dropout, self.dropout_noise) for n_in in (3, 64, 64, 64)))
-            self.pool = nn.AdaptiveMaxPool2d(1)
+            self.pooling: Pooling = pooling
+            self.pool = nn.AdaptiveAvgPool2d(1) if pooling == "average" else nn.AdaptiveMaxPool2d(1)
             self.classifier = nn.Conv2d(64, n_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -128,7 +137,7 @@ def summary(network: DepthwiseSeparableNet, image_size: int) -> str:
     for number, block in enumerate(network.blocks, 1):
         side = image_size - 4 * number
         rows.append((f"block {number}", f"64 x {side} x {side}", count_parameters(block)))
-    rows.append(("max pool", "64 x 1 x 1", 0))
+    rows.append((f"{network.pooling} pool", "64 x 1 x 1", 0))
     rows.append(("classifier", f"{network.classifier.out_channels}", count_parameters(network.classifier)))
     lines = [f"{'stage':<12}{'output':>16}{'parameters':>14}"]
     lines += [f"{name:<12}{shape:>16}{n_parameters:>14,}" for name, shape, n_parameters in rows]

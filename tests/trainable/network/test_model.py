@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from spaces.schema import SMALLEST_IMAGE_PX
+from spaces.schema import SMALLEST_IMAGE_PX, Pooling
 from trainable.network.model import DepthwiseSeparableNet, receptive_field_px
 
 
-def test_is_the_network_that_was_specified() -> None:
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_is_the_network_that_was_specified(pooling: Pooling) -> None:
     def block(channels: int) -> list[nn.Module]:
         dilated = [(channels, 24), (24, 48)]
         layers: list[nn.Module] = []
@@ -22,9 +23,10 @@ def test_is_the_network_that_was_specified() -> None:
         return layers
 
     flat = [*itertools.chain(*(block(channels) for channels in (3, 64, 64, 64)))]
-    flat += [nn.AdaptiveMaxPool2d(1), nn.Conv2d(64, 10, 1), nn.Flatten(), nn.LogSoftmax(1)]
+    flat += [nn.AdaptiveAvgPool2d(1) if pooling == "average" else nn.AdaptiveMaxPool2d(1)]
+    flat += [nn.Conv2d(64, 10, 1), nn.Flatten(), nn.LogSoftmax(1)]
     specified = nn.Sequential(*flat)
-    network = DepthwiseSeparableNet(10, 0.1, fused=False)
+    network = DepthwiseSeparableNet(10, 0.1, fused=False, pooling=pooling)
     specified.load_state_dict(dict(zip(specified.state_dict(), network.state_dict().values(), strict=True)))
 
     images = torch.randn(5, 3, 32, 32)
