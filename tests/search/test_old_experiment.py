@@ -84,3 +84,4 @@ def test_it_is_resumed_and_retrained(old: Experiment, run: Callable[..., subproc
     retrained = run("search.retrain", "old", "--seeds", "1", "--epochs", "1", cwd=cwd)
     assert retrained.returncode == 0, retrained.stderr
     assert json.loads((old.final_folder / "metrics.json").read_text())["trial"] == 4
+    assert json.loads((old.final_folder / "config.json").read_text())["pooling"] == "max"

@@ -2,6 +2,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,9 +20,12 @@ from search.policy.state import SearchState
 from search.session.conduct import SessionRequest, conduct
 from spaces import Space, load_space
 from spaces.errors import RunError
+from spaces.schema import Pooling
 from tests.support.foreign import make_experiment
 from tests.support.simulation import simulate
+from trainable.compute import Compute
 from trainable.data.datasets import prepare_training_data
+from trainable.ray_trainable import TrialTrainable
 
 
 def test_the_newest_checkpoints_of_a_trial_are_those_of_the_latest_session(tmp_path: Path) -> None:
@@ -68,6 +72,26 @@ def test_a_search_shows_the_time_that_its_budget_leaves(
     left = [int(seconds) for seconds in re.findall(r"about (\d+) seconds left", capsys.readouterr().out)]
     assert left
     assert all(seconds <= 80 for seconds in left)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_a_worker_trains_the_network_that_the_space_describes(
+    tmp_path: Path, tiny_space: Space, pooling: Pooling
+) -> None:
+    training = tiny_space.training.model_copy(update={"pooling": pooling, "class_weights": "balanced"})
+    space = replace(tiny_space, training=training)
+    data, experiment = prepare_training_data(space.dataset), make_experiment(tmp_path, "mine", space)
+    with StopSignal() as stop_signal:
+        plan: Any = SimpleNamespace(compute=Compute())
+        observer: Any = None
+        session = SearchSession(experiment, space, data, plan, LocalCluster(1, 0), stop_signal, 0.0, None, observer)
+        assignment = SearchState(space, History()).next_assignment()
+        assert assignment is not None
+        worker = object.__new__(TrialTrainable)  # without an actor
+        worker.setup(session._ray_config(assignment))
+    run = worker._current
+    assert run.network.pooling == pooling
+    assert run._class_weights is not None
 
 
 @pytest.mark.parametrize("damage", ["none", "cut", "removed"])

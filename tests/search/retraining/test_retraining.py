@@ -70,6 +70,14 @@ def assert_same_tensors(found: dict[str, torch.Tensor], expected: dict[str, torc
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_it_trains_the_network_that_the_space_describes(trained: Retraining) -> None:
+    training = trained.space.training.model_copy(update={"pooling": "max"})
+    other = replace(trained, space=replace(trained.space, training=training))
+    assert restored(trained.runs[0], trained.data.everything, 0).network.pooling == "average"
+    assert restored(other.runs[0], other.data.everything, 0).network.pooling == "max"
+    assert other.folder != trained.folder, "checkpoints of the one are not taken for the other"
+
+
 def never(*_: Any) -> None:
     pytest.fail("this must not be reached")
 
