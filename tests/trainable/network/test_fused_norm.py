@@ -203,9 +203,9 @@ def test_without_dropout_a_network_with_it_has_the_plain_one_s_gradients() -> No
     labels = torch.arange(16) % 10
     gradients = []
     for fused in (False, True):
-        network = DepthwiseSeparableNet(10, 0.0, torch.Generator().manual_seed(1), fused).train()
+        # The average of feature maps has small gradients, in which the rounding at ReLU's kink would show.
+        network = DepthwiseSeparableNet(10, 0.0, torch.Generator().manual_seed(1), fused, "max").train()
         loss = F.nll_loss(network(images), labels)
         gradients.append(torch.autograd.grad(loss, list(network.parameters())))
     for plain, fused_gradient in zip(*gradients, strict=True):
-        # Where rounding moves an activation over the kink of ReLU, a gradient changes by some thousandths.
-        assert ((plain - fused_gradient).norm() / plain.norm()).item() < 0.05
+        assert ((plain - fused_gradient).norm() / plain.norm()).item() < 0.02
