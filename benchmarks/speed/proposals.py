@@ -20,6 +20,7 @@ from search.policy.state import SearchState
 from spaces.command import CommandParser, run_command
 
 TABLE = "digits"
+ARM = OwnArm("random-adaptive", asha="adaptive")
 N_TRIALS = (50, 200, 1000)
 SAMPLERS = ("curves", "tpe", "gp")
 N_TIMED = 11
@@ -49,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def history_with(n_trials: int, surrogate: Surrogate) -> History:
     """A search of random proposals with adaptive rungs, in which `n_trials` trials have ended."""
-    search = OwnSearch.of(OwnArm("random-adaptive", asha="adaptive"), surrogate, seed=0)
+    search = OwnSearch.of(ARM, surrogate, seed=0)
     for _ in range(n_trials):
         _train(search.state, surrogate)
     return search.history
@@ -71,7 +72,7 @@ def _train(state: SearchState, surrogate: Surrogate) -> float:
 
 def seconds_of(history: History, sampler: str, surrogate: Surrogate) -> float:
     """Median seconds of `N_TIMED` proposals, each after the results of one more trial."""
-    space = space_of(OwnArm("random-adaptive", asha="adaptive"), surrogate.table.space, EPOCHS, 0)
+    space = space_of(ARM, surrogate.table.space, EPOCHS, 0)
     space = replace(space, search=space.search.model_copy(update={"sampler": sampler}))
     own = History([*history.events, SpaceSet(space.as_dict(), [], 0.0)], history.chances)
     state = SearchState(space, own, now=lambda: 0.0)

@@ -14,7 +14,6 @@ Optimization" (2014); the covariance is the project's. Pure functions: no Ray, n
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -208,13 +207,12 @@ def bins_of(curves: Sequence[Curve], max_epochs: int, is_loss: bool = False) -> 
 
 
 def _bins_of_curve(index: int, z: Array, ends: Sequence[int]) -> list[tuple[int, int, float, int]]:
-    n_bins = bisect_left(ends, len(z)) + 1 if len(z) else 0
-    starts, last = (0, *ends)[:n_bins], [*ends[: n_bins - 1], len(z)]
-    sums = np.add.reduceat(z, starts) if n_bins else ()
-    return [
-        (index, end, float(total) / (end - start), end - start)
-        for start, end, total in zip(starts, last, sums, strict=False)
-    ]
+    if not len(z):
+        return []
+    last = [*(end for end in ends if end < len(z)), len(z)]
+    starts = [0, *last[:-1]]
+    bins = zip(starts, last, np.add.reduceat(z, starts), strict=True)
+    return [(index, end, float(total) / (end - start), end - start) for start, end, total in bins]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -62,8 +62,10 @@ def _foresight(history: History, n_results: int, n_ended: int, n_spaces: int) ->
     if sum(trial.status == "completed" for trial in history.counting) < FEWEST_CHECKED:
         return None
     trials, model = model_of(history)
-    is_complete = np.array([trial.status == "completed" for trial in trials])
-    foreseen, seen = (values[is_complete] for values in model.left_out())
+    foreseen, seen = model.left_out()
+    # The oldest curves of a very long search are not in the model.
+    is_checked = np.isfinite(seen) & [trial.status == "completed" for trial in trials]
+    foreseen, seen = foreseen[is_checked], seen[is_checked]
     if not foreseen.std() or not seen.std():
         return 0.0
     return float(np.corrcoef(foreseen, seen)[0, 1])
