@@ -113,7 +113,8 @@ def test_within_the_block_children_are_marked_and_keep_their_temporary_files_in_
 
 def test_an_orderly_end_leaves_nothing_when_it_returns(command: Command) -> None:
     assert command.folder.exists()
-    assert len(marked_commands(command.folder)) >= 4
+    # For a moment after it has become another program, a process has no environment to read.
+    wait_until(lambda: len(marked_commands(command.folder)) >= 4)
     command.process.communicate("end\n", timeout=10)
     assert command.process.returncode == 0
     assert command.is_gone()
