@@ -1,7 +1,8 @@
 """Stores learning curves of random configurations: `python -m benchmarks.replay.measure_curves SPACE --name NAME`.
 
 `benchmarks.replay` replays searches on these tables. The curves are measured by `search.run`, as the experiment
-`results/curves-NAME`, with random proposals and without stopping. The same command resumes after an interruption.
+`results/curves-NAME-SEED`, with random proposals and without stopping. The same command resumes after an interruption.
+A run with another `search.seed` adds its configurations to the table, so that it can be measured in parts.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.replay.tables import FOLDER
+from benchmarks.replay.tables import FOLDER, table_from_text
 from benchmarks.speed.images import images_facts
 from benchmarks.speed.report import machine
 from search.experiment.command_lines import DEFAULT_RESULTS
@@ -28,6 +29,7 @@ from trainable.compute import choose_precision
 from trainable.files import replacing, write_json
 
 MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,22 +51,23 @@ def _run(options: argparse.Namespace) -> int:
     name = options.space or DEFAULT_SPACE
     space = load_space(name, options.set)
     precision, reason = choose_precision(space.training.precision, "cpu")
-    _search([name, *search_settings(options.set, options.configs)], f"curves-{options.name}")
-    trials = list(open_experiment(f"curves-{options.name}", DEFAULT_RESULTS).history().trials.values())
-    with replacing(FOLDER / f"{options.name}.csv.gz") as temporary:
-        temporary.write_bytes(gzip.compress(table_text(space, trials).encode(), mtime=0))
-    last = [trial.epochs[-1].validation_accuracy for trial in trials if trial.status == "completed"]
+    experiment = f"curves-{options.name}-{space.search.seed}"
+    _search([name, *search_settings(options.set, options.configs)], experiment)
+    trials = open_experiment(experiment, DEFAULT_RESULTS).history().trials.values()
+    file = FOLDER / f"{options.name}.csv.gz"
+    others = gzip.decompress(file.read_bytes()).decode() if file.exists() else ""
+    text = table_text(space, list(trials), others)
+    with replacing(file) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+    images = images_facts(space.dataset)
+    curves = table_from_text(options.name, space, text, images["n_validation"]).curves
     facts = {
         "space": space_facts(space),
-        "configs": options.configs,
+        "configs": len(curves),
         "precision": f"{precision}: {reason}",
-        "images": images_facts(space.dataset),
+        "images": images,
         "machine": machine(),
-        "found": {
-            "diverged": sum(trial.status == "diverged" for trial in trials),
-            "last_accuracy_quantiles": {str(q): round(float(np.quantile(last, q)), 4) for q in (0, 0.25, 0.5, 0.75, 1)},
-            "seconds_of_all_cores": round(sum(trial.seconds for trial in trials)),
-        },
+        "last_accuracy_quantiles": {str(q): round(float(np.quantile(curves[:, -1], q)), 4) for q in QUANTILES},
     }
     write_json(FOLDER / f"{options.name}.json", facts)
     return 0
@@ -92,18 +95,30 @@ def space_facts(space: Space) -> dict[str, Any]:
     return content
 
 
-def table_text(space: Space, trials: list[Trial]) -> str:
-    """The table as CSV: a row for each epoch before divergence, or a row without an epoch."""
+def table_text(space: Space, trials: list[Trial], others: str = "") -> str:
+    """The table as CSV: a row for each epoch before divergence, or a row without an epoch.
+
+    Args:
+        space: space of the trials, with the seed of their search.
+        trials: of a search; those that have not ended are left out.
+        others: a table to which the trials are added, in place of earlier rows of the same seed.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["config", *space.searched, "epoch", *MEASURED])
+    seed = space.search.seed
+    writer.writerows(row for row in list(csv.reader(io.StringIO(others)))[1:] if not row[0].startswith(f"{seed}."))
     for trial in trials:
+        if trial.status not in ("completed", "diverged"):
+            continue
         values = [format(getattr(trial.config, parameter), ".9g") for parameter in space.searched]
         epochs = [epoch for epoch in trial.epochs if not epoch.diverged]
         for epoch in epochs:
-            writer.writerow([trial.number, *values, epoch.epoch, *(round(getattr(epoch, key), 6) for key in MEASURED)])
+            writer.writerow(
+                [f"{seed}.{trial.number}", *values, epoch.epoch, *(round(getattr(epoch, key), 6) for key in MEASURED)]
+            )
         if not epochs:
-            writer.writerow([trial.number, *values, "", *[""] * len(MEASURED)])
+            writer.writerow([f"{seed}.{trial.number}", *values, "", *[""] * len(MEASURED)])
     return text.getvalue()
 
 

@@ -317,9 +317,16 @@ def test_measured_curves_can_be_read_as_a_table(space: Space) -> None:
     text = measure_curves.table_text(searched, list(state.history.trials.values()))
     found = table_from_text("t", searched, text, 10)
     # The baseline was dispatched and never trained.
-    assert found.curves[1:] == pytest.approx(np.array([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5], [0.4, 0.5, 0.6]]))
+    assert found.curves == pytest.approx(np.array([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5], [0.4, 0.5, 0.6]]))
     assert found.unit.min() >= 0
     assert found.unit.max() <= 1
+
+    trials = list(state.history.trials.values())
+    other = load_space("quickstart", [*words[1::2], "search.seed=1"])
+    both = measure_curves.table_text(other, trials[:2], text)
+    assert both.count("1.1,") == 3
+    assert measure_curves.table_text(other, trials[:2], both) == both
+    assert len(table_from_text("t", searched, both, 10).repeats) == 1, "the same configuration with another seed"
 
 
 @pytest.mark.long
