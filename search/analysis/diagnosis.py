@@ -17,6 +17,8 @@ from spaces.schema import Space
 from trainable.metric import ACCURACY
 
 MIN_FLAT_TRIALS = 10
+# Equal results have forecasts that differ by less than this, depending on the processor's rounding.
+ROUNDING = 1e-9
 
 
 def diagnose(
@@ -123,7 +125,7 @@ def flatness(history: History, n_validation: int | None) -> Finding:
         f"{now.result_text}"
     )
     against = f" ({noise_is}: {metric.size_text(noise)} {metric.unit})" if noise else ""
-    if gained > noise:
+    if gained > noise + ROUNDING:
         advice = "More trials may bring more: resume with --add-trials."
         return Finding("flatness", "change", f"{sentence}{against}: it still improves.", advice, numbers)
     advice = "More trials of this space will bring little: widen it, train longer, or change what is fixed."

@@ -293,15 +293,20 @@ def test_the_resolved_space_repeats_the_search(finished: Watched, call: Call, tm
     assert not (tmp_path / "results").exists(), "a dry run leaves nothing"
 
 
-def test_a_finished_search_takes_no_trial_again_but_more_of_them(
-    finished: Watched, call: Call, run: Run, tmp_path: Path
-) -> None:
+def test_a_finished_search_takes_no_trial_again(finished: Watched, call: Call, tmp_path: Path) -> None:
     folder = shutil.copytree(finished.folder, tmp_path / "results" / "again")
     before = (folder / "journal.jsonl").read_bytes()
     code, _, errors = call("run", "--resume", "again")
     assert code == 0, errors
     assert (folder / "journal.jsonl").read_bytes() == before
 
+
+@pytest.mark.long
+def test_trials_added_to_a_finished_search_are_proposed_with_all_that_it_knows(
+    finished: Watched, run: Run, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished.folder, tmp_path / "results" / "again")
+    before = (folder / "journal.jsonl").read_bytes()
     more = run("search.run", "--resume", "again", "--add-trials", "2", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert (folder / "journal.jsonl").read_bytes().startswith(before)
@@ -311,7 +316,7 @@ def test_a_finished_search_takes_no_trial_again_but_more_of_them(
     space = load_space(str(folder))
     assert space.search.trials == 10
     afresh = Proposer(space, History(events_until(folder / "journal.jsonl", "trial_started", 8)))
-    assert history.trials[8].suggested == afresh.propose(8), "with all that the search knows"
+    assert history.trials[8].suggested == afresh.propose(8)
 
 
 @pytest.mark.long
@@ -465,14 +470,17 @@ def test_predict_agrees_with_the_model_and_names_every_file_that_it_cannot_read(
     assert missing.startswith("missing.png: cannot be decoded")
 
 
-def test_the_test_set_is_opened_once_unless_a_reason_is_given(
-    retrained: Path, call: Call, run: Run, tmp_path: Path
-) -> None:
+def test_the_test_set_is_opened_once(retrained: Path, call: Call) -> None:
     code, _, errors = call("retrain", str(retrained))
     assert code == 2
     assert "its test set was opened on" in errors
     assert len(json.loads((retrained / "manifest.json").read_text())["test_openings"]) == 1
 
+
+@pytest.mark.long
+def test_the_test_set_is_opened_again_for_a_reason_that_is_shown(
+    retrained: Path, call: Call, run: Run, tmp_path: Path
+) -> None:
     folder = shutil.copytree(retrained, tmp_path / "again")
     reason = "a look at one epoch"
     again = run("search.retrain", str(folder), "--seeds", "1", "--epochs", "1", "--again", reason, cwd=tmp_path)

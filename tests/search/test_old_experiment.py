@@ -70,6 +70,7 @@ def test_each_file_is_as_it_was_written(old: Experiment, told: list[str]) -> Non
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 def test_it_is_resumed_and_retrained(old: Experiment, run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     before, cwd = old.history(), old.folder.parents[1]
     options = ("--add-trials", "1", "--set", "confirm.top=0")
