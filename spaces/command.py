@@ -103,7 +103,7 @@ def run_command(
         import argcomplete
 
         argcomplete.autocomplete(parser)  # prints completions for the shell and exits
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         return action(options)
     except InputError as error:

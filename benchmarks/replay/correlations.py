@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.replay.shipped_memory import PUBLISHED
+from benchmarks.replay.published import FOLDER as PUBLISHED
 from benchmarks.replay.tables import Array, random_configurations, read_table, stored_tables
 from benchmarks.speed.report import print_json, table_text
 from search.experiment.folder import Experiment

@@ -12,6 +12,8 @@ import optuna
 from optuna.samplers import RandomSampler
 
 from benchmarks.replay.arms import Arm, OwnArm, space_of
+from benchmarks.replay.published import NAME as PUBLISHED
+from benchmarks.replay.published import published_table
 from benchmarks.replay.surrogate import Surrogate
 from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube, read_table
 from search.analysis.ranking import leader, rank
@@ -99,7 +101,8 @@ class OwnSearch:
 
 def other_searches(table: str, sign: int) -> list[EarlierSearch]:
     """The shipped searches on other images than a table's, with their scores times `sign`."""
-    found = [one for one in shipped_searches() if not one.name.startswith(f"{SHIPPED}:{table}")]
+    images = table.split("-")[0]
+    found = [one for one in shipped_searches() if not one.name.startswith(f"{SHIPPED}:{images}")]
     return [replace(one, scores=sign * one.scores) for one in found]
 
 
@@ -238,10 +241,15 @@ def _epoch_length(speed: random.Random) -> float:
     return 1 + speed.uniform(-JITTER, JITTER)
 
 
+def table_of(name: str) -> Table:
+    """A stored table, or that of the published search."""
+    return published_table() if name == PUBLISHED else read_table(name).first_epochs(EPOCHS)
+
+
 @cache
 def surrogate_of(table: str, model: str) -> Surrogate:
     """The surrogate of a stored table, fitted once in each process."""
-    return Surrogate(read_table(table).first_epochs(EPOCHS), model)
+    return Surrogate(table_of(table), model)
 
 
 # Here and not in the command: other processes cannot unpickle functions of `__main__`.

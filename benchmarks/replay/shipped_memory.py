@@ -7,9 +7,9 @@ of the published search.
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.replay.published import FOLDER as PUBLISHED
 from benchmarks.replay.tables import read_table
 from search.experiment.folder import Experiment
 from search.policy.coordinates import from_unit
@@ -20,7 +20,6 @@ from spaces.command import CommandParser, run_command
 from spaces.parameters import HYPERPARAMETER_NAMES, Number
 from trainable.files import write_text
 
-PUBLISHED = Path(__file__).parents[2] / "results" / "cifar10"
 # Names in the memory of stored tables.
 TABLES = {"digits": "digits", "cifar10": "cifar10-small"}
 

@@ -96,6 +96,7 @@ def experiment(tiny_space: Space, tmp_path: Path) -> Experiment:
         ("diagnose", ["nobody"], "`nobody` is not an experiment: results/ has mine."),
         ("diagnose", ["--format", "xml"], "invalid choice: 'xml'"),
         ("diagnose", ["--results", "empty"], "empty/ holds no experiment."),
+        ("why", ["mine", "--results", "results", "9"], "TRIAL is 9, but mine has trials 0 to 2."),
         ("why", ["mine", "9"], "TRIAL is 9, but mine has trials 0 to 2."),
         ("why", ["mine", "-1"], "TRIAL is -1, but mine has trials 0 to 2."),
         ("why", ["mine", "best"], "argument TRIAL: invalid int value: 'best'"),
