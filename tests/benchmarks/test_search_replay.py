@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.replay import measure_curves, shipped_memory
+from benchmarks.replay import measure_curves, published, shipped_memory
 from benchmarks.replay.__main__ import main
 from benchmarks.replay.arms import ARMS, DEFAULT, REFERENCE_NAMES, OwnArm, RayArm, space_of
 from benchmarks.replay.correlations import search_correlations
@@ -17,6 +17,7 @@ from benchmarks.replay.tables import Table, in_unit_cube, random_configurations,
 from benchmarks.stats import factor_of, geometric_mean, resampled_factors, steps_to, thinned
 from search.analysis.ranking import leader, rank
 from search.experiment.events import EpochDone, TrialStarted
+from search.experiment.folder import Experiment
 from search.experiment.history import History
 from search.experiment.journal import Journal, event_from_line, read_history
 from search.policy.state import SearchState
@@ -349,8 +350,24 @@ def test_the_shipped_searches_agree_and_the_file_is_what_its_program_makes(
     assert (tmp_path / "memory.json").read_text() == SHIPPED_FILE.read_text()
 
 
+def test_the_published_search_as_a_table_keeps_what_was_seen_and_fills_in_the_rest() -> None:
+    history = Experiment(published.FOLDER).history()
+    table = published.published_table()
+    assert table.curves.shape == (len(history.trials), 27)
+    for number, trial in history.trials.items():
+        seen = [epoch.validation_accuracy for epoch in trial.epochs]
+        assert table.curves[number, : len(seen)] == pytest.approx(seen)
+    ends = np.array([trial.n_epochs for trial in history.trials.values()])
+    last_seen = table.curves[np.arange(len(ends)), ends - 1]
+    assert (table.curves[ends < 27, -1] > last_seen[ends < 27] + 0.05).all(), (
+        "a stopped trial would have gone on to learn"
+    )
+    assert [len(runs) for runs in table.repeats] == [3, 3, 3, 3], "each replicated trial and its two replicates"
+
+
 def test_a_memory_of_a_replay_leaves_out_the_table_s_images() -> None:
-    names = {table: [one.name for one in other_searches(table, 1)] for table in ("cifar10", "digits", "deepobs")}
-    assert names["cifar10"] == ["shipped:digits"]
+    tables = ("cifar10", "cifar10-published", "digits", "deepobs")
+    names = {table: [one.name for one in other_searches(table, 1)] for table in tables}
+    assert names["cifar10"] == names["cifar10-published"] == ["shipped:digits"]
     assert names["digits"] == ["shipped:cifar10-small", "shipped:cifar10"]
     assert len(names["deepobs"]) == 3
