@@ -143,8 +143,8 @@ class Search(Section):
         reduction_factor: ratio of epochs between two rungs; about one in `reduction_factor` trials passes a rung.
         asha: `stop` stops or continues a trial as soon as it reaches a rung; `adaptive` does so at the last rung, and
             at the earlier ones while they order the trials as the last one does; `off` trains all trials to the end.
-        sampler: `curves` (a model of all partial learning curves; while it foresees badly, Optuna's TPE proposes every
-            other trial), `random`, Optuna's `tpe`, or Optuna's `gp` (which does not learn from stopped trials).
+        sampler: `curves` (a model of all partial learning curves and Optuna's TPE, which propose in turn), `random`,
+            Optuna's `tpe`, or Optuna's `gp` (which does not learn from stopped trials).
         startup_trials: number of trials, including the baseline, before the sampler replaces random proposals.
         seed: seed of proposals, weights, order of the images, dropout and augmentation.
         time_budget: duration after which the search stops, such as `30m`, `1h30m` or `90s`; None: no limit.

@@ -10,7 +10,6 @@ from search.analysis.ranking import WHAT_TO_TRY, Ranked, chance_sentence, leader
 from search.analysis.space_findings import divergences, edges, importances
 from search.analysis.stopping_findings import rank_correlation, savings, would_be_winners
 from search.experiment.history import History
-from search.policy.curve_sampler import FEWEST_CHECKED, SMALLEST_CORRELATION, foresight
 from search.policy.replicate_statistics import lead
 from spaces.counted import counted
 from spaces.schema import Space
@@ -48,8 +47,6 @@ def diagnose(
             flatness(history, n_validation),
             importances(history, space, importance),
         ]
-    if space.search.sampler == "curves":
-        findings.append(foresight_finding(history))
     findings.append(savings(history, space))
     order: tuple[Verdict, ...] = ("change", "fine", "unknown")
     return sorted(findings, key=lambda finding: order.index(finding.verdict))
@@ -130,25 +127,6 @@ def flatness(history: History, n_validation: int | None) -> Finding:
         return Finding("flatness", "change", f"{sentence}{against}: it still improves.", advice, numbers)
     advice = "More trials of this space will bring little: widen it, train longer, or change what is fixed."
     return Finding("flatness", "fine", f"{sentence}{against}: it has flattened.", advice, numbers)
-
-
-def foresight_finding(history: History) -> Finding:
-    """How well the curve model foresees results, which decides whether TPE proposes every other trial."""
-    found = foresight(history)
-    n_guarded = sum(trial.proposed_by == "tpe" for trial in history.counting)
-    numbers = {"correlation": found, "n_by_tpe": n_guarded}
-    by_tpe = f" TPE proposed {counted(n_guarded, 'trial')} in its place." if n_guarded else ""
-    if found is None:
-        sentence = f"How well the curve model foresees results is told from {FEWEST_CHECKED} completed trials on."
-        return Finding("foresight", "unknown", sentence + by_tpe, "", numbers)
-    sentence = (
-        f"What the curve model foresees of each completed trial from all others has a correlation of {found:.2f} with "
-        "what was seen"
-    )
-    if found < SMALLEST_CORRELATION:
-        because = f", below {SMALLEST_CORRELATION}: TPE proposes every other trial.{by_tpe}"
-        return Finding("foresight", "change", sentence + because, "Set search.sampler=tpe if it stays so.", numbers)
-    return Finding("foresight", "fine", f"{sentence}.{by_tpe}", "", numbers)
 
 
 def _completed_within(epochs: float, history: History) -> set[int]:

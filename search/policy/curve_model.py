@@ -21,7 +21,6 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
-from scipy.linalg.lapack import dpotri
 
 from search.policy.coordinates import Array, Values, features, values_of
 from spaces.parameters import Hyperparameters, Searched
@@ -116,23 +115,6 @@ class CurveModel:
     def of_configs(self, values: Values) -> tuple[Array, Array]:
         """The same for a new run of each of M configurations, (M,)."""
         return self._at_end(values, np.full(len(values["lr"]), -1))
-
-    def left_out(self) -> tuple[Array, Array]:
-        """Last bins of the N curves: what all other curves foresee for them, and what was seen; values of `to_z`, (N,).
-
-        Source: leave-one-out predictions of a Gaussian process, Rasmussen and Williams, "Gaussian Processes for Machine
-        Learning" (2006), 5.4.2, with the bins of a curve left out together. A curve without bins has NaN.
-        """
-        # LAPACK's `dpotri` fills the lower triangle only.
-        lower = np.tril(dpotri(self._fitted.factor, lower=1)[0])
-        inverse = lower + np.tril(lower, -1).T
-        foreseen, seen = (np.full(self._n_curves, np.nan) for _ in range(2))
-        for index in np.unique(self._bins.curve):
-            own = np.flatnonzero(self._bins.curve == index)
-            error = np.linalg.solve(inverse[np.ix_(own, own)], self._fitted.weights[own])[-1]
-            seen[index] = self._bins.z[own[-1]]
-            foreseen[index] = seen[index] - error
-        return foreseen, seen
 
     def similarity(self, values: Values, others: Values) -> Array:
         """Prior correlations, 0 to 1, of the effects of M and K configurations after the last epoch, (M, K)."""

@@ -1,4 +1,4 @@
-"""Proposals of the curve model (`search.sampler: curves`), and when they are not to be trusted. Pure functions.
+"""Proposals of the curve model (`search.sampler: curves`). Pure functions.
 
 Source: expected improvement as in Jones, Schonlau and Welch, "Efficient Global Optimization" (1998). Near running
 trials the deviation is reduced, so that several workers get different configurations; near stopped trials too, because
@@ -6,7 +6,6 @@ a rung would refuse another one there again.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr
@@ -22,8 +21,6 @@ N_PARENTS = 4
 N_PERTURBED = 60  # candidates near each parent
 PERTURBATION = 0.12  # standard deviation in the unit cube
 RANDOM_SHARE = 0.2
-FEWEST_CHECKED = 10  # completed trials
-SMALLEST_CORRELATION = 0.6  # of foreseen and seen results; below it, every other proposal is Optuna's TPE's
 
 
 def proposal(space: Space, history: History, number: int) -> dict[str, Number] | None:
@@ -47,36 +44,13 @@ def proposal(space: Space, history: History, number: int) -> dict[str, Number] |
     return from_unit(space.searched, places[int(np.argmax(expected_improvement(mean, deviation, best)))])
 
 
-def foresight(history: History) -> float | None:
-    """Correlation of foreseen and seen results of the completed trials; None if there are fewer than `FEWEST_CHECKED`.
+def is_for_tpe(number: int) -> bool:
+    """Whether Optuna's TPE proposes trial `number` in the model's place: every other one.
 
-    What is foreseen of a trial rests on all others, also on later ones. 0 if the results are equal. All completed
-    trials count: the last ones of a good search are so alike that there is little to foresee.
+    Where accuracies are not as smooth as the model assumes, TPE's proposals are better, elsewhere the model's. Taking
+    turns was about as good as the better of both in replays; `benchmarks/replay/README.md` has the figures.
     """
-    return _foresight(history, len(history.results_in_order), history.n_ended, history.n_spaces)
-
-
-# A history grows: the numbers are part of the key of what is remembered.
-@lru_cache(maxsize=1)
-def _foresight(history: History, n_results: int, n_ended: int, n_spaces: int) -> float | None:
-    if sum(trial.status == "completed" for trial in history.counting) < FEWEST_CHECKED:
-        return None
-    trials, model = model_of(history)
-    foreseen, seen = model.left_out()
-    # The oldest curves of a very long search are not in the model.
-    is_checked = np.isfinite(seen) & [trial.status == "completed" for trial in trials]
-    foreseen, seen = foreseen[is_checked], seen[is_checked]
-    if not foreseen.std() or not seen.std():
-        return 0.0
-    return float(np.corrcoef(foreseen, seen)[0, 1])
-
-
-def is_guarded(history: History, number: int) -> bool:
-    """Whether Optuna's TPE proposes trial `number`, every other one where the model foresees badly."""
-    if number % 2:
-        return False
-    found = foresight(history)
-    return found is not None and found < SMALLEST_CORRELATION
+    return number % 2 == 0
 
 
 def is_random(space: Space, history: History, number: int) -> bool:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.experiment.events import ProposedBy
 from search.experiment.history import History, Trial
-from search.policy.curve_sampler import is_guarded, is_random, proposal
+from search.policy.curve_sampler import is_for_tpe, is_random, proposal
 from spaces.parameters import Choice, Hyperparameters, LogUniform, Number, RandInt, Searched, Uniform
 from spaces.schema import Sampler, Space
 from trainable.files import replacing
@@ -60,7 +60,7 @@ class Proposer:
                 return "prior"
             case "curves":
                 is_prior = is_random(self._space, self._history, number)
-                if not is_prior and is_guarded(self._history, number):
+                if not is_prior and is_for_tpe(number):
                     return "tpe"
             case _:
                 # Optuna's samplers count the trials that they learn from.

@@ -127,8 +127,8 @@ def _sampler_line(space: Space) -> str:
     search = space.search
     if search.startup_trials < 2 or search.sampler == "random":
         return f"proposals   {search.sampler}"
-    guard = "; by tpe every other trial while the curve model foresees badly" if search.sampler == "curves" else ""
-    return f"proposals   random up to trial {search.startup_trials - 1}, then {search.sampler}{guard}"
+    sampler = "curves and tpe in turn" if search.sampler == "curves" else search.sampler
+    return f"proposals   random up to trial {search.startup_trials - 1}, then {sampler}"
 
 
 def _asha_line(space: Space) -> str:

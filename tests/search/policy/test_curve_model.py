@@ -174,18 +174,6 @@ def test_many_forecasts_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(in_parts, (mean, deviation), rtol=1e-9)
 
 
-def test_what_is_left_out_is_foreseen_as_by_a_model_without_it() -> None:
-    curves = [curve_of(config, 27 if index % 3 == 0 else 1 + 7 * index % 27) for index, config in enumerate(drawn(30))]
-    searched = {"lr": LogUniform(0.005, 0.5), "flip_p": Uniform(0.0, 0.5)}
-    model = CurveModel(searched, 27, curves)
-    foreseen, seen = model.left_out()
-    for index in (3, 12, 27):
-        others = CurveModel(searched, 27, curves[:index] + curves[index + 1 :], model.parameters)
-        assert foreseen[index] == pytest.approx(others.of_configs(values_of([curves[index].config]))[0][0], abs=0.01)
-        assert seen[index] == pytest.approx(bins_of([curves[index]], 27).z[-1])
-    assert np.corrcoef(foreseen, seen)[0, 1] > 0.8
-
-
 def test_similarity_is_one_for_equal_and_falls_with_distance() -> None:
     model = CurveModel(SEARCHED, 27, [curve_of(Hyperparameters(), 3)])
     others = [Hyperparameters(), Hyperparameters(lr=0.06), Hyperparameters(lr=0.5)]

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from search.experiment.events import EpochDone, SpaceSet
 from search.experiment.history import History
 from search.policy.coordinates import from_unit, to_unit
-from search.policy.curve_sampler import expected_improvement, foresight, is_random, proposal
+from search.policy.curve_sampler import expected_improvement, is_random, proposal
 from search.policy.state import SearchState
 from spaces import Space, load_space
 from spaces.parameters import Choice, Hyperparameters, LogUniform, RandInt, Uniform
@@ -133,7 +133,7 @@ def test_what_a_rung_refused_is_not_proposed_again() -> None:
     stopped = [number for number, trial in trials.items() if trial.status == "stopped"]
     proposed = [number for number, trial in trials.items() if trial.proposed_by == "sampler"]
     nearest = [min(np.linalg.norm(places[n] - places[m]) for m in stopped if m < n) for n in proposed]
-    assert len(nearest) > 25
+    assert len(nearest) > 10
     assert np.mean(np.array(nearest) < 0.15) < 0.05
 
 
@@ -147,23 +147,8 @@ def test_region_of_diverged_trials_is_avoided() -> None:
     assert share < at_random
 
 
-def test_tpe_proposes_every_other_trial_where_the_model_foresees_badly() -> None:
-    def of_luck(config: Hyperparameters, epoch: int) -> float:
-        return float(np.random.default_rng(int(config.lr * 1e9)).uniform(0.3, 0.7)) + 0.001 * epoch
-
-    space = load_space("quickstart", ("search.sampler=curves", "search.asha=off", "search.trials=40", "confirm.top=0"))
-    history = finish(begun(space), of_luck)
-    assert (foresight(history) or 0.0) < 0.3
-    late = [trial for trial in history.trials.values() if trial.number >= 12]
-    by_tpe = [trial.number for trial in late if trial.proposed_by == "tpe"]
-    assert len(by_tpe) > 5
-    assert not any(number % 2 for number in by_tpe)
-    assert {trial.proposed_by for trial in late if trial.number % 2} == {"sampler", "prior"}
-
-
-def test_tpe_proposes_nothing_where_the_model_foresees_well() -> None:
-    history = finish(begun(space_of(trials=40)))
-    assert (foresight(history) or 0.0) > 0.5
-    assert {trial.proposed_by for trial in history.trials.values()} == {"baseline", "prior", "sampler"}
-    few = finish(begun(space_of(trials=6)))
-    assert foresight(few) is None
+def test_tpe_proposes_every_other_trial_that_is_not_random() -> None:
+    trials = finish(begun(space_of(trials=40))).trials
+    by = {number: trial.proposed_by for number, trial in trials.items() if number >= 10}
+    assert {source for number, source in by.items() if number % 2 == 0} == {"tpe", "prior"}
+    assert {source for number, source in by.items() if number % 2} == {"sampler", "prior"}
