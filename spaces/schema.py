@@ -161,7 +161,7 @@ class Search(Section):
     grace_epochs: int = Field(default=1, ge=1, le=100_000)
     reduction_factor: int = Field(default=3, ge=2, le=100_000)
     asha: Literal["adaptive", "stop", "off"] = "adaptive"
-    sampler: Sampler = "tpe"
+    sampler: Sampler = "curves"
     startup_trials: int = Field(default=10, ge=1, le=MOST_TRIALS)
     seed: int = Field(default=0, ge=0, lt=2**32)
     time_budget: str | None = None

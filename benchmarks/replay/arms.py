@@ -42,7 +42,7 @@ Arm = OwnArm | RayArm
 REFERENCES: tuple[Arm, ...] = (OwnArm("random"), RayArm("ray-random", random=True), RayArm("ray-stock"))
 REFERENCE_NAMES = tuple(arm.name for arm in REFERENCES)
 # Default of a space file, and of `spaces/cifar10.yaml`.
-DEFAULT = "tpe-adaptive-memory"
+DEFAULT = "curves-adaptive-memory"
 ARMS: tuple[Arm, ...] = (
     *REFERENCES,
     OwnArm("random-stop-9", asha="stop", grace_epochs=9),
@@ -54,8 +54,8 @@ ARMS: tuple[Arm, ...] = (
     OwnArm("tpe-adaptive", "tpe", "adaptive"),
     OwnArm("curves-adaptive", "curves", "adaptive"),
     OwnArm("tpe-stop-9-memory", "tpe", "stop", 9, "shipped"),
-    OwnArm(DEFAULT, "tpe", "adaptive", 1, "shipped"),
-    OwnArm("curves-adaptive-memory", "curves", "adaptive", 1, "shipped"),
+    OwnArm("tpe-adaptive-memory", "tpe", "adaptive", 1, "shipped"),
+    OwnArm(DEFAULT, "curves", "adaptive", 1, "shipped"),
     OwnArm("tpe-adaptive-wrong", "tpe", "adaptive", 1, "wrong"),
     OwnArm("curves-adaptive-wrong", "curves", "adaptive", 1, "wrong"),
 )
