@@ -79,7 +79,7 @@ def seconds_of(history: History, sampler: str, surrogate: Surrogate) -> float:
     timed = list[float]()
     while len(timed) < N_TIMED:
         seconds = _train(state, surrogate)
-        if own.trials[len(own.trials) - 1].proposed_by != "prior":
+        if own.trials[len(own.trials) - 1].proposed_by == "sampler":
             timed.append(seconds)
     return median(timed)
 

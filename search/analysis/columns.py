@@ -179,7 +179,7 @@ LEADERBOARD = (
         is_number=False,
         after_parameters=True,
         help="who proposed it: baseline, try_first (of the space), steer (by the user), memory (of earlier searches), "
-        "prior (random), sampler, or tpe (instead of the sampler `curves`, which foresaw badly)",
+        "prior (random), sampler, or tpe (in turn with the sampler `curves`)",
     ),
     LeaderboardColumn(
         "reason", "why it ended", is_number=False, is_sort_key=False, after_parameters=True, is_long=True

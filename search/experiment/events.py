@@ -20,7 +20,7 @@ EndStatus = Literal["completed", "stopped", "failed", "diverged"]
 ReplicateStatus = Literal["completed", "failed", "diverged"]
 
 # `try_first` of the space; `search.steer NAME add`; `search.memory`; `prior`: drawn at random from the ranges; `tpe`:
-# by Optuna's TPE, because the model of `search.sampler: curves` foresaw badly; else the sampler.
+# by Optuna's TPE in its turn with the model of `search.sampler: curves`; else the sampler.
 ProposedBy = Literal["baseline", "try_first", "steer", "memory", "prior", "sampler", "tpe"]
 
 # Upper bounds, because larger values overflow in sums and dates: 1e11 s since 1970 is in the year 5138.
