@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="python -m benchmarks.replay",
         description="Replay searches on stored learning curves: regret by the epoch, for samplers and early stopping.",
-        epilog="example: python -m benchmarks.replay --table digits --arm tpe --arm tpe-stop-3 --seeds 20",
+        epilog="example: python -m benchmarks.replay --table digits --arm tpe --arm tpe-stop-9 --seeds 20",
     )
     arms, tables = [arm.name for arm in ARMS], [*stored_tables(), PUBLISHED]
     parser.add_argument("--table", action="append", choices=tables, help="default: all tables")

@@ -45,12 +45,8 @@ REFERENCE_NAMES = tuple(arm.name for arm in REFERENCES)
 DEFAULT = "curves-adaptive-memory"
 ARMS: tuple[Arm, ...] = (
     *REFERENCES,
-    OwnArm("random-stop-9", asha="stop", grace_epochs=9),
     OwnArm("tpe", "tpe"),
-    OwnArm("tpe-stop-3", "tpe", "stop", 3),
     OwnArm("tpe-stop-9", "tpe", "stop", 9),
-    OwnArm("curves-stop-3", "curves", "stop", 3),
-    OwnArm("curves-stop-9", "curves", "stop", 9),
     OwnArm("tpe-adaptive", "tpe", "adaptive"),
     OwnArm("curves-adaptive", "curves", "adaptive"),
     OwnArm("tpe-stop-9-memory", "tpe", "stop", 9, "shipped"),
