@@ -18,8 +18,6 @@ TINY = (
     "training.batch_size=8",
     "training.max_epochs=3",
     "search.grace_epochs=1",
-    "search.sampler=curves",
-    "search.startup_trials=4",
     "search.trials=8",
     "confirm.top=0",
 )

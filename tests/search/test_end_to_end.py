@@ -136,7 +136,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     results = tmp_path_factory.mktemp("finished") / "results"
     temporary = Path(tempfile.mkdtemp(prefix="t"))
     arguments = ("--name", "tiny", "--results", str(results))
-    process = start("run", *arguments, *set_options(*TINY), cwd=results.parent, temporary=temporary)
+    sampler = ("search.sampler=curves", "search.startup_trials=4")
+    process = start("run", *arguments, *set_options(*TINY, *sampler), cwd=results.parent, temporary=temporary)
     checkpoints: dict[int, dict[str, Any]] = {}
     seen_listeners: list[Listener] = []
     strangers: subprocess.Popen[str] | None = None
