@@ -19,10 +19,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.replay.arms import ARMS, REFERENCE_NAMES, Arm
-from benchmarks.replay.published import NAME as PUBLISHED
-from benchmarks.replay.searches import EPOCHS, N_WORKERS, Replay, replay_seeds, surrogate_of, table_of
+from benchmarks.replay.searches import EPOCHS, N_WORKERS, Replay, replay_seeds, surrogate_of, table_names, table_of
 from benchmarks.replay.surrogate import MODELS, PROCESS, HeldOut, held_out_scores
-from benchmarks.replay.tables import stored_tables
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
 from benchmarks.stats import Array, Factor, factor_of, geometric_mean, resampled_factors, thinned
 from search.processes.helper_pool import count_cores
@@ -46,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         description="Replay searches on stored learning curves: regret by the epoch, for samplers and early stopping.",
         epilog="example: python -m benchmarks.replay --table digits --arm tpe --arm tpe-stop-9 --seeds 20",
     )
-    arms, tables = [arm.name for arm in ARMS], [*stored_tables(), PUBLISHED]
-    parser.add_argument("--table", action="append", choices=tables, help="default: all tables")
+    arms = [arm.name for arm in ARMS]
+    parser.add_argument("--table", action="append", choices=table_names(), help="default: all tables")
     parser.add_argument("--arm", action="append", choices=arms, help="beside the references (default: all arms)")
     parser.add_argument("--seeds", type=int, default=50, metavar="N", help="searches per arm (default: 50)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="default: 0")
@@ -60,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.seeds < 1 or options.workers < 1:
         raise InputError("--seeds and --workers must be at least 1.")
     began = time.perf_counter()
-    tables = options.table or [*stored_tables(), PUBLISHED]
+    tables = options.table or table_names()
     arms = [arm for arm in ARMS if not options.arm or arm.name in (*REFERENCE_NAMES, *options.arm)]
     # With several threads, such small matrices take several times as long on a busy machine.
     with threadpool_limits(1):

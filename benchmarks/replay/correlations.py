@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.replay.published import FOLDER as PUBLISHED
+from benchmarks.replay import published
 from benchmarks.replay.tables import Array, random_configurations, read_table, stored_tables
 from benchmarks.speed.report import print_json, table_text
 from search.experiment.folder import Experiment
@@ -52,7 +52,7 @@ def epoch_correlations() -> dict[str, list[float]]:
     `results/cifar10` is the published search, of which only trials that reached both epochs count.
     """
     curves = {name: list(read_table(name).curves) for name in stored_tables()}
-    trials = Experiment(PUBLISHED).history().trials.values()
+    trials = Experiment(published.FOLDER).history().trials.values()
     curves["results/cifar10"] = [np.array([epoch.validation_accuracy for epoch in trial.epochs]) for trial in trials]
     return {name: [_correlation(*_both(several, *pair)) for pair in PAIRS] for name, several in curves.items()}
 

@@ -107,7 +107,9 @@ def table_text(space: Space, trials: list[Trial], others: str = "") -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["config", *space.searched, "epoch", *MEASURED])
     seed = space.search.seed
-    writer.writerows(row for row in list(csv.reader(io.StringIO(others)))[1:] if not row[0].startswith(f"{seed}."))
+    stored = list(csv.reader(io.StringIO(others)))[1:]
+    # A table from before seeds were added has numbers of trials only, those of seed 0.
+    writer.writerows(row for row in stored if (row[0].rpartition(".")[0] or "0") != str(seed))
     for trial in trials:
         if trial.status not in ("completed", "diverged"):
             continue

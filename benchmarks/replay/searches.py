@@ -11,11 +11,10 @@ import numpy as np
 import optuna
 from optuna.samplers import RandomSampler
 
+from benchmarks.replay import published
 from benchmarks.replay.arms import Arm, OwnArm, space_of
-from benchmarks.replay.published import NAME as PUBLISHED
-from benchmarks.replay.published import published_table
 from benchmarks.replay.surrogate import Surrogate
-from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube, read_table
+from benchmarks.replay.tables import N_CLASSES, Array, Table, in_unit_cube, read_table, stored_tables
 from search.analysis.ranking import leader, rank
 from search.experiment.events import EpochDone, MemoryRecalled, SpaceSet, TrialEnded, TrialStarted
 from search.experiment.history import History
@@ -241,9 +240,14 @@ def _epoch_length(speed: random.Random) -> float:
     return 1 + speed.uniform(-JITTER, JITTER)
 
 
+def table_names() -> list[str]:
+    """Names of the stored tables and of that of the published search."""
+    return [*stored_tables(), published.NAME]
+
+
 def table_of(name: str) -> Table:
-    """A stored table, or that of the published search."""
-    return published_table() if name == PUBLISHED else read_table(name).first_epochs(EPOCHS)
+    """The table of one of `table_names`."""
+    return published.published_table() if name == published.NAME else read_table(name).first_epochs(EPOCHS)
 
 
 @cache

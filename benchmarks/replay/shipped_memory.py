@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from benchmarks.replay.published import FOLDER as PUBLISHED
+from benchmarks.replay import published
 from benchmarks.replay.tables import read_table
 from search.experiment.folder import Experiment
 from search.policy.coordinates import from_unit
@@ -34,11 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    published = Experiment(PUBLISHED)
-    search = earlier_search("cifar10", published.history())
+    experiment = Experiment(published.FOLDER)
+    search = earlier_search("cifar10", experiment.history())
     assert search
     made = [as_json(table_search(table, name)) for table, name in TABLES.items()]
-    made.append(as_json(search) | {"created_at": published.manifest.created_at})
+    made.append(as_json(search) | {"created_at": experiment.manifest.created_at})
     lines = ",\n".join(json.dumps(content) for content in made)
     write_text(SHIPPED_FILE, f"[\n{lines}\n]\n")
     return 0

@@ -328,6 +328,9 @@ def test_measured_curves_can_be_read_as_a_table(space: Space) -> None:
     assert both.count("1.1,") == 3
     assert measure_curves.table_text(other, trials[:2], both) == both
     assert len(table_from_text("t", searched, both, 10).repeats) == 1, "the same configuration with another seed"
+    of_old_version = text.replace("\n0.", "\n")
+    assert of_old_version != text
+    assert measure_curves.table_text(searched, trials, of_old_version) == text
 
 
 @pytest.mark.long
