@@ -19,7 +19,17 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.replay.arms import ARMS, REFERENCE_NAMES, Arm
-from benchmarks.replay.searches import EPOCHS, N_WORKERS, Replay, replay_seeds, surrogate_of, table_names, table_of
+from benchmarks.replay.searches import (
+    EPOCHS,
+    N_TRIALS,
+    N_WORKERS,
+    Conditions,
+    Replay,
+    replay_seeds,
+    surrogate_of,
+    table_names,
+    table_of,
+)
 from benchmarks.replay.surrogate import MODELS, PROCESS, HeldOut, held_out_scores
 from benchmarks.speed.report import machine, number_text, print_json, progress, table_text
 from benchmarks.stats import Array, Factor, factor_of, geometric_mean, resampled_factors, thinned
@@ -50,13 +60,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=50, metavar="N", help="searches per arm (default: 50)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument("--workers", type=int, default=N_WORKERS, metavar="N", help="of a search (default: 4)")
+    parser.add_argument("--trials", type=int, default=N_TRIALS, metavar="N", help="whose epochs are the budget (40)")
     parser.add_argument("--surrogate", choices=MODELS, default=PROCESS, help=f"default: {PROCESS}")
+    parser.add_argument(
+        "--noise-correlation", type=float, metavar="R", help="between epochs of one run, 0 to 1 (default: the table's)"
+    )
     return run_command(parser, _run, arguments)
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.seeds < 1 or options.workers < 1:
-        raise InputError("--seeds and --workers must be at least 1.")
+    if min(options.seeds, options.workers, options.trials) < 1:
+        raise InputError("--seeds, --workers and --trials must be at least 1.")
+    correlation = options.noise_correlation
+    if correlation is not None and not 0 <= correlation <= 1:
+        raise InputError(f"--noise-correlation {correlation} is not between 0 and 1.")
+    conditions = Conditions(options.surrogate, options.workers, options.trials, correlation)
     began = time.perf_counter()
     tables = options.table or table_names()
     arms = [arm for arm in ARMS if not options.arm or arm.name in (*REFERENCE_NAMES, *options.arm)]
@@ -64,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     with threadpool_limits(1):
         held_out = {table: _held_out(table, options.surrogate) for table in tables}
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    replays = _replay_all(tables, arms, seeds, options.workers, options.surrogate)
+    replays = _replay_all(tables, arms, seeds, conditions)
     progress("resampling seeds")
     resampled = _resampled({key: np.array([found.regret for found in several]) for key, several in replays.items()})
     factors = {key: {title: factor_of(values) for title, values in found.items()} for key, found in resampled.items()}
@@ -104,7 +122,7 @@ def _held_out(table: str, model: str) -> list[HeldOut]:
 
 
 def _replay_all(
-    tables: Sequence[str], arms: Sequence[Arm], seeds: range, n_workers: int, model: str
+    tables: Sequence[str], arms: Sequence[Arm], seeds: range, conditions: Conditions
 ) -> dict[_Key, list[Replay]]:
     parts = [seeds[at : at + SEEDS_PER_JOB] for at in range(0, len(seeds), SEEDS_PER_JOB)]
     jobs = [(table, arm, part) for table in tables for arm in arms for part in parts]
@@ -116,7 +134,7 @@ def _replay_all(
     n_done, told = 0, time.perf_counter()
     began = told
     with ProcessPoolExecutor(min(count_cores(), len(jobs)), multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(replay_seeds, job[0], model, *job[1:], n_workers): job for job in jobs}
+        futures = {pool.submit(replay_seeds, *job, conditions): job for job in jobs}
         try:
             for future in as_completed(futures):
                 table, arm, part = futures[future]

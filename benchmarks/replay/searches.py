@@ -33,7 +33,8 @@ EPOCHS = 27
 N_WORKERS = 4
 # Largest deviation of an epoch's length, as a share of it.
 JITTER = 0.1
-BUDGET_IN_TRIALS = 40
+# Budget of a search, in trials that are trained to the end, unless a command says otherwise.
+N_TRIALS = 40
 # Epochs between two rankings, which decide what a search would hand back.
 RANKED_EVERY = 27
 METRIC = "validation_accuracy"
@@ -250,15 +251,32 @@ def table_of(name: str) -> Table:
     return published.published_table() if name == published.NAME else read_table(name).first_epochs(EPOCHS)
 
 
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What all searches of a benchmark have in common.
+
+    Attributes:
+        model: name of the surrogate's regression, one of `MODELS`.
+        n_workers: number of trials at once.
+        n_trials: budget, in trials that are trained to the end.
+        correlation: of the noise between epochs of one run, 0 to 1; None for that of the table.
+    """
+
+    model: str
+    n_workers: int = N_WORKERS
+    n_trials: int = N_TRIALS
+    correlation: float | None = None
+
+
 @cache
-def surrogate_of(table: str, model: str) -> Surrogate:
-    """The surrogate of a stored table, fitted once in each process."""
-    return Surrogate(table_of(table), model)
+def surrogate_of(table: str, model: str, correlation: float | None = None) -> Surrogate:
+    """The surrogate of a stored table, fitted once in each process; `correlation` as in `Conditions`."""
+    return Surrogate(table_of(table), model, correlation)
 
 
 # Here and not in the command: other processes cannot unpickle functions of `__main__`.
-def replay_seeds(table: str, model: str, arm: Arm, seeds: Sequence[int], n_workers: int) -> list[Replay]:
+def replay_seeds(table: str, arm: Arm, seeds: Sequence[int], conditions: Conditions) -> list[Replay]:
     """Replay searches of one arm on one stored table, in the order of `seeds`."""
-    surrogate = surrogate_of(table, model)
-    budget = BUDGET_IN_TRIALS * surrogate.table.epochs
-    return [replay(arm, surrogate, seed, budget, n_workers) for seed in seeds]
+    surrogate = surrogate_of(table, conditions.model, conditions.correlation)
+    budget = conditions.n_trials * surrogate.table.epochs
+    return [replay(arm, surrogate, seed, budget, conditions.n_workers) for seed in seeds]

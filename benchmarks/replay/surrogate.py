@@ -7,7 +7,7 @@ seeds and epochs.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -84,11 +84,14 @@ class Surrogate:
     Args:
         table: table that the surrogate is fitted to.
         model: name of the regression, one of `MODELS`.
+        correlation: of the noise between epochs of one run, 0 to 1; None for that of the table.
     """
 
-    def __init__(self, table: Table, model: str = PROCESS) -> None:
+    def __init__(self, table: Table, model: str = PROCESS, correlation: float | None = None) -> None:
         self.table = table
         self.noise = noise_of(table)
+        if correlation is not None:
+            self.noise = replace(self.noise, correlation=correlation)
         self._predict = _fitted(model, table.unit, _targets(table))
         # Only noise can exceed the best accuracies of the table.
         self._ceiling = table.curves.max(axis=0)
