@@ -104,7 +104,8 @@ def _compile(load: Callable[[Any], Any], store: Callable[[Any], Any]) -> Kernels
             for row in range(n_rows):
                 for channel in range(n_channels):
                     number = load(x[row, channel]) * scale[channel] + shift[channel]
-                    y[row, channel] = store(zero if number < zero or keep[row, channel] == 0 else number)
+                    # `|`, not `or`: with a branch, LLVM does not vectorise the loop for AVX2 (8 times as slow).
+                    y[row, channel] = store(zero if (number < zero) | (keep[row, channel] == 0) else number)
 
     @_kernel
     def gradient_sums(x: Rows, mean: Rows, y: Rows, dy: Rows, total: Rows, total_of_products: Rows) -> None:
