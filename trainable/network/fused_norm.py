@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from spaces.schema import Precision
-from trainable.network import dropout
+from trainable.network import dropout, kernels
 from trainable.network.dropout import DropoutNoise
-from trainable.network.kernels import Rows, as_rows, kernels_for
+from trainable.network.kernels import Rows, as_rows
 
 _NO_MASK = np.empty((0, 0), np.int16)
 
@@ -65,14 +65,14 @@ class _NormReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, layer: NormReluDropout) -> Tensor:
         x = as_rows(features)
-        mean, variance = _statistics(x, kernels_for(features.dtype).sums)
+        mean, variance = _statistics(x)
         _track(layer, mean, variance, len(x))
         deviation = np.sqrt(variance + layer.eps)
         factor = 1 / (1 - layer.dropout)
         scale = factor * weight.detach().numpy() / deviation
         shift = factor * bias.detach().numpy() - scale * mean
         output = torch.empty_like(features)
-        _forward(x, scale, shift, layer.noise, as_rows(output), features.dtype)
+        _forward(x, scale, shift, layer.noise, as_rows(output))
         ctx.save_for_backward(features, output, weight)
         ctx.mean, ctx.deviation, ctx.factor = mean, deviation, factor
         return output
@@ -82,7 +82,6 @@ class _NormReluDropout(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         # Gradients of Ioffe and Szegedy, "Batch Normalization" (2015), applied after ReLU's mask and dropout's factor.
         features, output, weight = ctx.saved_tensors
-        kernels = kernels_for(features.dtype)
         x, y, dy = (as_rows(t.contiguous(memory_format=torch.channels_last)) for t in (features, output, gradient))
         total, total_of_products = np.zeros(x.shape[1]), np.zeros(x.shape[1])
         kernels.gradient_sums(x, _f32(ctx.mean), y, dy, total, total_of_products)
@@ -97,12 +96,12 @@ class _NormReluDropout(torch.autograd.Function):
         return features_gradient, _tensor(weight_gradient), _tensor(bias_gradient), None
 
 
-def _statistics(x: Rows, sums: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _statistics(x: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and biased variance per channel."""
     # Subtract the first pixel's values: otherwise the squares of large means cancel and lose the variance's digits.
     shift = torch.from_numpy(x[:1]).view(torch.bfloat16).float().numpy()[0] if x.dtype == np.uint16 else x[0].copy()
     total, total_of_squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    sums(x, shift, total, total_of_squares)
+    kernels.sums(x, shift, total, total_of_squares)
     off = total / len(x)
     return shift + off, np.maximum(total_of_squares / len(x) - off * off, 0)
 
@@ -125,18 +124,16 @@ def _forward(
     shift: NDArray[np.float64],
     noise: DropoutNoise | None,
     y: Rows,
-    dtype: torch.dtype,
 ) -> None:
-    forward = kernels_for(dtype).forward
     n_channels = x.shape[1]
     if noise is None or noise.p == 0:
-        forward(x, _f32(scale), _f32(shift), _NO_MASK, y)
+        kernels.forward(x, _f32(scale), _f32(shift), _NO_MASK, y)
         return
     n_rows = max(1, dropout.STRETCH_UNITS // n_channels)
     for start in range(0, len(x), n_rows):
         part = slice(start, min(start + n_rows, len(x)))
         keep = noise.draw((part.stop - part.start) * n_channels).reshape(-1, n_channels)
-        forward(x[part], _f32(scale), _f32(shift), keep, y[part])
+        kernels.forward(x[part], _f32(scale), _f32(shift), keep, y[part])
 
 
 def _f32(values: NDArray[np.float64]) -> NDArray[np.float32]:
