@@ -504,15 +504,6 @@ def wait_for_results(journal: Path, n_results: int, process: subprocess.Popen[st
     raise AssertionError(f"the search gave no {n_results} results: {process.communicate(timeout=10)}")
 
 
-def first_epochs_of_session(folder: Path, session: int) -> dict[int, int]:
-    """For each trial that a session trained, the number of the first epoch that it trained."""
-    first = {}
-    for path in folder.glob(f"ray/session_{session}/trial_*/result.json"):
-        result = json.loads(path.read_text().splitlines()[0])
-        first[result["trial"]] = result["epoch"]
-    return first
-
-
 @pytest.mark.long
 def test_ctrl_c_ends_a_retraining_that_leaves_its_checkpoints_and_the_test_set_unopened(
     finished: Watched, tmp_path: Path, temporary: Path

@@ -145,7 +145,7 @@ def test_a_search_whose_files_are_damaged_goes_on_from_their_copies_and_says_so(
             process.end_all()
         return process.errors
 
-    settings = set_options(*TINY, "training.max_epochs=9")
+    settings = set_options(*TINY, "training.max_epochs=9", "search.trials=4")
     assert search_for(6, *settings, "--name", "damaged") == ""
     for damages in DAMAGES:
         # A kill between the two leaves the copy one line behind.
