@@ -59,11 +59,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arm", action="append", choices=arms, help="beside the references (default: all arms)")
     parser.add_argument("--seeds", type=int, default=50, metavar="N", help="searches per arm (default: 50)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--workers", type=int, default=N_WORKERS, metavar="N", help="of a search (default: 4)")
-    parser.add_argument("--trials", type=int, default=N_TRIALS, metavar="N", help="whose epochs are the budget (40)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=N_WORKERS,
+        metavar="N",
+        help=f"trials at once of each search (default: {N_WORKERS})",
+    )
+    parser.add_argument(
+        "--trials", type=int, default=N_TRIALS, metavar="N", help=f"budget, in complete trials (default: {N_TRIALS})"
+    )
     parser.add_argument("--surrogate", choices=MODELS, default=PROCESS, help=f"default: {PROCESS}")
     parser.add_argument(
-        "--noise-correlation", type=float, metavar="R", help="between epochs of one run, 0 to 1 (default: the table's)"
+        "--noise-correlation",
+        type=float,
+        metavar="R",
+        help="correlation of the noise of two epochs of a run, 0 to 1 (default: the table's)",
     )
     return run_command(parser, _run, arguments)
 

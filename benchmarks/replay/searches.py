@@ -259,7 +259,7 @@ class Conditions:
         model: name of the surrogate's regression, one of `MODELS`.
         n_workers: number of trials at once.
         n_trials: budget, in trials that are trained to the end.
-        correlation: of the noise between epochs of one run, 0 to 1; None for that of the table.
+        correlation: correlation of the noise of two epochs of a run, 0 to 1; None for that of the table.
     """
 
     model: str

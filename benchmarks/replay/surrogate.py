@@ -84,7 +84,7 @@ class Surrogate:
     Args:
         table: table that the surrogate is fitted to.
         model: name of the regression, one of `MODELS`.
-        correlation: of the noise between epochs of one run, 0 to 1; None for that of the table.
+        correlation: correlation of the noise of two epochs of a run, 0 to 1; None for that of the table.
     """
 
     def __init__(self, table: Table, model: str = PROCESS, correlation: float | None = None) -> None:

@@ -283,6 +283,15 @@ def test_noise_is_found_from_repeated_seeds_and_from_raggedness(table: Table) ->
 # The command
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_the_noise_of_two_epochs_has_the_wanted_correlation(table: Table, correlation: float) -> None:
+    together = [np.stack([row - 0.01, row + 0.01]) for row in table.curves[table.curves[:, -1] > 0.2][:3]]
+    noisy = Surrogate(replace(table, repeats=tuple(together)), PROCESS, correlation)
+    runs = np.array([noisy.run(table.unit[0], seed)[0] for seed in range(500)])
+    found = np.corrcoef(runs[:, -6:].T)[np.triu_indices(6, 1)].mean()
+    assert found == pytest.approx(correlation, abs=0.1)
+
+
 def test_names_of_arms_are_unique_and_every_space_is_valid(space: Space) -> None:
     assert len({arm.name for arm in ARMS}) == len(ARMS)
     for arm in ARMS:
@@ -305,8 +314,12 @@ def test_the_default_arm_is_what_a_space_file_gets(space: Space) -> None:
 
 
 def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--seeds", "0"]) == 2
-    assert "--seeds and --workers must be at least 1." in capsys.readouterr().err
+    for arguments, reason in (
+        (["--seeds", "0"], "--seeds, --workers and --trials must be at least 1."),
+        (["--noise-correlation", "1.5"], "--noise-correlation 1.5 is not between 0 and 1."),
+    ):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == f"{reason}\n"
 
 
 def test_measured_curves_can_be_read_as_a_table(space: Space) -> None:
@@ -335,11 +348,13 @@ def test_measured_curves_can_be_read_as_a_table(space: Space) -> None:
 
 @pytest.mark.long
 def test_a_whole_run_ends_with_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--table", "deepobs", "--seeds", "6", "--arm", "tpe"]) == 0
+    conditions = ["--workers", "2", "--trials", "15", "--noise-correlation", "0.5"]
+    assert main(["--table", "deepobs", "--seeds", "6", "--arm", "tpe", *conditions]) == 0
     *text, last = capsys.readouterr().out.splitlines()
     rows = {row["arm"]: row for row in json.loads(last)["rows"]}
     assert set(rows) == {*REFERENCE_NAMES, "tpe"}
     assert all(len(row["last_regret_by_seed"]) == 6 for row in rows.values())
+    assert 15 <= rows["random"]["trials"] <= 17
     assert rows["random"]["factors"]["× random"]["value"] == 1
     assert any(line.startswith("tpe") for line in text)
 

@@ -45,7 +45,7 @@ class NormReluDropout(nn.BatchNorm2d):
 
 
 def compile_for(precision: Precision) -> None:
-    """Compile the kernels for training in `precision` ahead of their first use (about two seconds)."""
+    """Compile the kernels for `precision` ahead of their first use: two to four seconds, unless they are cached."""
     noise = DropoutNoise(0.5)
     noise.reseed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -2,10 +2,13 @@
 
 torch's layers need twice as many passes, and convert bf16 to fp32 and back in each. Activations are (rows, channels)
 arrays in memory order, each row one pixel, of float32 or of bfloat16 viewed as uint16; per-channel arrays are
-(channels,). numba compiles a kernel at its first call with a dtype, and caches the machine code on disk, in
-`__pycache__` as Python does.
+(channels,). numba compiles a kernel at its first call with a dtype, and caches the machine code: in `__pycache__`, as
+Python does, or in the user's cache folder. A change of this file makes the cache invalid, but a change of another file
+does not: all code that the kernels call has to stand here.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +66,18 @@ def _store_of(number: Any, like: Any) -> Any:
 
 
 # Full fast mathematics may turn NaN, which reveals divergence, into any number. Only fused a · b + c is allowed.
-_kernel = njit(fastmath={"contract"}, nogil=True, cache=True)
+_compiled = partial(njit, fastmath={"contract"}, nogil=True)
+
+
+def _kernel(function: Callable[..., None]) -> Any:
+    try:
+        return _compiled(function, cache=True)
+    except RuntimeError:  # no folder for the cache can be written
+        return _compiled(function)
+
+
+# The loops below load and compute first and select then, also by `|` instead of `or`: LLVM does not vectorise a branch
+# for AVX2, which made them 6 to 14 times as slow.
 
 
 @_kernel
@@ -97,7 +111,6 @@ def forward(x: Rows, scale: Rows, shift: Rows, keep: Rows, y: Rows) -> None:
         for row in range(n_rows):
             for channel in range(n_channels):
                 number = _load(x[row, channel]) * scale[channel] + shift[channel]
-                # `|`, not `or`: with a branch, LLVM does not vectorise the loop for AVX2 (8 times as slow).
                 number = _ZERO if (number < _ZERO) | (keep[row, channel] == 0) else number
                 y[row, channel] = _store(number, like)
 

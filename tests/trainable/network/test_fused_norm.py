@@ -2,13 +2,16 @@
 
 import copy
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainable.network import dropout
+from trainable.network import dropout, kernels
 from trainable.network.dropout import DropoutNoise
 from trainable.network.fused_norm import NormReluDropout
 from trainable.network.model import DepthwiseSeparableNet
@@ -68,6 +71,29 @@ def test_output_and_all_gradients_are_those_of_the_three_layers(p: float, dtype:
     gradients = torch.autograd.grad(expected, [source, plain.weight, plain.bias], upstream.double())
     for one, other in zip(found, gradients, strict=True):
         assert_close(one, other, dtype)
+
+
+def test_bf16_is_rounded_as_torch_rounds_it() -> None:
+    # All fp32 numbers between two neighbours of bf16, about a tie below an even and a tie below an odd one.
+    bits = np.arange(0x3F80_0000, 0x3F82_0000, dtype=np.uint32).reshape(-1, 8)
+    numbers = bits.view(np.float32)
+    ones = np.array([[0x3F80] * 8], np.uint16)  # 1 as bf16
+    found = np.empty((1, 8), np.uint16)
+    for row in numbers[:: len(numbers) // 512]:
+        kernels.forward(ones, row, np.zeros(8, np.float32), np.empty((0, 0), np.int16), found)
+        assert torch.equal(torch.from_numpy(found[0]).view(BF16), torch.from_numpy(row).to(BF16))
+
+
+def test_kernels_are_compiled_where_they_cannot_be_cached() -> None:
+    program = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []  # as where neither the package's folder nor the user's can be written
+from trainable.network.fused_norm import compile_for
+compile_for("fp32")
+print("compiled")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "compiled\n", done.stderr
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
