@@ -43,13 +43,12 @@ def kill_all(process: subprocess.Popen[str], guarded: Path) -> None:
     wait_until(lambda: not marked_commands(guarded))
 
 
-@pytest.mark.long
-def test_a_search_goes_on_where_it_was_after_a_power_cut_and_after_ctrl_c(
-    call: Call, tmp_path: Path, temporary: Path
-) -> None:
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("power cut", marks=pytest.mark.long)])
+def test_an_interrupted_search_goes_on_where_it_was(how: str, call: Call, tmp_path: Path, temporary: Path) -> None:
     folder = tmp_path / "results" / "tiny"
     journal = folder / "journal.jsonl"
-    process = start("run", "--name", "tiny", *set_options(*TINY), cwd=tmp_path, temporary=temporary)
+    settings = set_options(*TINY, "search.trials=2", "training.max_epochs=9", "search.grace_epochs=3")
+    process = start("run", "--name", "tiny", *settings, cwd=tmp_path, temporary=temporary)
     wait_for_results(journal, 3, process)
 
     code, _, errors = call("run", "--resume", "tiny")
@@ -59,39 +58,34 @@ def test_a_search_goes_on_where_it_was_after_a_power_cut_and_after_ctrl_c(
     assert call("steer", "tiny", "add", "lr=0.123")[1].startswith("Added, and tried next: lr=0.123 ")
 
     (guarded,) = temporary.glob("dws-*")
-    kill_all(process, guarded)
-    assert list(temporary.iterdir()) == [guarded]
-    after_power_cut = read_history(journal)
+    if how == "power cut":
+        kill_all(process, guarded)
+        assert list(temporary.iterdir()) == [guarded]
+    else:
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert "Resume with: python -m search.run --resume tiny" in output
+        assert errors == ""
+        assert json.loads((folder / "manifest.json").read_text())["state"] == "interrupted"
+        assert list(temporary.iterdir()) == []
+    before = read_history(journal)
+    assert before.unfinished
 
-    process = start("run", "--resume", "tiny", cwd=tmp_path, temporary=temporary)
-    wait_for_results(journal, journal.read_text().count('"epoch_done') + 4, process)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Resume with: python -m search.run --resume tiny" in output
-    assert errors == ""
-    assert json.loads((folder / "manifest.json").read_text())["state"] == "interrupted"
-    assert list(temporary.iterdir()) == []  # what the power cut left is gone as well
-    after_ctrl_c = read_history(journal)
-
-    process = start("run", "--resume", "tiny", cwd=tmp_path, temporary=temporary)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    history, space = read_history(journal), load_space(str(folder))
-    assert len(history.trials) == 9
-    assert [trial.config.lr for trial in history.trials.values() if trial.proposed_by == "steer"] == [0.123]
-    assert not history.unfinished
-    most_redone = Counter[int]()
-    for before in (after_power_cut, after_ctrl_c):
-        assert before.unfinished
-        for number, trial in before.trials.items():
-            assert history.trials[number].epochs[: trial.n_epochs] == trial.epochs
-        most_redone.update(trial.number for trial in before.unfinished)
-        assert_trained_as_alone(history, space, before.unfinished[0].number)
+    resumed = start("run", "--resume", "tiny", cwd=tmp_path, temporary=temporary)
+    _, errors = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, errors
+    after = read_history(journal)
+    assert len(after.trials) == 3
+    assert [trial.config.lr for trial in after.trials.values() if trial.proposed_by == "steer"] == [0.123]
+    assert not after.unfinished
+    for number, trial in before.trials.items():
+        assert after.trials[number].epochs[: trial.n_epochs] == trial.epochs
     redone = Counter(event.trial for event in events_of(journal.read_bytes()) if isinstance(event, EpochRedone))
-    assert redone <= most_redone, "more than one epoch was trained again"
+    assert redone <= Counter(trial.number for trial in before.unfinished), "more than one epoch was trained again"
+    assert_trained_as_alone(after, load_space(str(folder)), before.unfinished[0].number)
     assert not list(folder.glob("ray/session_*/trial_*/checkpoint_*"))
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.iterdir()) == []  # what a power cut left is gone as well
 
 
 @pytest.mark.long
@@ -157,26 +151,11 @@ def test_a_search_reads_no_test_image(run: Run, call: Call, tmp_path: Path) -> N
     assert not (tmp_path / "results/folder/final").exists()
 
 
-def test_a_used_up_time_budget_ends_the_search_which_goes_on_with_a_longer_one(
-    run: Run, call: Call, tmp_path: Path
-) -> None:
-    folder = tmp_path / "results" / "short"
-    tiny = set_options(*TINY, "search.trials=2")
-    short = run("search.run", *tiny, "--time-budget", "1s", "--name", "short", cwd=tmp_path)
+def test_a_used_up_time_budget_ends_the_search(run: Run, call: Call, tmp_path: Path) -> None:
+    short = run("search.run", *set_options(*TINY), "--time-budget", "1s", "--name", "short", cwd=tmp_path)
     assert short.returncode == 0, short.stderr
     assert "The time budget is used up" in short.stdout
-    assert json.loads((folder / "manifest.json").read_text())["state"] == "time budget used"
+    assert json.loads((tmp_path / "results/short/manifest.json").read_text())["state"] == "time budget used"
     code, _, errors = call("run", "--resume", "short")
     assert code == 2
     assert "--time-budget TIME" in errors
-
-    before = read_history(folder / "journal.jsonl")
-    assert not is_done(before, load_space(str(folder)))
-    longer = run("search.run", "--resume", "short", "--time-budget", "1h", cwd=tmp_path)
-    assert longer.returncode == 0, longer.stderr
-    history, space = read_history(folder / "journal.jsonl"), load_space(str(folder))
-    assert is_done(history, space)
-    assert {trial.n_epochs for trial in history.trials.values()} <= {1, 3}
-    for number, trial in before.trials.items():
-        assert history.trials[number].epochs[: trial.n_epochs] == trial.epochs
-    assert_trained_as_alone(history, space, 1)
