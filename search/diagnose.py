@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from search.cli.options import add_experiment_arguments, chosen_experiment
@@ -48,7 +49,7 @@ def _diagnose(options: argparse.Namespace) -> int:
             "running": live,
             "trials_ended": history.n_ended,
             "epochs": history.n_epochs,
-            "findings": [finding.as_dict() for finding in findings],
+            "findings": [asdict(finding) for finding in findings],
         }
         print(json.dumps(content, indent=2, allow_nan=False))
         return 0

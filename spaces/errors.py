@@ -62,7 +62,7 @@ def expanded(path: str | Path) -> Path:
     return expanded_path
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
-    """First line of an exception's message, at most `most` characters; its type's name where the message is empty."""
+def first_line(error: BaseException) -> str:
+    """First line of an exception's message, at most 200 characters; its type's name where the message is empty."""
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:most]
+    return (lines[0] if lines else type(error).__name__)[:200]

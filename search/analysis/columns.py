@@ -14,10 +14,10 @@ from trainable.metric import ACCURACY, Metric
 if TYPE_CHECKING:
     from search.analysis.ranking import Ranked
 
-# Headings of tables; CSV, JSON and Markdown keep the full names.
 _LAST_DROPPED = 8  # the largest drop order
 # Columns that hold values of the searched metric, whichever that is.
 OF_METRIC = ("replicate_mean", "forecast_mean")
+# In headings of tables; CSV, JSON and Markdown keep the full names.
 SHORT_NAMES = {"shift_scale_rotate_p": "ssr_p", "coarse_dropout_p": "hole_p"}
 
 

@@ -53,11 +53,6 @@ class Remaining:
     of_unstarted: tuple[float, ...] | None
     of_runs: tuple[float, ...]
 
-    @property
-    def trial_epochs(self) -> float | None:
-        """Epochs of all trials; None where only a time budget limits the search."""
-        return None if self.of_unstarted is None else sum(self.of_begun) + sum(self.of_unstarted)
-
     def seconds(self, epoch_s: float | None, trials_at_once: int, budget_left_s: float | None = None) -> float | None:
         """Seconds until the search ends; None where it is not known.
 

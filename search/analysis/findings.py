@@ -1,7 +1,6 @@
 """A finding of a diagnosis."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Verdict = Literal["change", "fine", "unknown"]
@@ -24,7 +23,4 @@ class Finding:
     verdict: Verdict
     sentence: str
     advice: str
-    numbers: Mapping[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "numbers": dict(self.numbers)}
+    numbers: dict[str, Any]

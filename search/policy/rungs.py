@@ -6,7 +6,7 @@ variant that Ray Tune's `AsyncHyperBandScheduler` implements; a test compares th
 
 import bisect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +116,10 @@ class Rungs:
             reason = self._reason(epoch, value, cutoff, best)
             bound = cutoff if self._chance is None or best <= self._chance else max(cutoff, self._chance)
         place = 1 + len(values) - bisect.bisect_right(values, value)
-        return rung_visit(self._metric, epoch, value, bound, place, 1 + len(values), reason, is_open)
+        metric, margin = self._metric, None if bound is None else value - bound
+        shown_bound = None if bound is None else metric.value(bound)
+        n = 1 + len(values)
+        return RungVisit(epoch, metric.name, metric.value(value), shown_bound, margin, place, n, reason, is_open)
 
     def _orders_as(self, last: int, rung: int) -> bool:
         """Whether the trials that reached rung `last` had about the same order at an earlier rung."""
@@ -139,7 +142,8 @@ class Rungs:
             epoch: epoch in which training diverged, from 1.
             goes_to_the_end: whether no rung stops the trial. Then it has the worst score at all later rungs.
         """
-        for rung in rungs_of_diverged(self._values, epoch, goes_to_the_end):
+        ahead = [rung for rung in self._values if rung >= epoch]
+        for rung in ahead if goes_to_the_end else ahead[:1]:
             self.arrive(trial, rung, self._metric.worst)
 
     def _reason(self, epoch: int, value: float, cutoff: float, best: float) -> str | None:
@@ -148,35 +152,8 @@ class Rungs:
         if self._chance is not None and best <= self._chance:
             return below
         if self._chance is not None and value <= self._chance:
-            return at_chance_text(value, epoch, metric)
+            return f"at chance ({metric.text(value)}) at rung {epoch}, where others have learned"
         return f"tied with the cutoff {shown} of rung {epoch}" if value == cutoff else below
-
-
-def rung_visit(
-    metric: Metric,
-    epoch: int,
-    score: float,
-    cutoff: float | None,
-    place: int,
-    n: int,
-    reason: str | None,
-    is_open: bool = True,
-) -> RungVisit:
-    """A visit from scores."""
-    value, margin = metric.value(score), None if cutoff is None else score - cutoff
-    bound = None if cutoff is None else metric.value(cutoff)
-    return RungVisit(epoch, metric.name, value, bound, margin, place, n, reason, is_open)
-
-
-def rungs_of_diverged(rungs: Iterable[int], epoch: int, goes_to_the_end: bool) -> list[int]:
-    """Epochs of the rungs at which a trial that diverged in `epoch` counts as the worst; arguments as in `diverge`."""
-    ahead = [rung for rung in rungs if rung >= epoch]
-    return ahead if goes_to_the_end else ahead[:1]
-
-
-def at_chance_text(value: float, epoch: int, metric: Metric) -> str:
-    """Why a trial with the score `value`, at chance, does not pass a rung."""
-    return f"at chance ({metric.text(value)}) at rung {epoch}, where others have learned"
 
 
 def chance_accuracy(labels: NDArray[np.int64]) -> float:

@@ -15,12 +15,12 @@ from PIL import Image
 from scipy.stats import t as student_t
 
 from search.analysis.csv_files import csv_text
+from search.experiment.final_results import MOST_MISTAKES
 from spaces.counted import counted
 from trainable.data.datasets import ImageSet
 from trainable.files import replacing
 from trainable.metric import ACCURACY, METRICS, Metric, label_scores
 
-N_MISTAKES = 16
 PREDICTIONS_FILE = "test_predictions.csv"
 MISTAKES_FOLDER = "mistakes"
 
@@ -156,7 +156,7 @@ def surest_mistakes(
 ) -> list[dict[str, Any]]:
     """The mistakes with the highest probabilities, highest first; `file` is the picture's path within `final/`."""
     wrong = [row for row in _answers(log_probabilities, labels, class_names) if row["true"] != row["predicted"]]
-    surest = sorted(wrong, key=lambda row: -row["probability"])[:N_MISTAKES]
+    surest = sorted(wrong, key=lambda row: -row["probability"])[:MOST_MISTAKES]
     names = [
         f"{rank:02d}_true-{_in_a_file_name(row['true'])}_predicted-{_in_a_file_name(row['predicted'])}.png"
         for rank, row in enumerate(surest, 1)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from search.retraining.training_runs import Progress
-from spaces.printable import printable
+from spaces.printable import shortened
 from trainable.files import replacing
 
 DPI = 130
@@ -53,18 +53,13 @@ def draw_confusion_matrix(path: Path, confusion: NDArray[np.int64], class_names:
         for row, column in np.argwhere(confusion):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{confusion[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
-    names = [_short(name) for name in class_names] if n_classes <= MOST_NAMES else []
+    names = [shortened(name, MOST_NAME_CHARACTERS) for name in class_names] if n_classes <= MOST_NAMES else []
     # A dollar sign in a name would start a formula.
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     _save(figure, path, title)
-
-
-def _short(name: str) -> str:
-    shown = printable(name)
-    return shown if len(shown) <= MOST_NAME_CHARACTERS else f"{shown[: MOST_NAME_CHARACTERS - 1]}…"
 
 
 def _save(figure: Figure, path: Path, title: str) -> None:

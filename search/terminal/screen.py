@@ -235,7 +235,7 @@ def _style(column: str, row: Ranked) -> str:
 def _workers(state: ScreenState, width: int) -> _Section:
     history = state.history
     # Trials are dispatched in order. If an earlier session had more slots, the last unfinished trials wait.
-    working: list[Trial | Replicate] = [*_working_trials(state)[: state.trials_at_once], *_working_runs(state)]
+    working: list[Trial | Replicate] = [*history.unfinished[: state.trials_at_once], *_working_runs(state)]
     rows = [_worker_row(one, state, 10 if width < 150 else 18) for one in working]
     n_idle = max(0, state.trials_at_once - len(working))
     if n_idle:
@@ -245,14 +245,10 @@ def _workers(state: ScreenState, width: int) -> _Section:
     return _Section(f"workers{together}", rows, least=2, right=[3], counts_hidden=True)
 
 
-def _working_trials(state: ScreenState) -> list[Trial]:
-    return state.history.unfinished
-
-
 def _working_runs(state: ScreenState) -> list[Replicate]:
     """Replicates that are trained now. Those of an earlier session wait until all trials have ended."""
     history = state.history
-    if _working_trials(state):
+    if history.unfinished:
         return []
     if not n_to_start(history, state.space):
         return history.unfinished_replicates

@@ -21,10 +21,10 @@ LABEL_PX = 13
 GAP_PX = 6
 
 
-def sample_images(decoded: DecodedSet, n_most: int = N_IMAGES) -> NDArray[np.uint8]:
-    """The first image of each of up to `n_most` classes: (N, H, W, 3) uint8."""
+def sample_images(decoded: DecodedSet) -> NDArray[np.uint8]:
+    """The first image of each of up to `N_IMAGES` classes: (N, H, W, 3) uint8."""
     _, first = np.unique(decoded.labels, return_index=True)
-    return decoded.images[first[:n_most]]
+    return decoded.images[first[:N_IMAGES]]
 
 
 def augmentation_samples(

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -274,7 +275,7 @@ def test_an_edge_is_said_with_its_numbers_and_the_range_to_take() -> None:
     assert finding.verdict == "change"
     assert finding.sentence.startswith("lr: 4 of the best 5 trials lie within 5% of the upper end 0.5 (p = ")
     assert finding.advice == "Widen: `lr: {loguniform: [0.002, 2]}`."
-    (edge,) = finding.as_dict()["numbers"]["edges"]
+    (edge,) = asdict(finding)["numbers"]["edges"]
     assert edge["wider"] == {"loguniform": [0.002, 2.0]}
 
 
@@ -454,7 +455,7 @@ def test_a_search_that_has_hardly_begun_says_what_cannot_be_told(n_results: int)
     unknown = {finding.name for finding in findings if finding.verdict == "unknown"}
     assert {"rank_correlation", "would_be_winners", "flatness"} <= unknown
     assert all(finding.sentence.endswith(".") for finding in findings)
-    json.dumps([finding.as_dict() for finding in findings], allow_nan=False)
+    json.dumps([asdict(finding) for finding in findings], allow_nan=False)
 
 
 def test_excluded_trials_do_not_count() -> None:
@@ -472,7 +473,7 @@ def test_a_space_file_that_was_edited_since_is_no_trap() -> None:
     findings = {finding.name: finding for finding in diagnose(history, edited, 288)}
     assert "0 others that completed" in findings["rank_correlation"].sentence
     assert findings["edges"].numbers["n"] == 14
-    json.dumps([finding.as_dict() for finding in findings.values()], allow_nan=False)
+    json.dumps([asdict(finding) for finding in findings.values()], allow_nan=False)
     shorter = space_with("training.max_epochs=3")
     assert {f.name: f for f in diagnose(history, shorter, -1)}["savings"].numbers["saved"] == 0
 
