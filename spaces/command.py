@@ -4,6 +4,7 @@ Imports no large packages, so that `--help` is fast.
 """
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -104,6 +105,9 @@ def run_command(
 
         argcomplete.autocomplete(parser)  # prints completions for the shell and exits
     options = parser.parse_intermixed_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on standard error: what a terminal without UTF-8 lacks is escaped, and is no error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return action(options)
     except InputError as error:

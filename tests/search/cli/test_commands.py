@@ -1,7 +1,10 @@
 """Bad command lines and folders: one clear line each, exit code 2, and nothing left behind. No cluster."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +159,14 @@ def test_the_leaderboard_of_a_search_that_was_broken_off(call: Call, experiment:
     code, output, _ = call("leaderboard", "--format", "json", "--sort", "validation_loss", "--top", "2")
     rows = json.loads(output)["trials"]
     assert [row["status"] for row in rows] == ["completed", "running"]
+
+
+def test_letters_that_the_output_cannot_have_are_escaped(experiment: Experiment, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "search.leaderboard", experiment.name]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\\xb1" in shown.stdout, "±"
 
 
 def test_a_search_in_which_nothing_learned_names_no_winner(call: Call, experiment: Experiment) -> None:
