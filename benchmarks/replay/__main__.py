@@ -99,7 +99,9 @@ def _run(options: argparse.Namespace) -> int:
     factors = {key: {title: factor_of(values) for title, values in found.items()} for key, found in resampled.items()}
     rows = [_row(key, several, factors[key]) for key, several in replays.items()]
     for table in tables:
-        print(f"\n{table}: {options.seeds} seeds, {options.workers} workers, budget {options.trials} × {EPOCHS} epochs\n")
+        print(
+            f"\n{table}: {options.seeds} seeds, {options.workers} workers, budget {options.trials} × {EPOCHS} epochs\n"
+        )
         print(_regret_table([row for row in rows if row["table"] == table]))
         print(f"\n{_factor_table({arm.name: factors[table, arm.name] for arm in arms})}")
     overall = _overall(tables, resampled)

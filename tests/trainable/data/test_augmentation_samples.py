@@ -39,7 +39,7 @@ def test_each_transform_alone_is_certain_and_does_its_own_thing(decoded: Decoded
 
 
 def test_the_grid_has_a_cell_an_image_and_shows_it_as_it_is(decoded: DecodedSet, tmp_path: Path) -> None:
-    columns = augmentation_samples(sample_images(decoded, 3), Hyperparameters(), decoded.mean)
+    columns = augmentation_samples(sample_images(decoded)[:3], Hyperparameters(), decoded.mean)
     draw_grid(tmp_path / "grid.png", columns)
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     cell = np.repeat(np.repeat(columns["original"][0], 5, axis=0), 5, axis=1)
