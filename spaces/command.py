@@ -104,10 +104,10 @@ def run_command(
         import argcomplete
 
         argcomplete.autocomplete(parser)  # prints completions for the shell and exits
-    options = parser.parse_intermixed_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # As on standard error: what a terminal without UTF-8 lacks is escaped, and is no error.
+        # As on standard error: letters that its encoding lacks are escaped, and are no error.
         sys.stdout.reconfigure(errors="backslashreplace")
+    options = parser.parse_intermixed_args(arguments)
     try:
         return action(options)
     except InputError as error:

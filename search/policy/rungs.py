@@ -116,10 +116,11 @@ class Rungs:
             reason = self._reason(epoch, value, cutoff, best)
             bound = cutoff if self._chance is None or best <= self._chance else max(cutoff, self._chance)
         place = 1 + len(values) - bisect.bisect_right(values, value)
-        metric, margin = self._metric, None if bound is None else value - bound
-        shown_bound = None if bound is None else metric.value(bound)
+        metric = self._metric
+        cutoff_value = None if bound is None else metric.value(bound)
+        margin = None if bound is None else value - bound
         n = 1 + len(values)
-        return RungVisit(epoch, metric.name, metric.value(value), shown_bound, margin, place, n, reason, is_open)
+        return RungVisit(epoch, metric.name, metric.value(value), cutoff_value, margin, place, n, reason, is_open)
 
     def _orders_as(self, last: int, rung: int) -> bool:
         """Whether the trials that reached rung `last` had about the same order at an earlier rung."""
