@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from spaces import Hyperparameters, InputError
 from spaces.schema import ClassWeights, Pooling
@@ -35,6 +35,7 @@ from trainable.data.datasets import ImageSet
 from trainable.metric import label_scores
 from trainable.network.folding import folded
 from trainable.network.model import DepthwiseSeparableNet, Normalise
+from trainable.optimizer import EagerSGD
 from trainable.schedule import StepDecay
 from trainable.seeding import RunSeed, Stream
 
@@ -133,7 +134,7 @@ class FitEvaluate:
         self.network = network.to(compute.device).to(memory_format=compute.memory_format)
         normalise = Normalise(train.decoded.mean, train.decoded.std, compute.memory_format)
         self.normalise = normalise.to(compute.device)
-        self.optimizer = SGD(
+        self.optimizer = EagerSGD(
             self.network.parameters(),
             lr=hyperparameters.lr,
             momentum=hyperparameters.momentum,

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.error import URLError
@@ -121,19 +122,18 @@ def problem_of_test_folder(dataset: Dataset) -> str | None:
 
 
 def _digits(image_size: int, split: Split) -> Source:
-    import sklearn
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    labels = digits.target.astype(np.int64)
+    # Read here, because the loader imports all of scikit-learn and scipy, which takes seconds.
+    package = distribution("scikit-learn")
+    rows_of_file = np.loadtxt(str(package.locate_file("sklearn/datasets/data/digits.csv.gz")), delimiter=",")
+    labels = rows_of_file[:, -1].astype(np.int64)
     generator = np.random.default_rng(DIGITS_TEST_SEED)
     test_rows = stratified_pick(labels, round(DIGITS_TEST_FRACTION * len(labels)), generator)
     rows = test_rows if split == "test" else np.setdiff1d(np.arange(len(labels)), test_rows)
-    grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
+    grey = np.rint(rows_of_file[rows, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     return Source(
-        class_names=tuple(str(name) for name in digits.target_names),
+        class_names=tuple("0123456789"),
         labels=labels[rows],
-        identity={"digits": sklearn.__version__},
+        identity={"digits": package.version},
         chunks=partial(_resized_chunks, grey, image_size),
     )
 

@@ -1,5 +1,6 @@
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from spaces import Dataset, InputError, load_space
 from trainable.data.cache import find_training_images, open_decoded
 from trainable.data.datasets import open_training_data, prepare_training_data
+from trainable.data.images import to_square
 from trainable.data.sources import images_per_chunk, problem_of_test_folder
 from trainable.data.splits import stratified_pick
 from trainable.data.test_set import open_test_set
@@ -36,11 +39,19 @@ def folder_dataset(root: Path, **settings: object) -> Dataset:
 def test_digits_are_scikit_learns_and_split_the_same_way_every_time() -> None:
     dataset = Dataset(name="digits", image_size=17)
     data, test = prepare_training_data(dataset), open_test_set(dataset)
-    assert len(data.everything) + len(test) == 1797
+    pixels, labels = load_digits(return_X_y=True)
+    greys = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    found = Counter(
+        (image.tobytes(), label)
+        for part in (data.everything, test)
+        for image, label in zip(*part.gather(slice(None)), strict=True)
+    )
+    expected = [to_square(Image.fromarray(grey), 17).tobytes() for grey in greys]
+    assert found == Counter(zip(expected, labels, strict=True))
     assert len(data.train) + len(data.validation) == len(data.everything)
     assert data.decoded.class_names == tuple("0123456789")
-    pixels = {image.tobytes() for image in data.decoded.images}
-    assert not pixels & {image.tobytes() for image in test.decoded.images}
+    seen = {image.tobytes() for image in data.decoded.images}
+    assert not seen & {image.tobytes() for image in test.decoded.images}
     again = prepare_training_data(dataset)
     np.testing.assert_array_equal(again.validation.rows, data.validation.rows)
 
