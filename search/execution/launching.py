@@ -25,7 +25,7 @@ from search.execution.ray_adapters import (
     StateScheduler,
     StateSearcher,
 )
-from search.execution.ray_internals import use_ready_workers
+from search.execution.ray_internals import count_no_callbacks, use_ready_workers
 from search.execution.stop_signal import StopSignal
 from search.experiment.command_lines import resume_line
 from search.experiment.folder import Experiment
@@ -133,6 +133,7 @@ class SearchSession:
         """Train what is left, until everything has ended or the session must end."""
         shared = Shared(state, self._ray_config, self.damaged_images)
         use_ready_workers()
+        count_no_callbacks()
         tuner = tune.Tuner(
             tune.with_resources(self._trainable(), self.resource_plan.resources_per_trial),
             tune_config=tune.TuneConfig(

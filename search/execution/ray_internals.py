@@ -33,6 +33,13 @@ def use_ready_workers() -> None:
     vars(class_cache).get("DEFAULT_ENV_VARS", {}).clear()
 
 
+def count_no_callbacks() -> None:
+    """Do not let Tune count the callbacks by their kinds: for that, it imports MLflow, W&B and Comet, for seconds."""
+    from ray.air._internal import usage
+
+    vars(usage)["tag_callbacks"] = lambda callbacks: False
+
+
 def forget_metrics(trial: Any) -> None:
     """Drop the statistics of each metric of an ended trial, which Tune keeps until the search ends."""
     trial.run_metadata.metric_analysis.clear()

@@ -47,7 +47,7 @@ def kill_all(process: subprocess.Popen[str], guarded: Path) -> None:
 def test_an_interrupted_search_goes_on_where_it_was(how: str, call: Call, tmp_path: Path, temporary: Path) -> None:
     folder = tmp_path / "results" / "tiny"
     journal = folder / "journal.jsonl"
-    smaller = ("dataset.train_limit=200", "search.trials=2", "training.max_epochs=9", "search.grace_epochs=3")
+    smaller = ("dataset.train_limit=200", "search.trials=2", "training.max_epochs=6", "search.grace_epochs=2")
     settings = set_options(*TINY, *smaller)
     process = start("run", "--name", "tiny", *settings, cwd=tmp_path, temporary=temporary)
     wait_for_results(journal, 3, process)

@@ -12,6 +12,7 @@ INTERNALS = (
     ("ray._private.utils", "set_sigterm_handler", "Ray ends the command at SIGTERM"),
     ("ray._private.worker", "_global_node", "the loss of Ray's processes is noticed late"),
     ("ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", "workers that stand ready are not used"),
+    ("ray.air._internal.usage", "tag_callbacks", "a search starts later where MLflow is installed"),
 )
 
 

@@ -31,7 +31,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # Long enough that trials still run when the loss of a node is noticed.
-LONGER = (*TINY[:3], "training.max_epochs=9", "search.grace_epochs=3", "search.trials=12", "confirm.top=0")
+LONGER = (
+    *TINY[:3],
+    "dataset.train_limit=200",
+    "training.max_epochs=9",
+    "search.grace_epochs=3",
+    "search.trials=12",
+    "confirm.top=0",
+)
 
 
 class Nodes:
