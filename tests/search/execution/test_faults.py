@@ -28,6 +28,7 @@ from tests.search.test_end_to_end import assert_trained_as_alone
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 N_FAULTS = 6
+FEWER = ("dataset.train_limit=200",)  # images
 GONE_S = 30.0
 
 
@@ -40,7 +41,9 @@ def temporary() -> Iterator[Path]:
 
 @pytest.mark.timeout(900)
 def test_a_search_under_faults_of_all_kinds_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    search = SearchUnderFaults((*OVERRIDES, "search.trials=16"), N_FAULTS, 5, ALL_KINDS, tmp_path, tell=print)
+    search = SearchUnderFaults(
+        (*OVERRIDES, *FEWER, "search.trials=8", "confirm.top=0"), N_FAULTS, 5, ALL_KINDS, tmp_path, tell=print
+    )
     search.run()
     assert search.problems == []
     assert len(search.faults) == N_FAULTS, "the search ended before the last fault"
@@ -76,7 +79,7 @@ def wait_a_little(process: SearchProcess, deadline: float) -> None:
 def test_a_trial_that_loses_its_worker_thrice_fails_with_a_reason_and_the_search_goes_on(
     tmp_path: Path, temporary: Path
 ) -> None:
-    overrides = (*TINY, "training.max_epochs=9", "search.grace_epochs=3", "search.trials=3")
+    overrides = (*TINY, *FEWER, "training.max_epochs=9", "search.grace_epochs=3", "search.trials=3")
     alone = set_options(*overrides, "resources.trials_at_once=1")
     process = SearchProcess([*alone, "--name", "lost", "--results", str(tmp_path)], temporary, tmp_path / "lost.out")
     journal = tmp_path / "lost" / "journal.jsonl"
@@ -145,7 +148,7 @@ def test_a_search_whose_files_are_damaged_goes_on_from_their_copies_and_says_so(
             process.end_all()
         return process.errors
 
-    settings = set_options(*TINY, "training.max_epochs=9", "search.trials=4")
+    settings = set_options(*TINY, *FEWER, "training.max_epochs=9", "search.trials=4")
     assert search_for(6, *settings, "--name", "damaged") == ""
     for damages in DAMAGES:
         # A kill between the two leaves the copy one line behind.
@@ -211,7 +214,9 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(tmp_p
         "TMPDIR": str(temporary),
         "RESULTS": str(results),
         "LOGS": str(logs),
-        "SETTINGS": " ".join(set_options(*TINY, "search.trials=4", "training.max_epochs=9", "search.grace_epochs=3")),
+        "SETTINGS": " ".join(
+            set_options(*TINY, *FEWER, "search.trials=4", "training.max_epochs=9", "search.grace_epochs=3")
+        ),
     }
     done = subprocess.run([*unshare, "bash", "-c", FULL_DISK], env=environment, timeout=380, check=False)
     assert done.returncode == 0
