@@ -22,14 +22,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 20  # rows of the HTML table: thousands of rows would slow the page of the notebook
 _RESULTS = tuple(metric.column for metric in METRICS.values())
-_OFTEN_MISSING = (
-    *_RESULTS,
-    "forecast_mean",
-    "forecast_half_width",
-    "replicate_mean",
-    "replicate_accuracy",
-    "replicate_half_width",
-)
+_OFTEN_MISSING = tuple(name for name in RESULT_COLUMNS if name.startswith(("validation_", "forecast_", "replicate_")))
 
 
 # Names of figures in the report that are longer in a notebook.

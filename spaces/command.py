@@ -110,23 +110,18 @@ def run_command(
     options = parser.parse_intermixed_args(arguments)
     try:
         return action(options)
-    except InputError as error:
-        _show_trace(options)
-        for line in error.lines:
-            print(printable(line), file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except RunError as error:
-        _show_trace(options)
-        print(printable(error), file=sys.stderr)
-        return EXIT_FAILED
     except BrokenPipeError:
         # The reader (head, less) has closed the pipe. Python must not flush into it at exit.
         discard_output(sys.stdout)
         return 0
-    except OSError as error:
-        _show_trace(options)
-        print(printable(f"{error.filename or parser.prog}: {error.strerror or error}."), file=sys.stderr)
-        return EXIT_FAILED
+    except (InputError, RunError, OSError) as error:
+        lines: Iterable[object] = error.lines if isinstance(error, InputError) else [error]
+        if isinstance(error, OSError):
+            lines = [f"{error.filename or parser.prog}: {error.strerror or error}."]
+        trace = traceback.format_exc().splitlines() if options.debug else []
+        for line in (*trace, *lines):
+            print(printable(line), file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -137,9 +132,3 @@ def discard_output(stream: IO[str]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-
-
-def _show_trace(options: argparse.Namespace) -> None:
-    if options.debug:
-        for line in traceback.format_exc().splitlines():
-            print(printable(line), file=sys.stderr)

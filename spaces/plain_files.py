@@ -51,8 +51,14 @@ def open_plain(path: Path, mode: Mode = "rb", follow_links: bool = False) -> IO[
         if error.errno in (errno.ENXIO, errno.EISDIR):
             raise InputError(f"{path}: {_other_kind(path.stat().st_mode)}") from None
         raise
-    status = os.fstat(handle)
-    problem = _problem(status, writing=mode != "rb")
+    status, problem = os.fstat(handle), ""
+    if not stat.S_ISREG(status.st_mode):
+        problem = _other_kind(status.st_mode)
+    elif mode != "rb" and status.st_nlink > 1:
+        problem = (
+            f"has {status.st_nlink} names (hard links), and writing here would change what the others name. "
+            f"Replace it by a copy of itself."
+        )
     if problem:
         os.close(handle)
         raise InputError(f"{path}: {problem}")
@@ -99,17 +105,6 @@ def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
                 yield Path(entry.path), entry.stat(follow_symlinks=False).st_mode
-
-
-def _problem(status: os.stat_result, writing: bool) -> str | None:
-    if not stat.S_ISREG(status.st_mode):
-        return _other_kind(status.st_mode)
-    if writing and status.st_nlink > 1:
-        return (
-            f"has {status.st_nlink} names (hard links), and writing here would change what the others name. "
-            f"Replace it by a copy of itself."
-        )
-    return None
 
 
 def _other_kind(mode: int) -> str:

@@ -107,14 +107,10 @@ def as_dict(compared: Sequence[ExperimentSummary], rows: Sequence[SummaryRow]) -
 
 def best_so_far(history: History) -> list[dict[str, float]]:
     """After each completed trial: the epochs that all trials have trained until then, and the best value by name."""
-    metric = history.metric
-    spent, best, points = 0, -math.inf, list[dict[str, float]]()
-    for result in history.results_in_order:
-        trial = history.trials[result.trial]
-        spent += not trial.excluded
-        if trial.status == "completed" and not trial.excluded and result.epoch == trial.n_epochs:
-            best = max(best, metric.score(result))
-            points.append({"epochs": spent, metric.name: metric.value(best)})
+    metric, best, points = history.metric, -math.inf, list[dict[str, float]]()
+    for n_epochs, result in history.completions():
+        best = max(best, metric.score(result))
+        points.append({"epochs": n_epochs, metric.name: metric.value(best)})
     return points
 
 

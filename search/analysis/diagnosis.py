@@ -100,7 +100,7 @@ def flatness(history: History, n_validation: int | None) -> Finding:
     converged.
     """
     spent, n_ended = sum(trial.n_epochs for trial in history.counting), history.n_ended
-    early = _completed_within(spent * 2 / 3, history)
+    early = {result.trial for n_epochs, result in history.completions() if n_epochs <= spent * 2 / 3}
     completed = [row for row in rank(history) if row.status == "completed" and not row.excluded]
     before = next((row for row in completed if row.trial in early), None)
     numbers: dict[str, Any] = {"n": n_ended, "epochs": spent}
@@ -127,17 +127,6 @@ def flatness(history: History, n_validation: int | None) -> Finding:
         return Finding("flatness", "change", f"{sentence}{against}: it still improves.", advice, numbers)
     advice = "More trials of this space will bring little: widen it, train longer, or change what is fixed."
     return Finding("flatness", "fine", f"{sentence}{against}: it has flattened.", advice, numbers)
-
-
-def _completed_within(epochs: float, history: History) -> set[int]:
-    """Numbers of the trials that completed within the first `epochs` epochs of the search."""
-    spent, found = 0, set()
-    for result in history.results_in_order:
-        trial = history.trials[result.trial]
-        spent += not trial.excluded
-        if spent <= epochs and trial.status == "completed" and result.epoch == trial.n_epochs:
-            found.add(trial.number)
-    return found
 
 
 def _noise(history: History, now: Ranked, before: Ranked, n_validation: int | None) -> tuple[float | None, str]:

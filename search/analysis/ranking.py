@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.analysis.columns import LEADERBOARD, OF_METRIC, forecast_text, replicate_text
+from search.analysis.columns import LEADERBOARD, OF_METRIC, forecast_text, parameter_column, replicate_text
 from search.experiment.events import ProposedBy
 from search.experiment.history import History, Status, Trial
 from search.policy.forecasts import Forecast, best_first, forecasts, search_order
@@ -304,20 +304,12 @@ def sort_by(ranked: Sequence[Ranked], key: str) -> list[Ranked]:
     Args:
         ranked: rows.
         key: name of a column or hyperparameter. Columns with `more_is_better` are sorted in descending order.
-
-    Raises:
-        KeyError: `key` is not a column or hyperparameter.
     """
-
-    def value(row: Ranked) -> Any:
-        columns = row.as_dict()
-        return columns[key] if key in columns else columns["config"][key]
-
-    known = [row for row in ranked if value(row) is not None]
-    is_descending = any(column.name == key and column.more_is_better for column in LEADERBOARD)
-    if key in OF_METRIC and known and known[0].metric.is_loss:
-        is_descending = False
-    return sorted(known, key=value, reverse=is_descending) + [row for row in ranked if value(row) is None]
+    column = next((column for column in LEADERBOARD if column.name == key), parameter_column(key))
+    known = [row for row in ranked if column.value_of(row) is not None]
+    unknown = [row for row in ranked if column.value_of(row) is None]
+    is_loss = key in OF_METRIC and any(row.metric.is_loss for row in known)
+    return sorted(known, key=column.value_of, reverse=column.more_is_better and not is_loss) + unknown
 
 
 def _usable_replicate_results(history: History, ordered: Sequence[Trial]) -> dict[int, ReplicateSummary]:

@@ -25,9 +25,9 @@ def rank_correlation(history: History, space: Space) -> Finding:
     if len(space.rung_epochs) == 1:
         return Finding("rank_correlation", "fine", "No rung lies before the end: no trial is stopped.", "", {})
     completed = _completed(history, space)
-    audits, survivors = _correlations(history, space, audit=True), _correlations(history, space, audit=False)
-    n_audit = sum(trial.audit for trial in completed)
-    n_survivors = len(completed) - n_audit
+    groups = [[trial for trial in completed if trial.audit == audit] for audit in (True, False)]
+    audits, survivors = (rung_correlations(trials, space.rung_epochs) for trials in groups)
+    n_audit, n_survivors = map(len, groups)
     numbers = {
         "n_audit": n_audit,
         "audit": [asdict(found) for found in audits],
@@ -115,11 +115,6 @@ def _completed(history: History, space: Space) -> list[Trial]:
     """Trials that were trained to the end. Epochs are checked too, because the space file may have been edited."""
     last = space.training.max_epochs
     return [trial for trial in history.counting if trial.status == "completed" and trial.n_epochs >= last]
-
-
-def _correlations(history: History, space: Space, audit: bool) -> list[Correlation]:
-    trials = [trial for trial in _completed(history, space) if trial.audit == audit]
-    return rung_correlations(trials, space.rung_epochs)
 
 
 def _correlations_text(correlations: Sequence[Correlation]) -> str:

@@ -265,6 +265,18 @@ class History:
         """Trials that are not excluded."""
         return [trial for trial in self.trials.values() if not trial.excluded]
 
+    def completions(self) -> Iterator[tuple[int, EpochDone]]:
+        """Last epochs of completed trials, in order, each with the number of epochs that all trials had until then.
+
+        Excluded trials do not count.
+        """
+        n_epochs = 0
+        for result in self.results_in_order:
+            trial = self.trials[result.trial]
+            n_epochs += not trial.excluded
+            if trial.status == "completed" and not trial.excluded and result.epoch == trial.n_epochs:
+                yield n_epochs, result
+
     @property
     def unfinished(self) -> list[Trial]:
         return [trial for trial in self.trials.values() if trial.end is None]

@@ -3,12 +3,12 @@
 import base64
 import gzip
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -62,24 +62,16 @@ def render(title: str, figures: Mapping[str, go.Figure], **content: Any) -> str:
     script, plotly = asset("report.js"), get_plotlyjs()
     return environment.get_template("report.html").render(
         title=title,
-        figures={name: Markup(figure_json(figure)) for name, figure in figures.items()},
+        figures={name: htmlsafe_json_dumps(figure, dumps=go.Figure.to_json) for name, figure in figures.items()},
         security_policy=_security_policy(script, plotly),
         light_colours=Markup(_css_variables(dark=False)),
         dark_colours=Markup(_css_variables(dark=True)),
-        dark_by_light=Markup(json.dumps(dark_by_light())),
+        dark_by_light=htmlsafe_json_dumps(dark_by_light()),
         css=Markup(asset("report.css")),
         plotly=Markup(base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode()),
         script=Markup(script),
         **content,
     )
-
-
-def figure_json(figure: go.Figure) -> str:
-    """JSON that is safe in a `<script>` element: it contains no end of the element and no start of a comment."""
-    text: str = figure.to_json()
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def data_uri(png: bytes) -> str:

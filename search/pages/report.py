@@ -1,14 +1,12 @@
 """The content of a report, for its template. Reads the experiment's folder; writes nothing."""
 
-from collections.abc import Sequence
-
 import plotly.graph_objects as go
 
 from search.analysis.diagnosis import diagnose
 from search.analysis.findings import HEADINGS
 from search.analysis.importance import N_SHUFFLED, Importance, importance_at
 from search.analysis.ranking import lead_sentence, n_by_replicates
-from search.analysis.rung_statistics import RungSurvival, rung_survival
+from search.analysis.rung_statistics import rung_survival
 from search.analysis.space_findings import importance_epoch
 from search.experiment.command_lines import command_line
 from search.experiment.folder import Experiment
@@ -32,10 +30,9 @@ def report_html(experiment: Experiment) -> str:
     """
     known = read_all(experiment)
     space, manifest, final = known.space, known.manifest, known.final
-    rungs = rung_survival(known.counting, space)
     importance = importance_at(importance_epoch(space), known.counting, space)
     findings = diagnose(known.history, space, manifest.data.n_validation, importance)
-    figures = _figures(known, rungs, importance)
+    figures = _figures(known, importance)
     columns, rows = leaderboard(known)
     mistakes, mistakes_caption = mistake_pictures(known)
     config = known.best.config if known.best else None
@@ -75,16 +72,15 @@ def report_html(experiment: Experiment) -> str:
 def report_figures(experiment: Experiment) -> dict[str, go.Figure]:
     """The figures of the page, by their names there; a figure that has no data yet is left out."""
     known = read_all(experiment)
-    importance = importance_at(importance_epoch(known.space), known.counting, known.space)
-    return _figures(known, rung_survival(known.counting, known.space), importance)
+    return _figures(known, importance_at(importance_epoch(known.space), known.counting, known.space))
 
 
-def _figures(known: ReportData, rungs: Sequence[RungSurvival], importance: Importance | None) -> dict[str, go.Figure]:
+def _figures(known: ReportData, importance: Importance | None) -> dict[str, go.Figure]:
     space, trials, best, is_live = known.space, known.counting, known.winner_number, known.is_live
     figures: dict[str, go.Figure] = {}
     if any(trial.n_epochs for trial in trials):
         figures["curves"] = plots.learning_curves(trials, best, space.rung_epochs, is_live)
-        figures["rungs"] = run_plots.rung_bars(rungs)
+        figures["rungs"] = run_plots.rung_bars(rung_survival(trials, space))
         figures["history"] = plots.optimisation_history(trials, best, is_live)
         figures |= {f"slice-{name}": plot for name, plot in plots.slices(space, trials, best, is_live).items()}
     more = {

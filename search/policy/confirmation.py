@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from search.experiment.history import History, Trial
 from search.policy.forecasts import best_first
-from search.policy.replicate_statistics import diverged, replicate_results
+from search.policy.replicate_statistics import replicate_results
 from spaces.schema import Space
 
 # Tied trials get at most so many times `confirm.seeds` replicates.
@@ -98,6 +98,5 @@ def _in_race(taking_part: Sequence[Trial], history: History) -> set[int]:
 
     A trial with a diverged replicate is out of the race.
     """
-    results = replicate_results(history)
-    tied = {trial.number for trial in taking_part if trial.number not in results or results[trial.number].is_tied}
-    return tied - diverged(history)
+    left = {number for number, found in replicate_results(history).items() if found.n_diverged or not found.is_tied}
+    return {trial.number for trial in taking_part} - left

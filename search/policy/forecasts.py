@@ -13,7 +13,6 @@ from search.experiment.history import History, Trial
 from search.experiment.space_file import space_of_journal
 from search.policy.curve_model import Curve, CurveModel, KernelParameters, from_z
 from spaces.schema import Space
-from trainable.metric import Metric
 
 # The parameters of the covariance are chosen anew when the number of results has grown by this factor.
 REFIT_FACTOR = 1.2
@@ -28,17 +27,11 @@ class Forecast:
 
     Attributes:
         mean: the expected score.
-        low, high: ends of its 95 % credible interval.
+        half_width: half the width of its 95 % credible interval, which need not be symmetric.
     """
 
     mean: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        """Half the width of the interval, which need not be symmetric."""
-        return (self.high - self.low) / 2
+    half_width: float
 
 
 def forecasts(history: History) -> Mapping[int, Forecast]:
@@ -69,7 +62,7 @@ def _forecasts(history: History, n_results: int, n_spaces: int) -> Mapping[int, 
     trials, model = model_of(history)
     mean, deviation = model.of_curves()
     ends = [from_z(mean + side * _TWO_SIDED_95 * deviation, history.metric.is_loss) for side in (0, -1, 1)]
-    found = zip(trials, *ends, strict=True)
+    found = zip(trials, ends[0], (ends[2] - ends[1]) / 2, strict=True)
     return {trial.number: Forecast(*map(float, values)) for trial, *values in found if trial.can_win}
 
 
@@ -113,30 +106,18 @@ def _fitted(
     return trials, CurveModel(space.searched, max_epochs, curves, parameters, metric.is_loss)
 
 
-def result_order(trial: int, result: EpochDone, metric: Metric) -> tuple[float, float, int]:
-    """Sort key of results of the same epoch, best first: score, then validation loss, then trial number.
-
-    Args:
-        trial: number of the trial.
-        result: of the trial; a loss that is not finite sorts last.
-        metric: of the search.
-    """
-    loss = result.validation_loss
-    return (-metric.score(result), loss if math.isfinite(loss) else math.inf, trial)
-
-
 def search_order(trial: Trial) -> tuple[float, ...]:
     """Sort key of trials, best first.
 
     Trials that count come before excluded ones; completed trials before stopped and running ones, then failed, then
     diverged ones. Trials that did not complete are ordered by their number of epochs. Ties are broken by
-    `result_order` of the last epoch; a trial without a finite result comes last.
+    the score of the last epoch, then its validation loss, then the trial's number; a trial without a finite result
+    comes last.
     """
-    has_result = trial.last is not None and not trial.last.diverged
-    worst = (math.inf, math.inf, trial.number)
-    result = result_order(trial.number, trial.last, trial.metric) if trial.last and has_result else worst
+    score, loss = trial.last_score, trial.last.validation_loss if trial.last else math.inf
+    result = (math.inf, math.inf) if score is None else (-score, loss if math.isfinite(loss) else math.inf)
     n_epochs = 0 if trial.status == "completed" else -trial.n_epochs
-    return (trial.excluded, _STATUS_ORDER[trial.status], n_epochs, *result)
+    return (trial.excluded, _STATUS_ORDER[trial.status], n_epochs, *result, trial.number)
 
 
 def best_first(history: History) -> list[Trial]:

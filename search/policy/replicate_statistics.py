@@ -99,11 +99,6 @@ def lead(history: History, first: int, second: int) -> Lead:
     return _Runs(history).lead(first, second)
 
 
-def diverged(history: History) -> set[int]:
-    """Numbers of the trials with a diverged replicate."""
-    return set(_Runs(history).n_diverged)
-
-
 class _Runs:
     """Finished replicates of trials that count, with their means and leads.
 

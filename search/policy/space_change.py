@@ -1,6 +1,6 @@
 """Changes of the space of a search: which are allowed, and which trials they exclude. Pure functions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from spaces.errors import InputError
 from spaces.schema import Space
 from trainable.metric import METRICS
 
-MOST_NUMBERS_TOLD = 10
 # Keys that may always be changed: locations, and limits of the search.
 _FREE = (
     "search.trials",
@@ -76,18 +75,6 @@ def must_have_the_metric(space: Space, history: History, folder: Path) -> None:
 def excluded(space: Space, history: History) -> list[int]:
     """Numbers of the trials whose configuration lies outside `space`."""
     return [number for number, trial in history.trials.items() if not space.contains(trial.config)]
-
-
-def excluded_text(outside: Sequence[int], history: History) -> str | None:
-    """One line that names the trials of `outside` that are newly excluded; None without such trials."""
-    newly = [number for number in outside if not history.trials[number].excluded]
-    if not newly:
-        return None
-    numbers = ", ".join(map(str, newly[:MOST_NUMBERS_TOLD])) + (", …" if len(newly) > MOST_NUMBERS_TOLD else "")
-    return (
-        f"{len(newly)} of {len(history.counting)} trials lie outside the space as it is now and count no more "
-        f"({numbers})."
-    )
 
 
 def counting_in(space: Space, history: History) -> list[Trial]:

@@ -30,7 +30,7 @@ def model_card(space: Space, metrics: Mapping[str, Any], openings: Sequence[Test
         keep_trailing_newline=True,
     )
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    templates.filters |= {"escaped": _escaped, "printable": printable}
+    templates.filters |= {"escaped": lambda text: printable(text).translate(_MARKDOWN), "printable": printable}
     return templates.get_template("model_card.md.jinja").render(
         space=space,
         metrics=metrics,
@@ -63,8 +63,3 @@ def _shown(metrics: Mapping[str, Any]) -> Iterable[Metric]:
 def _tested(metrics: Mapping[str, Any]) -> str:
     parts = [tested_sentence(metrics, metric).partition(";") for metric in _shown(metrics)]
     return "\n\n".join(f"**{exported}**{semicolon}{mean}." for exported, semicolon, mean in parts)
-
-
-def _escaped(text: str) -> str:
-    """Text from a file, escaped for Markdown."""
-    return printable(text).translate(_MARKDOWN)

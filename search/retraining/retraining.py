@@ -220,7 +220,9 @@ def retrain(plan: Retraining, on_progress: Callable[[Progress], None]) -> dict[s
     draw_confusion_matrix(folder / "confusion_matrix.png", confusion, class_names, f"{title}: test images")
     write_text(folder / CARD_FILE, model_card(plan.space, metrics, plan.experiment.manifest.test_openings))
     _put_in_place(folder, plan.experiment.final_folder)
-    _remove_work(plan)
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: unfinished retrainings with other settings stay
+        plan.folder.parent.rmdir()
     return metrics
 
 
@@ -319,13 +321,6 @@ def _put_in_place(folder: Path, final: Path) -> None:
         final.rename(replaced)
     folder.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _remove_work(plan: Retraining) -> None:
-    """Remove the checkpoints of this retraining; unfinished retrainings with other settings stay."""
-    shutil.rmtree(plan.folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not empty
-        plan.folder.parent.rmdir()
 
 
 def _clear_leftovers(experiment: Experiment) -> None:

@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ def recall(
     listed = list(space.search.memory)
     # A checkout has the published search among its results.
     published = [content["created_at"] for content in _shipped()] if SHIPPED in listed else []
-    own = list(_own(results, published)) if OWN in listed else []
+    own = list[EarlierSearch]()
     if OWN in listed:
+        finished = (_if_finished(experiment, published) for experiment in list_experiments(results))
+        own = list(islice(filter(None, finished), MOST_OWN))
         listed[listed.index(OWN) : listed.index(OWN) + 1] = [one.name for one in own]
     known, listed = {one.name: one for one in own}, list(dict.fromkeys(listed))
     memory = list[EarlierSearch]()
@@ -87,14 +90,6 @@ def _named(name: str, results: Path, url: str | None) -> EarlierSearch:
         f"`search.memory` has {printable(name)}, of which fewer than {FEWEST_TRIALS} trials have results, or none "
         "above chance. Resume that search, or take the name out."
     )
-
-
-def _own(results: Path, but: Sequence[str]) -> Iterator[EarlierSearch]:
-    n_found = 0
-    for experiment in list_experiments(results):
-        if n_found < MOST_OWN and (found := _if_finished(experiment, but)):
-            n_found += 1
-            yield found
 
 
 def _if_finished(experiment: Experiment, but: Sequence[str]) -> EarlierSearch | None:

@@ -12,7 +12,7 @@ from search.experiment.events import ReplicateEnded, SpaceSet, TrialEnded
 from search.experiment.folder import Experiment, load_space_or_experiment
 from search.experiment.history import History
 from search.experiment.space_file import journaled_space, with_old_values
-from search.policy.space_change import excluded, excluded_text, must_be_allowed, must_have_the_metric
+from search.policy.space_change import excluded, must_be_allowed, must_have_the_metric
 from search.policy.state import is_done
 from search.session import conduct
 from search.session.on_end import on_end
@@ -23,6 +23,8 @@ from spaces.schema import duration_s
 
 if TYPE_CHECKING:
     from search.execution.launching import SearchEnd
+
+MOST_NUMBERS_TOLD = 10  # numbers of excluded trials in the warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +123,12 @@ def adopt_space(experiment: Experiment, space: Space, history: History) -> None:
     if history.space and with_old_values(history.space) == space.as_dict():
         return
     outside = excluded(space, history)
-    if text := excluded_text(outside, history):
-        warn_once(f"{experiment.folder}: {text}")
+    if newly := [number for number in outside if not history.trials[number].excluded]:
+        numbers = ", ".join(map(str, newly[:MOST_NUMBERS_TOLD])) + (", …" if len(newly) > MOST_NUMBERS_TOLD else "")
+        warn_once(
+            f"{experiment.folder}: {len(newly)} of {len(history.counting)} trials lie outside the space as it is now "
+            f"and count no more ({numbers})."
+        )
     experiment.write_space(space)
     journal = experiment.journal()
     for trial in history.unfinished:

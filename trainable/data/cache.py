@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 from rich.console import Console
 from rich.progress import track
 
@@ -30,10 +30,6 @@ from trainable.files import write_text
 DECODER_VERSION = 1
 # Enough for a million class names.
 MAX_DESCRIPTION_BYTES = 64 * 2**20
-
-_Size = Annotated[int, Field(ge=1)]
-_Channels = Annotated[int, Field(ge=3, le=3)]
-_Deviation = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,10 @@ class Description(BaseModel):
     # The file also holds a checksum. `read` compares the whole file byte by byte, so extra fields are ignored here.
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
-    shape: tuple[_Size, _Size, _Size, _Channels]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt, Annotated[int, Field(ge=3, le=3)]]
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
-    std: tuple[_Deviation, _Deviation, _Deviation]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     content_sha256: str
 
     @property

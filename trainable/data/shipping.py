@@ -2,7 +2,6 @@
 
 import fcntl
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +58,8 @@ def unpack_once(packed: PackedImages, parts: Iterable[NDArray[np.uint8]]) -> Pat
     folder = cache_root() / packed.name
     wanted = packed.description.content_sha256
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(folder.with_name(f".{folder.name}.lock")):
+    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the process ends, even after a crash
         cached = open_intact(folder)
         if cached is None:
             with filled_once(folder) as temporary:
@@ -74,11 +74,3 @@ def unpack_once(packed: PackedImages, parts: Iterable[NDArray[np.uint8]]) -> Pat
             f"({wanted[:12]}…). Remove that folder; it is made anew."
         )
     return folder
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a file lock for the block. The kernel releases it when the process ends, even after a crash."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -17,6 +17,7 @@ from search.terminal.plan_text import plan_text
 from spaces import Dataset, Hyperparameters, InputError, Space
 from trainable.compute import Compute
 from trainable.data.datasets import prepare_training_data
+from trainable.optimizer import EagerSGD
 
 NODE = NodeFacts("a (0123abcd)", 4, 0, "CPU (AVX512)", "the processor has AVX512-BF16")
 OLD = replace(NODE, name="b (4567cdef)", n_cpus=2, device="CPU (AVX2)", bf16_reason=None)
@@ -66,8 +67,8 @@ def test_timing_trains_the_baseline_s_steps_and_scales_their_median_to_an_epoch(
     tiny_digits: Dataset, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepped = []
-    step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (stepped.append(1), step(self))[1])
+    step = EagerSGD.step
+    monkeypatch.setattr(EagerSGD, "step", lambda self: (stepped.append(1), step(self))[1])
     monkeypatch.setattr(plan, "STEPS_PER_WAIT", 2)
     data = prepare_training_data(tiny_digits)
     # Not fused: nothing has to be compiled.

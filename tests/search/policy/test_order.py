@@ -4,10 +4,9 @@ from typing import Any
 
 from search.experiment.events import EndStatus, TrialEnded
 from search.experiment.history import Trial
-from search.policy.forecasts import result_order, search_order
+from search.policy.forecasts import search_order
 from spaces import Hyperparameters
 from tests.support.simulation import result
-from trainable.metric import ACCURACY
 
 
 def trial(number: int, *accuracies: float, status: EndStatus | None = "completed", **changes: Any) -> Trial:
@@ -32,6 +31,5 @@ def test_trials_are_ordered_by_status_then_epochs_then_result() -> None:
         replace(trial(11, 0.99), excluded=True),
     ]
     assert sorted(reversed(best_first), key=search_order) == best_first
-    assert result_order(2, result(2, 1, 0.5), ACCURACY) == (-0.5, 1.0, 2)
     diverged = trial(1, 0.9, status="diverged", train_loss=nan)
     assert search_order(diverged)[-3:] == (inf, inf, 1), "a diverged epoch has no result"
