@@ -32,7 +32,7 @@ from search.policy.study import Proposer
 from spaces import Dataset, Hyperparameters, Space, load_space
 from tests.conftest import TINY, set_options
 from tests.support.foreign import Call
-from tests.support.processes import Listener, listeners, marked_commands, wait_until
+from tests.support.processes import Listener, listen_to_ctrl_c, listeners, marked_commands, wait_until
 from trainable.compute import choose_compute
 from trainable.data.cache import decode_once
 from trainable.data.datasets import prepare_training_data
@@ -87,11 +87,6 @@ def start(command: str, *arguments: str, cwd: Path, temporary: Path) -> subproce
         start_new_session=True,
         preexec_fn=listen_to_ctrl_c,
     )
-
-
-def listen_to_ctrl_c() -> None:
-    """Shells start background jobs, as tests may be, with Ctrl-C ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def seen_checkpoints(folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""What runs and what listens on this machine, as the kernel tells it."""
+"""What runs and what listens on this machine, as the kernel tells it; and Ctrl-C for child processes."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ from pathlib import Path
 from search.processes import guardian
 
 _LISTENS = "0A"
+
+
+def listen_to_ctrl_c() -> None:
+    """Shells start background jobs, as tests may be, with Ctrl-C ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def marked_commands(folder: Path) -> dict[int, str]:

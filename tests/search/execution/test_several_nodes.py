@@ -24,7 +24,8 @@ import pytest
 from search.experiment.journal import read_history
 from spaces import load_space
 from tests.conftest import TINY, set_options
-from tests.search.test_end_to_end import assert_trained_as_alone, listen_to_ctrl_c, wait_for_results
+from tests.search.test_end_to_end import assert_trained_as_alone, wait_for_results
+from tests.support.processes import listen_to_ctrl_c
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 

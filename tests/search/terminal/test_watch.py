@@ -24,6 +24,7 @@ from search.experiment.manifest import Session, timestamp
 from search.terminal import watch
 from spaces import InputError, Space, load_space
 from tests.support.foreign import make_experiment
+from tests.support.processes import listen_to_ctrl_c
 from tests.support.simulation import result
 
 
@@ -161,6 +162,7 @@ def test_keys_leave_it_and_the_terminal_is_as_it_was(experiment: Experiment, key
 def _take_terminal(handle: int) -> None:
     import fcntl
 
+    listen_to_ctrl_c()
     fcntl.ioctl(handle, termios.TIOCSCTTY, 0)
 
 
