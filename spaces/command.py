@@ -110,18 +110,17 @@ def run_command(
     options = parser.parse_intermixed_args(arguments)
     try:
         return action(options)
+    except InputError as error:
+        return _failed(error.lines, EXIT_BAD_INPUT, options.debug)
+    except RunError as error:
+        return _failed([error], EXIT_FAILED, options.debug)
     except BrokenPipeError:
         # The reader (head, less) has closed the pipe. Python must not flush into it at exit.
         discard_output(sys.stdout)
         return 0
-    except (InputError, RunError, OSError) as error:
-        lines: Iterable[object] = error.lines if isinstance(error, InputError) else [error]
-        if isinstance(error, OSError):
-            lines = [f"{error.filename or parser.prog}: {error.strerror or error}."]
-        trace = traceback.format_exc().splitlines() if options.debug else []
-        for line in (*trace, *lines):
-            print(printable(line), file=sys.stderr)
-        return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED
+    except OSError as error:
+        line = f"{error.filename or parser.prog}: {error.strerror or error}."
+        return _failed([line], EXIT_FAILED, options.debug)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -132,3 +131,11 @@ def discard_output(stream: IO[str]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def _failed(lines: Iterable[object], code: int, debug: bool) -> int:
+    """Print the lines of the present exception, after its trace with `debug`, on standard error; return `code`."""
+    trace = traceback.format_exc().splitlines() if debug else []
+    for line in (*trace, *lines):
+        print(printable(line), file=sys.stderr)
+    return code

@@ -60,9 +60,9 @@ def _forecasts(history: History, n_results: int, n_spaces: int) -> Mapping[int, 
     if not any(trial.epochs for trial in history.counting):
         return {}
     trials, model = model_of(history)
-    mean, deviation = model.of_curves()
-    ends = [from_z(mean + side * _TWO_SIDED_95 * deviation, history.metric.is_loss) for side in (0, -1, 1)]
-    found = zip(trials, ends[0], (ends[2] - ends[1]) / 2, strict=True)
+    z, deviation = model.of_curves()
+    mean, low, high = (from_z(z + side * _TWO_SIDED_95 * deviation, history.metric.is_loss) for side in (0, -1, 1))
+    found = zip(trials, mean, (high - low) / 2, strict=True)
     return {trial.number: Forecast(*map(float, values)) for trial, *values in found if trial.can_win}
 
 
@@ -114,8 +114,10 @@ def search_order(trial: Trial) -> tuple[float, ...]:
     the score of the last epoch, then its validation loss, then the trial's number; a trial without a finite result
     comes last.
     """
-    score, loss = trial.last_score, trial.last.validation_loss if trial.last else math.inf
-    result = (math.inf, math.inf) if score is None else (-score, loss if math.isfinite(loss) else math.inf)
+    score, result = trial.last_score, (math.inf, math.inf)
+    if trial.last and score is not None:
+        loss = trial.last.validation_loss
+        result = (-score, loss if math.isfinite(loss) else math.inf)
     n_epochs = 0 if trial.status == "completed" else -trial.n_epochs
     return (trial.excluded, _STATUS_ORDER[trial.status], n_epochs, *result, trial.number)
 

@@ -93,17 +93,21 @@ class _Watched:
 def _keyboard() -> Iterator[Callable[[float], str]]:
     """A function that gives the keys pressed within some seconds; keys are not shown, and need no return key."""
 
-    handles = [sys.stdin.fileno()] if sys.stdin.isatty() else []
-
     def pressed(timeout_s: float) -> str:
-        ready, _, _ = select.select(handles, [], [], timeout_s)
-        return os.read(ready[0], 100).decode(errors="replace") if ready else ""
+        ready, _, _ = select.select([handle], [], [], timeout_s)
+        return os.read(handle, 100).decode(errors="replace") if ready else ""
 
-    before = [termios.tcgetattr(handle) for handle in handles]
+    def no_key(timeout_s: float) -> str:
+        time.sleep(timeout_s)
+        return ""
+
+    if not sys.stdin.isatty():
+        yield no_key
+        return
+    handle = sys.stdin.fileno()
+    before = termios.tcgetattr(handle)
     try:
-        for handle in handles:
-            tty.setcbreak(handle)
+        tty.setcbreak(handle)
         yield pressed
     finally:
-        for handle, mode in zip(handles, before, strict=True):
-            termios.tcsetattr(handle, termios.TCSADRAIN, mode)
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)

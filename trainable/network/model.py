@@ -43,7 +43,7 @@ class Block(nn.Sequential):
             DepthwiseSeparable(48, 64),
             *_norm_relu_dropout(64, dropout, noise),
             DepthwiseSeparable(64, 64),
-            *_norm_relu_dropout(64, 0.0, noise)[:2],
+            *_norm_relu(64, noise),
         )
 
 
@@ -151,4 +151,10 @@ def summary(network: DepthwiseSeparableNet, image_size: int) -> str:
 def _norm_relu_dropout(n_channels: int, dropout: float, noise: DropoutNoise | None) -> tuple[nn.Module, ...]:
     if noise is None:
         return nn.BatchNorm2d(n_channels), nn.ReLU(), nn.Dropout(dropout)
-    return NormReluDropout(n_channels, noise if dropout else None), nn.Identity(), nn.Identity()
+    return NormReluDropout(n_channels, noise), nn.Identity(), nn.Identity()
+
+
+def _norm_relu(n_channels: int, noise: DropoutNoise | None) -> tuple[nn.Module, ...]:
+    if noise is None:
+        return nn.BatchNorm2d(n_channels), nn.ReLU()
+    return NormReluDropout(n_channels, None), nn.Identity()

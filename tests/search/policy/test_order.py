@@ -31,5 +31,6 @@ def test_trials_are_ordered_by_status_then_epochs_then_result() -> None:
         replace(trial(11, 0.99), excluded=True),
     ]
     assert sorted(reversed(best_first), key=search_order) == best_first
+    assert search_order(trial(2, 0.5))[-3:] == (-0.5, 1.0, 2)
     diverged = trial(1, 0.9, status="diverged", train_loss=nan)
     assert search_order(diverged)[-3:] == (inf, inf, 1), "a diverged epoch has no result"

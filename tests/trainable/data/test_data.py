@@ -39,6 +39,7 @@ def folder_dataset(root: Path, **settings: object) -> Dataset:
 def test_digits_are_scikit_learns_and_split_the_same_way_every_time() -> None:
     dataset = Dataset(name="digits", image_size=17)
     data, test = prepare_training_data(dataset), open_test_set(dataset)
+    assert len(data.everything) + len(test) == 1797
     pixels, labels = load_digits(return_X_y=True)
     greys = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     found = Counter(
